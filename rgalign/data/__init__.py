@@ -1,0 +1,1 @@
+"""Ground floor: tables, the simulator, public data, splits and encoded features."""

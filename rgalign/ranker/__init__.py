@@ -1,0 +1,1 @@
+"""Rankers: towers, losses and the training loop."""
