@@ -1,0 +1,125 @@
+"""The one schema of a data set folder: which files, which columns, which types (ARCHITECTURE.md, Contracts)."""
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+KINDS = ("categorical", "numeric", "text", "history")
+SPLITS = ("train", "valid", "test")
+YAML_FILE = "dataset.yaml"
+
+STRING = pa.large_string()  # large: the text of 7.5 M sessions passes the 2 GiB of a plain string column
+TIME = pa.timestamp("us")
+PROBABILITIES = pa.list_(pa.float32())
+FEATURE_TYPES = {"categorical": STRING, "text": STRING, "history": pa.list_(STRING)}  # a numeric keeps its width
+
+# Columns every file must have, in order, with the type they have in memory and after `write`.
+REQUIRED = {
+    "intents": {
+        "intent_id": STRING,
+        "title": STRING,
+        "description": STRING,
+        "category": STRING,
+        "valid_from": TIME,
+    },
+    "sessions": {
+        "session_id": STRING,
+        "user_id": STRING,
+        "timestamp": TIME,
+        "region": STRING,
+        "split": STRING,
+    },
+    "impressions": {
+        "session_id": STRING,
+        "intent_id": STRING,
+        "position": pa.int16(),
+        "clicked": pa.int8(),
+    },
+    "transcripts": {"typed_query": STRING},
+    "labels": {"session_id": STRING, "intent_id": STRING},
+    "truth": {
+        "session_id": STRING,
+        "intent_id": STRING,
+        "click_probability": PROBABILITIES,
+        "posterior_discrete": PROBABILITIES,
+        "posterior": PROBABILITIES,
+    },
+}
+OPTIONAL = {
+    "impressions": {"propensity": pa.float64()},
+    "transcripts": {"session_id": STRING, "features": pa.map_(pa.string(), pa.string()), "intent_id": STRING},
+}
+NEEDED_TABLES = ("intents", "sessions", "impressions")
+TABLES = tuple(REQUIRED)
+
+
+def known_columns(table: str, kinds: dict[str, str]) -> dict[str, pa.DataType | None]:
+    """Column -> type in memory, None where the stored type is kept; the sessions' features by their kind."""
+    columns = {**REQUIRED[table], **OPTIONAL.get(table, {})}
+    if table == "sessions":
+        columns |= {name: FEATURE_TYPES.get(kind) for name, kind in kinds.items()}
+    return columns
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Strings in any of arrow's spellings, dictionaries of strings included."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Lists in any of arrow's spellings."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def as_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.ChunkedArray:
+    """The column in the type the project works with; instants with a zone become UTC without one."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if wanted is None and (pa.types.is_boolean(column.type) or pa.types.is_decimal(column.type)):
+        wanted = pa.float64()
+    if wanted is None or column.type == wanted:
+        return column
+    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+        column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
+    if wanted == TIME:
+        return column.cast(TIME, safe=False)  # nanoseconds are cut to microseconds
+    return column.cast(wanted)
+
+
+def as_types(table: pa.Table, name: str, kinds: dict[str, str]) -> pa.Table:
+    """Every known column in its type in memory; unknown columns stay, dictionaries unfolded."""
+    types = known_columns(name, kinds)
+    columns = {column: as_type(table[column], types.get(column)) for column in table.column_names}
+    return pa.table(columns)
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """Pandas with pyarrow types, so that missing stays missing and integers stay integers."""
+    return table.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def to_table(frame: pd.DataFrame, name: str, kinds: dict[str, str]) -> pa.Table:
+    """The arrow table that `write` stores; column types as `known_columns` says, no pandas metadata."""
+    types = known_columns(name, kinds)
+    columns = {}
+    for column in frame.columns:
+        wanted = types.get(column)
+        if isinstance(frame[column].dtype, pd.ArrowDtype):
+            values = as_type(pa.chunked_array(pa.array(frame[column])), wanted)
+        elif wanted in (STRING, TIME, None):
+            values = as_type(pa.chunked_array([pa.array(frame[column], from_pandas=True)]), wanted)
+        else:
+            values = pa.chunked_array([pa.array(frame[column], type=wanted, from_pandas=True)])
+        columns[column] = values
+    return pa.table(columns)
+
+
+def is_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """True where a value is null, NaN or an empty string."""
+    missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+    if is_text(column.type):
+        blank = pc.fill_null(pc.equal(as_type(column, STRING), pa.scalar("", STRING)), False)
+        missing = pc.or_(missing, blank)
+    return missing

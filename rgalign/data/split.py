@@ -1,0 +1,91 @@
+"""Who is train, valid and test: by the published column, by date, or by a fraction of the time line.
+
+Early stopping needs a fourth part, a tenth of train's *users*: `development_users`.
+"""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from rgalign.data.schema import SPLITS
+
+SPLIT_TYPE = pd.ArrowDtype(pa.large_string())
+
+
+def published(sessions: pd.DataFrame) -> pd.Series:
+    """The split column as it is stored. Raises ValueError where a value is missing or unknown."""
+    known = sessions["split"].isin(SPLITS).to_numpy(dtype=bool)
+    if not known.all():
+        found = sessions["split"][~known].head(3).tolist()
+        raise ValueError(f"split: {(~known).sum()} of {len(known)} sessions have none of {', '.join(SPLITS)} ({found})")
+    return sessions["split"].astype(SPLIT_TYPE)
+
+
+def by_time(sessions: pd.DataFrame, *, valid_from: str | pd.Timestamp, test_from: str | pd.Timestamp) -> pd.Series:
+    """Before `valid_from` is train, from `test_from` on is test, valid lies between.
+
+    Raises ValueError where a timestamp is missing, the two dates are in the wrong order, or a part stays empty.
+    """
+    valid_from, test_from = pd.Timestamp(valid_from), pd.Timestamp(test_from)
+    if not valid_from < test_from:
+        raise ValueError(f"valid_from ({valid_from}) must lie before test_from ({test_from})")
+    when = _times(sessions)
+    return _parts(sessions, (when >= valid_from.to_datetime64()).astype(int) + (when >= test_from.to_datetime64()))
+
+
+def by_fraction(sessions: pd.DataFrame, *, train: float = 0.7, valid: float = 0.1) -> pd.Series:
+    """First `train` of the sessions by time, next `valid`, the rest is test.
+
+    Sessions of one instant stay together, with the earlier part: a table of whole days is cut between days.
+    Raises ValueError as `by_time` does.
+    """
+    if not (0 < train and 0 < valid and train + valid < 1):
+        raise ValueError(f"train ({train}) and valid ({valid}) must be positive and leave something for test")
+    when = _times(sessions)
+    in_order = np.sort(when)
+    ends = [in_order[max(0, int(np.ceil(round(share * len(when), 9))) - 1)] for share in (train, train + valid)]
+    return _parts(sessions, (when > ends[0]).astype(int) + (when > ends[1]))
+
+
+def development_users(user_ids, *, share: float = 0.1, seed: int) -> np.ndarray:
+    """True for the rows whose user belongs to development: about `share` of the distinct users.
+
+    user_ids  (rows,) of train; all rows of a user fall on the same side
+    Decided by a hash of seed and user, so that a user stays where she is when other users come or go.
+    """
+    codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
+    limit = round(share * 2**64)
+    return np.array([_hash(f"{seed}\x1f{user}") < limit for user in users], dtype=bool)[codes]
+
+
+def resolve(sessions: pd.DataFrame, meta: dict) -> pd.Series:
+    """The split of a data set: the published one where there is one, else a split by time.
+
+    `time_split` in dataset.yaml is {valid_from, test_from} (dates) or {train, valid} (fractions); without it the
+    fractions of `by_fraction` hold. Raises ValueError where neither a split nor timestamps are there.
+    """
+    if not sessions["split"].fillna("").eq("").all():
+        return published(sessions)
+    rule = meta.get("time_split") or {}
+    return by_time(sessions, **rule) if "valid_from" in rule else by_fraction(sessions, **rule)
+
+
+def _times(sessions: pd.DataFrame) -> np.ndarray:
+    missing = sessions["timestamp"].isna().to_numpy()
+    if len(missing) == 0 or missing.any():
+        raise ValueError(f"timestamp: {missing.sum()} of {len(missing)} sessions have none; a time split needs all")
+    return sessions["timestamp"].to_numpy(dtype="datetime64[us]")
+
+
+def _parts(sessions: pd.DataFrame, part: np.ndarray) -> pd.Series:
+    counts = np.bincount(part, minlength=len(SPLITS))
+    if (counts == 0).any():
+        found = ", ".join(f"{name} {count}" for name, count in zip(SPLITS, counts, strict=True))
+        raise ValueError(f"the time split leaves a part empty ({found}); move its dates or fractions")
+    return pd.Series(np.array(SPLITS)[part], index=sessions.index, dtype=SPLIT_TYPE, name="split")
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
