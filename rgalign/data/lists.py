@@ -1,0 +1,129 @@
+"""Encoded tables: impression lists and the knowledge base as compact integer tensors, in memory and on disk."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+PARTS = ("train", "dev", "valid", "test")
+LISTS_PER_SHARD = 500_000
+
+
+class Bag(NamedTuple):
+    """Bags of ids of any size, laid end to end: bag i is values[offsets[i]:offsets[i + 1]] (torch's EmbeddingBag).
+
+    values   (all ids,) the narrowest of uint8, int16, int32 that holds the vocabulary: cast a batch before embedding it
+    offsets  (bags + 1,) int64, from 0
+    """
+
+    values: Tensor
+    offsets: Tensor
+
+    def take(self, indices: Tensor) -> "Bag":
+        """The bags at these positions, in this order."""
+        starts = self.offsets[indices]
+        lengths = self.offsets[indices + 1] - starts
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        within = torch.arange(int(offsets[-1]), device=lengths.device)
+        return Bag(self.values[within + torch.repeat_interleave(starts - offsets[:-1], lengths)], offsets)
+
+    def to(self, device: torch.device | str) -> "Bag":
+        return Bag(self.values.to(device), self.offsets.to(device))
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Impression lists of one part; row i of everything is one session, in the order of sessions.parquet.
+
+    fields      (lists, fields) ids as in FeatureSpace: 0 missing, 1 unknown, values from 2
+    history     one Bag a history column, the most recent values, oldest first; an empty bag where there is none
+    words       Bag of hashed words of all text columns, 0 .. word_buckets - 1, ascending, each once
+    candidates  (lists, candidates) row in intents.parquet of the intent shown at position 0, 1, ..; -1 where padded
+    clicked     (lists, candidates) bool, False where padded
+    Integer tensors are as narrow as their vocabulary allows: cast a batch (`.long()`) before embedding it.
+    """
+
+    part: str
+    session_id: np.ndarray
+    user_id: np.ndarray
+    fields: Tensor
+    history: tuple[Bag, ...]
+    words: Bag
+    candidates: Tensor
+    clicked: Tensor
+
+    def __post_init__(self):
+        if self.part not in PARTS:
+            raise ValueError(f"part is {self.part!r}; expected one of {', '.join(PARTS)}")
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    @property
+    def shown(self) -> Tensor:
+        """(lists, candidates) bool: False where padded."""
+        return self.candidates >= 0
+
+    def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "Lists":
+        """The lists at these positions, in this order. indices: integers (not a mask), on the tensors' device."""
+        indices = torch.as_tensor(indices, device=self.candidates.device).long()
+        on_host = indices.cpu().numpy()
+        return replace(
+            self,
+            session_id=self.session_id[on_host],
+            user_id=self.user_id[on_host],
+            fields=self.fields[indices],
+            history=tuple(bag.take(indices) for bag in self.history),
+            words=self.words.take(indices),
+            candidates=self.candidates[indices],
+            clicked=self.clicked[indices],
+        )
+
+    def to(self, device: torch.device | str) -> "Lists":
+        """The same lists with their tensors on a device; the ids stay on the host."""
+        return replace(self, **_moved(self, device))
+
+
+@dataclass(frozen=True)
+class Intents:
+    """The knowledge base; row i of everything is row i of intents.parquet, which is what Lists.candidates points to.
+
+    id          (intents,) 1 = unknown (never clicked in train), values from 2
+    category    (intents,) 0 missing, 1 unknown (no intent of it was clicked in train), values from 2
+    words       Bag of hashed words of title and description, in the same buckets as the sessions' words
+    valid_from  (intents,) datetime64[us], NaT: always
+    """
+
+    intent_id: np.ndarray
+    valid_from: np.ndarray
+    id: Tensor
+    category: Tensor
+    words: Bag
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def to(self, device: torch.device | str) -> "Intents":
+        """The same intents with their tensors on a device; ids and dates stay on the host."""
+        return replace(self, **_moved(self, device))
+
+
+def _moved(container: Lists | Intents, device: torch.device | str) -> dict:
+    moved = {}
+    for field in fields(container):
+        value = getattr(container, field.name)
+        if isinstance(value, Tensor | Bag):
+            moved[field.name] = value.to(device)
+        elif isinstance(value, tuple):
+            moved[field.name] = tuple(bag.to(device) for bag in value)
+    return moved
