@@ -1,0 +1,120 @@
+"""The command line: python -m rgalign run | status | check | world."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rgalign import artifacts
+from rgalign.params import ParamsError, load, parse_assignments
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run the command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        print("\nStopped. Give the same command again to go on where it stood.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not isinstance(error, _expected_errors()):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message tells the user all there is to know; any other shows its traceback."""
+    expected = [ParamsError, artifacts.ArtifactError, OSError]
+    for module, name in (("rgalign.pipeline", "StageFailed"), ("rgalign.data.tables", "TableError")):
+        if module in sys.modules:
+            expected.append(getattr(sys.modules[module], name))
+    return tuple(expected)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Execute the notebooks of a params file."""
+    overrides = parse_assignments(options.set)
+    params = load(options.params, overrides)
+    from rgalign import pipeline
+
+    run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
+    stages = pipeline.chosen(options.first, options.through)
+    forced = options.force or options.first is not None
+    if options.dry_run:
+        table = pipeline.plan(run, params, stages, forced=forced)
+        print(table.to_string(index=False))
+        print(f"about {table.seconds.sum():.0f} s in all, in {run}")
+        return 0
+    from rgalign.params import find
+
+    parameters = {"params_file": str(find(options.params)), "run_dir": str(run), "overrides": overrides}
+    run.mkdir(parents=True, exist_ok=True)
+    pipeline.execute(run, stages, parameters, params, forced=forced)
+    print(f"results: {run / 'tables'}; read {run / 'notebooks' / stages[-1].name}.html")
+    return 0
+
+
+def status_command(options: argparse.Namespace) -> int:
+    """Print the state of each stage of a run."""
+    from rgalign import pipeline
+
+    print(pipeline.status(Path(options.run)).to_string(index=False, na_rep="-"))
+    return 0
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """List every fault of a data set folder."""
+    from rgalign.data import tables
+
+    report = tables.check(Path(options.folder))
+    print(report)
+    return 1 if report.faults else 0
+
+
+def world_command(options: argparse.Namespace) -> int:
+    """Write a ShopWorld as a data set folder."""
+    assignments = parse_assignments(options.set)
+    overrides = {k if k.startswith("data.") else f"data.world.{k}": v for k, v in assignments.items()}
+    data = load(options.params, {**overrides, "data.source": "shopworld"}).data
+    from rgalign.data import tables, world
+
+    dataset = world.generate(seed=data.seed, progress=True, **data.world.model_dump())
+    tables.write(dataset, Path(options.folder))
+    print(f"{len(dataset.sessions):,} sessions of ShopWorld {world.WORLD_VERSION}, seed {data.seed}: {options.folder}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rgalign", description="RGAlign-Rec, stage by stage.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute the notebooks of a params file, in order")
+    run.add_argument("params", help="for example params/quickstart.yaml")
+    run.add_argument("--run-dir", help="default: outputs/<name of the params file>")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter")
+    run.add_argument("--from", dest="first", metavar="STAGE", help="start here, whatever has run (for example 03)")
+    run.add_argument("--through", metavar="STAGE", help="end here")
+    run.add_argument("--force", action="store_true", help="run also what is unchanged")
+    run.add_argument("--dry-run", action="store_true", help="say what would run and about how long")
+    run.set_defaults(command=run_command)
+
+    status = commands.add_parser("status", help="state, seconds and memory of each stage of a run")
+    status.add_argument("run", help="for example outputs/quickstart")
+    status.set_defaults(command=status_command)
+
+    check = commands.add_parser("check", help="list every fault of a data set folder")
+    check.add_argument("folder")
+    check.set_defaults(command=check_command)
+
+    world = commands.add_parser("world", help="write a ShopWorld as a data set folder")
+    world.add_argument("folder")
+    world.add_argument("--params", default="params/quickstart.yaml", help="sizes are read from its data section")
+    world.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example sessions=100000")
+    world.set_defaults(command=world_command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

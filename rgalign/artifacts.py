@@ -1,0 +1,137 @@
+"""A run directory on disk: atomic writes, digests, and the manifest that says what made each artifact.
+
+Writes go to a temporary name beside the target and are renamed, so a reader never meets half a file and a
+killed run leaves nothing that looks finished. The manifest entry of a stage is written last.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rgalign.params import ROOT
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".part"
+
+
+class ArtifactError(RuntimeError):
+    """An artifact is missing, altered, or not declared; the message names the command or notebook that mends it."""
+
+
+@contextmanager
+def atomic(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; what was made there (file or folder) replaces it on success.
+
+    On any error the temporary path is removed and `target` stays as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}{TEMPORARY}"
+    _remove(temporary)
+    try:
+        yield temporary
+        if target.is_dir():  # a full folder cannot be replaced by rename alone
+            aside = target.parent / f".{target.name}.old{TEMPORARY}"
+            _remove(aside)
+            target.rename(aside)
+            temporary.rename(target)
+            _remove(aside)
+        else:
+            temporary.replace(target)
+    finally:
+        _remove(temporary)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove what killed writers left under `folder`; returns the removed paths."""
+    left = sorted(folder.rglob(f".*{TEMPORARY}"))
+    for path in left:
+        _remove(path)
+    return left
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's relative names and contents in name order."""
+    hashed = hashlib.sha256()
+    if path.is_dir():
+        for inner in sorted(p for p in path.rglob("*") if p.is_file()):
+            hashed.update(f"{inner.relative_to(path).as_posix()}\0{digest(inner)}\n".encode())
+        return hashed.hexdigest()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a parquet table atomically; the same frame gives the same bytes."""
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    with atomic(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a run directory, empty where nothing has run.
+
+    Raises ArtifactError when the file is there and cannot be read.
+    """
+    path = run / MANIFEST
+    if not path.exists():
+        return {"stages": {}}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest.get("stages"), dict):
+            raise ValueError("it has no stages")
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error}); delete it and run again: finished stages are made anew"
+        ) from None
+    return manifest
+
+
+def record_stage(run: Path, stage: str, entry: Mapping[str, Any]) -> None:
+    """Add or replace one stage's entry in the manifest, atomically."""
+    manifest = read_manifest(run)
+    manifest["stages"][stage] = dict(entry)
+    manifest["stages"] = dict(sorted(manifest["stages"].items()))
+    write_text(run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def data_path(path: str) -> Path:
+    """Where `data.path` lies: absolute, or below $RGALIGN_DATA (by default ../shared/data), or in the project.
+
+    Raises ArtifactError that lists the places looked in.
+    """
+    default = ROOT.parent / "shared" / "data"
+    places = [Path(os.environ.get("RGALIGN_DATA", default)) / path, ROOT / path]
+    for place in places:
+        if place.exists():
+            return place.resolve()
+    looked = "\n".join(f"  {place}" for place in dict.fromkeys(places))
+    raise ArtifactError(f"data.path {path} was not found; looked for\n{looked}\nSet RGALIGN_DATA or give a full path.")
+
+
+def run_directory(run_dir: str | Path, params_file: str | Path) -> Path:
+    """The run directory as given (relative: from the project's root), else outputs/<name of the params file>."""
+    return (ROOT / run_dir) if str(run_dir) else ROOT / "outputs" / Path(params_file).stem
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

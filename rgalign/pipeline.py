@@ -1,0 +1,213 @@
+"""The stages in order: each notebook executed by papermill in a fresh kernel, skipped where nothing changed.
+
+papermill cannot resume, so this does: a stage is skipped when its manifest entry still matches (stages.py).
+papermill may also call a notebook complete that was interrupted, so success is judged here: the manifest entry of
+this execution is there, every code cell has run, and none shows an error.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rgalign import artifacts
+from rgalign.params import ROOT, Params
+from rgalign.stages import STAGES, Stage, reason_to_run
+
+
+class StageFailed(RuntimeError):
+    """A notebook did not end well; the message names notebook, cell, error, executed copy and log."""
+
+
+def chosen(first: str | None, through: str | None) -> list[Stage]:
+    """The stages from `first` up to and with `through`; both may be a name or its leading number."""
+    names = list(STAGES)
+    start = names.index(stage_named(first).name) if first else 0
+    end = names.index(stage_named(through).name) if through else len(names) - 1
+    return [STAGES[name] for name in names[start : end + 1]]
+
+
+def stage_named(name: str) -> Stage:
+    """The stage called `03`, `3` or `03_rankers`. Raises StageFailed with the list of names."""
+    for stage in STAGES.values():
+        number = stage.name.split("_")[0]
+        if name in (stage.name, number, number.lstrip("0")):
+            return stage
+    raise StageFailed(f"there is no stage {name}; stages: {', '.join(STAGES)}")
+
+
+def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.DataFrame:
+    """What a run would do: stage, action (run | skip), why, and estimated seconds.
+
+    A stage after one that runs is listed as run; if its inputs then turn out the same bytes it is skipped after all.
+    """
+    entries = artifacts.read_manifest(run)["stages"]
+    rows, upstream = [], set()
+    for stage in stages:
+        why = "forced" if forced else reason_to_run(run, stage, params)
+        waits = [name for name in upstream if set(STAGES[name].writes) & set(stage.reads)]
+        if why is None and waits:
+            why = f"follows {', '.join(sorted(waits))}"
+        if why is not None:
+            upstream.add(stage.name)
+        rows.append((stage.name, "run" if why else "skip", why or "unchanged", _estimate(stage, params, entries)))
+    table = pd.DataFrame(rows, columns=["stage", "action", "why", "seconds"])
+    table.loc[table.action == "skip", "seconds"] = 0.0
+    return table
+
+
+def execute(run: Path, stages: list[Stage], parameters: Mapping[str, Any], params: Params, *, forced: bool) -> None:
+    """Run the stages that need it, in order. Raises StageFailed at the first that does not end well.
+
+    parameters   what goes into each notebook's parameters cell: params_file, run_dir, overrides
+    """
+    for stage in stages:
+        why = "forced" if forced else reason_to_run(run, stage, params)
+        if why is None:
+            print(f"{stage.name}: unchanged, skipped", flush=True)
+            continue
+        print(f"{stage.name}: {why}", flush=True)
+        _execute_stage(run, stage, dict(parameters))
+        entry = artifacts.read_manifest(run)["stages"][stage.name]
+        print(f"{stage.name}: done, {entry['seconds']:.0f} s, {entry['peak_memory_mb']:,} MiB", flush=True)
+
+
+def status(run: Path) -> pd.DataFrame:
+    """One row a stage: state, seconds, peak memory, when. Raises ArtifactError where there is no run."""
+    if not (run / "params.yaml").exists():
+        raise artifacts.ArtifactError(f"no run in {run}; start one: python -m rgalign run PARAMS")
+    from rgalign.params import load
+
+    params = load(run / "params.yaml")
+    entries = artifacts.read_manifest(run)["stages"]
+    rows = []
+    for stage in STAGES.values():
+        why = reason_to_run(run, stage, params)
+        entry = entries.get(stage.name, {})
+        rows.append((stage.name, why or "done", *(entry.get(k) for k in ("seconds", "peak_memory_mb", "started"))))
+    return pd.DataFrame(rows, columns=["stage", "state", "seconds", "peak MiB", "started"])
+
+
+def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any]) -> None:
+    import papermill  # late: `--dry-run` and `status` do without it
+
+    before = artifacts.read_manifest(run)["stages"].get(stage.name)
+    folder = run / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = folder / f"{stage.name}.failed.ipynb"
+    with _log_file(run / "logs" / f"{stage.name}.log") as log, _own_kernel():
+        try:
+            with artifacts.atomic(folder / f"{stage.name}.ipynb") as temporary:
+                try:
+                    papermill.execute_notebook(
+                        ROOT / "notebooks" / f"{stage.name}.ipynb",
+                        temporary,
+                        parameters=parameters,
+                        cwd=ROOT,
+                        kernel_name="python3",
+                        log_output=True,
+                        progress_bar=sys.stderr.isatty(),
+                    )
+                    _check_executed(temporary)
+                except BaseException:
+                    if temporary.exists():
+                        temporary.rename(failed)
+                    raise
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            raise StageFailed(_explain(stage, error, failed, log)) from error
+        if artifacts.read_manifest(run)["stages"].get(stage.name) == before:
+            raise StageFailed(f"{stage.name} ran to its end without stage.finish(); executed copy: {failed}")
+    failed.unlink(missing_ok=True)
+    _export_html(folder / f"{stage.name}.ipynb")
+
+
+def _check_executed(path: Path) -> None:
+    """Every code cell has run and shows no error. Raises StageFailed with the first that does not."""
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        if cell["execution_count"] is None:
+            raise StageFailed(f"cell {number} never ran")
+        if any(output["output_type"] == "error" for output in cell["outputs"]):
+            raise StageFailed(f"cell {number} ended in an error")
+
+
+def _explain(stage: Stage, error: Exception, copy: Path, log: Path) -> str:
+    """The error, with the cell it came from and where to read on."""
+    where, what = "", f"{type(error).__name__}: {error}"
+    if hasattr(error, "ename"):  # papermill's own error: the traceback belongs to the cell
+        where, what = f" in cell {error.exec_count}", f"{error.ename}: {error.evalue}"
+    elif type(error).__name__ == "DeadKernelError":
+        what = (
+            "the kernel died without a word, most often for want of memory. "
+            "Lower data.world.sessions or ranker.lists_per_batch, then run again."
+        )
+    return (
+        f"notebooks/{stage.name}.ipynb failed{where}\n  {what}\n"
+        f"  executed copy: {copy}\n  log:           {log}\n"
+        "Mend it and give the same command again: finished stages are kept."
+    )
+
+
+@contextmanager
+def _log_file(path: Path):
+    """papermill's log, with the kernel's own output, in a file of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("papermill")
+    propagate, level = logger.propagate, logger.level
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield path
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.propagate = propagate
+        logger.setLevel(level)
+
+
+@contextmanager
+def _own_kernel():
+    """Let `python3` mean the running interpreter, whatever kernels the user has installed under that name."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+        before = os.environ.get("JUPYTER_PATH")
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["JUPYTER_PATH"]
+            else:
+                os.environ["JUPYTER_PATH"] = before
+
+
+def _export_html(notebook: Path) -> None:
+    from nbconvert import HTMLExporter
+
+    html, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
+    artifacts.write_text(notebook.with_suffix(".html"), html)
+
+
+def _estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
+    """Seconds the stage took last time in this run, else a rough figure from the size of the data."""
+    if stage.name in entries:
+        return entries[stage.name]["seconds"]
+    sessions = params.data.world.sessions if params.data.source == "shopworld" else 20_000
+    fixed, per_thousand = stage.seconds
+    return round(fixed + per_thousand * sessions / 1000)

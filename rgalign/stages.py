@@ -1,0 +1,263 @@
+"""The stages of a run: what each reads and writes, and the door through which its notebook comes in.
+
+A notebook opens its stage, reads and writes through it, and closes it with `finish`, which checks that all that
+was declared is there and writes the manifest entry. The same door serves JupyterLab, papermill and the pipeline.
+"""
+
+import ast
+import datetime
+import difflib
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rgalign import artifacts, provenance
+from rgalign.artifacts import ArtifactError
+from rgalign.params import ROOT, Params, dump, flat, load
+
+PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook: artifacts read and written (paths in the run directory), params it depends on, data it may open."""
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    params: tuple[str, ...]  # sections, or dotted parts of them
+    splits: tuple[str, ...] = ("train", "valid")
+    seconds: tuple[float, float] = (5, 0)  # estimate on two cores: fixed, and per 1,000 sessions
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "01_data",
+            reads=(),
+            writes=("tables/dataset", "tables/encoded", "tables/encoded_test", "models/feature_space.json"),
+            params=("data",),
+            splits=("train", "valid", "test"),  # checks and encodes all; shows train and valid only
+            seconds=(8, 0.3),
+        ),
+        Stage(
+            "03_rankers",
+            reads=("tables/dataset", "tables/encoded", "models/feature_space.json"),
+            writes=("models/rankers", "tables/learning_curves.parquet", "tables/valid_metrics.parquet"),
+            params=("data.features", "ranker", "run"),
+            seconds=(8, 3),
+        ),
+        Stage(
+            "09_evaluation",
+            reads=(
+                "tables/dataset",
+                "tables/encoded",
+                "tables/encoded_test",
+                "models/feature_space.json",
+                "models/rankers",
+                "tables/valid_metrics.parquet",
+            ),
+            writes=("tables/session_metrics.parquet", "tables/results.parquet", "tables/comparisons.parquet"),
+            params=("evaluation", "data.world", "data.sampled_negatives", "ranker.seeds", "run"),
+            splits=("train", "valid", "test"),
+            seconds=(8, 0.3),
+        ),
+    )
+}
+
+
+def maker(artifact: str) -> Stage:
+    """The stage that writes an artifact."""
+    return next(stage for stage in STAGES.values() if artifact in stage.writes)
+
+
+def stage_params(stage: Stage, params: Params) -> dict[str, Any]:
+    """The leaves of the params that a stage depends on."""
+    return {
+        key: value
+        for key, value in flat(params).items()
+        if any(key == part or key.startswith(part + ".") for part in stage.params)
+    }
+
+
+def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
+    """Why a stage must run, or None where params, inputs, code and outputs are those of its manifest entry."""
+    entry = artifacts.read_manifest(run)["stages"].get(stage.name)
+    if entry is None:
+        return "has not run"
+    if changes := params_changes(entry["params"], stage_params(stage, params)):
+        return f"params changed: {changes}"
+    changed = [
+        f for f, was in entry["code"].items() if not (ROOT / f).is_file() or provenance.code_digest(ROOT / f) != was
+    ]
+    if changed:
+        return f"code changed: {', '.join(changed)}"
+    for kind, base in (("input", entry["inputs"]), ("output", entry["outputs"])):
+        for name, was in base.items():
+            path = artifacts.data_path(name.removeprefix("data:")) if name.startswith("data:") else run / name
+            if not path.exists():
+                return f"{kind} {name} is missing"
+            if artifacts.digest(path) != was:
+                return f"{kind} {name} changed"
+    return None
+
+
+def params_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """'ranker.seeds [0] -> [1]' for each leaf that differs; empty where none does."""
+    keys = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+    return "; ".join(f"{key} {was.get(key)} -> {now.get(key)}" for key in keys)
+
+
+@dataclass
+class OpenStage:
+    """A stage while its notebook runs."""
+
+    stage: Stage
+    run: Path
+    params: Params
+    inputs: dict[str, str]
+    started: datetime.datetime
+    clock: float = field(default_factory=time.perf_counter)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the data this stage may open."""
+        return self.stage.splits
+
+    def path(self, artifact: str) -> Path:
+        """Where a declared input lies."""
+        if artifact not in self.stage.reads and artifact not in self.stage.writes:
+            raise ArtifactError(f"{self.stage.name} does not declare that it reads {artifact} (rgalign/stages.py)")
+        return self.run / artifact
+
+    def read(self, artifact: str) -> pd.DataFrame:
+        """A declared parquet table."""
+        return pd.read_parquet(self.path(artifact))
+
+    def use_data(self) -> Path:
+        """The data outside the run directory that `data.path` names; its digest goes into the manifest."""
+        path = artifacts.data_path(str(self.params.data.path))
+        self.inputs[f"data:{self.params.data.path}"] = artifacts.digest(path)
+        return path
+
+    def writing(self, artifact: str) -> AbstractContextManager[Path]:
+        """A temporary path for a declared output; renamed when the block ends well."""
+        return artifacts.atomic(self._declared_output(artifact))
+
+    def write(self, artifact: str, frame: pd.DataFrame) -> None:
+        """Write a declared parquet table."""
+        artifacts.write_table(self._declared_output(artifact), frame)
+
+    def figure(self, name: str, figure: Figure) -> Figure:
+        """Save a figure as figures/<stage>/<name>.png and hand it back, so that the notebook shows it."""
+        with artifacts.atomic(self.run / "figures" / self.stage.name / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+        return figure
+
+    def _declared_output(self, artifact: str) -> Path:
+        if artifact not in self.stage.writes:
+            raise ArtifactError(f"{self.stage.name} does not declare that it writes {artifact} (rgalign/stages.py)")
+        return self.run / artifact
+
+    def finish(self) -> pd.DataFrame:
+        """Check that every declared output is there, write the manifest entry, and list the artifacts.
+
+        Raises ArtifactError naming all outputs that are missing.
+        """
+        missing = [name for name in self.stage.writes if not (self.run / name).exists()]
+        if missing:
+            raise ArtifactError(f"{self.stage.name} ends without {', '.join(missing)}: run its cells in order")
+        figures = sorted((self.run / "figures" / self.stage.name).glob("*.png"))
+        outputs = [*self.stage.writes, *(f.relative_to(self.run).as_posix() for f in figures)]
+        entry = {
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self.clock, 1),
+            "peak_memory_mb": provenance.peak_memory_mb(),
+            "device": provenance.device_name(),
+            "seed": self.params.run.seed,
+            "params": stage_params(self.stage, self.params),
+            "inputs": self.inputs,
+            "outputs": {name: artifacts.digest(self.run / name) for name in outputs},
+            "code": provenance.code_in_use(self.stage.name),
+            "packages": provenance.versions(),
+        }
+        artifacts.record_stage(self.run, self.stage.name, entry)
+        return pd.DataFrame({"artifact": outputs, "files": [_files(self.run / name) for name in outputs]})
+
+
+def open_stage(
+    name: str, params_file: str | Path, run_dir: str | Path = "", overrides: Mapping[str, Any] | None = None
+) -> OpenStage:
+    """Check params and inputs of a stage and open it. Called by the notebook's second code cell.
+
+    Raises ParamsError for faults in the params, ArtifactError where an input is missing, was altered, or was made
+    with other params; the message says which notebook to run.
+    """
+    _refuse_unknown_parameters()
+    stage = STAGES[name]
+    params = load(params_file, overrides)
+    run = artifacts.run_directory(run_dir, params_file)
+    run.mkdir(parents=True, exist_ok=True)
+    artifacts.sweep(run)
+    inputs = _checked_inputs(run, stage, params)
+    text = dump(params)
+    if not (run / "params.yaml").exists() or (run / "params.yaml").read_text(encoding="utf-8") != text:
+        artifacts.write_text(run / "params.yaml", text)
+    _pin_threads(params.run.threads)
+    return OpenStage(stage, run, params, inputs, datetime.datetime.now(datetime.UTC))
+
+
+def _checked_inputs(run: Path, stage: Stage, params: Params) -> dict[str, str]:
+    """Digest of each input. Raises ArtifactError for inputs that are missing, altered or of other params."""
+    entries = artifacts.read_manifest(run)["stages"]
+    faults, inputs = [], {}
+    for name in stage.reads:
+        made_by = maker(name)
+        entry = entries.get(made_by.name)
+        if entry is None or not (run / name).exists():
+            faults.append(f"{name} is not there: run {made_by.name}.ipynb first")
+            continue
+        inputs[name] = artifacts.digest(run / name)
+        if inputs[name] != entry["outputs"].get(name):
+            faults.append(f"{name} was altered after {made_by.name} wrote it: run {made_by.name}.ipynb again")
+        if changes := params_changes(entry["params"], stage_params(made_by, params)):
+            faults.append(f"{name} was made by {made_by.name} with other params ({changes}): run it again")
+    if faults:
+        lines = "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
+        raise ArtifactError(
+            f"{stage.name} cannot start in {run.name}/:\n{lines}\n"
+            f"Or all at once: python -m rgalign run PARAMS --through {stage.name[:2]}"
+        )
+    return inputs
+
+
+def _refuse_unknown_parameters() -> None:
+    """papermill only warns of a misspelt `-p` name and runs with the default; here it is an error."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    cells = shell.user_ns.get("In", []) if shell else []
+    for source in cells:
+        if not source.startswith("# Parameters"):  # the line papermill puts on top of what it injects
+            continue
+        given = [t.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
+        for name in given:
+            if name not in PARAMETERS:
+                near = difflib.get_close_matches(name, PARAMETERS, 1) or [", ".join(PARAMETERS)]
+                raise ArtifactError(f"{name} is not a parameter of this notebook; did you mean {near[0]}?")
+
+
+def _pin_threads(threads: int) -> None:
+    import torch  # late: a wrong parameter should not wait two seconds for it
+
+    torch.set_num_threads(threads)
+
+
+def _files(path: Path) -> int:
+    return sum(1 for p in path.rglob("*") if p.is_file()) if path.is_dir() else 1
