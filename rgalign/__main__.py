@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from rgalign import artifacts
-from rgalign.params import ParamsError, load, parse_assignments
+from rgalign.params import ROOT, ParamsError, find, load, parse_assignments
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,13 +47,20 @@ def run_command(options: argparse.Namespace) -> int:
         print(table.to_string(index=False))
         print(f"about {table.seconds.sum():.0f} s in all, in {run}")
         return 0
-    from rgalign.params import find
-
-    parameters = {"params_file": str(find(options.params)), "run_dir": str(run), "overrides": overrides}
+    parameters = {
+        "params_file": _portable(find(options.params)),
+        "run_dir": _portable(run),
+        "overrides": overrides,
+    }
     run.mkdir(parents=True, exist_ok=True)
     pipeline.execute(run, stages, parameters, params, forced=forced)
     print(f"results: {run / 'tables'}; read {run / 'notebooks' / stages[-1].name}.html")
     return 0
+
+
+def _portable(path: Path) -> str:
+    """Relative to the project where it lies inside, so that an executed notebook runs again after a move."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 def status_command(options: argparse.Namespace) -> int:

@@ -1,0 +1,65 @@
+# make run    the default run: notebooks 01 to 09 on ShopWorld, results in outputs/quickstart
+# make test   every check
+# make lab    JupyterLab in the project's environment
+#
+# Each sets up .venv the first time and reuses it after that. An environment that exists already is used with
+#   make run PYTHON=/path/to/its/python
+# PIP_ARGS is handed to pip, for example an index that has torch's CPU build.
+
+BASE_PYTHON ?= python3
+PIP_ARGS ?=
+PARAMS ?= params/quickstart.yaml
+export PYTHONHASHSEED = 0
+
+ifdef PYTHON
+READY =
+else
+PYTHON = .venv/bin/python
+READY = .venv/.ready
+endif
+
+.PHONY: run test lint unit notebooks-test lab env notebooks references bench constraints clean
+
+run: $(READY)
+	$(PYTHON) -m rgalign run $(PARAMS)
+
+test: lint unit notebooks-test
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+unit: $(READY)
+	$(PYTHON) -m pytest tests
+
+notebooks-test: $(READY)
+	rm -rf outputs/nbval
+	$(PYTHON) -m pytest --nbval --nbval-current-env -p no:cacheprovider tests/notebooks
+
+lab: $(READY)
+	$(PYTHON) -m jupyter lab notebooks
+
+env: $(READY)
+
+# Committed outputs: notebooks/ from quickstart, for readers; tests/notebooks/ from smoke, for nbval. Never typed.
+notebooks: $(READY)
+	$(PYTHON) tools/refresh_notebooks.py quickstart
+
+references: $(READY)
+	$(PYTHON) tools/refresh_notebooks.py smoke
+
+bench: $(READY)
+	$(PYTHON) -m rgalign bench
+
+constraints: $(READY)
+	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -v ' @ ' > constraints.txt
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(BASE_PYTHON) is older. Try: make $(MAKECMDGOALS) BASE_PYTHON=python3.12"; exit 1; }
+	$(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	touch .venv/.ready
