@@ -41,7 +41,7 @@ def by_fraction(sessions: pd.DataFrame, *, train: float = 0.7, valid: float = 0.
     Sessions of one instant stay together, with the earlier part: a table of whole days is cut between days.
     Raises ValueError as `by_time` does.
     """
-    if not (0 < train and 0 < valid and train + valid < 1):
+    if not (train > 0 and valid > 0 and train + valid < 1):
         raise ValueError(f"train ({train}) and valid ({valid}) must be positive and leave something for test")
     when = _times(sessions)
     in_order = np.sort(when)

@@ -1,7 +1,7 @@
 """A data set is a folder: parquet tables and dataset.yaml. Reading, writing, checking (ARCHITECTURE.md, Contracts).
 
-    dataset = tables.read("shop/", splits=("train", "valid"))
-    dataset.sessions.head()
+dataset = tables.read("shop/", splits=("train", "valid"))
+dataset.sessions.head()
 """
 
 import os

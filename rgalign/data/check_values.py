@@ -1,0 +1,149 @@
+"""The values of a data set's tables: empty, doubled, orphaned, out of range, out of order.
+
+Every check works on whole columns; impressions are held as integers (row of the session, row of the intent).
+"""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rgalign.data import check_lists
+from rgalign.data import split as splitting
+from rgalign.data.faults import Report, count_rows, count_values
+from rgalign.data.schema import SPLITS, STRING, TIME, YAML_FILE, as_type, is_empty, to_frame
+from rgalign.data.source import Source
+
+NEVER_EMPTY = {
+    "intents.intent_id": "every intent needs an id",
+    "intents.title": "every intent needs a title",
+    "sessions.session_id": "every session needs an id",
+    "sessions.user_id": "every session needs a user, a session id will do",
+    "transcripts.typed_query": "a transcript without a query has no use",
+    "labels.session_id": "every label belongs to a session",
+    "truth.session_id": "every row belongs to a session",
+    "truth.intent_id": "a simulator knows the true intent",
+}
+
+
+def check_values(report: Report, source: Source) -> None:
+    """Adds to `report` what is wrong with the values of the sound columns."""
+    for table in source.files:
+        for column in [name for name in source.files[table].schema_arrow.names if source.has(table, name)]:
+            if table != "impressions":
+                values = source.load(report, table, column)
+                if values is not None:
+                    _check_column(report, source, table, column, values)
+    _check_times(report, source)
+    check_lists.check_impressions(report, source)
+    check_lists.check_others(report, source)
+
+
+def _check_column(report: Report, source: Source, table: str, column: str, values: pa.ChunkedArray) -> None:
+    """One column on its own: empty values, doubled keys, infinities, nulls inside lists."""
+    where = f"{table}.{column}"
+    empty = is_empty(values)
+    if where in NEVER_EMPTY and pc.any(empty).as_py():
+        report.fault(where, f"{count_rows(empty, 'is empty')}; {NEVER_EMPTY[where]}")
+    if where in ("intents.intent_id", "sessions.session_id"):
+        source.ids[table] = as_type(values, STRING).combine_chunks()
+    if where in ("intents.intent_id", "sessions.session_id", "truth.session_id"):
+        keys = pd.Series(as_type(values, STRING).to_pandas(types_mapper=pd.ArrowDtype))
+        again = (keys.duplicated() & ~np.asarray(empty)).to_numpy(dtype=bool)
+        if again.any():
+            report.fault(where, count_values(keys[again], again.sum(), "repeats an id", "row") + "; expected each once")
+    if where == "intents.description" and pc.any(empty).as_py():
+        report.note(where, f"{count_rows(empty, 'is empty')}: only the title speaks for them")
+    kind = source.kinds.get(column) if table == "sessions" else None
+    if pa.types.is_floating(values.type) and pc.any(pc.is_inf(values)).as_py():
+        infinite = pc.fill_null(pc.is_inf(values), False)
+        report.fault(where, f"{count_rows(infinite, 'is infinite')}; expected a finite number or empty")
+    if kind == "history":
+        _check_history(report, where, values)
+    if kind is not None and len(values) and pc.all(empty).as_py():
+        report.note(where, "every row is empty")
+
+
+def _check_history(report: Report, where: str, values: pa.ChunkedArray) -> None:
+    if pa.types.is_null(values.type):
+        return
+    values = values.combine_chunks()
+    rows = np.asarray(pc.list_parent_indices(values))[np.asarray(is_empty(pc.list_flatten(values)))]
+    if len(rows):
+        wrong = np.zeros(len(values), bool)
+        wrong[rows] = True
+        report.fault(where, f"{count_rows(wrong, 'has an empty entry in its list')}; leave such entries out")
+
+
+def _check_times(report: Report, source: Source) -> None:
+    """Split values, the split by time where they are empty, the order of timestamps, time zones."""
+    zones = {
+        f"{table}.{column}": source.files[table].schema_arrow.field(column).type
+        for table, column in (("sessions", "timestamp"), ("intents", "valid_from"))
+        if source.has(table, column)
+    }
+    with_zone = {where: pa.types.is_timestamp(found) and found.tz is not None for where, found in zones.items()}
+    written = [where for where in zones if not pa.types.is_null(zones[where])]
+    if len({with_zone[where] for where in written}) > 1:
+        named = " and ".join(f"{where} ({zones[where]})" for where in written)
+        report.fault(written[0], f"one has a time zone, the other none: {named}; give both one or neither")
+    split, time = source.load(report, "sessions", "split"), source.load(report, "sessions", "timestamp")
+    if split is None or not len(split):
+        return
+    known = _check_split(report, split)
+    if time is None:
+        return
+    time = as_type(time, TIME)
+    missing = np.asarray(pc.is_null(time))
+    if known == "empty":
+        frame = to_frame(pa.table({"split": as_type(split, STRING), "timestamp": time}))
+        try:
+            splitting.resolve(frame, source.meta)
+        except (ValueError, TypeError) as error:
+            report.fault("sessions.split", f"every row is empty, and a split by time fails: {error}; fill in either")
+        else:
+            rule = f"{YAML_FILE} time_split" if "time_split" in source.meta else "70 % train, 10 % valid, 20 % test"
+            report.note("sessions.split", f"every row is empty: split by time, {rule}")
+    elif missing.any() and _some_intents_are_late(report, source):
+        report.note("sessions.timestamp", f"{count_rows(missing, 'is empty')}: valid_from cannot be checked there")
+    moments = time.to_numpy()
+    steps = np.diff(moments[~missing])
+    if (steps < np.timedelta64(0)).any():
+        back = (steps < np.timedelta64(0)).sum()
+        report.note("sessions.timestamp", f"rows are not in the order of time: it steps back {back:,} times")
+    if known == "published":
+        _check_order_of_parts(report, np.asarray(as_type(split, STRING).to_pandas(), dtype=object), moments)
+
+
+def _check_split(report: Report, split: pa.ChunkedArray) -> str:
+    """'published', 'empty' or 'wrong'."""
+    empty = np.asarray(is_empty(split))
+    if empty.all():
+        return "empty"
+    values = pd.Series(as_type(split, STRING).to_pandas(), dtype=object)
+    unknown = ~empty & ~values.isin(SPLITS).to_numpy()
+    if unknown.any():
+        what = count_values(values[unknown], unknown.sum(), "has an unknown value")
+        report.fault("sessions.split", f"{what}; expected {', '.join(SPLITS)}, or all empty for a split by time")
+    if empty.any():
+        what = count_rows(empty, "is empty")
+        report.fault("sessions.split", f"{what}, the others are set; fill in all, or empty all for a split by time")
+    absent = [name for name in SPLITS if not values.eq(name).any()]
+    if absent and not unknown.any():
+        report.note("sessions.split", f"no session is {' or '.join(absent)}")
+    return "wrong" if unknown.any() or empty.any() else "published"
+
+
+def _some_intents_are_late(report: Report, source: Source) -> bool:
+    valid_from = source.load(report, "intents", "valid_from")
+    return valid_from is not None and valid_from.null_count < len(valid_from)
+
+
+def _check_order_of_parts(report: Report, split: np.ndarray, moments: np.ndarray) -> None:
+    """A published split need not follow time (users may be split), so a train session after the test is a note."""
+    for earlier, later in (("train", "test"), ("valid", "test"), ("train", "valid")):
+        starts = moments[(split == later) & ~np.isnat(moments)]
+        late = (split == earlier) & (moments >= starts.min()) if len(starts) else np.zeros(len(split), bool)
+        if late.any():
+            what = count_rows(late, f"lies at or after the first session of {later}", f"{earlier} session")
+            report.note("sessions.split", f"{what}: this split does not follow time")

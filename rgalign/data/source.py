@@ -1,0 +1,36 @@
+"""The opened files of a folder under check: which columns can be judged, and how they are read."""
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rgalign.data.faults import Report
+
+
+@dataclass
+class Source:
+    """The opened files, the columns of each whose type is sound, the feature kinds, the sound part of dataset.yaml."""
+
+    files: dict[str, pq.ParquetFile]
+    columns: dict[str, set[str]]
+    kinds: dict[str, str]
+    meta: dict
+    ids: dict[str, pa.Array] = field(default_factory=dict)  # table -> its key column, where readable
+
+    def has(self, table: str, *columns: str) -> bool:
+        """True where all these columns can be judged."""
+        return set(columns) <= self.columns.get(table, set())
+
+    def load(self, report: Report, table: str, column: str) -> pa.ChunkedArray | None:
+        """One column, or None and a fault where its pages cannot be decoded."""
+        if not self.has(table, column):
+            return None
+        try:
+            values = self.files[table].read(columns=[column])[column]
+            values.validate(full=True)  # bytes that are not UTF-8 would otherwise surface in the middle of a run
+        except (pa.ArrowException, OSError) as error:
+            self.columns[table].discard(column)
+            report.fault(f"{table}.{column}", f"cannot be read, the file is corrupt ({error}); write it again")
+            return None
+        return values
