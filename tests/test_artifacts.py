@@ -1,0 +1,155 @@
+"""Atomic writes, digests, the manifest, and the stage's door."""
+
+import json
+from typing import ClassVar
+
+import pandas as pd
+import pytest
+
+from rgalign import artifacts, stages
+from rgalign.artifacts import ArtifactError
+from rgalign.params import ROOT, dump, load
+
+SMOKE = "params/smoke.yaml"
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "table.txt"
+    artifacts.write_text(target, "old")
+    with pytest.raises(RuntimeError), artifacts.atomic(target) as temporary:  # noqa: PT012 the write is the point
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["table.txt"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    target = tmp_path / "models"
+    for name in ("first", "second"):
+        with artifacts.atomic(target) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [p.name for p in target.iterdir()] == ["second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["models"]
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / ".results.parquet.part").write_text("half")
+    (tmp_path / "tables" / "results.parquet").write_text("whole")
+    assert [p.name for p in artifacts.sweep(tmp_path)] == [".results.parquet.part"]
+    assert [p.name for p in (tmp_path / "tables").iterdir()] == ["results.parquet"]
+
+
+def test_the_digest_of_a_folder_sees_names_and_contents(tmp_path):
+    (tmp_path / "a").write_text("1")
+    one = artifacts.digest(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    two = artifacts.digest(tmp_path)
+    (tmp_path / "b").write_text("2")
+    assert len({one, two, artifacts.digest(tmp_path)}) == 3
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path):
+    frame = pd.DataFrame({"model": ["a", "b"], "value": [0.1, None]})
+    for name in ("one", "two"):
+        artifacts.write_table(tmp_path / name, frame)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_torn_manifest_says_what_to_do(tmp_path):
+    (tmp_path / artifacts.MANIFEST).write_text('{"stages": {')
+    with pytest.raises(ArtifactError, match="delete it and run again"):
+        artifacts.read_manifest(tmp_path)
+
+
+def test_missing_data_lists_where_it_was_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("RGALIGN_DATA", str(tmp_path))
+    with pytest.raises(ArtifactError, match="RGALIGN_DATA") as error:
+        artifacts.data_path("nowhere")
+    assert str(tmp_path / "nowhere") in str(error.value)
+
+
+def test_every_input_is_written_by_an_earlier_stage():
+    made: set[str] = set()
+    for stage in stages.STAGES.values():
+        assert set(stage.reads) <= made, stage.name
+        made |= set(stage.writes)
+
+
+def test_only_the_evaluation_opens_the_test_split():
+    readers = {s.name for s in stages.STAGES.values() if "tables/encoded_test" in s.reads}
+    assert readers <= {"09_evaluation", "10_ab_test", "90_ablation"}
+
+
+def test_a_stage_whose_inputs_are_not_there_names_the_notebook_to_run(tmp_path):
+    with pytest.raises(ArtifactError, match=r"run 01_data\.ipynb first"):
+        stages.open_stage("03_rankers", SMOKE, tmp_path)
+
+
+@pytest.fixture
+def finished_run(tmp_path):
+    """A run directory in which 01_data has ended, with contents of no meaning."""
+    stage = stages.open_stage("01_data", SMOKE, tmp_path)
+    for name in stage.stage.writes:
+        with stage.writing(name) as temporary:
+            temporary.write_text(name)
+    stage.finish()
+    return tmp_path
+
+
+def test_finish_writes_provenance_and_the_stage_is_then_unchanged(finished_run):
+    params = load(SMOKE)
+    entry = json.loads((finished_run / artifacts.MANIFEST).read_text())["stages"]["01_data"]
+    assert entry["params"]["data.world.sessions"] == params.data.world.sessions
+    assert "rgalign/stages.py" in entry["code"]
+    assert (finished_run / "params.yaml").read_text() == dump(params)
+    assert stages.reason_to_run(finished_run, stages.STAGES["01_data"], params) is None
+
+
+def test_changed_params_code_and_outputs_are_each_a_reason_to_run(finished_run):
+    stage = stages.STAGES["01_data"]
+    other = load(SMOKE, {"data.world.distance": 1})
+    assert stages.reason_to_run(finished_run, stage, other) == "params changed: data.world.distance 0.5 -> 1.0"
+    assert stages.reason_to_run(finished_run, stage, load(SMOKE, {"evaluation.bootstrap": 500})) is None
+
+    entry = artifacts.read_manifest(finished_run)["stages"]["01_data"]
+    artifacts.record_stage(finished_run, "01_data", entry | {"code": {"rgalign/stages.py": "other"}})
+    assert stages.reason_to_run(finished_run, stage, load(SMOKE)) == "code changed: rgalign/stages.py"
+
+    artifacts.record_stage(finished_run, "01_data", entry)
+    (finished_run / "tables" / "dataset").write_text("altered")
+    assert stages.reason_to_run(finished_run, stage, load(SMOKE)) == "output tables/dataset changed"
+    with pytest.raises(ArtifactError, match="altered after 01_data wrote it"):
+        stages.open_stage("03_rankers", SMOKE, finished_run)
+
+
+def test_inputs_made_with_other_params_are_refused(finished_run):
+    with pytest.raises(ArtifactError, match=r"with other params \(data\.world\.distance 0\.5 -> 0\.0\)"):
+        stages.open_stage("03_rankers", SMOKE, finished_run, {"data.world.distance": 0})
+
+
+def test_a_stage_ends_only_with_all_it_declared(tmp_path):
+    stage = stages.open_stage("01_data", SMOKE, tmp_path)
+    with pytest.raises(ArtifactError, match=r"ends without tables/dataset, .*feature_space"):
+        stage.finish()
+    with pytest.raises(ArtifactError, match="does not declare that it writes"):
+        stage.write("tables/other.parquet", pd.DataFrame())
+    with pytest.raises(ArtifactError, match="does not declare that it reads"):
+        stage.read("tables/results.parquet")
+
+
+def test_a_misspelt_papermill_parameter_is_an_error_in_the_notebook(monkeypatch, tmp_path):
+    class Shell:
+        user_ns: ClassVar = {"In": ["", "params_file = ''", '# Parameters\nrun_dri = "x"\n']}
+
+    import IPython
+
+    monkeypatch.setattr(IPython, "get_ipython", lambda: Shell)
+    with pytest.raises(ArtifactError, match="did you mean run_dir"):
+        stages.open_stage("01_data", SMOKE, tmp_path)
+
+
+def test_every_stage_has_its_notebook():
+    for name in stages.STAGES:
+        assert (ROOT / "notebooks" / f"{name}.ipynb").is_file()

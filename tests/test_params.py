@@ -1,0 +1,139 @@
+"""The params schema: what is refused, how it is said, and that shipped files are valid."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rgalign.params import ROOT, Params, ParamsError, check, dump, flat, load, parse_assignments
+
+SHIPPED = sorted((ROOT / "params").glob("**/*.yaml"))
+
+
+def params_file(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_every_shipped_file_is_valid_and_reads_back_resolved(path, tmp_path):
+    params = load(path)
+    assert params.data.seed is not None
+    assert params.ranker.seeds
+    assert load(params_file(tmp_path, dump(params))) == params
+
+
+def test_all_faults_are_reported_at_once_with_the_nearest_name(tmp_path):
+    text = """
+    ranker: {seds: [1], seeds: [1, -2]}
+    run: {seed: 1.5}
+    data: {source: cfpb, world: {distance: 3}}
+    evalution: {}
+    """
+    with pytest.raises(ParamsError) as error:
+        load(params_file(tmp_path, text))
+    message = str(error.value)
+    assert message.startswith("mine.yaml fails 6 checks:")
+    for words in (
+        "did you mean ranker.seeds?",
+        "ranker.seeds.1",
+        "found -2",
+        "found 1.5",
+        "data.path",
+        "found 3",
+        "did you mean evaluation?",
+    ):
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("run.devise", "run.device"),
+        ("data.world.distanse", "data.world.distance"),
+        ("ranker.bootstrap", "evaluation.bootstrap"),  # the right name in the wrong room
+        ("transcripts", "data.world.transcripts"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_one(wrong, meant):
+    with pytest.raises(ParamsError, match=f"did you mean {meant}"):
+        load("params/smoke.yaml", {wrong: 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n- b", "holds a list"),
+        ("run: {", "cannot be read as YAML"),
+        ("run:\n  seed: 1\n  seed: 2", "the key seed stands twice"),
+        ("ranker: 3", "ranker"),
+        ("run: {threads: yes}", "valid integer"),
+        ("data: {dev_users: .nan}", "found nan"),
+        ("!!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+        ("data: {split: {train: 0.95, valid: 0.1}}", "together below 1"),
+    ],
+)
+def test_broken_files_end_in_one_clear_error(tmp_path, text, words):
+    with pytest.raises(ParamsError, match=words):
+        load(params_file(tmp_path, text))
+
+
+def test_exponents_without_a_dot_are_numbers(tmp_path):
+    assert yaml.safe_load("1e-1") == "1e-1"  # the trap: YAML 1.1 reads a string
+    assert load(params_file(tmp_path, "data: {dev_users: 1e-1}")).data.dev_users == 0.1
+
+
+def test_an_empty_file_and_empty_sections_are_the_defaults(tmp_path):
+    assert load(params_file(tmp_path, "")) == load(params_file(tmp_path, "ranker:\nrun:\n"))
+
+
+def test_a_missing_file_names_the_nearest_shipped_one():
+    with pytest.raises(ParamsError, match=r"did you mean params/quickstart\.yaml"):
+        load("params/quikstart.yaml")
+
+
+def test_overrides_and_the_file_go_through_the_same_door():
+    params = load("params/smoke.yaml", {"ranker.seeds": "[7, 8]", "data.world.distance": 1})
+    assert params.ranker.seeds == (7, 8)
+    assert params.data.world.distance == 1
+    with pytest.raises(ParamsError, match="key=value"):
+        parse_assignments(["ranker.seeds"])
+
+
+def test_seeds_derive_from_the_run_unless_they_are_set():
+    derived = load("params/quickstart.yaml", {"run.seed": 3})
+    assert (derived.data.seed, derived.ranker.seeds) == (3, (3000, 3001, 3002))
+    assert load("params/quickstart.yaml", {"run.seed": 3, "data.seed": 9}).data.seed == 9
+
+
+def test_params_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        check({}).run.seed = 1
+
+
+LEAVES = sorted(flat(Params()))
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+
+
+def refusal(given: dict) -> str:
+    """The message with which `check` refuses, empty where it takes the params (and they read back)."""
+    try:
+        params = check(given)
+    except ParamsError as error:
+        return str(error)
+    return "" if check(yaml.safe_load(dump(params))) == params else "does not read back"
+
+
+@given(key=st.sampled_from(LEAVES), value=SCALARS | st.lists(SCALARS, max_size=3))
+def test_any_value_is_either_taken_or_refused_by_name(key, value):
+    *sections, leaf = key.split(".")
+    wanted: dict = {}
+    inner = wanted
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[leaf] = value
+    message = refusal(wanted)
+    assert not message or ".".join(sections) in message
