@@ -1,0 +1,213 @@
+"""Every figure of the notebooks: one function each, from a table to a matplotlib Figure.
+
+The same model has the same colour and marker everywhere (Okabe and Ito's colour-blind-safe palette); markers and
+hatches keep a figure readable in black and white.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+MODEL_STYLE = {  # colour, marker
+    "popularity": ("#999999", "v"),
+    "two_tower": ("#E69F00", "s"),
+    "two_tower_text": ("#0072B2", "o"),
+    "oracle_discrete": ("#777777", "<"),
+    "oracle": ("#000000", ">"),
+}
+SPLIT_STYLE = {"train": ("#56B4E9", ""), "valid": ("#E69F00", "//"), "test": ("#000000", "xx")}
+METRIC_NAMES = {
+    "gauc": "GAUC",
+    "recall@3": "Recall@3",
+    "ndcg@3": "NDCG@3",
+    "mrr": "MRR",
+    "recall@3/kb": "Recall@3, whole KB",
+}
+
+
+def sessions_by_day(days: pd.DataFrame) -> Figure:
+    """Sessions a day, coloured by split. days: columns day (datetime), split, sessions."""
+    figure, (axes,) = _figure(1, width=8, height=2.8)
+    for split, (colour, hatch) in SPLIT_STYLE.items():
+        part = days[days.split == split]
+        axes.bar(part.day, part.sessions, width=0.9, color=colour, hatch=hatch, edgecolor="white", label=split)
+    axes.set(title="Sessions by day and split", xlabel="day", ylabel="sessions")
+    axes.legend(frameon=False)
+    figure.autofmt_xdate()
+    return figure
+
+
+def feature_values(counts: pd.DataFrame) -> Figure:
+    """Shares of the commonest values of some features. counts: columns feature, value, share."""
+    features = list(dict.fromkeys(counts.feature))
+    columns = min(4, len(features))
+    rows = -(-len(features) // columns)
+    figure, panels = _figure(rows * columns, columns=columns, width=11, height=2.2 * rows)
+    for axes, feature in zip(panels, features, strict=False):
+        part = counts[counts.feature == feature].iloc[::-1]
+        axes.barh([_short(value) for value in part.value], part.share, color="#56B4E9")
+        axes.set(title=feature, xlabel="share of sessions")
+    for axes in panels[len(features) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def intent_clicks(intents: pd.DataFrame) -> Figure:
+    """Clicks in train of each intent, most clicked first. intents: columns clicks, group (head | tail | cold)."""
+    figure, (axes,) = _figure(1, width=8, height=3)
+    ordered = intents.sort_values("clicks", ascending=False, kind="stable").reset_index(drop=True)
+    for group, colour, hatch in (("head", "#56B4E9", ""), ("tail", "#E69F00", "//"), ("cold", "#D55E00", "xx")):
+        part = ordered[ordered.group == group]
+        label = f"{group} ({len(part)})"
+        axes.bar(part.index, part.clicks + 0.5, width=0.9, color=colour, hatch=hatch, edgecolor="white", label=label)
+    axes.set_yscale("log")
+    axes.set(title="A few intents get most clicks", xlabel="intent, by rank", ylabel="clicks in train + 0.5")
+    axes.legend(frameon=False, title="intents")
+    return figure
+
+
+def clicks_by_position(rates: pd.DataFrame) -> Figure:
+    """Click rate by position. rates: columns position, lists (a label), rate, error (standard error)."""
+    figure, (axes,) = _figure(1, width=6, height=3)
+    styles = zip(("#0072B2", "#D55E00", "#009E73"), "os^", ("-", "--", ":"), strict=True)
+    for (label, part), (colour, marker, line) in zip(rates.groupby("lists", sort=False), styles, strict=False):
+        axes.errorbar(
+            part.position + 1,
+            part.rate,
+            1.96 * part.error,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            label=label,
+            capsize=2,
+        )
+    axes.set(title="Clicks by position", xlabel="position in the list (1 = top)", ylabel="click rate (95 % interval)")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def learning_curves(curves: pd.DataFrame) -> Figure:
+    """Training loss and development GAUC by epoch. curves: columns model, seed, epoch, train_loss, dev_gauc."""
+    figure, (left, right) = _figure(2, columns=2, width=9, height=3)
+    for (model, seed), part in curves.groupby(["model", "seed"], sort=False):
+        colour, marker = _style(model)
+        label = model if seed == curves[curves.model == model].seed.iloc[0] else None
+        for axes, column in ((left, "train_loss"), (right, "dev_gauc")):
+            axes.plot(part.epoch, part[column], color=colour, marker=marker, markersize=4, label=label, alpha=0.8)
+    left.set(title="Training loss", xlabel="epoch", ylabel="ListNet loss (nats a list)")
+    right.set(title="Development users", xlabel="epoch", ylabel="GAUC")
+    left.legend(frameon=False)
+    return figure
+
+
+def search_results(trials: pd.DataFrame) -> Figure:
+    """GAUC on valid of every configuration that was tried. trials: columns model, trial, valid_gauc."""
+    figure, (axes,) = _figure(1, width=6, height=2.6)
+    models = list(dict.fromkeys(trials.model))
+    for row, model in enumerate(models):
+        colour, marker = _style(model)
+        part = trials[trials.model == model]
+        axes.plot(part.valid_gauc, np.full(len(part), row), linestyle="", color=colour, marker=marker, alpha=0.7)
+        best = part.valid_gauc.max()
+        axes.annotate(f"best {best:.3f}", (best, row), xytext=(4, 6), textcoords="offset points", fontsize=8)
+    axes.set_yticks(range(len(models)), models)
+    axes.set_ylim(-0.5, len(models) - 0.3)
+    axes.margins(x=0.15)
+    axes.set(title="The search: every configuration tried", xlabel="GAUC on valid")
+    return figure
+
+
+def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """Each model's metrics, one dot a ranker seed and a bar at their mean. results: columns model, metric, value."""
+    figure, panels = _figure(len(metrics), columns=len(metrics), width=3.2 * len(metrics) + 1.5, height=2.8)
+    names = list(dict.fromkeys(results.model))[::-1]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for row, model in enumerate(names):
+            colour, marker = _style(model)
+            values = results[(results.model == model) & (results.metric == metric)].value
+            axes.plot(values, np.full(len(values), row), linestyle="", color=colour, marker=marker, alpha=0.6)
+            axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2)
+            axes.annotate(f"{values.mean():.3f}", (values.mean(), row + 0.32), ha="center", fontsize=8)
+        axes.set_yticks(range(len(names)), names if axes is panels[0] else [])
+        axes.set_ylim(-0.5, len(names) - 0.2)
+        axes.margins(x=0.12)
+        axes.set_xlabel(METRIC_NAMES.get(metric, metric))
+    panels[0].set_title("Models on the same sessions (dot: ranker seed, bar: mean)", loc="left")
+    return figure
+
+
+def differences(comparisons: pd.DataFrame, title: str) -> Figure:
+    """Paired differences with their 95 % intervals. comparisons: columns label, difference, ci_low, ci_high."""
+    figure, (axes,) = _figure(1, width=7, height=0.9 + 0.32 * len(comparisons))
+    rows = np.arange(len(comparisons))[::-1]
+    middle = comparisons.difference.to_numpy()
+    errors = np.abs(np.stack([middle - comparisons.ci_low, comparisons.ci_high - middle]))
+    axes.errorbar(middle, rows, xerr=errors, fmt="o", color="#0072B2", capsize=3)
+    axes.axvline(0, color="#000000", linewidth=0.8, linestyle="--")
+    axes.set_yticks(rows, comparisons.label)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set(title=title, xlabel="difference (95 % interval); right of zero: better")
+    return figure
+
+
+def distance_to_oracle(values: pd.DataFrame) -> Figure:
+    """GAUC of every model on one line, from chance to the oracle. values: columns model, value."""
+    figure, (axes,) = _figure(1, width=9, height=1.9)
+    axes.axhline(0, color="#BBBBBB", zorder=0)
+    for i, (model, value) in enumerate(values.sort_values("value")[["model", "value"]].itertuples(index=False)):
+        colour, marker = _style(model)
+        axes.plot(value, 0, marker=marker, color=colour, markersize=9)
+        up = i % 2 == 0
+        axes.annotate(
+            f"{model}\n{value:.3f}",
+            (value, 0),
+            xytext=(0, 10 if up else -10),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if up else "top",
+            fontsize=8,
+        )
+    axes.set_ylim(-1, 1)
+    axes.set_yticks([])
+    axes.margins(x=0.08)
+    axes.set(title="How far from what can be known", xlabel="GAUC on the test split")
+    return figure
+
+
+def ratios(benchmarks: pd.DataFrame) -> Figure:
+    """How many times faster than each peer, on a log scale. benchmarks: columns name, peer, ratio."""
+    known = benchmarks[benchmarks.ratio.notna()].iloc[::-1]
+    figure, (axes,) = _figure(1, width=7, height=1 + 0.4 * len(known))
+    labels = known.name + " / " + known.peer
+    axes.barh(labels, known.ratio, color="#56B4E9")
+    for row, ratio in enumerate(known.ratio):
+        axes.annotate(f"{ratio:.3g}x", (ratio, row), xytext=(3, -3), textcoords="offset points", fontsize=8)
+    axes.axvline(1, color="#000000", linewidth=0.8, linestyle="--")
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.set(title="Measured side by side in this run", xlabel="times as fast as the peer (right of 1: faster)")
+    return figure
+
+
+def _figure(panels: int, *, columns: int = 1, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(
+        -(-panels // columns), columns, figsize=(width, height), layout="constrained", squeeze=False
+    )
+    for each in axes.flat:
+        each.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)  # the notebook shows what the cell returns; an open figure would be shown twice
+    return figure, list(axes.flat)
+
+
+def _style(model: str) -> tuple[str, str]:
+    return MODEL_STYLE.get(model, ("#CC79A7", "D"))
+
+
+def _short(value: object, length: int = 18) -> str:
+    text = str(value).replace("$", r"\$")  # matplotlib would read a pair of dollars as mathematics
+    return text if len(text) <= length else text[: length - 1] + "…"
