@@ -1,0 +1,168 @@
+"""The training loop of every ranker, and scoring with a trained one.
+
+A ranker is any module with `forward(lists, intents) -> scores (lists, candidates)`; a loss is any function of
+(ranker, lists, intents). What else a ranker needs (query embeddings, say) travels in its lists.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rgalign.data.lists import Intents, Lists
+from rgalign.evaluation.metrics import gauc_of_lists
+from rgalign.ranker.losses import listnet_loss
+from rgalign.ranker.seeding import seeded
+
+Loss = Callable[[nn.Module, Lists, Intents], Tensor]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the epoch and the parameter to change."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A ranker with the weights of its best epoch, and its curve: epoch, train_loss, dev_gauc, seconds (of the epoch)."""
+
+    model: nn.Module
+    curve: pd.DataFrame
+    best_epoch: int
+
+
+def listnet(model: nn.Module, lists: Lists, intents: Intents) -> Tensor:
+    """The baseline's loss: ListNet on the shown lists."""
+    return listnet_loss(model(lists, intents), lists.clicked, lists.shown)
+
+
+def fit(
+    model: nn.Module,
+    train: Lists,
+    dev: Lists,
+    intents: Intents,
+    *,
+    seed: int,
+    loss: Loss = listnet,
+    epochs: int = 60,
+    patience: int = 6,
+    lists_per_batch: int = 512,
+    learning_rate: float = 4e-3,
+    weight_decay: float = 0.01,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> Fitted:
+    """Train in place by AdamW; stop when GAUC on the development users has not risen for `patience` epochs.
+
+    train, dev   lists of these two parts, users apart; lists without a click are left out of training
+    seed         of the order of lists and of dropout; the same seed gives the same bytes on the same machine and
+                 number of threads, and the caller's random state stays as it was
+    loss         mean over the lists of a batch; with several processes a batch is shared out and gradients averaged
+    accelerator  device, precision and processes; by default accelerate's own choice
+    Raises ValueError for lists of another part, TrainingError when the loss is not finite.
+    """
+    refuse_other_parts("fit", train=train, dev=dev)
+    accelerator = accelerator or Accelerator()
+    train = _with_click(train, lists_per_batch, accelerator.num_processes)
+    train, dev, intents = (part.to(accelerator.device) for part in (train, dev, intents))
+    optimizer = torch.optim.AdamW(model.to(accelerator.device).parameters(), learning_rate, weight_decay=weight_decay)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    order = torch.Generator().manual_seed(seed)
+    rows, best, best_epoch = [], {}, 0
+    bar = tqdm(range(1, epochs + 1), "ranker", delay=5, disable=not (progress and accelerator.is_main_process))
+    with seeded(seed + accelerator.process_index):
+        for epoch in bar:
+            started = time.perf_counter()
+            batches = _batches(len(train), lists_per_batch, order)
+            train_loss = _train_epoch(wrapped, optimizer, loss, train, intents, batches, accelerator)
+            if not math.isfinite(train_loss):
+                raise TrainingError(
+                    f"the loss of the ranker is {train_loss} in epoch {epoch}: "
+                    f"lower ranker.learning_rate (it is {learning_rate:g})"
+                )
+            dev_gauc = _dev_gauc(accelerator.unwrap_model(wrapped), dev, intents, accelerator)
+            rows.append((epoch, train_loss, dev_gauc, time.perf_counter() - started))
+            bar.set_postfix(loss=f"{train_loss:.4f}", dev_gauc=f"{dev_gauc:.4f}", refresh=False)
+            if not best or dev_gauc > rows[best_epoch - 1][2]:
+                best_epoch = epoch
+                best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            elif epoch - best_epoch >= patience:
+                break
+    bar.close()
+    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    model.load_state_dict(best)
+    return Fitted(model.eval(), pd.DataFrame(rows, columns=["epoch", "train_loss", "dev_gauc", "seconds"]), best_epoch)
+
+
+def score(model: nn.Module, lists: Lists, intents: Intents, *, lists_per_batch: int = 4096) -> np.ndarray:
+    """Scores (lists, candidates) float32 of the shown candidates, without position bias; -inf where padded."""
+    device = next(model.parameters()).device
+    intents, training, scores = intents.to(device), model.training, []
+    model.eval()
+    with torch.no_grad():
+        for rows in torch.arange(len(lists)).split(lists_per_batch):
+            batch = lists.take(rows).to(device)
+            scores.append(model(batch, intents).float().masked_fill(~batch.shown, -math.inf).cpu().numpy())
+    model.train(training)
+    return np.concatenate(scores) if scores else np.zeros(lists.candidates.shape, np.float32)
+
+
+def score_kb(model: nn.Module, lists: Lists, intents: Intents, *, lists_per_batch: int = 1024) -> np.ndarray:
+    """Scores (lists, intents) float32 of the whole KB, also of intents not yet valid at a session's time."""
+    everything = torch.arange(len(intents)).expand(len(lists), -1)
+    nothing_clicked = torch.zeros((), dtype=torch.bool).expand(everything.shape)
+    whole = replace(lists, candidates=everything, clicked=nothing_clicked)
+    return score(model, whole, intents, lists_per_batch=lists_per_batch)
+
+
+def refuse_other_parts(who: str, **lists: Lists) -> None:
+    """Raise ValueError unless the lists named `train`, `dev`, `valid` are of that part."""
+    wrong = [f"{name} holds lists of part {given.part!r}" for name, given in lists.items() if given.part != name]
+    if wrong:
+        raise ValueError(
+            f"{who} refuses: {'; '.join(wrong)}. Learn from train, stop on dev, choose on valid; test is opened by "
+            "notebook 09 alone"
+        )
+
+
+def _with_click(train: Lists, lists_per_batch: int, processes: int) -> Lists:
+    has_click = train.clicked.any(dim=1)
+    if int(has_click.sum()) < processes or lists_per_batch < 2 * processes:  # each needs a list of every batch
+        raise ValueError(
+            f"{int(has_click.sum())} of {len(train)} training lists have a click, in batches of {lists_per_batch}: "
+            f"too few for {processes} process{'es' if processes > 1 else ''}"
+        )
+    return train if has_click.all() else train.take(has_click.nonzero().squeeze(1))
+
+
+def _batches(count: int, lists_per_batch: int, order: torch.Generator) -> tuple[Tensor, ...]:
+    """A random order in batches of nearly one size: none is a small remainder with a noisy gradient."""
+    return torch.randperm(count, generator=order).tensor_split(math.ceil(count / lists_per_batch))
+
+
+def _train_epoch(model, optimizer, loss: Loss, train: Lists, intents: Intents, batches, accelerator) -> float:
+    model.train()
+    total = torch.zeros((), device=accelerator.device)
+    for batch in batches:
+        mine = batch.tensor_split(accelerator.num_processes)[accelerator.process_index]
+        # shares differ by one list at most: this weight makes the average over processes the mean over the batch
+        share = len(mine) * accelerator.num_processes / len(batch)
+        value = loss(model, train.take(mine), intents) * share
+        optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(value)
+        optimizer.step()
+        total += value.detach() * len(batch)
+    return float(accelerator.reduce(total, "mean")) / sum(map(len, batches))
+
+
+def _dev_gauc(model: nn.Module, dev: Lists, intents: Intents, accelerator: Accelerator) -> float:
+    judged = gauc_of_lists(score(model, dev, intents), dev.clicked.cpu().numpy(), dev.shown.cpu().numpy())
+    if not judged.groups:
+        raise ValueError(f"none of the {len(dev)} development lists has a clicked and an unclicked candidate")
+    return float(accelerator.reduce(torch.tensor(judged.value, dtype=torch.float32, device=accelerator.device), "mean"))

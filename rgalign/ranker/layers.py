@@ -1,0 +1,91 @@
+"""Building blocks of the towers: one table for all fields, attention over fields, mixture of experts."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rgalign.data.features import UNKNOWN
+from rgalign.data.lists import Bag
+
+
+def unknown_at_random(ids: Tensor, share: float) -> Tensor:
+    """Replace each id by 'unknown' with this probability: id dropout, a training step's view [C]."""
+    return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < share, UNKNOWN) if share else ids
+
+
+class FieldEmbedding(nn.Module):
+    """All categorical fields in one table: a field's ids are shifted by the sizes of the fields before it."""
+
+    def __init__(self, sizes: Sequence[int], dim: int):
+        super().__init__()
+        offsets = torch.tensor([0, *sizes]).cumsum(0)
+        self.register_buffer("offsets", offsets[:-1], persistent=False)
+        self.table = nn.Embedding(int(offsets[-1]), dim)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """fields (rows, fields) ids -> (rows, fields, dim)."""
+        return self.table(fields + self.offsets)
+
+
+class BagEmbedding(nn.Module):
+    """Mean embedding of a bag of ids; an empty bag is the zero vector."""
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.table = nn.EmbeddingBag(size, dim, mode="mean", include_last_offset=True)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+
+    def forward(self, bag: Bag) -> Tensor:
+        """bag of ids -> (rows, dim)."""
+        values, offsets = bag
+        return self.table(values.long(), offsets)
+
+
+class FieldAttention(nn.Module):
+    """AutoInt's interacting layer: every field attends to all fields of its row, plus a projected residual [P].
+
+    dim_in, dim_out  width of a field before and after; heads must divide dim_out
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, heads: int):
+        super().__init__()
+        if dim_out % heads:
+            raise ValueError(f"{heads} heads do not divide the width {dim_out}")
+        self.heads = heads
+        self.query_key_value = nn.Linear(dim_in, 3 * dim_out, bias=False)
+        self.residual = nn.Linear(dim_in, dim_out)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """fields (rows, fields, dim_in) -> (rows, fields, dim_out)."""
+        rows, count, _ = fields.shape
+        split = self.query_key_value(fields).view(rows, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        # the fused kernel never stores the (fields x fields) weights: half the time of matmul + softmax at 90 fields
+        mixed = F.scaled_dot_product_attention(*split.unbind(0))
+        return F.relu(mixed.transpose(1, 2).reshape(rows, count, -1) + self.residual(fields))
+
+
+class MixtureOfExperts(nn.Module):
+    """Two-layer experts, averaged by a softmax gate that sees the same input [P]; all experts run as one matmul."""
+
+    def __init__(self, dim_in: int, hidden: int, dim_out: int, experts: int, dropout: float):
+        super().__init__()
+        self.gate = nn.Linear(dim_in, experts)
+        self.widen = nn.Linear(dim_in, experts * hidden)
+        self.narrow = nn.Parameter(torch.empty(experts, hidden, dim_out))
+        self.shift = nn.Parameter(torch.zeros(experts, dim_out))
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.narrow, std=hidden**-0.5)
+
+    def weights(self, inputs: Tensor) -> Tensor:
+        """(rows, dim_in) -> share of each expert (rows, experts); a row sums to one."""
+        return self.gate(inputs).softmax(dim=1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(rows, dim_in) -> (rows, dim_out)."""
+        experts = len(self.narrow)
+        hidden = self.dropout(F.relu(self.widen(inputs))).view(len(inputs), experts, -1)
+        outputs = torch.einsum("reh,ehd->red", hidden, self.narrow) + self.shift
+        return (self.weights(inputs).unsqueeze(2) * outputs).sum(dim=1)

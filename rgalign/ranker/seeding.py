@@ -1,0 +1,14 @@
+"""torch's random state, borrowed and given back: library code never seeds the caller's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch draws from this seed (initialisation, dropout); outside, its state is as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(seed)
+        yield

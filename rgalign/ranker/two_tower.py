@@ -1,0 +1,117 @@
+"""The baseline ranker: AutoInt + mixture of experts for the session, id, category and words for the intent."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rgalign.data.lists import Intents, Lists
+from rgalign.ranker.layers import BagEmbedding, FieldAttention, FieldEmbedding, MixtureOfExperts, unknown_at_random
+from rgalign.ranker.seeding import seeded
+
+
+@dataclass(frozen=True)
+class TwoTowerConfig:
+    """All that fixes the shape of a two-tower ranker (METHOD.md 2.2; every size is our choice [C]).
+
+    field_sizes, history_sizes   vocabulary of each field and of each history column (FeatureSpace)
+    word_buckets                 hashed words of session and intent texts; used only where text is True
+    intent_ids, categories       vocabularies of the knowledge base (FeatureSpace)
+    positions                    longest training list; 0 where positions are not real: no position bias
+    text                         True: the words of both sides are read; False: ids only
+    embedding_dim, dim           width of a field, and of the user and intent vectors
+    hidden                       width of an expert
+    id_dropout                   share of ids replaced by 'unknown' in a training step, which so learns to stand in
+    """
+
+    field_sizes: tuple[int, ...]
+    history_sizes: tuple[int, ...]
+    word_buckets: int
+    intent_ids: int
+    categories: int
+    positions: int
+    text: bool
+    embedding_dim: int = 16
+    dim: int = 32
+    attention_layers: int = 1
+    heads: int = 1
+    experts: int = 4
+    hidden: int = 64
+    dropout: float = 0.1
+    id_dropout: float = 0.05
+
+
+class UserTower(nn.Module):
+    """Session -> vector: attention over its fields, bags of history and of words among them; then experts [P]."""
+
+    def __init__(self, config: TwoTowerConfig):
+        super().__init__()
+        width = config.embedding_dim
+        self.fields = FieldEmbedding(config.field_sizes, width)
+        self.history = nn.ModuleList(BagEmbedding(size, width) for size in config.history_sizes)
+        self.words = BagEmbedding(config.word_buckets, width) if config.text else None
+        layers = [FieldAttention(width, width, config.heads) for _ in range(config.attention_layers)]
+        self.attention = nn.Sequential(*layers)
+        inputs = (len(config.field_sizes) + len(config.history_sizes) + int(config.text)) * width
+        self.experts = MixtureOfExperts(inputs, config.hidden, config.dim, config.experts, config.dropout)
+        self.direct = nn.Linear(inputs, config.dim)  # past the attention: what is additive need not be learnt by it
+        self.dropout = nn.Dropout(config.dropout)
+        self.id_dropout = config.id_dropout
+
+    def forward(self, lists: Lists) -> Tensor:
+        """-> (lists, dim)."""
+        ids = lists.fields.long()
+        if self.training:
+            ids = unknown_at_random(ids, self.id_dropout)
+        bags = [table(bag) for table, bag in zip(self.history, lists.history, strict=True)]
+        if self.words is not None:
+            bags.append(self.words(lists.words))
+        embedded = torch.cat([self.fields(ids), *(bag.unsqueeze(1) for bag in bags)], dim=1)
+        embedded = self.dropout(embedded)
+        return self.experts(self.attention(embedded).flatten(1)) + self.direct(embedded.flatten(1))
+
+
+class IntentTower(nn.Module):
+    """Intent -> vector and bias: id + category + words. An unseen intent is 'unknown' in its own category and words."""
+
+    def __init__(self, config: TwoTowerConfig):
+        super().__init__()
+        self.id = nn.Embedding(config.intent_ids, config.dim)
+        self.category = nn.Embedding(config.categories, config.dim)
+        for table in (self.id, self.category):
+            nn.init.normal_(table.weight, std=0.3)
+        self.words = BagEmbedding(config.word_buckets, config.dim) if config.text else None
+        self.bias = nn.Linear(config.dim, 1)
+        self.id_dropout = config.id_dropout
+
+    def forward(self, intents: Intents) -> tuple[Tensor, Tensor]:
+        """The whole knowledge base -> (intents, dim) and (intents,)."""
+        ids = intents.id.long()
+        if self.training:
+            ids = unknown_at_random(ids, self.id_dropout)
+        vectors = self.id(ids) + self.category(intents.category.long())
+        if self.words is not None:
+            vectors = vectors + self.words(intents.words)
+        return vectors, self.bias(vectors).squeeze(1)
+
+
+class TwoTower(nn.Module):
+    """score(session, intent) = user . intent / sqrt(dim) + bias of the intent; in training, + bias of the position."""
+
+    def __init__(self, config: TwoTowerConfig, *, seed: int = 0):
+        super().__init__()
+        self.config = config
+        with seeded(seed):
+            self.user = UserTower(config)
+            self.intent = IntentTower(config)
+        self.position = nn.Parameter(torch.zeros(config.positions)) if config.positions else None
+
+    def forward(self, lists: Lists, intents: Intents) -> Tensor:
+        """-> scores (lists, candidates); a padded candidate has some finite score."""
+        user = self.user(lists) * self.config.dim**-0.5
+        vectors, bias = self.intent(intents)
+        candidates = lists.candidates.long().clamp(min=0)
+        scores = torch.addmm(bias, user, vectors.T).gather(1, candidates)
+        if self.training and self.position is not None:
+            scores = scores + self.position[: scores.shape[1]]
+        return scores
