@@ -4,9 +4,20 @@ Nothing of the development users, of valid or of test enters it. A value that wa
 shares one id, unknown, with all values that later turn up for the first time; so unknown has a trained embedding.
 """
 
+import difflib
 import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rgalign.data import columns
+from rgalign.data.columns import Rows
 
 MISSING, UNKNOWN, FIRST = 0, 1, 2  # ids: no value, a value that is not in the vocabulary, the first value of it
 
@@ -15,6 +26,7 @@ MISSING, UNKNOWN, FIRST = 0, 1, 2  # ids: no value, a value that is not in the v
 class Field:
     """One column of ids: 0 missing, 1 unknown, from 2 the values (categorical, history) or the bins (numeric, length).
 
+    name: the column of `sessions`, which for a length is the history itself
     edges: bin i holds edges[i - 1] <= x < edges[i]; None where train had no number at all: every number is unknown.
     """
 
@@ -56,7 +68,7 @@ class FeatureSpace:
 
     @property
     def field_names(self) -> tuple[str, ...]:
-        return tuple(field.name for field in self.fields)
+        return tuple(f"{field.name}.length" if field.kind == "length" else field.name for field in self.fields)
 
     @property
     def field_sizes(self) -> tuple[int, ...]:
@@ -93,3 +105,187 @@ class FeatureSpace:
         for key in ("texts", "intents", "categories"):
             raw[key] = tuple(raw[key])
         return FeatureSpace(**raw)
+
+
+def fit_space(
+    sessions: Rows | Iterable[Rows],
+    intents: pd.DataFrame,
+    train_impressions: Rows | Iterable[Rows],
+    kinds: dict[str, str],
+    *,
+    drop: Collection[str] = (),
+    min_count: int = 2,
+    numeric_bins: int = 16,
+    word_buckets: int = 4096,
+    word_pairs: bool = False,
+    max_history: int = 50,
+    seed: int = 0,
+    sample: int = 500_000,
+) -> FeatureSpace:
+    """The vocabularies and bins of the training sessions; tables whole, or in batches.
+
+    drop          feature columns to leave out
+    min_count     a categorical or history value seen less often is unknown (so the unknown id is trained too)
+    numeric_bins  quantile bins; every edge is a value of the column, so that no bin is empty in train
+    word_pairs    two neighbouring words are hashed as a word too
+    max_history   values of a history that count, the last ones; its length counts them all
+    sample        rows that quantiles are taken from: exact up to here, beyond it a sample drawn with `seed`
+    An intent that was never clicked in train gets no id of its own: its embedding would stay as it was initialised, or
+    learn "never clicked", which is false the day the intent is new. It is told apart by its text and category; a
+    category counts as seen when one of its intents was clicked.
+    Raises ValueError for an unknown name in `drop`, a column that is not there, a session that is not of train, an
+    impression of another session.
+    """
+    chosen = _chosen(kinds, drop)
+    numeric = [name for name, kind in chosen.items() if kind in ("numeric", "history")]
+    counts = {name: Counter() for name, kind in chosen.items() if kind in ("categorical", "history")}
+    numbers = _Sample(len(numeric), sample, np.random.default_rng(seed))
+    session_hashes = [np.empty(0, np.uint64)]
+    for batch in _batches(sessions):
+        _refuse(batch, chosen)
+        session_hashes.append(hashes(columns.column(batch, "session_id")))
+        for name in counts:
+            counts[name].update(_tally(columns.column(batch, name), chosen[name], max_history))
+        numbers.add(_numbers(batch, numeric, chosen))
+    clicks = _clicks(train_impressions, np.unique(np.concatenate(session_hashes)))
+    edges = dict(zip(numeric, (_edges(values, numeric_bins) for values in numbers.rows().T), strict=True))
+    values = {name: _vocabulary(counted, min_count) for name, counted in counts.items()}
+    fields = {
+        "categorical": lambda name: Field(name, "categorical", values[name]),
+        "numeric": lambda name: Field(name, "numeric", edges=edges[name]),
+        "history": lambda name: Field(name, "length", edges=edges[name]),
+    }
+    return FeatureSpace(
+        fields=tuple(fields[kind](name) for name, kind in chosen.items() if kind in fields),
+        histories=tuple(Field(name, kind, values[name]) for name, kind in chosen.items() if kind == "history"),
+        texts=tuple(name for name, kind in chosen.items() if kind == "text"),
+        intents=_vocabulary(clicks, 1),
+        categories=_vocabulary(_clicks_by_category(intents, clicks), 1),
+        word_buckets=word_buckets,
+        word_pairs=word_pairs,
+        max_history=max_history,
+    )
+
+
+def hashes(ids: pa.Array) -> np.ndarray:
+    """(rows,) uint64 in place of ids, eight bytes each: two of 7.5 M ids collide once in 600,000 runs."""
+    return pd.util.hash_array(ids.to_numpy(zero_copy_only=False).astype(object), categorize=False)
+
+
+def _chosen(kinds: dict[str, str], drop: Collection[str]) -> dict[str, str]:
+    faults = []
+    for name in drop:
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1, cutoff=0)
+            faults.append(f"  {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+    if faults:
+        raise ValueError("drop names columns that dataset.yaml does not declare:\n" + "\n".join(faults))
+    chosen = {name: kind for name, kind in kinds.items() if name not in drop}
+    if not chosen:
+        raise ValueError(f"drop leaves none of the {len(kinds)} feature columns: a ranker needs at least one")
+    return chosen
+
+
+def _batches(rows: Rows | Iterable[Rows]) -> Iterator[Rows]:
+    return iter([rows]) if isinstance(rows, Rows) else iter(rows)
+
+
+def _names(rows: Rows) -> Sequence[str]:
+    return list(rows.columns) if isinstance(rows, pd.DataFrame) else rows.schema.names
+
+
+def _refuse(sessions: Rows, chosen: dict[str, str]) -> None:
+    names = _names(sessions)
+    if absent := [name for name in ("session_id", *chosen) if name not in names]:
+        raise ValueError(f"sessions have no column {', '.join(absent)}; dataset.yaml declares it as a feature")
+    if "split" in names:
+        others = set(columns.column(sessions, "split").unique().to_pylist()) - {"train"}
+        if others:
+            found = ", ".join(sorted(map(str, others)))
+            raise ValueError(f"a feature space is fitted on train alone; these sessions have split {found}")
+
+
+def _tally(array: pa.Array, kind: str, max_history: int) -> Counter:
+    if kind == "history":
+        rows, array, lengths = columns.as_history(array)
+        array = array.filter(pa.array(columns.most_recent(rows, lengths, max_history)))
+    codes, keys = columns.as_keys(array)
+    found = Counter()
+    for key, count in zip(keys, np.bincount(codes, minlength=len(keys)).tolist(), strict=True):
+        if key is not None and count:
+            found[key] += count
+    return found
+
+
+def _numbers(sessions: Rows, names: list[str], kinds: dict[str, str]) -> np.ndarray:
+    """(rows, names) float64: the value of a numeric column, the length of a history."""
+    read = {"numeric": columns.as_numbers, "history": lambda array: columns.as_history(array)[2]}
+    arrays = [read[kinds[name]](columns.column(sessions, name)) for name in names]
+    return np.stack(arrays, axis=1) if arrays else np.empty((len(sessions), 0))
+
+
+def _edges(values: np.ndarray, bins: int) -> tuple[float, ...] | None:
+    """Inner edges of the quantile bins; None where there is no number. A bin is closed below, open above."""
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return None
+    inner = np.quantile(values, np.arange(1, bins) / bins, method="inverted_cdf")
+    return tuple(float(edge) for edge in np.unique(inner) if edge > values.min())
+
+
+def _vocabulary(counts: Counter, min_count: int) -> tuple[str, ...]:
+    """By falling count, then by name: the same whatever the order of the batches."""
+    frequent = [(-count, value) for value, count in counts.items() if count >= min_count]
+    return tuple(value for _, value in sorted(frequent))
+
+
+def _clicks(impressions: Rows | Iterable[Rows], session_hashes: np.ndarray) -> Counter:
+    clicks = Counter()
+    for batch in _batches(impressions):
+        own = hashes(columns.column(batch, "session_id").unique())
+        if strangers := int((~np.isin(own, session_hashes)).sum()):
+            raise ValueError(f"impressions name {strangers} sessions that are not among the training sessions")
+        clicked = pc.equal(columns.column(batch, "clicked").cast(pa.int8()), 1)
+        clicks.update(_tally(columns.column(batch, "intent_id").filter(clicked), "categorical", 0))
+    return clicks
+
+
+def _clicks_by_category(intents: pd.DataFrame, clicks: Counter) -> Counter:
+    codes, keys = columns.as_keys(columns.column(intents, "category"))
+    found = Counter()
+    for intent, code in zip(intents["intent_id"], codes, strict=True):
+        if keys[code] is not None and clicks[intent]:
+            found[keys[code]] += clicks[intent]
+    return found
+
+
+class _Sample:
+    """Up to `size` rows of a stream, drawn uniformly: those with the smallest random keys.
+
+    A row's key depends on its place in the stream alone, so the sample does not depend on how the rows are batched.
+    """
+
+    def __init__(self, width: int, size: int, generator: np.random.Generator):
+        self.size, self.generator = size, generator
+        self.keys, self.kept = np.empty(0), np.empty((0, width))
+        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self.limit = np.inf  # no row with a greater key can enter any more
+
+    def add(self, rows: np.ndarray) -> None:
+        keys = self.generator.random(len(rows))
+        enter = keys <= self.limit
+        self.waiting.append((keys[enter], rows[enter]))
+        if sum(len(keys) for keys, _ in self.waiting) >= self.size:
+            self._settle()
+
+    def rows(self) -> np.ndarray:
+        self._settle()
+        return self.kept
+
+    def _settle(self) -> None:
+        keys = np.concatenate([self.keys, *(keys for keys, _ in self.waiting)])
+        rows = np.concatenate([self.kept, *(rows for _, rows in self.waiting)])
+        order = np.argsort(keys, kind="stable")[: self.size]
+        self.keys, self.kept, self.waiting = keys[order], rows[order], []
+        if len(self.keys) == self.size:
+            self.limit = self.keys[-1]

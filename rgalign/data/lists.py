@@ -1,28 +1,21 @@
-"""Encoded tables: impression lists and the knowledge base as compact integer tensors, in memory and on disk."""
+"""Encoded tables: impression lists and the knowledge base as compact integer tensors."""
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 PARTS = ("train", "dev", "valid", "test")
-LISTS_PER_SHARD = 500_000
+PADDING = -1
 
 
 class Bag(NamedTuple):
     """Bags of ids of any size, laid end to end: bag i is values[offsets[i]:offsets[i + 1]] (torch's EmbeddingBag).
 
-    values   (all ids,) the narrowest of uint8, int16, int32 that holds the vocabulary: cast a batch before embedding it
+    values   (all ids,) int16 or int32, as the vocabulary needs: cast a batch before embedding it
     offsets  (bags + 1,) int64, from 0
     """
 
@@ -50,7 +43,7 @@ class Lists:
     words       Bag of hashed words of all text columns, 0 .. word_buckets - 1, ascending, each once
     candidates  (lists, candidates) row in intents.parquet of the intent shown at position 0, 1, ..; -1 where padded
     clicked     (lists, candidates) bool, False where padded
-    Integer tensors are as narrow as their vocabulary allows: cast a batch (`.long()`) before embedding it.
+    Ids are int16 or int32, as their vocabulary needs: cast a batch (`.long()`) before embedding it.
     """
 
     part: str
@@ -116,6 +109,36 @@ class Intents:
     def to(self, device: torch.device | str) -> "Intents":
         """The same intents with their tensors on a device; ids and dates stay on the host."""
         return replace(self, **_moved(self, device))
+
+
+def concat_lists(parts: Sequence[Lists]) -> Lists:
+    """The lists of several Lists of one part, one after the other, padded to the longest list."""
+    return Lists(
+        part=parts[0].part,
+        session_id=np.concatenate([lists.session_id for lists in parts]),
+        user_id=np.concatenate([lists.user_id for lists in parts]),
+        fields=torch.cat([lists.fields for lists in parts]),
+        history=tuple(_concat_bags(bags) for bags in zip(*(lists.history for lists in parts), strict=True)),
+        words=_concat_bags([lists.words for lists in parts]),
+        candidates=concat_padded([lists.candidates for lists in parts], PADDING),
+        clicked=concat_padded([lists.clicked for lists in parts], False),
+    )
+
+
+def concat_padded(tensors: Sequence[Tensor], value: int | bool) -> Tensor:
+    """(lists of all, columns of the widest), narrower ones filled up on the right."""
+    width = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=value) for t in tensors])
+
+
+def concat_offsets(offsets: Sequence[Tensor]) -> Tensor:
+    """Offsets of several Bags for their values laid end to end."""
+    starts = np.cumsum([0, *(int(each[-1]) for each in offsets)]).tolist()
+    return torch.cat([offsets[0][:1], *(each[1:] + start for each, start in zip(offsets, starts, strict=False))])
+
+
+def _concat_bags(bags: Sequence[Bag]) -> Bag:
+    return Bag(torch.cat([bag.values for bag in bags]), concat_offsets([bag.offsets for bag in bags]))
 
 
 def _moved(container: Lists | Intents, device: torch.device | str) -> dict:

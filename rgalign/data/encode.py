@@ -1,0 +1,156 @@
+"""Tables to tensors: sessions with their impressions as Lists, the knowledge base as Intents."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from rgalign.data import columns
+from rgalign.data.columns import Rows
+from rgalign.data.features import FIRST, MISSING, UNKNOWN, FeatureSpace, Field
+from rgalign.data.lists import PADDING, Bag, Intents, Lists, concat_lists
+
+ROWS = 65_536  # sessions encoded at once; bounds the memory, changes no byte
+SPLIT_OF = {"train": "train", "dev": "train", "valid": "valid", "test": "test"}
+IMPRESSION_COLUMNS = ("session_id", "intent_id", "position", "clicked")
+
+
+def encode_lists(space: FeatureSpace, sessions: Rows, impressions: Rows, intents: pd.DataFrame, part: str) -> Lists:
+    """The impression lists of one part, one a session, in the order of `sessions`; a session shown nothing is empty.
+
+    intents  the KB: candidates are its row numbers
+    Raises ValueError for a session of another split, an impression of a session or of an intent that is not there, and
+    two impressions at one position.
+    """
+    _refuse_split(sessions, part)
+    sessions, impressions = as_table(sessions, session_columns(space)), as_table(impressions, IMPRESSION_COLUMNS)
+    rows = session_rows(impressions, sessions)
+    if strangers := (rows < 0).sum():
+        raise ValueError(f"{strangers} impressions are of sessions that are not among these {len(sessions)}")
+    if (np.diff(rows) < 0).any():
+        order = np.argsort(rows, kind="stable")
+        impressions, rows = impressions.take(pa.array(order)), rows[order]
+    kb, encoded = columns.ids(intents, "intent_id"), []
+    for start in range(0, max(len(sessions), 1), ROWS):
+        first, end = np.searchsorted(rows, (start, start + ROWS))
+        shown = impressions.slice(first, end - first)
+        encoded.append(encode_batch(space, sessions.slice(start, ROWS), shown, rows[first:end] - start, kb, part))
+    return concat_lists(encoded)
+
+
+def encode_intents(space: FeatureSpace, intents: pd.DataFrame) -> Intents:
+    """The KB, row by row; words are those of title and description."""
+    size = max(space.intent_ids_size, space.category_size)
+    texts = [columns.column(intents, name) for name in ("title", "description")]
+    return Intents(
+        intent_id=columns.as_strings(columns.ids(intents, "intent_id")),
+        valid_from=pd.to_datetime(intents["valid_from"]).to_numpy(dtype="datetime64[us]"),
+        id=_lookup(columns.column(intents, "intent_id"), Field("intent_id", "categorical", space.intents), size),
+        category=_lookup(columns.column(intents, "category"), Field("category", "categorical", space.categories), size),
+        words=_words(space, texts, len(intents)),
+    )
+
+
+def encode_batch(
+    space: FeatureSpace, sessions: pa.Table, impressions: pa.Table, rows: np.ndarray, kb: pa.Array, part: str
+) -> Lists:
+    """Lists of a few sessions.
+
+    rows  (impressions,) the row of `sessions` that each belongs to
+    kb    (intents,) ids in the order of intents.parquet
+    Raises ValueError as `encode_lists` does.
+    """
+    candidates, clicked = _candidates(impressions, rows, len(sessions), kb)
+    size = max(space.field_sizes, default=1)
+    fields = [_field(field, columns.column(sessions, field.name), size) for field in space.fields]
+    texts = [columns.column(sessions, name) for name in space.texts]
+    return Lists(
+        part=part,
+        session_id=columns.as_strings(columns.ids(sessions, "session_id")),
+        user_id=columns.as_strings(columns.ids(sessions, "user_id")),
+        fields=torch.stack(fields, dim=1) if fields else torch.empty((len(sessions), 0), dtype=torch.int16),
+        history=tuple(_history(field, columns.column(sessions, field.name), space) for field in space.histories),
+        words=_words(space, texts, len(sessions)),
+        candidates=candidates,
+        clicked=clicked,
+    )
+
+
+def session_columns(space: FeatureSpace) -> tuple[str, ...]:
+    """Columns of `sessions` that encoding reads."""
+    features = [*(field.name for field in space.fields), *(field.name for field in space.histories), *space.texts]
+    return tuple(dict.fromkeys(["session_id", "user_id", *features]))
+
+
+def as_table(rows: Rows, names: tuple[str, ...]) -> pa.Table:
+    """These columns in arrow. Raises ValueError for one that is not there."""
+    there = list(rows.columns) if isinstance(rows, pd.DataFrame) else rows.schema.names
+    if absent := [name for name in names if name not in there]:
+        raise ValueError(f"there is no column {', '.join(absent)}; the table has {', '.join(there)}")
+    return pa.table({name: columns.column(rows, name) for name in names})
+
+
+def session_rows(impressions: pa.Table, sessions: pa.Table) -> np.ndarray:
+    """(impressions,) the row of each impression's session, -1 where it is not there."""
+    found = pc.index_in(columns.ids(impressions, "session_id"), value_set=columns.ids(sessions, "session_id"))
+    return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _refuse_split(sessions: Rows, part: str) -> None:
+    if part not in SPLIT_OF:
+        raise ValueError(f"part is {part!r}; expected one of {', '.join(SPLIT_OF)}")
+    if "split" in (sessions.columns if isinstance(sessions, pd.DataFrame) else sessions.schema.names):
+        others = set(columns.column(sessions, "split").unique().to_pylist()) - {SPLIT_OF[part]}
+        if others:
+            raise ValueError(f"part {part!r} is made of split {SPLIT_OF[part]!r}; found {sorted(map(str, others))}")
+
+
+def _candidates(
+    impressions: pa.Table, rows: np.ndarray, sessions: int, kb: pa.Array
+) -> tuple[torch.Tensor, torch.Tensor]:
+    found = pc.index_in(columns.ids(impressions, "intent_id"), value_set=kb)
+    position = columns.column(impressions, "position").to_numpy(zero_copy_only=False).astype(np.int64)
+    if found.null_count:
+        orphans = columns.ids(impressions, "intent_id").filter(found.is_null()).unique().to_pylist()
+        raise ValueError(f"impressions show {len(orphans)} intents that the KB does not have (first: {orphans[0]!r})")
+    if len(position) and position.min() < 0:
+        raise ValueError(f"position is {position.min()} in impressions; expected 0, 1, .. from the top of the list")
+    shape = (sessions, int(position.max(initial=0)) + 1)
+    candidates = np.full(shape, PADDING, columns.narrowest(len(kb)))
+    clicked = np.zeros(shape, bool)
+    candidates[rows, position] = found.to_numpy(zero_copy_only=False)
+    clicked[rows, position] = columns.column(impressions, "clicked").cast(pa.int8()).to_numpy(zero_copy_only=False) == 1
+    if hidden := len(rows) - int((candidates != PADDING).sum()):
+        raise ValueError(f"{hidden} impressions share session and position with another")
+    return torch.from_numpy(candidates), torch.from_numpy(clicked)
+
+
+def _field(field: Field, array: pa.Array, size: int) -> torch.Tensor:
+    """(rows,) ids of a column; size: that of the largest vocabulary, so that all columns have one type."""
+    if field.kind == "categorical":
+        return _lookup(array, field, size)
+    numbers = columns.as_numbers(array) if field.kind == "numeric" else columns.as_history(array)[2]
+    ids = np.full(len(numbers), UNKNOWN)
+    if field.edges is not None:
+        ids = FIRST + np.searchsorted(field.edges, numbers, side="right")
+    ids[np.isnan(numbers)] = MISSING
+    return torch.from_numpy(ids.astype(columns.narrowest(size)))
+
+
+def _lookup(array: pa.Array, field: Field, size: int) -> torch.Tensor:
+    codes, keys = columns.as_keys(array)
+    ids = [MISSING if key is None else field.ids.get(key, UNKNOWN) for key in keys]
+    return torch.from_numpy(np.array(ids, columns.narrowest(size))[codes])
+
+
+def _history(field: Field, array: pa.Array, space: FeatureSpace) -> Bag:
+    rows, elements, lengths = columns.as_history(array)
+    recent = columns.most_recent(rows, lengths, space.max_history)
+    ids = _lookup(elements.filter(pa.array(recent)), field, field.size)
+    return columns.as_bag(rows[recent], ids.numpy(), bags=len(array), size=field.size)
+
+
+def _words(space: FeatureSpace, texts: list[pa.Array], bags: int) -> Bag:
+    rows, buckets = columns.hashed_words(texts, buckets=space.word_buckets, pairs=space.word_pairs)
+    return columns.as_bag(rows, buckets, bags=bags, size=space.word_buckets)
