@@ -30,7 +30,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A ranker with the weights of its best epoch, and its curve: epoch, train_loss, dev_gauc, seconds (of the epoch)."""
+    """A ranker with the weights of its best epoch, and its curve: epoch, train_loss, dev_gauc, seconds."""
 
     model: nn.Module
     curve: pd.DataFrame

@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch draws from this seed (initialisation, dropout); outside, its state is as if nothing had been drawn."""
+    """Inside, torch draws from this seed (initialisation, dropout); its state outside stays as it was."""
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         yield

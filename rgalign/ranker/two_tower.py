@@ -98,6 +98,8 @@ class IntentTower(nn.Module):
 class TwoTower(nn.Module):
     """score(session, intent) = user . intent / sqrt(dim) + bias of the intent; in training, + bias of the position."""
 
+    Config = TwoTowerConfig
+
     def __init__(self, config: TwoTowerConfig, *, seed: int = 0):
         super().__init__()
         self.config = config

@@ -1,0 +1,60 @@
+"""A ranker on disk: its weights as safetensors, what fixes its shape as config.json."""
+
+import json
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rgalign.artifacts import atomic
+from rgalign.ranker.two_tower import TwoTower
+
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+
+
+class StoreError(ValueError):
+    """A folder does not hold the ranker asked for; the message lists what is wrong with it."""
+
+
+def save(folder: str | Path, model: nn.Module) -> None:
+    """Write the folder whole or not at all; the same ranker gives the same bytes. model.config is a dataclass."""
+    config = {"ranker": type(model).__name__, **asdict(model.config)}
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic(Path(folder)) as temporary:
+        temporary.mkdir()
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(weights, temporary / WEIGHTS)
+
+
+def load(folder: str | Path, ranker: type[nn.Module] = TwoTower) -> nn.Module:
+    """The ranker of this class that `save` wrote, on the CPU and ready to score. Raises StoreError."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StoreError(f"{folder} holds no ranker that can be read: {error}") from None
+    if not isinstance(config, dict) or config.pop("ranker", None) != ranker.__name__:
+        raise StoreError(f"{folder / CONFIG} is not that of a {ranker.__name__}")
+    model = ranker(_config(ranker.Config, config, folder / CONFIG))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise StoreError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {error}") from None
+    return model.eval()
+
+
+def _config(kind: type, given: dict[str, Any], path: Path) -> Any:
+    names = {field.name for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    faults = [f"{key} is not a setting of {kind.__name__}" for key in sorted(given.keys() - names)]
+    faults += [f"{key} is missing" for key in sorted(needed - given.keys())]
+    if not faults:
+        try:
+            return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        except (TypeError, ValueError) as error:
+            faults = [str(error)]
+    raise StoreError(f"{path} fails {len(faults)} check{'s' if len(faults) > 1 else ''}:\n  " + "\n  ".join(faults))
