@@ -43,10 +43,10 @@ env: $(READY)
 
 # Committed outputs: notebooks/ from quickstart, for readers; tests/notebooks/ from smoke, for nbval. Never typed.
 notebooks: $(READY)
-	$(PYTHON) tools/refresh_notebooks.py quickstart
+	$(PYTHON) tests/refresh_notebooks.py quickstart
 
 references: $(READY)
-	$(PYTHON) tools/refresh_notebooks.py smoke
+	$(PYTHON) tests/refresh_notebooks.py smoke
 
 bench: $(READY)
 	$(PYTHON) -m rgalign bench

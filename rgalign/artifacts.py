@@ -34,7 +34,7 @@ def atomic(target: Path) -> Iterator[Path]:
     On any error the temporary path is removed and `target` stays as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}{TEMPORARY}"
+    temporary = target.parent / f".{target.stem}{TEMPORARY}{target.suffix}"  # papermill looks at the suffix
     _remove(temporary)
     try:
         yield temporary
@@ -52,7 +52,7 @@ def atomic(target: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> list[Path]:
     """Remove what killed writers left under `folder`; returns the removed paths."""
-    left = sorted(folder.rglob(f".*{TEMPORARY}"))
+    left = sorted(folder.rglob(f".*{TEMPORARY}*"))
     for path in left:
         _remove(path)
     return left

@@ -69,21 +69,6 @@ class Features(Room):
     max_history: int = Field(50, ge=1, description="most recent entries of a history that are kept")
 
 
-class Split(Room):
-    """Used only where the sessions table brings no split of its own."""
-
-    train: Share = Field(0.7, description="share of the sessions, oldest first")
-    valid: Share = Field(0.1, description="share of the sessions that follow; the rest is the test split")
-
-    @field_validator("valid")
-    @classmethod
-    def leaves_a_test_split(cls, valid: float, info: ValidationInfo) -> float:
-        train = info.data.get("train", 0.5)  # absent where it has a fault of its own
-        if train <= 0 or valid <= 0 or train + valid >= 1:
-            raise ValueError(f"with train {train:g}: each must be above 0 and the two together below 1")
-        return valid
-
-
 class SampledNegatives(Room):
     """How the candidates of sampled lists were drawn (data/README of the public sets)."""
 
@@ -100,7 +85,6 @@ class Data(Room):
     seed: int | None = Field(None, ge=0, description="of the world or of sampled lists; empty: run.seed")
     dev_users: Share = Field(0.1, gt=0, lt=1, description="train's users kept for early stopping")
     world: World = World()
-    split: Split = Split()
     sampled_negatives: SampledNegatives | None = None
     features: Features = Features()
 

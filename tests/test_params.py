@@ -73,7 +73,6 @@ def test_an_unknown_key_names_the_nearest_one(wrong, meant):
         ("run: {threads: yes}", "valid integer"),
         ("data: {dev_users: .nan}", "found nan"),
         ("!!python/object/apply:os.getcwd []", "cannot be read as YAML"),
-        ("data: {split: {train: 0.95, valid: 0.1}}", "together below 1"),
     ],
 )
 def test_broken_files_end_in_one_clear_error(tmp_path, text, words):

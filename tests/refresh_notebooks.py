@@ -1,0 +1,63 @@
+"""Make the committed notebook outputs anew: `make notebooks` (quickstart, for readers), `make references` (nbval).
+
+Outputs are executed, never typed; the tests compare with them and never write them.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+
+from rgalign import pipeline
+from rgalign.params import ROOT, load
+
+REFERENCES = ROOT / "tests" / "notebooks"
+REFERENCE_PARAMETERS = {"params_file": "params/smoke.yaml", "run_dir": "outputs/nbval", "overrides": {}}
+
+
+def references() -> None:
+    """Execute every stage at smoke size and keep the executed copies, parameters injected, for nbval."""
+    run = ROOT / REFERENCE_PARAMETERS["run_dir"]
+    shutil.rmtree(run, ignore_errors=True)
+    _execute(run, REFERENCE_PARAMETERS)
+    for name in pipeline.STAGES:
+        _keep(run / "notebooks" / f"{name}.ipynb", REFERENCES / f"{name}.ipynb", injected=True)
+
+
+def for_readers(name: str) -> None:
+    """Execute (or reuse) the run of params/<name>.yaml and put its outputs into notebooks/."""
+    run = ROOT / "outputs" / name
+    _execute(run, {"params_file": f"params/{name}.yaml", "run_dir": "", "overrides": {}})
+    for stage in pipeline.STAGES:
+        _keep(run / "notebooks" / f"{stage}.ipynb", ROOT / "notebooks" / f"{stage}.ipynb", injected=False)
+
+
+def _execute(run: Path, parameters: dict) -> None:
+    params = load(parameters["params_file"])
+    pipeline.execute(run, list(pipeline.STAGES.values()), parameters, params, forced=False)
+
+
+def _keep(executed: Path, target: Path, *, injected: bool) -> None:
+    """Copy a notebook without papermill's times and paths, so that a diff shows outputs and nothing else."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    if not injected:
+        notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    count = 0
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code" and cell.source.strip():
+            count += 1
+            cell.execution_count = count
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = count
+    nbformat.write(notebook, target)
+    print(f"wrote {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    references() if sys.argv[1:] == ["smoke"] else for_readers(sys.argv[1])

@@ -1,0 +1,93 @@
+"""pyproject's ranges, the constraints CI runs and conda's environment file agree; the tree is as ARCHITECTURE asks."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from rgalign.params import ROOT
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().split()
+    return {canonical(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [Requirement(r) for r in [*project["dependencies"], *project["optional-dependencies"]["test"]]]
+
+
+def test_every_requirement_admits_its_pin():
+    for requirement in requirements():
+        assert requirement.specifier.contains(pins()[canonical(requirement.name)]), requirement
+
+
+def test_the_ranges_admit_an_older_gpu_machine():
+    older = {"torch": "2.11.0", "transformers": "5.17.0"}
+    by_name = {canonical(r.name): r for r in requirements()}
+    for name, version in older.items():
+        assert by_name[name].specifier.contains(version)
+
+
+def test_pins_have_no_local_suffix_and_no_path():
+    for name, version in pins().items():
+        assert Version(version).local is None, name
+
+
+def test_environment_yml_pins_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    pinned = dict(line.split("==") for line in pip if "==" in line)
+    assert "-e ." in pip
+    assert {canonical(n): v for n, v in pinned.items()} == {
+        canonical(r.name): pins()[canonical(r.name)] for r in requirements()
+    }
+    (python,) = (entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert Requirement(f"python{project['requires-python']}").specifier.contains(python.split("=")[1] + ".0")
+
+
+SOURCES = sorted((ROOT / "rgalign").rglob("*.py"))
+FORBIDDEN = r"\bpickle\b|torch\.load\(|yaml\.load\((?!.*_UniqueKeys)|\beval\(|\bexec\(|trust_remote_code"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nothing_in_the_package_runs_data_as_code(path):
+    hits = [line for line in path.read_text().splitlines() if re.search(FORBIDDEN, line) and "model.eval()" not in line]
+    assert not hits
+
+
+FLOORS = (
+    "params",
+    "artifacts",
+    "provenance",
+    "stages",
+    "data",
+    "ranker",
+    "evaluation",
+    "plots",
+    "pipeline",
+    "__main__",
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_each_room_knows_only_the_rooms_below_it(path):
+    room = path.relative_to(ROOT / "rgalign").parts[0].removesuffix(".py")
+    if room not in FLOORS:
+        return
+    for line in re.findall(r"^\s*(?:from|import) rgalign.*$", path.read_text(), re.M):
+        if "rgalign.evaluation.metrics" in line or "evaluation import metrics" in line:
+            continue  # pure numpy, on the ground floor: anyone may call it
+        below = re.findall(r"rgalign\.(\w+)", line) or re.findall(r"from rgalign import (.*)", line)[0].split(", ")
+        for other in below:
+            if other in FLOORS:
+                assert FLOORS.index(other) <= FLOORS.index(room), f"{path.name}: {line}"

@@ -1,0 +1,118 @@
+"""The pipeline on toy notebooks: what is run, what is skipped, and how a failure is told."""
+
+import json
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from rgalign import artifacts, pipeline
+from rgalign.__main__ import main
+from rgalign.params import ROOT, load
+from rgalign.stages import STAGES, Stage
+
+TOY = Stage("01_toy", reads=(), writes=("tables/toy.txt",), params=("run.seed",))
+FINISH = """
+from pathlib import Path
+from rgalign import artifacts
+artifacts.write_text(Path(run_dir) / "tables/toy.txt", "toy")
+artifacts.record_stage(Path(run_dir), "01_toy", {
+    "params": {"run.seed": 0}, "code": {}, "inputs": {}, "seconds": 1, "peak_memory_mb": 1,
+    "outputs": {"tables/toy.txt": artifacts.digest(Path(run_dir) / "tables/toy.txt")},
+})
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A project of one notebook; `toy(cells)` writes it and returns a function that executes it in tmp_path/run."""
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+
+    def write(*sources: str):
+        cells = [new_code_cell("run_dir = ''", metadata={"tags": ["parameters"]}), *map(new_code_cell, sources)]
+        metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks" / "01_toy.ipynb")
+        run = tmp_path / "run"
+        return lambda: pipeline.execute(run, [TOY], {"run_dir": str(run)}, load("params/smoke.yaml"), forced=False)
+
+    return write
+
+
+def test_a_stage_runs_once_and_is_then_skipped(toy, tmp_path, capsys):
+    execute = toy(FINISH)
+    execute()
+    execute()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["01_toy: has not run", "01_toy: done, 1 s, 1 MiB", "01_toy: unchanged, skipped"]
+    folder = tmp_path / "run" / "notebooks"
+    assert sorted(p.name for p in folder.iterdir()) == ["01_toy.html", "01_toy.ipynb"]
+    executed = json.loads((folder / "01_toy.ipynb").read_text())
+    assert all(c["execution_count"] for c in executed["cells"] if c["cell_type"] == "code")
+
+
+def test_a_failing_cell_is_named_with_its_error_copy_and_log(toy, tmp_path):
+    execute = toy("1 + 1", "raise KeyError('no such intent')", FINISH)
+    with pytest.raises(pipeline.StageFailed) as error:
+        execute()
+    message = str(error.value)
+    copy, log = tmp_path / "run/notebooks/01_toy.failed.ipynb", tmp_path / "run/logs/01_toy.log"
+    assert "notebooks/01_toy.ipynb failed in cell 4" in message  # parameters, injected, 1 + 1, raise
+    assert "KeyError: 'no such intent'" in message
+    for path in (copy, log):
+        assert str(path) in message
+        assert path.is_file()
+    assert not (tmp_path / "run/notebooks/01_toy.ipynb").exists()
+
+
+def test_a_kernel_that_dies_is_explained(toy):
+    execute = toy("import os; os._exit(9)", FINISH)
+    with pytest.raises(pipeline.StageFailed, match=r"kernel died .*want of memory"):
+        execute()
+
+
+def test_a_notebook_that_never_finishes_its_stage_has_failed(toy):
+    with pytest.raises(pipeline.StageFailed, match=r"without stage\.finish"):
+        toy("1 + 1")()
+
+
+def test_a_plan_says_what_would_run_and_why(tmp_path):
+    table = pipeline.plan(tmp_path, load("params/smoke.yaml"), list(STAGES.values()), forced=False)
+    assert list(table.action) == ["run"] * len(STAGES)
+    assert table.why.iloc[0] == "has not run"
+    assert (table.seconds > 0).all()
+
+
+@pytest.mark.parametrize("name", ["03", "3", "03_rankers"])
+def test_a_stage_goes_by_name_or_number(name):
+    assert pipeline.stage_named(name).name == "03_rankers"
+
+
+def test_an_unknown_stage_lists_the_known_ones(capsys):
+    assert main(["run", "params/smoke.yaml", "--from", "33", "--dry-run"]) == 1
+    assert "01_data, 03_rankers" in capsys.readouterr().err
+
+
+def test_a_wrong_parameter_ends_before_anything_is_written(capsys, tmp_path):
+    run = tmp_path / "run"
+    assert main(["run", "params/smoke.yaml", "--run-dir", str(run), "--set", "ranker.seds=[1]"]) == 1
+    assert "did you mean ranker.seeds?" in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_a_dry_run_writes_nothing(capsys, tmp_path):
+    assert main(["run", "params/smoke.yaml", "--run-dir", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert "01_data" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_status_of_no_run_says_how_to_start_one(capsys, tmp_path):
+    assert main(["status", str(tmp_path)]) == 1
+    assert "python -m rgalign run" in capsys.readouterr().err
+
+
+def test_status_lists_every_stage(capsys, tmp_path):
+    artifacts.write_text(tmp_path / "params.yaml", (ROOT / "params/smoke.yaml").read_text())
+    assert isinstance(pipeline.status(tmp_path), pd.DataFrame)
+    assert list(pipeline.status(tmp_path).state) == ["has not run"] * len(STAGES)
