@@ -1,0 +1,145 @@
+"""Fitting and encoding a data set folder of any size, batch by batch: no table is ever whole in memory.
+
+Both read the folder as it is; `tables.check` comes before them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from rgalign.data import columns, schema, split
+from rgalign.data.encode import IMPRESSION_COLUMNS, ROWS, encode_batch, encode_intents, session_columns, session_rows
+from rgalign.data.features import FeatureSpace, fit_space, hashes
+from rgalign.data.lists import PARTS
+from rgalign.data.shards import LISTS_PER_SHARD, ShardWriter, save_intents, save_space
+
+TRAIN, DEV = PARTS.index("train"), PARTS.index("dev")
+Development = Callable[[np.ndarray], np.ndarray]  # (rows,) user ids of train -> (rows,) bool, True for dev
+
+
+def fit_folder(folder: str | Path, *, development: Development | None = None, **settings) -> FeatureSpace:
+    """`fit_space` on the training sessions of a data set folder.
+
+    development  picks the users kept for early stopping: no value that only they have enters the space
+    settings     those of `fit_space`: drop, min_count, numeric_bins, ..
+    """
+    folder, train_hashes = Path(folder), []
+
+    def sessions() -> Iterator[pa.Table]:
+        for batch, part in _sessions(folder, development):
+            train = batch.filter(pa.array(part == TRAIN)).drop_columns("split")
+            train_hashes.append(hashes(columns.ids(train, "session_id")))
+            yield train
+
+    def impressions() -> Iterator[pa.Table]:
+        own = np.unique(np.concatenate(train_hashes))
+        for batch in _batches(folder, "impressions", ("session_id", "intent_id", "clicked")):
+            clicked = batch.filter(pc.equal(batch["clicked"], 1))
+            yield clicked.filter(pa.array(np.isin(hashes(columns.ids(clicked, "session_id")), own)))
+
+    return fit_space(sessions(), _intents(folder), impressions(), _meta(folder)["features"], **settings)
+
+
+def encode_folder(
+    space: FeatureSpace,
+    folder: str | Path,
+    out: str | Path,
+    *,
+    splits: Sequence[str] = ("train", "valid"),
+    development: Development | None = None,
+    lists_per_shard: int = LISTS_PER_SHARD,
+    batch_rows: int = ROWS,
+) -> dict[str, int]:
+    """Encodes the parts of `splits` into `out`, with the KB and the space; returns part -> number of lists.
+
+    development  picks the users of train who become the part dev, the same as in `fit_folder`
+    batch_rows   sessions in memory at once; changes no byte of the result
+    Parts that `out` already has stay, unless they were encoded with another space.
+    Raises ValueError where impressions are not in the order of the sessions, and as `encode_lists` does.
+    """
+    folder, intents = Path(folder), _intents(Path(folder))
+    kb, impressions = columns.ids(intents, "intent_id"), _Impressions(folder, 8 * batch_rows)
+    names = ["train", "dev"] if development is not None and "train" in splits else []
+    parts = [part for part in PARTS if part in splits or part in names]
+    save_space(out, space)
+    save_intents(out, encode_intents(space, intents))
+    writers = {part: ShardWriter(out, part, lists_per_shard) for part in parts}
+    for batch, part in _sessions(folder, development, session_columns(space), batch_rows):
+        shown = impressions.of(columns.ids(batch, "session_id"))
+        rows = session_rows(shown, batch)
+        for name, writer in writers.items():
+            chosen = part == PARTS.index(name)
+            own = chosen[rows]
+            sessions, lists = batch.filter(pa.array(chosen)), shown.filter(pa.array(own))
+            if len(sessions):
+                writer.add(encode_batch(space, sessions, lists, (np.cumsum(chosen) - 1)[rows[own]], kb, name))
+    impressions.refuse_rest()
+    return {part: writer.close() for part, writer in writers.items()}
+
+
+class _Impressions:
+    """impressions.parquet, handed out session by session in the order of the file."""
+
+    def __init__(self, folder: Path, rows: int):
+        self.batches = _batches(folder, "impressions", IMPRESSION_COLUMNS, rows)
+        self.rest = next(self.batches)
+
+    def of(self, session_ids: pa.Array) -> pa.Table:
+        """The impressions that follow, as long as they are of these sessions and in their order."""
+        taken = []
+        while True:
+            rows = pc.fill_null(pc.index_in(columns.ids(self.rest, "session_id"), value_set=session_ids), -1)
+            others = np.flatnonzero(rows.to_numpy(zero_copy_only=False) < 0)
+            end = int(others[0]) if len(others) else len(rows)
+            taken.append(self.rest.slice(0, end))
+            self.rest = self.rest.slice(end)
+            following = next(self.batches, None) if len(self.rest) == 0 else None
+            if following is None:
+                return pa.concat_tables(taken).combine_chunks()
+            self.rest = following
+
+    def refuse_rest(self) -> None:
+        left = len(self.rest) + sum(map(len, self.batches))
+        if left:
+            raise ValueError(
+                f"impressions.parquet is not grouped in the order of sessions.parquet: {left} rows are left, the "
+                f"first of session {self.rest['session_id'][0].as_py()!r}. Nothing was encoded. Sort it as the sessions "
+                "are; rgalign.data.tables reads a folder in any order and writes it sorted"
+            )
+
+
+def _sessions(
+    folder: Path, development: Development | None, names: Sequence[str] | None = None, rows: int = ROWS
+) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Batches of sessions.parquet with the index in PARTS of each session; names: columns to read, None for all."""
+    keys = pa.concat_tables(_batches(folder, "sessions", ("timestamp", "split")))
+    splits = pa.array(split.resolve(schema.to_frame(keys), _meta(folder)))
+    parts, start = pc.index_in(splits, value_set=pa.array(PARTS, schema.STRING)).to_numpy().astype(np.int8), 0
+    for batch in _batches(folder, "sessions", names, rows):
+        part = parts[start : start + len(batch)]
+        if development is not None:
+            users = columns.as_strings(columns.ids(batch, "user_id").filter(pa.array(part == TRAIN)))
+            part[part == TRAIN] = np.where(development(users), DEV, TRAIN)
+        start += len(batch)
+        yield batch, part
+
+
+def _batches(folder: Path, table: str, names: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[pa.Table]:
+    kinds = _meta(folder)["features"]
+    file = pq.ParquetFile(folder / f"{table}.parquet")
+    for batch in file.iter_batches(rows, columns=None if names is None else list(names)):
+        yield schema.as_types(pa.Table.from_batches([batch]), table, kinds)
+
+
+def _intents(folder: Path) -> pd.DataFrame:
+    return schema.to_frame(schema.as_types(pq.read_table(folder / "intents.parquet"), "intents", {}))
+
+
+def _meta(folder: Path) -> dict:
+    return yaml.safe_load((folder / schema.YAML_FILE).read_text(encoding="utf-8"))
