@@ -34,17 +34,18 @@ class Report:
         self.notes.append((where, what))
 
     def __str__(self) -> str:
+        name = f"{self.folder}/" if not self.folder.is_file() else str(self.folder)
         lines = []
         if self.faults:
-            lines += [f"{self.folder}/ fails {_many(len(self.faults), 'check')}:", *_aligned(self.faults)]
+            lines += [f"{name} fails {_many(len(self.faults), 'check')}:", *_aligned(self.faults)]
         else:
             rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
-            lines.append(f"{self.folder}/ passes every check: {rows}")
+            lines.append(f"{name} passes every check: {rows}")
         if self.notes:
             lines += [f"{_many(len(self.notes), 'note')} (nothing is dropped because of them):", *_aligned(self.notes)]
         if self.faults:
             fix = "the file" if len({where.split(".")[0] for where, _ in self.faults}) == 1 else "the files"
-            again = f"python -m rgalign check {self.folder}/"
+            again = f"python -m rgalign check {name}"
             lines.append(f"Nothing was read. Fix {fix} (rows count from 0), then: {again}")
         return "\n".join(lines)
 

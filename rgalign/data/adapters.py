@@ -1,0 +1,238 @@
+"""Public logs into the project's tables: one function a source, each returns a Dataset ready for `tables.write`.
+
+tables.write(adapters.cfpb("complaints.csv", seed=11), "data/cfpb/")
+"""
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rgalign.data import cfpb_csv, tables
+from rgalign.data.candidates import SAMPLED_NEGATIVES, draw_lists, impressions
+from rgalign.data.schema import SPLITS, to_frame, to_table
+from rgalign.data.split import by_fraction
+from rgalign.data.tables import Dataset, TableError
+
+PUBLISHED_SEED = 11  # the seed of the published msweb: withheld areas and valid users come out as they are there
+CANDIDATES = (
+    "20 a session: the true intent, 15 distinct negatives drawn with p ~ (train clicks + 0.5), 4 uniform ones. "
+    "position is a random shuffle. Add log q(i) (candidates.log_inclusion) when all intents are ranked."
+)
+
+
+def folder(path: str | Path) -> Dataset:
+    """A data set folder, all of it: every split, and the truth where there is one."""
+    return tables.read(path, splits=SPLITS, truth=(Path(path) / "truth.parquet").is_file())
+
+
+def cfpb(csv_path: str | Path, *, seed: int) -> Dataset:
+    """The CFPB's consumer complaints, one session a complaint, one intent an issue with its sub-issue.
+
+    Reads the spelling of 2014 and the later ones (`cfpb_csv.read_rows`). Split by date: first 70 % train, next 10 %
+    valid, rest test, whole days. An intent new after train is valid from the first day of valid. Narratives, where
+    released, become transcripts; tags a feature. `seed` draws the candidates. Raises TableError.
+    """
+    rows, left_out = cfpb_csv.read_rows(csv_path)
+    sessions = _cfpb_sessions(rows)
+    sessions["split"] = by_fraction(sessions)
+    title = rows["issue"] + np.where(rows["sub_issue"] == "", "", ": " + rows["sub_issue"])
+    intents = _cfpb_intents(rows, title)
+    true_intent = pd.Index(intents["title"]).get_indexer(title)
+    in_train = sessions["split"].eq("train").to_numpy(dtype=bool)
+    train_clicks = np.bincount(true_intent[in_train], minlength=len(intents))
+    intents["valid_from"] = sessions["timestamp"][sessions["split"].eq("valid")].min()
+    intents["valid_from"] = intents["valid_from"].where(train_clicks == 0)
+    kinds = {name: "categorical" for name in sessions.columns[5:] if name != "profile"} | {"profile": "text"}
+    transcripts = None
+    if rows["narrative"].ne("").any():
+        told = rows["narrative"].ne("").to_numpy(dtype=bool)
+        typed = {"session_id": sessions["session_id"], "typed_query": rows["narrative"]}
+        transcripts = pd.DataFrame(typed | {"intent_id": intents["intent_id"].to_numpy()[true_intent]})[told]
+    meta = {
+        "title": "CFPB consumer complaints",
+        "what": f"A bank customer's profile and product; rank the reason for her complaint. {len(intents)} reasons.",
+        "licence": "Work of the US government, public domain (CFPB Consumer Complaint Database)",
+        "origin": "The CFPB's CSV; rows left out, and why: see left_out",
+        "split": "By date: first 70 % of the sessions train, next 10 % valid, last 20 % test, whole days.",
+        "leaks_removed": list(cfpb_csv.LEAKS),
+        "caution": "Product names the issue family by construction: always ablate product and sub_product.",
+        "left_out": left_out,
+    }
+    return _dataset("cfpb", kinds, meta, intents, sessions, true_intent, train_clicks, seed, transcripts)
+
+
+def _cfpb_sessions(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sessions in the order of dates; the company's answer and all that comes after the complaint stay out."""
+    session_id = "c" + _digests(rows["complaint_id"], 12)
+    sub_product = rows["sub_product"].where(rows["sub_product"] != "", "unspecified")
+    holds = "Holds: " + rows["product"] + " (" + sub_product + ") with " + rows["company"]
+    columns = {
+        "session_id": session_id,
+        "user_id": session_id,  # the CFPB does not say who complains twice
+        "timestamp": rows["date_received"],
+        "region": rows["state"].where(rows["state"] != ""),
+        "split": None,
+        "product": rows["product"],
+        "sub_product": rows["sub_product"],
+        "company": rows["company"],
+        "state": rows["state"],
+        "zip3": rows["zip_code"].str.extract(r"^(\d{3})", expand=False).fillna(""),
+        "channel": rows["submitted_via"],
+        "weekday": rows["date_received"].dt.day_name(),
+        "profile": holds + ". State " + rows["state"] + ".",
+    }
+    if rows["tags"].ne("").any():
+        columns["tags"] = rows["tags"]
+    return pd.DataFrame(columns)
+
+
+def _cfpb_intents(rows: pd.DataFrame, title: pd.Series) -> pd.DataFrame:
+    """One row an issue and sub-issue, in the order of titles; the category is the product most often meant."""
+    pairs = rows.assign(title=title).groupby("title", sort=True)
+    issue, sub_issue = pairs["issue"].first(), pairs["sub_issue"].first()
+    counts = rows.assign(title=title).groupby(["title", "product"]).size().rename("rows").reset_index()
+    main = counts.sort_values(["title", "rows", "product"], ascending=[True, False, True]).groupby("title").first()
+    detail = np.where(sub_issue == "", "", " Detail: " + sub_issue + ".")
+    products = counts.groupby("title")["product"].agg("; ".join)
+    key = issue + np.where(sub_issue == "", "", " | " + sub_issue)
+    return pd.DataFrame(
+        {
+            "intent_id": "i" + _digests(key, 8),
+            "title": issue.index,
+            "description": "The customer complains about: "
+            + issue
+            + "."
+            + detail
+            + " Asked about products: "
+            + products
+            + ".",
+            "category": main["product"],
+        }
+    ).reset_index(drop=True)
+
+
+def msweb(folder: str | Path, *, seed: int = PUBLISHED_SEED) -> Dataset:
+    """The UCI anonymous-msweb files (.data: train users, .test: test users): areas visited so far -> one withheld.
+
+    Users with a single area are left out. For each user in file order, `seed` draws the area to withhold and, for
+    train users, whether she is valid (one in ten); PUBLISHED_SEED repeats the published choices. Raises TableError.
+    """
+    titles, train = _msweb_file(Path(folder) / "anonymous-msweb.data")
+    _, test = _msweb_file(Path(folder) / "anonymous-msweb.test")
+    generator = np.random.default_rng(seed)
+    users = [("tr" + user, areas) for user, areas in train.items() if len(areas) > 1]
+    testers = [("te" + user, areas) for user, areas in test.items() if len(areas) > 1]
+    known = sorted({area for _, areas in users + testers for area in areas})
+    withheld, split, recent = [], [], []
+    for number, (_, areas) in enumerate(users + testers):
+        which = generator.integers(len(areas))
+        withheld.append(areas[which])
+        recent.append(areas[:which] + areas[which + 1 :])
+        if number < len(users):
+            split.append("valid" if generator.random() < 0.1 else "train")
+        else:
+            split.append("test")
+    name = np.array([user for user, _ in users + testers], dtype=object)
+    sessions = pd.DataFrame(
+        {
+            "session_id": "w" + name,
+            "user_id": "u" + name,
+            "timestamp": None,
+            "region": None,
+            "split": split,
+            "n_visited": [len(areas) for areas in recent],
+            "recent": [["v" + area for area in areas] for areas in recent],
+            "recent_text": ["Visited: " + "; ".join(titles[area][0] for area in areas) for areas in recent],
+        }
+    )
+    intents = _msweb_intents(known, titles)
+    true_intent = pd.Index(known).get_indexer(withheld)
+    train_clicks = np.bincount(true_intent[np.array(split) == "train"], minlength=len(known))
+    meta = {
+        "title": "Anonymous Microsoft web data, one week of February 1998",
+        "what": f"Areas of a site that a visitor has opened; rank the one that is withheld. {len(known)} areas.",
+        "licence": "Donated to the UCI KDD archive by Breese, Heckerman, Kadie (1998); UCI: CC BY 4.0",
+        "origin": "The published train and test users",
+        "split": "The published train and test users; a random 10 % of train users are valid.",
+        "leaks_removed": [],
+        "caution": "No timestamps, no regions; the withheld area may lie before later visits.",
+        "left_out": {"users with a single area": len(train) + len(test) - len(sessions)},
+    }
+    kinds = {"n_visited": "numeric", "recent": "history", "recent_text": "text"}
+    return _dataset("msweb", kinds, meta, intents, sessions, true_intent, train_clicks, seed)
+
+
+def _msweb_intents(known: list[str], titles: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    support = [path == "/kb" or "support" in (title + path).lower() for title, path in map(titles.get, known)]
+    return pd.DataFrame(
+        {
+            "intent_id": ["v" + area for area in known],
+            "title": [titles[area][0].strip() for area in known],
+            "description": [f"Area {titles[area][1]} of the site: {titles[area][0].strip()}." for area in known],
+            "category": np.where(support, "support", "site area"),
+            "valid_from": None,
+        }
+    )
+
+
+def _msweb_file(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, list[str]]]:
+    """Area -> (title, path), and user -> areas in file order. Lines: A(rea), C(ase = user), V(ote = visit)."""
+    if not path.is_file():
+        raise TableError(f"{path} is missing; expected the files anonymous-msweb.data and anonymous-msweb.test of UCI")
+    titles, users, faults, areas = {}, {}, [], None
+    with path.open(encoding="latin-1", newline="") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            match row:
+                case ["A", area, _, title, where]:
+                    titles[area] = (title, where)
+                case ["C", _, user]:
+                    areas = users.setdefault(user, [])
+                case ["V", area, _] if areas is not None and area in titles:
+                    areas.append(area)
+                case ["I" | "T" | "N", *_]:
+                    pass
+                case _:
+                    faults.append(number)
+    if faults or not users:
+        found = (
+            f"{len(faults)} lines cannot be read (first: {', '.join(map(str, faults[:3]))})" if faults else "no users"
+        )
+        raise TableError(
+            f"{path}: {found}; expected A,area,1,title,path, then C,user,user, then V,area,1. Nothing was read"
+        )
+    return titles, users
+
+
+def _dataset(
+    name: str,
+    kinds: dict[str, str],
+    meta: dict,
+    intents: pd.DataFrame,
+    sessions: pd.DataFrame,
+    true_intent: np.ndarray,
+    train_clicks: np.ndarray,
+    seed: int,
+    transcripts: pd.DataFrame | None = None,
+) -> Dataset:
+    """The tables with their candidate lists, in the types that `tables.read` gives."""
+    lists = draw_lists(
+        true_intent,
+        train_clicks,
+        available=pd.to_datetime(intents["valid_from"]).to_numpy(),
+        times=pd.to_datetime(sessions["timestamp"]).to_numpy(),
+        generator=np.random.default_rng([seed, 1]),
+    )
+    shown = impressions(lists, true_intent, sessions["session_id"], intents["intent_id"])
+    meta = {"name": name, **meta, "candidates": CANDIDATES, "sampled_negatives": dict(SAMPLED_NEGATIVES)}
+    meta |= {"position_is_real": False, "features": dict(kinds), "seed": seed}
+    frames = {"intents": intents, "sessions": sessions, "impressions": shown, "transcripts": transcripts}
+    frames = {key: to_frame(to_table(frame, key, kinds)) for key, frame in frames.items() if frame is not None}
+    return Dataset(name=name, kinds=kinds, meta=meta, **frames)
+
+
+def _digests(values: pd.Series, length: int) -> pd.Series:
+    """First hex digits of the SHA-1, as the published tables have them: customer ids become ids of nobody."""
+    return values.map(lambda value: hashlib.sha1(value.encode()).hexdigest()[:length])
