@@ -43,16 +43,16 @@ STAGES = {
         Stage(
             "01_data",
             reads=(),
-            writes=("tables/dataset", "tables/encoded", "tables/encoded_test", "models/feature_space.json"),
+            writes=("tables/dataset", "tables/encoded", "tables/encoded_test"),
             params=("data",),
             splits=("train", "valid", "test"),  # checks and encodes all; shows train and valid only
             seconds=(8, 0.3),
         ),
         Stage(
             "03_rankers",
-            reads=("tables/dataset", "tables/encoded", "models/feature_space.json"),
+            reads=("tables/dataset", "tables/encoded"),
             writes=("models/rankers", "tables/learning_curves.parquet", "tables/valid_metrics.parquet"),
-            params=("data.features", "ranker", "run"),
+            params=("ranker", "run"),
             seconds=(8, 3),
         ),
         Stage(
@@ -61,7 +61,6 @@ STAGES = {
                 "tables/dataset",
                 "tables/encoded",
                 "tables/encoded_test",
-                "models/feature_space.json",
                 "models/rankers",
                 "tables/valid_metrics.parquet",
             ),

@@ -84,7 +84,7 @@ def _check_kinds(report: Report, features: object) -> dict:
     if not isinstance(features, dict):
         report.fault(where, f"is {quote(features)}; expected one line a feature column, column: kind")
         return {}
-    reserved = set(REQUIRED["sessions"])
+    reserved = set(REQUIRED["sessions"]) - {"region"}  # a ranker may know the region, and must not know the others
     for column, kind in features.items():
         if not isinstance(column, str):
             report.fault(where, f"names the column {quote(column)}; expected words, put it in quotation marks")

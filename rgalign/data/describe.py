@@ -1,0 +1,88 @@
+"""What a data set looks like: small tables for notebook 01's figures and for reading."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from rgalign.data.tables import Dataset
+
+
+def overview(dataset: Dataset) -> pd.DataFrame:
+    """Rows a split: sessions, users, impressions, clicks, and lists without a click or with only clicks."""
+    shown = dataset.impressions.groupby("session_id").clicked.agg(["size", "sum"])
+    lists = dataset.sessions[["session_id", "user_id", "split"]].merge(shown, left_on="session_id", right_index=True)
+    by_split = lists.groupby("split")
+    table = pd.DataFrame(
+        {
+            "sessions": by_split.session_id.size(),
+            "users": by_split.user_id.nunique(),
+            "impressions": by_split["size"].sum(),
+            "clicks": by_split["sum"].sum(),
+            "lists without a click": by_split["sum"].agg(lambda clicks: (clicks == 0).sum()),
+            "lists with only clicks": (lists["sum"] == lists["size"]).groupby(lists.split).sum(),
+        }
+    )
+    return table.reindex([s for s in ("train", "valid", "test") if s in table.index]).astype(int)
+
+
+def features(dataset: Dataset) -> pd.DataFrame:
+    """Rows a kind of feature: how many columns, and their names, shortened."""
+    names = pd.Series(dataset.kinds).reset_index().set_axis(["column", "kind"], axis=1)
+    grouped = names.groupby("kind", sort=False).column
+    listed = grouped.agg(lambda columns: ", ".join(columns.head(6)) + (", …" if len(columns) > 6 else ""))
+    return pd.DataFrame({"columns": grouped.size(), "names": listed})
+
+
+def sessions_by_day(sessions: pd.DataFrame) -> pd.DataFrame:
+    """Sessions of each day and split: columns day, split, sessions. Empty where no session has a timestamp."""
+    day = pd.to_datetime(sessions.timestamp).astype("datetime64[us]").dt.floor("D").rename("day")
+    counted = sessions.groupby([day, sessions.split.astype(str)]).size()
+    return counted.rename("sessions").reset_index()
+
+
+def value_shares(sessions: pd.DataFrame, columns: Sequence[str], top: int = 6) -> pd.DataFrame:
+    """Shares of the commonest values of some columns, missing ones counted: columns feature, value, share."""
+    parts = []
+    for column in columns:
+        values = sessions[column].astype(object).where(sessions[column].notna(), "(missing)")
+        shares = values.value_counts(normalize=True).head(top)
+        parts.append(pd.DataFrame({"feature": column, "value": shares.index.astype(str), "share": shares.to_numpy()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def train_clicks(dataset: Dataset) -> pd.Series:
+    """intent_id of every click in train, one row a click."""
+    train = dataset.sessions.session_id[dataset.sessions.split == "train"]
+    clicked = dataset.impressions[dataset.impressions.clicked == 1]
+    return clicked.intent_id[clicked.session_id.isin(train)].astype(object)
+
+
+def click_rates(dataset: Dataset) -> pd.DataFrame:
+    """Click rate by position and kind of list: columns position, lists, rate, error (one standard error).
+
+    Where `sessions.shuffled` says so, lists in shuffled order stand apart: there the order knows nothing of the user.
+    """
+    sessions = dataset.sessions[["session_id"]].copy()
+    shuffled = dataset.sessions.get("shuffled", pd.Series(False, index=sessions.index)).astype(bool)
+    known = "shuffled" in dataset.sessions
+    sessions["lists"] = np.where(shuffled, "shuffled lists", "lists in the shop's order" if known else "all lists")
+    shown = dataset.impressions.merge(sessions, on="session_id")
+    clicked = shown.clicked.astype(float).groupby([shown.lists, shown.position.astype(int)])
+    rates = clicked.agg(["mean", "size"]).reset_index()
+    rates["error"] = np.sqrt(rates["mean"] * (1 - rates["mean"]) / rates["size"])
+    return rates.rename(columns={"mean": "rate"})[["position", "lists", "rate", "error"]]
+
+
+def session_card(dataset: Dataset, session_id: str) -> tuple[pd.Series, pd.DataFrame]:
+    """One session as the shop sees it: its columns that hold something, and the list it was shown with the clicks."""
+    session = dataset.sessions.set_index("session_id").loc[session_id]
+    shown = dataset.impressions[dataset.impressions.session_id == session_id]
+    shown = shown.merge(dataset.intents[["intent_id", "title"]], on="intent_id").sort_values("position")
+    held = session[[_holds(value) for value in session]]
+    return held, shown[["position", "title", "clicked"]].reset_index(drop=True)
+
+
+def _holds(value: object) -> bool:
+    """Whether a cell has anything to show: no missing value, no empty text, no empty history."""
+    return len(value) > 0 if isinstance(value, str | list | np.ndarray) else not pd.isna(value)
