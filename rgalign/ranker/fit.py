@@ -71,7 +71,9 @@ def fit(
     accelerator = accelerator or Accelerator()
     train = _with_click(train, lists_per_batch, accelerator.num_processes)
     train, dev, intents = (part.to(accelerator.device) for part in (train, dev, intents))
-    optimizer = torch.optim.AdamW(model.to(accelerator.device).parameters(), learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.to(accelerator.device).parameters(), learning_rate, weight_decay=weight_decay, fused=True
+    )
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     order = torch.Generator().manual_seed(seed)
     rows, best, best_epoch = [], {}, 0

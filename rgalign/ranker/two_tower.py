@@ -40,6 +40,25 @@ class TwoTowerConfig:
     dropout: float = 0.1
     id_dropout: float = 0.05
 
+    def __post_init__(self):
+        counts = ("embedding_dim", "dim", "heads", "experts", "hidden", "intent_ids", "categories", "word_buckets")
+        at_least = dict.fromkeys(counts, 1) | {"attention_layers": 0, "positions": 0}
+        given = {name: getattr(self, name) for name in (*at_least, "dropout", "id_dropout")}
+        faults = [
+            f"{name} is {given[name]!r}; expected a whole number >= {least}"
+            for name, least in at_least.items()
+            if not isinstance(given[name], int) or given[name] < least
+        ]
+        faults += [
+            f"{name} is {given[name]!r}; expected a share, 0 <= {name} < 1"
+            for name in ("dropout", "id_dropout")
+            if not isinstance(given[name], int | float) or not 0 <= given[name] < 1
+        ]
+        if not faults and self.embedding_dim % self.heads:
+            faults.append(f"{self.heads} heads do not divide an embedding_dim of {self.embedding_dim}")
+        if faults:
+            raise ValueError("these settings make no two-tower:\n  " + "\n  ".join(faults))
+
 
 class UserTower(nn.Module):
     """Session -> vector: attention over its fields, bags of history and of words among them; then experts [P]."""

@@ -1,0 +1,78 @@
+import json
+
+import numpy as np
+import pytest
+
+from rgalign.ranker.fit import score
+from rgalign.ranker.popularity import popularity
+from rgalign.ranker.store import StoreError, load, save
+from rgalign.ranker.two_tower import TwoTower
+
+
+def change(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+@pytest.fixture
+def folder(tmp_path, config):
+    save(tmp_path / "ranker", TwoTower(config(text=True), seed=2))
+    return tmp_path / "ranker"
+
+
+def test_a_ranker_read_back_scores_the_same(folder, config, lists, intents):
+    batch = lists("valid", 30, seed=0)
+    expected = score(TwoTower(config(text=True), seed=2), batch, intents)
+    assert np.array_equal(score(load(folder), batch, intents), expected)
+    assert load(folder).config == config(text=True)
+
+
+def test_saving_again_replaces_the_folder(folder, config):
+    save(folder, TwoTower(config(dim=4)))
+    assert load(folder).config.dim == 4
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["ranker"]
+
+
+def test_every_fault_of_a_config_is_named(folder):
+    change(folder, colour="red", shape=3, dim=None, text=None)
+    with pytest.raises(StoreError, match=r"(?s)colour is not.*shape is not.*text is missing"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 9}, "does not fit config.json"),
+        (
+            {"dim": "eight", "dropout": 1},
+            "(?s)dim is 'eight'; expected a whole.*dropout is 1; expected",
+        ),
+        ({"heads": 3}, "3 heads do not divide an embedding_dim of 4"),
+        ({"ranker": "ThreeTower"}, "not that of a TwoTower"),
+    ],
+)
+def test_a_config_that_is_not_that_of_the_weights_is_refused(folder, changes, message):
+    change(folder, **changes)
+    with pytest.raises(StoreError, match=message):
+        load(folder)
+
+
+def test_a_missing_or_broken_file_is_named(folder, tmp_path):
+    with pytest.raises(StoreError, match="holds no ranker that can be read"):
+        load(tmp_path / "elsewhere")
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(StoreError, match="holds no ranker that can be read"):
+        load(folder)
+
+
+def test_popularity_counts_the_clicks_of_train_alone(lists, intents):
+    train = lists("train", 50, seed=0)
+    clicks = np.bincount(train.candidates.numpy()[train.clicked.numpy()], minlength=len(intents))
+    batch = lists("valid", 10, seed=1, padded=1)
+    scores, shown = score(popularity(train, intents), batch, intents), batch.shown.numpy()
+    expected = np.log(clicks + 0.5)[batch.candidates.numpy()]
+    np.testing.assert_allclose(scores[shown], expected[shown], rtol=1e-6)
+    with pytest.raises(ValueError, match="popularity refuses"):
+        popularity(batch, intents)
