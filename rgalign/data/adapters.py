@@ -19,6 +19,7 @@ from rgalign.data.tables import Dataset, TableError
 PUBLISHED_SEED = 11  # the seed of the published msweb: withheld areas and valid users come out as they are there
 CANDIDATES = (
     "20 a session: the true intent, 15 distinct negatives drawn with p ~ (train clicks + 0.5), 4 uniform ones. "
+    "Never a candidate: an intent before its valid_from, an area already visited. "
     "position is a random shuffle. Add log q(i) (candidates.log_inclusion) when all intents are ranked."
 )
 
@@ -37,7 +38,10 @@ def cfpb(csv_path: str | Path, *, seed: int) -> Dataset:
     """
     rows, left_out = cfpb_csv.read_rows(csv_path)
     sessions = _cfpb_sessions(rows)
-    sessions["split"] = by_fraction(sessions)
+    try:
+        sessions["split"] = by_fraction(sessions)
+    except ValueError as error:
+        raise TableError(f"{csv_path}: {error}. Nothing was read") from error
     title = rows["issue"] + np.where(rows["sub_issue"] == "", "", ": " + rows["sub_issue"])
     intents = _cfpb_intents(rows, title)
     true_intent = pd.Index(intents["title"]).get_indexer(title)
@@ -162,7 +166,9 @@ def msweb(folder: str | Path, *, seed: int = PUBLISHED_SEED) -> Dataset:
         "left_out": {"users with a single area": len(train) + len(test) - len(sessions)},
     }
     kinds = {"n_visited": "numeric", "recent": "history", "recent_text": "text"}
-    return _dataset("msweb", kinds, meta, intents, sessions, true_intent, train_clicks, seed)
+    visitor = np.repeat(np.arange(len(recent)), sessions["n_visited"])
+    visited = pd.Index(known).get_indexer([area for areas in recent for area in areas])
+    return _dataset("msweb", kinds, meta, intents, sessions, true_intent, train_clicks, seed, barred=(visitor, visited))
 
 
 def _msweb_intents(known: list[str], titles: dict[str, tuple[str, str]]) -> pd.DataFrame:
@@ -216,6 +222,7 @@ def _dataset(
     train_clicks: np.ndarray,
     seed: int,
     transcripts: pd.DataFrame | None = None,
+    barred: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Dataset:
     """The tables with their candidate lists, in the types that `tables.read` gives."""
     lists = draw_lists(
@@ -223,6 +230,7 @@ def _dataset(
         train_clicks,
         available=pd.to_datetime(intents["valid_from"]).to_numpy(),
         times=pd.to_datetime(sessions["timestamp"]).to_numpy(),
+        barred=barred,
         generator=np.random.default_rng([seed, 1]),
     )
     shown = impressions(lists, true_intent, sessions["session_id"], intents["intent_id"])

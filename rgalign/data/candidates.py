@@ -19,6 +19,7 @@ def draw_lists(
     *,
     available: np.ndarray | None = None,
     times: np.ndarray | None = None,
+    barred: tuple[np.ndarray, np.ndarray] | None = None,
     sampled_negatives: dict = SAMPLED_NEGATIVES,
     generator: np.random.Generator,
 ) -> np.ndarray:
@@ -27,6 +28,8 @@ def draw_lists(
     true_intent   (sessions,) row of the intent in the knowledge base (KB)
     train_clicks  (KB,) counts in train
     available     (KB,) datetime64, NaT = always; an intent is no negative in a session (times) before that
+    barred        pairs (row of the session, ascending; row of the intent) that are no candidates, such as what a
+                  visitor has already opened
     Returns (sessions, 1 + negatives) rows of the KB, -1 where fewer intents than asked for could be drawn.
     Negatives by popularity: the largest log weight + Gumbel noise, which is drawing without replacement.
     """
@@ -37,6 +40,9 @@ def draw_lists(
         allowed = np.ones((len(true), len(log_weight)), bool)
         if available is not None:
             allowed = ~(available[None, :] > times[start : start + LISTS_AT_ONCE, None])
+        if barred is not None:
+            here = slice(*np.searchsorted(barred[0], [start, start + len(true)]))
+            allowed[barred[0][here] - start, barred[1][here]] = False
         allowed[np.arange(len(true)), true] = False
         popular = _largest(log_weight + generator.gumbel(size=allowed.shape), allowed, sampled_negatives["popularity"])
         uniform = _largest(generator.random(allowed.shape), allowed, sampled_negatives["uniform"])

@@ -110,7 +110,7 @@ def _check_positions(report: Report, session: np.ndarray, position: np.ndarray) 
     if again.any():
         what = count_rows(again, "has a position that its session already has")
         report.fault("impressions.position", f"{what}; expected each (session_id, position) once")
-    shown = np.bincount(session[judged])
+    shown = np.bincount(session[session >= 0], minlength=1)
     beyond = inside & (position >= shown[np.where(judged, session, 0)])
     if beyond.any():
         what = count_rows(beyond, "has a position beyond the length of its list")
@@ -211,7 +211,7 @@ def _check_truth(report: Report, source: Source) -> None:
         wanted = shown[code] if column == "click_probability" else np.full(len(code), len(source.ids["intents"]))
         what = "intents.parquet has rows" if column != "click_probability" else "its session was shown intents"
         wrong = (lengths != wanted) & (code >= 0)
-        if wrong.any() and (session is not None or column != "click_probability"):
+        if wrong.any() and (shown.any() or column != "click_probability"):
             found = count_rows(wrong, "has a list of another length")
             report.fault(f"truth.{column}", f"{found}; expected as many as {what}")
         flat, parents = pc.list_flatten(values).to_numpy(), pc.list_parent_indices(values).to_numpy()

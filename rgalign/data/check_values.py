@@ -45,7 +45,7 @@ def _check_column(report: Report, source: Source, table: str, column: str, value
     empty = is_empty(values)
     if where in NEVER_EMPTY and pc.any(empty).as_py():
         report.fault(where, f"{count_rows(empty, 'is empty')}; {NEVER_EMPTY[where]}")
-    if where in ("intents.intent_id", "sessions.session_id"):
+    if where in ("intents.intent_id", "sessions.session_id") and len(values):
         source.ids[table] = as_type(values, STRING).combine_chunks()
     if where in ("intents.intent_id", "sessions.session_id", "truth.session_id"):
         keys = pd.Series(as_type(values, STRING).to_pandas(types_mapper=pd.ArrowDtype))

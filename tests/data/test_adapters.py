@@ -1,0 +1,240 @@
+"""Adapters: the public tables come out as they were published; every spelling of the CSV gives the same."""
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rgalign.data import adapters, tables
+from rgalign.data.schema import SPLITS
+from rgalign.data.tables import TableError
+
+HEADER_2014 = [
+    *("Complaint ID", "Product", "Sub-product", "Issue", "Sub-issue", "State", "ZIP code", "Submitted via"),
+    *("Date received", "Date sent to company", "Company", "Company response", "Timely response?", "Consumer disputed?"),
+]
+LATER = {
+    "Company response": "Company response to consumer",
+    "Company": "Company",
+    "Narrative": "Consumer complaint narrative",
+    "Tags": "Tags",
+}
+
+
+def complaints() -> pd.DataFrame:
+    """40 complaints on 10 days, newest first, under the names of 2014, with the later narrative and tags."""
+    number = np.arange(40)[::-1]
+    day = 1 + number // 4
+    return pd.DataFrame(
+        {
+            "Complaint ID": [str(1000 + n) for n in number],
+            "Product": np.where(number % 3 == 0, "Mortgage", "Debt collection"),
+            "Sub-product": np.where(number % 5 == 0, "", 'Other, "quoted"'),
+            "Issue": np.where(number >= 36, "A new issue", np.where(number % 3 == 0, "Payments", "Not my debt")),
+            "Sub-issue": np.where((number % 6 == 1) & (number < 36), "Paid it", ""),
+            "State": np.where(number % 7 == 0, "", "TX"),
+            "ZIP code": np.where(number % 4 == 0, "750XX", "06138"),
+            "Submitted via": "Web",
+            "Date received": [f"{d:02d}/03/2014" for d in day],
+            "Date sent to company": "11/03/2014",
+            "Company": "Citibank",
+            "Company response": "Closed",
+            "Timely response?": "Yes",
+            "Consumer disputed?": "",
+            "Narrative": np.where(number % 2 == 0, "They call me,\nevery day {x}", ""),
+            "Tags": np.where(number % 8 == 0, "Older American", ""),
+        }
+    )
+
+
+def write_csv(path, frame: pd.DataFrame, **keywords):
+    frame.to_csv(path, index=False, **keywords)
+    return path
+
+
+def in_2014(frame):
+    return frame[HEADER_2014]
+
+
+def in_2020(frame):
+    iso = pd.to_datetime(frame["Date received"], format="%m/%d/%Y").dt.strftime("%Y-%m-%d")
+    later = frame.assign(**{"Date received": iso, "Consumer consent provided?": "N/A"}).rename(columns=LATER)
+    return later[sorted(later.columns)]
+
+
+def in_the_search_api(frame):
+    iso = pd.to_datetime(frame["Date received"], format="%m/%d/%Y").dt.strftime("%Y-%m-%dT12:00:00-05:00")
+    names = {name: name.lower().replace("-", "_").replace(" ", "_").rstrip("?") for name in frame.columns}
+    return frame.assign(**{"Date received": iso}).rename(columns=names | {"Narrative": "complaint_what_happened"})
+
+
+@pytest.mark.parametrize("name", ["cfpb2014", "msweb"])
+def test_raw_files_give_the_published_tables(public_data, name):
+    raw = public_data / name / "raw"
+    ours = adapters.cfpb(raw / "Consumer_Complaints.csv", seed=1) if name == "cfpb2014" else adapters.msweb(raw)
+    published = tables.read(public_data / name, splits=SPLITS)
+    assert ours.intents.equals(published.intents)
+    assert ours.sessions.equals(published.sessions)
+    assert ours.kinds == published.kinds
+    assert ours.meta["position_is_real"] is False
+    clicks = [data.impressions[data.impressions["clicked"] == 1] for data in (ours, published)]
+    assert clicks[0]["intent_id"].tolist() == clicks[1]["intent_id"].tolist()
+    assert len(ours.impressions) == len(published.impressions)
+    # Other draws by the same rule: as often in the lists as in the published ones, within sampling error.
+    often = [
+        data.impressions["intent_id"].value_counts().reindex(published.intents["intent_id"])
+        for data in (ours, published)
+    ]
+    ours_often, theirs = (np.nan_to_num(counts.to_numpy(dtype=float)) for counts in often)
+    assert (np.abs(ours_often - theirs) < 5 * np.sqrt(ours_often + theirs + 1)).all()
+
+
+def test_rows_left_out_are_counted(public_data):
+    left_out = adapters.cfpb(public_data / "cfpb2014" / "raw" / "Consumer_Complaints.csv", seed=1).meta["left_out"]
+    assert left_out == {"rows with another number of fields": 1, "rows without an issue": 2}
+
+
+@pytest.mark.parametrize("name", ["cfpb", "msweb"])
+def test_an_adapted_folder_passes_the_check_and_is_read_back(tmp_path, name):
+    if name == "cfpb":
+        dataset = adapters.cfpb(write_csv(tmp_path / "c.csv", in_2020(complaints())), seed=1)
+    else:
+        dataset = adapters.msweb(write_msweb(tmp_path / "uci"), seed=1)
+    tables.write(dataset, tmp_path / "out")
+    again = adapters.folder(tmp_path / "out")
+    for table in ("intents", "sessions", "impressions"):
+        assert getattr(again, table).equals(getattr(dataset, table))
+    assert again.meta == dataset.meta
+    assert again.meta["sampled_negatives"] == {"popularity": 15, "uniform": 4, "smoothing": 0.5}
+
+
+def test_every_spelling_gives_the_same_sessions(tmp_path):
+    frame = complaints()
+    old = adapters.cfpb(write_csv(tmp_path / "a.csv", in_2014(frame)), seed=1)
+    new = adapters.cfpb(
+        write_csv(tmp_path / "b.csv", in_2020(frame), encoding="utf-8-sig", quoting=csv.QUOTE_ALL), seed=1
+    )
+    api = adapters.cfpb(write_csv(tmp_path / "c.csv", in_the_search_api(frame)), seed=1)
+    assert new.sessions.drop(columns="tags").equals(old.sessions)
+    assert api.sessions.equals(new.sessions)
+    assert old.intents.equals(new.intents)
+    assert new.intents.equals(api.intents)
+    assert old.impressions.equals(api.impressions)
+    assert new.kinds == old.kinds | {"tags": "categorical"}
+    assert old.transcripts is None
+    assert set(new.transcripts["typed_query"]) == {"They call me,\nevery day {x}"}
+    assert len(new.transcripts) == 20
+    assert new.transcripts.equals(api.transcripts)
+
+
+def test_what_comes_after_the_complaint_stays_out(tmp_path):
+    dataset = adapters.cfpb(write_csv(tmp_path / "a.csv", in_2020(complaints())), seed=1)
+    assert not {"company response", "timely response", "consent"} & {
+        name.replace("_", " ") for name in dataset.sessions
+    }
+    assert not dataset.sessions.astype(str).eq("Closed").any(axis=None)
+    assert "They call" not in dataset.sessions.to_csv()  # the narrative tells the reason
+
+
+def test_small_matters_of_the_cfpb(tmp_path):
+    dataset = adapters.cfpb(write_csv(tmp_path / "a.csv", in_2014(complaints())), seed=1)
+    sessions, intents = dataset.sessions, dataset.intents.set_index("title")
+    assert sessions["timestamp"].is_monotonic_increasing
+    assert set(sessions["zip3"]) == {"750", "061"}
+    assert sessions["split"].value_counts().to_dict() == {"train": 28, "valid": 4, "test": 8}
+    assert intents["valid_from"].dropna().to_dict() == {"A new issue": pd.Timestamp("2014-08-03")}
+    assert intents.loc["Not my debt: Paid it", "description"] == (
+        "The customer complains about: Not my debt. Detail: Paid it. Asked about products: Debt collection."
+    )
+
+
+def test_seeds_change_the_lists_only(tmp_path):
+    path = write_csv(tmp_path / "a.csv", in_2014(complaints()))
+    one, same, other = (adapters.cfpb(path, seed=seed) for seed in (1, 1, 2))
+    assert one.impressions.equals(same.impressions)
+    assert not one.impressions.equals(other.impressions)
+    assert one.sessions.equals(other.sessions)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda frame: frame.drop(columns=["Issue", "State"]), ["fails 2 checks", "issue", "state", "is missing"]),
+        (lambda frame: frame.rename(columns={"Sub-issue": "Subissue"}), ["sub_issue", "did you mean 'subissue'?"]),
+        (
+            lambda frame: frame.assign(**{"Date received": ["soon", "31/31/2014"] + ["01/03/2014"] * 38}),
+            ["date_received", "2 rows are no date ('soon', '31/31/2014') (first: 0, 1)", "11/13/2014 or 2014-11-13"],
+        ),
+        (lambda frame: frame.assign(**{"Complaint ID": "7"}), ["complaint_id", "39 rows repeat a number (first: '7')"]),
+        (lambda frame: frame.assign(**{"Complaint ID": ""}), ["complaint_id", "40 rows are empty (first: 0, 1, 2)"]),
+        (lambda frame: frame.assign(Issue=""), ["none of 40 rows has an issue"]),
+        (lambda frame: frame.assign(**{"Date received": "01/03/2014"}), ["split", "part empty"]),
+        (lambda frame: frame.iloc[:0], ["none of 0 rows has an issue"]),
+    ],
+)
+def test_a_bad_csv_is_refused_with_column_and_rows(tmp_path, fault, words):
+    path = write_csv(tmp_path / "bad.csv", fault(in_2014(complaints())))
+    with pytest.raises(TableError) as raised:
+        adapters.cfpb(path, seed=1)
+    for word in [str(path), *words]:
+        assert word in str(raised.value)
+
+
+def test_files_that_are_no_csv_are_refused(tmp_path):
+    with pytest.raises(TableError, match=r"nowhere\.csv"):
+        adapters.cfpb(tmp_path / "nowhere.csv", seed=1)
+    (tmp_path / "latin.csv").write_bytes(",".join(HEADER_2014).encode() + b"\n" + b"\xe9," * 13 + b"\n")
+    with pytest.raises(TableError, match=r"latin\.csv"):
+        adapters.cfpb(tmp_path / "latin.csv", seed=1)
+    path = write_csv(tmp_path / "ragged.csv", in_2014(complaints()))
+    path.write_text("\n".join(line + ",x" * (n > 30) for n, line in enumerate(path.read_text().splitlines())))
+    with pytest.raises(TableError, match="10 rows have another number of fields"):
+        adapters.cfpb(path, seed=1)
+
+
+AREAS = 'I,4,"www.microsoft.com","created by getlog.pl"\n' + "".join(
+    f'A,{1000 + n},1,"Area {n} Support ","/area{n}"\n' for n in range(6)
+)
+
+
+def write_msweb(folder, extra: str = ""):
+    folder.mkdir()
+    generator = np.random.default_rng(3)
+    for name, users in (("data", 60), ("test", 20)):
+        lines = [AREAS]
+        for user in range(users):
+            lines.append(f'C,"{user}",{user}\n')
+            lines += [f"V,{1000 + area},1\n" for area in generator.permutation(5)[: 1 + user % 4]]
+        (folder / f"anonymous-msweb.{name}").write_text("".join(lines) + extra)
+    return folder
+
+
+def test_msweb_withholds_one_visited_area(tmp_path):
+    folder = write_msweb(tmp_path / "uci")
+    dataset = adapters.msweb(folder, seed=5)
+    assert dataset.meta["left_out"] == {"users with a single area": 20}
+    assert dataset.sessions["split"].eq("test").sum() == 15
+    assert dataset.intents["intent_id"].tolist() == [f"v{1000 + n}" for n in range(5)]  # nobody visited the sixth
+    clicked = dataset.impressions.query("clicked == 1").set_index("session_id")["intent_id"]
+    visits = {}
+    for line in (folder / "anonymous-msweb.data").read_text().splitlines():
+        if line.startswith("C"):
+            user = visits["wtr" + line.split(",")[2]] = []
+        elif line.startswith("V"):
+            user.append("v" + line.split(",")[1])
+    for session, recent in zip(dataset.sessions["session_id"], dataset.sessions["recent"], strict=True):
+        if session in visits:
+            assert sorted([*recent, clicked[session]]) == sorted(visits[session])
+            assert [area for area in visits[session] if area != clicked[session]] == list(recent)
+            shown = set(dataset.impressions.query("session_id == @session")["intent_id"])
+            assert not shown & set(recent)
+
+
+@pytest.mark.parametrize("line", ["V,9999,1", "X,1", "A,1", 'C,"1"'])
+def test_a_bad_msweb_line_is_named(tmp_path, line):
+    folder = write_msweb(tmp_path / "uci", extra=line + "\n")
+    with pytest.raises(TableError, match=r"anonymous-msweb\.data: 1 lines cannot be read \(first: \d+\)"):
+        adapters.msweb(folder)
+    with pytest.raises(TableError, match=r"anonymous-msweb\.data is missing"):
+        adapters.msweb(tmp_path)
