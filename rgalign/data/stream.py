@@ -15,7 +15,7 @@ import yaml
 
 from rgalign.data import columns, schema, split
 from rgalign.data.encode import IMPRESSION_COLUMNS, ROWS, encode_batch, encode_intents, session_columns, session_rows
-from rgalign.data.features import FeatureSpace, fit_space, hashes
+from rgalign.data.features import FeatureSpace, among, fit_space, hashes
 from rgalign.data.lists import PARTS
 from rgalign.data.shards import LISTS_PER_SHARD, ShardWriter, save_intents, save_space
 
@@ -41,7 +41,7 @@ def fit_folder(folder: str | Path, *, development: Development | None = None, **
         own = np.unique(np.concatenate(train_hashes))
         for batch in _batches(folder, "impressions", ("session_id", "intent_id", "clicked")):
             clicked = batch.filter(pc.equal(batch["clicked"], 1))
-            yield clicked.filter(pa.array(np.isin(hashes(columns.ids(clicked, "session_id")), own)))
+            yield clicked.filter(pa.array(among(hashes(columns.ids(clicked, "session_id")), own)))
 
     return fit_space(sessions(), _intents(folder), impressions(), _meta(folder)["features"], **settings)
 
@@ -109,7 +109,7 @@ class _Impressions:
         if left:
             raise ValueError(
                 f"impressions.parquet is not grouped in the order of sessions.parquet: {left} rows are left, the "
-                f"first of session {self.rest['session_id'][0].as_py()!r}. Nothing was encoded. Sort it as the sessions "
+                f"first of session {self.rest['session_id'][0].as_py()!r}. Sort it as the sessions "
                 "are; rgalign.data.tables reads a folder in any order and writes it sorted"
             )
 
