@@ -1,0 +1,118 @@
+"""Differences of two models with their intervals: the rows of the comparisons table (METHOD.md 4).
+
+`relative` is the relative error reduction for GAUC, the relative gain for the rest; the interval is the difference's.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from rgalign.evaluation import bootstrap, metrics
+from rgalign.evaluation.results import COLUMNS, GAUC_WEIGHT, conform, metric_names, slice_masks
+
+
+def comparisons(
+    sessions: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    slices: pd.DataFrame | None = None,
+    *,
+    distance: float | None = None,
+    seed: int,
+    replicates: int = 1000,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """The comparisons rows of one run, from its session_metrics: users are drawn anew (bootstrap.over_users).
+
+    pairs   (model, against); each model's metric is averaged over its ranker seeds first, and the column `seeds` is the
+            larger number of seeds of the two
+    slices  bool columns indexed by session_id (evaluation.slices); None: only `all`
+    seed    of the bootstrap
+    A metric that one of the two lacks in all sessions has no row. Raises ValueError where two models, or two seeds of
+    one, were not judged on the same sessions and labels.
+    """
+    sessions = conform(sessions, "session_metrics")
+    rows = []
+    for split, part in sessions.groupby("split"):
+        seeds = part.groupby("model")["seed"].nunique(dropna=False)
+        means = {name: _mean_over_seeds(part[part["model"] == name], seeds[name]) for name in seeds.index}
+        for model, against in pairs:
+            new, old = _paired(means, model, against)
+            fixed = {"model": model, "against": against, "split": split, "distance": distance, "worlds": 1}
+            fixed["seeds"] = max(seeds[model], seeds[against])
+            for name, inside in slice_masks(slices, new["session_id"]):
+                interval = {"seed": seed, "replicates": replicates, "level": level}
+                rows += [{**fixed, "slice": name, **row} for row in _of_slice(new[inside], old[inside], **interval)]
+    return conform(pd.DataFrame(rows, columns=list(COLUMNS["comparisons"])), "comparisons")
+
+
+def comparisons_over_worlds(
+    results: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, level: float = 0.95
+) -> pd.DataFrame:
+    """The comparisons rows of a study: the unit is the world, the interval Student's (bootstrap.over_worlds).
+
+    results  results rows of many worlds; a world counts once, by the mean over its LM seeds and ranker seeds
+    Worlds that lack one of the two models do not count, and a pair with less than two worlds has no row. `seeds` is
+    the smallest number of ranker seeds that a world has, of the model that has more.
+    """
+    results = conform(results, "results")
+    keys = ["metric", "slice", "split", "distance"]
+    rows = []
+    for key, part in results.groupby(keys, dropna=False):
+        by_world = part.groupby(["world_seed", "model"])
+        values = by_world["value"].mean(skipna=False).unstack()
+        seeds = by_world["seed"].nunique(dropna=False).unstack()
+        for model, against in pairs:
+            if not {model, against} <= set(values):
+                continue
+            both = values[[model, against]].dropna()
+            if len(both) < 2:
+                continue
+            new, old = both.to_numpy().T
+            interval = bootstrap.over_worlds(new - old, level=level)
+            row = dict(zip(keys, key, strict=True)) | {"model": model, "against": against, "worlds": len(both)}
+            row["seeds"] = seeds.loc[both.index, [model, against]].min().max()
+            rows.append(row | _difference(key[0], new.mean(), old.mean(), interval.low, interval.high))
+    return conform(pd.DataFrame(rows, columns=list(COLUMNS["comparisons"])), "comparisons")
+
+
+def _mean_over_seeds(part: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    """One model's session metrics averaged over its ranker seeds; the rows come sorted by seed, then session."""
+    names = metric_names(part)
+    first = part.iloc[: len(part) // seeds].reset_index(drop=True)
+    if not np.array_equal(part["session_id"].to_numpy(), np.tile(first["session_id"].to_numpy(), seeds)):
+        raise ValueError(f"the {seeds} seeds of {part['model'].iloc[0]} were not judged on the same sessions")
+    mean = part[names].to_numpy().reshape(seeds, len(first), len(names)).mean(axis=0)
+    return first.assign(**dict(zip(names, mean.T, strict=True)))
+
+
+def _paired(means: dict[str, pd.DataFrame], model: str, against: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    if missing := [name for name in (model, against) if name not in means]:
+        raise ValueError(f"no session metrics of {', '.join(missing)}; there are those of {', '.join(means)}")
+    new, old = means[model], means[against]
+    both_have = [name for name in metric_names(new) if not (new[name].isna().all() or old[name].isna().all())]
+    faults = [column for column in ("session_id", "user_id", GAUC_WEIGHT) if not new[column].equals(old[column])]
+    if not faults:
+        faults = [name for name in both_have if not new[name].isna().equals(old[name].isna())]
+    if faults:
+        raise ValueError(f"{model} and {against} were not judged on the same lists: {', '.join(faults)} differ")
+    columns = [*COLUMNS["session_metrics"], *both_have]
+    return new[columns], old[columns]
+
+
+def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **interval) -> list[dict]:
+    """The rows of all metrics over the sessions given; the draws are the same for all of them."""
+    names = metric_names(new)
+    ours, theirs = (frame[names].to_numpy().T for frame in (new, old))  # (metrics, sessions)
+    weight = np.ones_like(ours)
+    if "gauc" in names:
+        weight[names.index("gauc")] = new[GAUC_WEIGHT].to_numpy()
+    ends = bootstrap.over_users(ours - theirs, weight, new["user_id"].to_numpy(dtype=object), **interval)
+    means = [[metrics.average_auc(*row).value for row in zip(values, weight, strict=True)] for values in (ours, theirs)]
+    of_metric = zip(names, *means, ends.low, ends.high, strict=True)
+    return [{"metric": name, **_difference(name, *figures)} for name, *figures in of_metric]
+
+
+def _difference(metric: str, new: float, old: float, low: float, high: float) -> dict:
+    relative = metrics.relative_error_reduction if metric == "gauc" else metrics.relative_gain
+    return {"difference": new - old, "relative": relative(new, old), "ci_low": low, "ci_high": high}

@@ -1,0 +1,219 @@
+"""The three long tables that every comparison, plot and report is made from (ARCHITECTURE.md, Results).
+
+session_metrics  one row a session, model and seed; one column a metric: what paired intervals need
+results          one row a metric, slice, model and seed
+comparisons      one row a metric, slice and pair of models, with an interval: evaluation.comparisons
+
+artifacts.write_table stores them; after reading one back, `conform` restores its types (an empty seed makes pandas
+read floats). The same input gives the same rows in the same order.
+"""
+
+import difflib
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from rgalign.evaluation import metrics
+
+# Every model's name and how a figure shows it; tables list them in this order. Controls and ablations join here.
+MODELS = {
+    "popularity": "popularity",
+    "two_tower": "two-tower, ids only",
+    "two_tower_text": "two-tower + text",
+    "qe_rec": "QE-Rec",
+    "rgalign_rec": "RGAlign-Rec",
+    "oracle_discrete": "oracle, discrete features",
+    "oracle": "oracle",
+}
+GAUC_WEIGHT = "gauc_weight"  # of a session; by list and impressions it is the number of candidates shown
+
+# Table -> columns with their types; in session_metrics the metrics follow, as float64.
+COLUMNS = {
+    "session_metrics": {
+        "session_id": "string",
+        "user_id": "string",
+        "model": "string",
+        "seed": "Int64",
+        "split": "string",
+        GAUC_WEIGHT: "float64",
+    },
+    "results": {
+        "model": "string",
+        "metric": "string",
+        "slice": "string",
+        "split": "string",
+        "data": "string",
+        "distance": "float64",
+        "world_seed": "Int64",
+        "lm_seed": "Int64",
+        "seed": "Int64",
+        "value": "float64",
+        "groups": "int64",
+        "left_out": "int64",
+    },
+    "comparisons": {
+        "model": "string",
+        "against": "string",
+        "metric": "string",
+        "slice": "string",
+        "split": "string",
+        "distance": "float64",
+        "difference": "float64",
+        "relative": "float64",
+        "ci_low": "float64",
+        "ci_high": "float64",
+        "worlds": "int64",
+        "seeds": "int64",
+    },
+}
+ORDER = {  # what rows are sorted by; no two rows of a table are equal in all of these
+    "session_metrics": ["split", "model", "seed", "session_id"],
+    "results": ["data", "split", "slice", "metric", "distance", "world_seed", "lm_seed", "model", "seed"],
+    "comparisons": ["split", "slice", "metric", "distance", "model", "against"],
+}
+
+
+def session_metrics(
+    scores,
+    clicked,
+    shown,
+    *,
+    session_id,
+    user_id,
+    model: str,
+    seed: int | None,
+    split: str,
+    k: int = 3,
+    group: str = "session",
+    weights: str = "impressions",
+    whole_kb: tuple | None = None,
+) -> pd.DataFrame:
+    """The session_metrics rows of one model and ranker seed (None where nothing was drawn: popularity, an oracle).
+
+    scores, clicked, shown  (lists, candidates), padded as in evaluation.metrics; session_id, user_id (lists,)
+    group, weights          GAUC's, METHOD.md 4. By user, each session bears its user's AUC, and its part of the user's
+                            weight, so that the weighted mean of the column is GAUC whatever the group
+    whole_kb                the same three over all intents of the KB (lists, intents), `shown` where an intent was
+                            already there: adds the rank metrics over them, such as recall@3/kb
+    """
+    impressions, clicks = np.sum(shown, axis=1), np.sum(clicked, axis=1)
+    if group == "session":
+        auc, weight = metrics.session_auc(scores, clicked, shown), metrics.group_weights(weights, impressions, clicks)
+    elif group == "user":
+        auc, sessions = _user_auc(scores, clicked, shown, user_id)
+        weight = metrics.group_weights(weights, impressions, clicks) / (sessions if weights == "uniform" else 1)
+    else:
+        raise ValueError(f"group is {group!r}; expected 'session' or 'user'")
+    keys = {"session_id": session_id, "user_id": user_id, "model": model, "seed": seed, "split": split}
+    columns = keys | {GAUC_WEIGHT: weight, "gauc": auc} | _rank_metrics(scores, clicked, shown, k)
+    if whole_kb is not None:
+        columns |= {f"{name}/kb": values for name, values in _rank_metrics(*whole_kb, k).items()}
+    return conform(pd.DataFrame(columns), "session_metrics")
+
+
+def clicked_in_kb(candidates, clicked, intents: int) -> np.ndarray:
+    """The clicks of padded lists over the whole KB, (lists, intents) bool; candidates are rows of the KB, or -1."""
+    row, column = np.nonzero(np.asarray(clicked))
+    over_kb = np.zeros((len(candidates), intents), dtype=bool)
+    over_kb[row, np.asarray(candidates)[row, column]] = True
+    return over_kb
+
+
+def results(
+    sessions: pd.DataFrame,
+    slices: pd.DataFrame | None = None,
+    *,
+    data: str,
+    distance: float | None = None,
+    world_seed: int | None = None,
+    lm_seed: int | None = None,
+    group: str = "session",
+) -> pd.DataFrame:
+    """The results rows of a session_metrics table: each model's and seed's mean of each metric in each slice.
+
+    slices  bool columns indexed by session_id (evaluation.slices); None: only `all`
+    group   as it was for session_metrics: what `groups` and `left_out` of gauc count. Of the other metrics they count
+            sessions. A slice in which nothing is defined has the value NaN and groups 0
+    """
+    sessions = conform(sessions, "session_metrics")
+    fixed = {"data": data, "distance": distance, "world_seed": world_seed, "lm_seed": lm_seed}
+    rows = []
+    for (model, seed, split), part in sessions.groupby(["model", "seed", "split"], dropna=False, sort=False):
+        for name, inside in slice_masks(slices, part["session_id"]):
+            chosen = part[inside]
+            for metric in metric_names(sessions):
+                weight = chosen[GAUC_WEIGHT].to_numpy() if metric == "gauc" else np.ones(len(chosen))
+                mean = metrics.average_auc(chosen[metric].to_numpy(), weight)
+                groups, left_out = mean.groups, mean.left_out
+                if metric == "gauc" and group == "user":
+                    defined = chosen[metric].notna()
+                    groups, left_out = (chosen.loc[side, "user_id"].nunique() for side in (defined, ~defined))
+                row = {"model": model, "metric": metric, "slice": name, "split": split, "seed": seed, **fixed}
+                rows.append(row | {"value": mean.value, "groups": groups, "left_out": left_out})
+    return conform(pd.DataFrame(rows, columns=list(COLUMNS["results"])), "results")
+
+
+def conform(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+    """`frame` as the table of that name: columns, types, order of rows. Raises ValueError with all that is wrong."""
+    columns = dict(COLUMNS[table])
+    faults = [f"column {name} is missing" for name in columns if name not in frame]
+    extra = [name for name in frame if name not in columns]
+    if table == "session_metrics":
+        columns |= dict.fromkeys(extra, "float64")
+    else:
+        faults += [f"column {name} is not known" for name in extra]
+    named = {name for column in ("model", "against") if column in frame for name in frame[column].unique()}
+    faults += [_unknown_model(name) for name in sorted(named - set(MODELS), key=str)]
+    if not faults and (twice := frame.duplicated(ORDER[table]).sum()):
+        faults.append(f"{twice} rows repeat another's {', '.join(ORDER[table])}")
+    if faults:
+        raise ValueError(f"{table} cannot be made:\n  " + "\n  ".join(faults))
+    frame = frame[list(columns)].astype(columns)
+    return frame.sort_values(ORDER[table], key=_rank_of_model, ignore_index=True)
+
+
+def metric_names(sessions: pd.DataFrame) -> list[str]:
+    """The metric columns of a session_metrics table."""
+    return [name for name in sessions if name not in COLUMNS["session_metrics"]]
+
+
+def slice_masks(slices: pd.DataFrame | None, session_ids) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and mask (sessions,) of each slice, `all` first. Raises ValueError if a session has no row in `slices`."""
+    session_ids = np.asarray(session_ids, dtype=object)
+    yield "all", np.ones(len(session_ids), dtype=bool)
+    if slices is None:
+        return
+    row = slices.index.get_indexer(session_ids)
+    if (row < 0).any():
+        raise ValueError(f"slices lacks {(row < 0).sum()} sessions (first: {session_ids[row < 0][0]!r})")
+    for name in slices.columns.drop("all", errors="ignore"):
+        yield name, slices[name].to_numpy(dtype=bool)[row]
+
+
+def _rank_metrics(scores, clicked, shown, k: int) -> dict[str, np.ndarray]:
+    return {
+        f"recall@{k}": metrics.recall_at(scores, clicked, shown, k),
+        f"ndcg@{k}": metrics.ndcg_at(scores, clicked, shown, k),
+        "mrr": metrics.mrr(scores, clicked, shown),
+        f"hit@{k}": metrics.hit_at(scores, clicked, shown, k),
+    }
+
+
+def _user_auc(scores, clicked, shown, user_id) -> tuple[np.ndarray, np.ndarray]:
+    """For each list, its user's AUC over all her lists, and the number of these."""
+    users, user = np.unique(np.asarray(user_id, dtype=object), return_inverse=True)
+    shown = np.asarray(shown, dtype=bool)
+    of_row = user[np.nonzero(shown)[0]]
+    auc = np.full(len(users), np.nan)
+    auc[np.unique(of_row)] = metrics.group_auc(np.asarray(scores)[shown], np.asarray(clicked)[shown], of_row)[0]
+    return auc[user], np.bincount(user)[user]
+
+
+def _rank_of_model(column: pd.Series) -> pd.Series:
+    return column.map(list(MODELS).index) if column.name in ("model", "against") else column
+
+
+def _unknown_model(name) -> str:
+    near = difflib.get_close_matches(str(name), MODELS, n=1)
+    return f"model {name!r} is not in results.MODELS" + (f"; did you mean {near[0]!r}?" if near else "")

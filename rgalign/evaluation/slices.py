@@ -1,0 +1,55 @@
+"""Slices of a split: named masks over its sessions.
+
+all         every session
+cold        clicked on an intent that had no click in train, which is so of all that entered the knowledge base later
+tail        clicked on one of the least clicked intents that together hold at most a third of train's clicks [C]
+head        clicked on one of the others
+shuffled    the whole list was shown in random order (where sessions.shuffled says so)
+region=R    the session's region, where there are two or more
+
+A session that clicked on several intents can be in several of cold, tail and head.
+"""
+
+import numpy as np
+import pandas as pd
+
+TAIL_SHARE = 1 / 3  # of train's clicks [C]
+
+
+def intent_kinds(intent_ids, train_clicked_ids) -> pd.Series:
+    """cold, tail or head for each intent id, from the ids clicked in train (one a click, repeated).
+
+    Intents with the same number of clicks are of the same kind: a count is tail if all intents clicked that often or
+    less hold at most a third of the clicks.
+    """
+    clicks = pd.Series(np.asarray(train_clicked_ids, dtype=object)).value_counts()
+    counts, held = np.unique(clicks.to_numpy(), return_counts=True)
+    upto = np.cumsum(counts * held)
+    rarest = counts[upto <= TAIL_SHARE * clicks.sum()].max(initial=0)
+    intent_ids = np.asarray(intent_ids, dtype=object)
+    count = clicks.reindex(intent_ids).fillna(0).to_numpy()
+    kinds = np.select([count == 0, count <= rarest], ["cold", "tail"], "head")
+    return pd.Series(kinds, index=intent_ids, name="kind")
+
+
+def session_slices(sessions: pd.DataFrame, impressions: pd.DataFrame, train_impressions: pd.DataFrame) -> pd.DataFrame:
+    """One bool column a slice, indexed by session_id in the order of `sessions`; `.sum()` gives the counts.
+
+    sessions, impressions  of the split to be judged (ARCHITECTURE.md, Contracts); train_impressions of train
+    A slice without a session is kept: its metric is undefined, and the tables say so.
+    """
+    ids = sessions["session_id"].to_numpy(dtype=object)
+    slices = pd.DataFrame({"all": np.ones(len(ids), dtype=bool)}, index=pd.Index(ids, name="session_id"))
+    clicked = impressions[impressions["clicked"].astype(bool)]
+    known = train_impressions.loc[train_impressions["clicked"].astype(bool), "intent_id"]
+    kind_of = intent_kinds(clicked["intent_id"].unique(), known)
+    kind = clicked["intent_id"].map(kind_of).to_numpy(dtype=object)
+    sessions_of_click = clicked["session_id"].to_numpy(dtype=object)
+    for name in ("cold", "tail", "head"):
+        slices[name] = slices.index.isin(sessions_of_click[kind == name])
+    if "shuffled" in sessions:
+        slices["shuffled"] = sessions["shuffled"].fillna(False).to_numpy(dtype=bool)
+    regions = sorted(sessions["region"].dropna().unique())
+    for name in regions if len(regions) > 1 else ():
+        slices[f"region={name}"] = (sessions["region"] == name).fillna(False).to_numpy(dtype=bool)
+    return slices

@@ -1,0 +1,69 @@
+"""Slices of a split worked out by hand."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from rgalign.evaluation import slices
+
+
+def clicks(*pairs, misses=()):
+    rows = [(session, intent, 1) for session, intent in pairs] + [(session, intent, 0) for session, intent in misses]
+    return pd.DataFrame(rows, columns=["session_id", "intent_id", "clicked"])
+
+
+# a 6 clicks, b 3, c 1, d 1, e 1: c, d and e hold 3 of 12 clicks (tail), with b it would be a half; f was only shown
+TRAIN = clicks(
+    *[(f"t{i}", "a") for i in range(6)],
+    *[(f"t{i}", "b") for i in range(6, 9)],
+    ("t9", "c"),
+    ("t10", "d"),
+    ("t11", "e"),
+    misses=[("t0", "f")],
+)
+
+
+def test_intents_are_cold_tail_or_head():
+    kinds = slices.intent_kinds(list("abcdefg"), TRAIN.loc[TRAIN.clicked == 1, "intent_id"])
+    assert kinds.to_dict() == {
+        **dict.fromkeys("ab", "head"),
+        **dict.fromkeys("cde", "tail"),
+        **dict.fromkeys("fg", "cold"),
+    }
+
+
+def test_intents_clicked_equally_often_are_of_one_kind():
+    assert set(slices.intent_kinds(list("abc"), list("abc"))) == {"head"}
+
+
+@pytest.mark.parametrize("dtype", ["object", "string", pd.ArrowDtype(pa.large_string())])
+def test_sessions_fall_into_the_slices_of_their_clicks(dtype):
+    sessions = pd.DataFrame(
+        {
+            "session_id": ["s0", "s1", "s2", "s3"],
+            "region": ["SG", "MY", None, "SG"],
+            "shuffled": [True, False, None, True],
+        }
+    ).astype({"session_id": dtype, "region": dtype, "shuffled": "boolean"})
+    shown = clicks(("s0", "a"), ("s1", "c"), ("s2", "g"), ("s2", "a"), misses=[("s3", "f"), ("s0", "g")])
+    found = slices.session_slices(sessions, shown.astype({"session_id": dtype, "intent_id": dtype}), TRAIN)
+    assert found.index.tolist() == ["s0", "s1", "s2", "s3"]
+    assert {name: found.index[mask].tolist() for name, mask in found.items()} == {
+        "all": ["s0", "s1", "s2", "s3"],
+        "cold": ["s2"],
+        "tail": ["s1"],
+        "head": ["s0", "s2"],
+        "shuffled": ["s0", "s3"],
+        "region=MY": ["s1"],
+        "region=SG": ["s0", "s3"],
+    }
+    assert found.dtypes.eq(bool).all()
+
+
+def test_without_regions_or_a_shuffled_column_there_are_no_such_slices():
+    sessions = pd.DataFrame({"session_id": ["s0"], "region": [None]})
+    found = slices.session_slices(sessions, clicks(("s0", "a")), TRAIN)
+    assert list(found) == ["all", "cold", "tail", "head"]
+    assert found.loc["s0", "head"]
+    assert not np.any(found.loc["s0", ["cold", "tail"]])
