@@ -143,7 +143,7 @@ def test_tables_keep_their_bytes_and_types_whatever_the_order_of_the_rows(tmp_pa
 def test_what_does_not_belong_is_refused(shop, table):
     with pytest.raises(ValueError, match=r"(?s)column value is missing.*column colour is not known"):
         conform(pd.DataFrame(columns=["model", "colour"]), "results")
-    with pytest.raises(ValueError, match="model 'two_towers' is not in .*MODELS; did you mean 'two_tower'"):
+    with pytest.raises(ValueError, match=r"model 'two_towers' is not in .*MODELS; did you mean 'two_tower'"):
         conform(table.assign(model="two_towers"), "session_metrics")
     with pytest.raises(ValueError, match="60 rows repeat"):
         conform(pd.concat([table, judged(shop, "oracle", None)]), "session_metrics")
