@@ -38,9 +38,8 @@ def check_impressions(report: Report, source: Source) -> None:
     if position is not None:
         _check_positions(report, session, position)
     _check_clicks(report, len(source.ids["sessions"]), session, clicked)
-    jumps = np.flatnonzero(np.diff(session) != 0)
-    known = session >= 0
-    if known.all() and len(jumps) + 1 > len(np.unique(session)):
+    lists = np.count_nonzero(np.bincount(session[session >= 0], minlength=1))
+    if (session >= 0).all() and np.count_nonzero(np.diff(session)) + 1 > lists:
         report.note("impressions", "rows are not grouped by session: reading puts each list together")
 
 
@@ -81,8 +80,11 @@ def _numbers(report: Report, source: Source, column: str, why: str) -> np.ndarra
     empty = np.asarray(is_empty(values))
     if empty.any():
         report.fault(f"impressions.{column}", f"{count_rows(empty, 'is empty')}; {why}")
-    numbers = as_type(values, pa.float64() if column == "propensity" or empty.any() else pa.int64())
-    return numbers.to_numpy()
+    if column == "propensity" or empty.any():
+        values = as_type(values, pa.float64())
+    elif pa.types.is_boolean(values.type):
+        values = as_type(values, pa.int8())
+    return values.to_numpy()
 
 
 def _check_range(report: Report, column: str, values: np.ndarray, wrong: np.ndarray, expected: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +25,7 @@ from rgalign.data.schema import KINDS, SPLITS, TABLES, YAML_FILE, as_types, to_f
 __all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "read", "write"]
 
 ROW_GROUP = 131_072  # rows; fixed, so that the same tables give the same bytes
+ROWS_AT_ONCE = 2**20  # rows looked up together: each look-up hashes all session ids anew
 
 
 class TableError(ValueError):
@@ -66,7 +68,7 @@ def read(folder: str | Path, *, splits: Sequence[str] = ("train", "valid"), trut
     kinds = dict(meta["features"])
     sessions = _sessions(folder, kinds, meta, splits)
     ids = pa.array(sessions["session_id"])
-    impressions = _of_sessions(_load(folder, "impressions", kinds, ids), ids, by=["position"])
+    impressions = _by_list(_load(folder, "impressions", kinds, ids), ids)
     others = {
         name: to_frame(_load(folder, name, kinds, ids))
         for name in ("transcripts", "labels", "truth")
@@ -122,7 +124,7 @@ def _load(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | N
     """One table in its types; rows of other sessions left where they are, rows without a session kept."""
     batches = []
     file = pq.ParquetFile(folder / f"{name}.parquet")
-    for batch in file.iter_batches(ROW_GROUP):
+    for batch in file.iter_batches(ROWS_AT_ONCE):
         part = as_types(pa.Table.from_batches([batch]), name, kinds)
         if sessions is not None and "session_id" in part.column_names:
             known = pc.is_in(part["session_id"], value_set=sessions)
@@ -133,12 +135,13 @@ def _load(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | N
     return pa.concat_tables(batches).combine_chunks()
 
 
-def _of_sessions(table: pa.Table, sessions: pa.Array, by: list[str]) -> pd.DataFrame:
-    """Rows grouped in the order of `sessions`, then by the columns of `by`; a sorted table is left as it is."""
-    order = pc.index_in(table["session_id"], value_set=sessions)
-    rank = pa.table({"session": order, **{column: table[column] for column in by}})
-    rows = pc.sort_indices(rank, sort_keys=[(column, "ascending") for column in rank.column_names])
-    return to_frame(table.take(rows))
+def _by_list(table: pa.Table, sessions: pa.Array) -> pd.DataFrame:
+    """Impressions grouped in the order of `sessions`, by position inside; a sorted table is left as it is."""
+    session = pc.index_in(table["session_id"], value_set=sessions).to_numpy().astype(np.int64)
+    rank = session * 2**16 + table["position"].to_numpy()
+    if (np.diff(rank) < 0).any():
+        table = table.take(pa.array(np.argsort(rank, kind="stable")))
+    return to_frame(table)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -1,0 +1,211 @@
+"""One fault at a time: how to put it into the good tables, and the words that its complaint must hold."""
+
+from datetime import UTC, datetime
+
+import pyarrow as pa
+from builders import replaced
+
+
+def put(table, column, values):
+    """A fault: values put into a column."""
+
+    def change(tables, meta):
+        tables[table] = replaced(tables[table], column, values)
+
+    return change
+
+
+def typed(table, column, kind, values=None):
+    """A fault: the column in another type."""
+
+    def change(tables, meta):
+        old = tables[table][column]
+        tables[table] = replaced(
+            tables[table], column, pa.array([values] * len(old) if values else old.to_pylist(), kind)
+        )
+
+    return change
+
+
+def drop(table, column):
+    def change(tables, meta):
+        tables[table] = tables[table].drop_columns([column])
+
+    return change
+
+
+def rename(table, column, to):
+    def change(tables, meta):
+        tables[table] = tables[table].rename_columns(
+            [to if name == column else name for name in tables[table].column_names]
+        )
+
+    return change
+
+
+def double(table, column):
+    def change(tables, meta):
+        tables[table] = tables[table].append_column(column, tables[table][column])
+
+    return change
+
+
+def empty(table):
+    def change(tables, meta):
+        tables[table] = tables[table].slice(0, 0)
+
+    return change
+
+
+def declare(**keys):
+    def change(tables, meta):
+        meta.update(keys)
+
+    return change
+
+
+def kind(column, value):
+    def change(tables, meta):
+        meta["features"][column] = value
+
+    return change
+
+
+ZONED = [datetime(2024, 2, 1, tzinfo=UTC)] * 4
+FAULTS = {
+    "empty user": (
+        put("sessions", "user_id", {1: None, 3: ""}),
+        ["sessions.user_id", "2 rows are empty (first: 1, 3)"],
+    ),
+    "empty session id": (put("sessions", "session_id", {9: ""}), ["sessions.session_id", "1 row is empty (first: 9)"]),
+    "empty title": (put("intents", "title", {0: ""}), ["intents.title", "1 row is empty (first: 0)"]),
+    "empty click": (put("impressions", "clicked", {4: None}), ["impressions.clicked", "1 row is empty (first: 4)"]),
+    "empty position": (
+        put("impressions", "position", {4: None}),
+        ["impressions.position", "1 row is empty (first: 4)"],
+    ),
+    "empty shown intent": (put("impressions", "intent_id", {4: ""}), ["impressions.intent_id", "1 row is empty"]),
+    "empty propensity": (
+        put("impressions", "propensity", {2: float("nan")}),
+        ["impressions.propensity", "1 row is empty"],
+    ),
+    "doubled intent": (
+        put("intents", "intent_id", {1: "i0"}),
+        ["intents.intent_id", "1 row repeats an id (first: 'i0')"],
+    ),
+    "doubled session": (put("sessions", "session_id", {1: "s0"}), ["sessions.session_id", "1 row repeats an id"]),
+    "shown twice": (
+        put("impressions", "intent_id", {1: "i0"}),
+        ["impressions ", "1 row shows an intent that its session was already shown (first: 1)"],
+    ),
+    "two at one position": (put("impressions", "position", {1: 0}), ["impressions.position", "already has (first: 1)"]),
+    "gap in positions": (put("impressions", "position", {2: 5}), ["1 row has a position beyond", "(first: 2)"]),
+    "negative position": (put("impressions", "position", {2: -1}), ["impressions.position", "has the value -1"]),
+    "orphan intent": (
+        put("impressions", "intent_id", {0: "ret_12", 3: "ret_12"}),
+        ["impressions.intent_id", "2 rows name what intents.parquet does not have (first: 'ret_12')"],
+    ),
+    "orphan session": (
+        put("impressions", "session_id", {29: "s77"}),
+        ["sessions.parquet does not have (first: 's77')"],
+    ),
+    "clicked is 2": (
+        put("impressions", "clicked", {7: 2}),
+        ["impressions.clicked", "1 row has the value 2 (first: 7)"],
+    ),
+    "clicked in words": (
+        typed("impressions", "clicked", pa.string(), "yes"),
+        ["has the type string; expected integers 0 or 1"],
+    ),
+    "clicked a float": (typed("impressions", "clicked", pa.float64()), ["impressions.clicked", "has the type double"]),
+    "propensity zero": (put("impressions", "propensity", {0: 0.0}), ["impressions.propensity", "has the value 0.0"]),
+    "propensity above 1": (
+        put("impressions", "propensity", {0: 1.5, 1: 1.5}),
+        ["2 rows have the value 1.5 (first: 0, 1)"],
+    ),
+    "infinite amount": (
+        put("sessions", "amount", {2: float("inf")}),
+        ["sessions.amount", "1 row is infinite (first: 2)"],
+    ),
+    "amount in words": (
+        typed("sessions", "amount", pa.string(), "much"),
+        ["sessions.amount", "string; expected numbers"],
+    ),
+    "state a list": (
+        typed("sessions", "state", pa.list_(pa.string()), ["x"]),
+        ["sessions.state", "expected strings, integers"],
+    ),
+    "history a string": (typed("sessions", "visited", pa.string(), "a b"), ["sessions.visited", "expected lists"]),
+    "null in a history": (
+        put("sessions", "visited", {4: ["a", None]}),
+        ["sessions.visited", "(first: 4)", "empty entry"],
+    ),
+    "time in words": (
+        typed("sessions", "timestamp", pa.string(), "1.3.2024"),
+        ["sessions.timestamp", "timestamps or dates"],
+    ),
+    "mixed zones": (
+        put("intents", "valid_from", pa.array(ZONED, pa.timestamp("us", "UTC"))),
+        ["one has a time zone, the other none", "intents.valid_from (timestamp[us, tz=UTC])"],
+    ),
+    "shown too early": (
+        put("intents", "valid_from", {0: datetime(2024, 3, 2)}),
+        ["impressions.intent_id", "1 row shows an intent before its valid_from (first: 'i0')"],
+    ),
+    "unknown split": (
+        put("sessions", "split", {0: "dev"}),
+        ["sessions.split", "1 row has an unknown value (first: 'dev')"],
+    ),
+    "split half filled": (
+        put("sessions", "split", {0: None, 1: ""}),
+        ["sessions.split", "2 rows are empty (first: 0, 1)"],
+    ),
+    "missing column": (drop("impressions", "clicked"), ["impressions.clicked", "is missing"]),
+    "missing empty column": (drop("sessions", "region"), ["sessions.region", "even if all its values are empty"]),
+    "misspelt column": (rename("sessions", "user_id", "userid"), ["sessions.user_id", "did you mean 'userid'?"]),
+    "doubled column": (double("sessions", "state"), ["sessions.state", "is there 2 times; expected once"]),
+    "declared, absent": (kind("browser", "categorical"), ["sessions.browser", "declares it (categorical)"]),
+    "unknown kind": (kind("note", "txt"), ["features.note", "has the kind 'txt'", "did you mean 'text'?"]),
+    "a key as feature": (kind("user_id", "categorical"), ["features.user_id", "cannot be a feature"]),
+    "features as a list": (declare(features=["state"]), ["dataset.yaml features", "expected one line a feature"]),
+    "no name": (declare(name=None), ["dataset.yaml name", "is None"]),
+    "position_is_real": (declare(position_is_real="no"), ["position_is_real", "is 'no'; expected true or false"]),
+    "negatives misspelt": (declare(sampled_negatives={"populrity": 3}), ["populrity", "did you mean 'popularity'?"]),
+    "no intents": (empty("intents"), ["intents.parquet", "is empty: no rows"]),
+    "no sessions": (empty("sessions"), ["sessions.parquet", "is empty: no rows"]),
+    "no impressions": (empty("impressions"), ["impressions.parquet", "is empty: no rows"]),
+    "empty query": (put("transcripts", "typed_query", {0: ""}), ["transcripts.typed_query", "1 row is empty"]),
+    "bare transcript": (
+        put("transcripts", "session_id", {0: None}),
+        ["transcripts", "1 row has neither session_id nor"],
+    ),
+    "foreign transcript": (put("transcripts", "session_id", {0: "s77"}), ["transcripts.session_id", "(first: 's77')"]),
+    "foreign label": (put("labels", "intent_id", {0: "i9"}), ["labels.intent_id", "(first: 'i9')"]),
+    "truth of nobody": (put("truth", "session_id", {0: "s77"}), ["truth.session_id", "(first: 's77')"]),
+    "short posterior": (
+        put("truth", "posterior", {3: [1.0]}),
+        ["truth.posterior ", "list of another length (first: 3)"],
+    ),
+    "posterior sum": (put("truth", "posterior", {3: [0.5] * 4}), ["truth.posterior ", "does not sum to 1 (first: 3)"]),
+    "probability above 1": (
+        put("truth", "click_probability", {0: [0, 2.0, 0]}),
+        ["truth.click_probability", "outside 0 to 1"],
+    ),
+    "short click list": (put("truth", "click_probability", {0: [0.5]}), ["truth.click_probability", "another length"]),
+}
+
+NOTES = {
+    "no click": (put("impressions", "clicked", {1: 0}), ["1 session has no click (first: 0)", "no GAUC"]),
+    "only clicks": (put("impressions", "clicked", {0: 1, 2: 1}), ["1 session has only clicks (first: 0)"]),
+    "out of order": (
+        put("sessions", "timestamp", {5: datetime(2024, 3, 9, 5)}),
+        ["it steps back 1 times", "1 train session lies at or after the first session of test"],
+    ),
+    "no time": (put("sessions", "timestamp", {2: None}), ["sessions.timestamp", "1 row is empty (first: 2)"]),
+    "no test": (put("sessions", "split", ["train"] * 6 + ["valid"] * 4), ["no session is test"]),
+    "split by time": (put("sessions", "split", [None] * 10), ["every row is empty: split by time"]),
+    "column not declared": (rename("transcripts", "intent_id", "intentid"), ["did you mean 'intent_id'?"]),
+    "feature all empty": (put("sessions", "state", [None] * 10), ["sessions.state", "every row is empty"]),
+    "not labelled": (put("labels", "intent_id", {0: None}), ["labels.intent_id", "not labelled yet"]),
+    "key not read": (declare(positions_is_real=False), ["did you mean 'position_is_real'?"]),
+}

@@ -1,0 +1,163 @@
+"""Every single fault is named with its file, column, rows and count; what is worth knowing is noted."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import SESSIONS, good_meta, good_tables, replaced, write_raw
+from single_faults import FAULTS, NOTES
+
+from rgalign.data.schema import SPLITS, to_frame
+from rgalign.data.tables import TableError, check, read
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named_with_its_place(tmp_path, name):
+    change, words = FAULTS[name]
+    tables, meta = good_tables(), good_meta()
+    change(tables, meta)
+    folder = write_raw(tmp_path / "shop", tables, meta)
+    text = str(check(folder))
+    for word in words:
+        assert word in text
+    assert f"Nothing was read. Fix the file (rows count from 0), then: python -m rgalign check {folder}/" in text or (
+        "Fix the files" in text
+    )
+    with pytest.raises(TableError) as raised:
+        read(folder, splits=SPLITS)
+    assert str(raised.value) == text
+
+
+# Faults that make other tables wrong too: an id that is gone leaves orphans behind.
+SPREADING = ("empty session id", "doubled intent", "doubled session", "orphan session", "features as a list")
+
+
+@pytest.mark.parametrize("name", [name for name in FAULTS if name not in SPREADING])
+def test_one_fault_gives_one_complaint(tmp_path, name):
+    change, _ = FAULTS[name]
+    tables, meta = good_tables(), good_meta()
+    change(tables, meta)
+    report = check(write_raw(tmp_path, tables, meta))
+    assert len(report.faults) == 1, report
+
+
+def test_all_faults_are_listed_at_once(tmp_path):
+    tables, meta = good_tables(), good_meta()
+    for name in ("empty user", "clicked is 2", "orphan intent", "misspelt column", "posterior sum"):
+        if name != "misspelt column":
+            FAULTS[name][0](tables, meta)
+    (write_raw(tmp_path, tables, meta) / "labels.parquet").write_bytes(b"PAR1 and no more")
+    text = str(check(tmp_path))
+    assert text.startswith(f"{tmp_path}/ fails 5 checks:\n")
+    for word in (
+        "sessions.user_id",
+        "impressions.clicked",
+        "impressions.intent_id",
+        "truth.posterior",
+        "labels.parquet",
+    ):
+        assert f"\n  {word}" in text
+
+
+def test_a_good_folder_passes_without_a_note(tmp_path):
+    report = check(write_raw(tmp_path, good_tables(), good_meta()))
+    assert (report.faults, [where for where, _ in report.notes]) == ([], ["intents.description"])
+    assert "passes every check: 4 intents, 10 sessions, 30 impressions" in str(report)
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_note_is_counted_and_does_not_stop(tmp_path, name):
+    change, words = NOTES[name]
+    tables, meta = good_tables(), good_meta()
+    change(tables, meta)
+    report = check(write_raw(tmp_path, tables, meta))
+    assert not report.faults
+    for word in words:
+        assert word in str(report)
+    assert len(read(tmp_path, splits=SPLITS).sessions) == SESSIONS
+
+
+def test_sessions_without_impressions_and_scattered_lists_are_noted(tmp_path):
+    tables = good_tables() | {"labels": pa.table({"session_id": ["s1"], "intent_id": ["i1"]})}
+    del tables["truth"]
+    rows = tables["impressions"].slice(3)
+    tables["impressions"] = rows.take(np.r_[np.arange(0, 27, 3), np.arange(1, 27, 3), np.arange(2, 27, 3)])
+    tables["sessions"] = tables["sessions"].append_column("extra", pa.array(range(SESSIONS)))
+    report = check(write_raw(tmp_path, tables, good_meta()))
+    assert not report.faults
+    for word in ("1 session has no impression (first: 0)", "not grouped by session", "sessions.extra"):
+        assert word in str(report)
+    dataset = read(tmp_path, splits=SPLITS)
+    expected = to_frame(rows)[["session_id", "position"]]
+    assert dataset.impressions[["session_id", "position"]].astype(str).equals(expected.astype(str))
+
+
+@pytest.mark.parametrize("name", ["intents", "sessions", "impressions"])
+def test_a_missing_file_is_named(tmp_path, name):
+    (write_raw(tmp_path, good_tables(), good_meta()) / f"{name}.parquet").unlink()
+    assert f"{name}.parquet  is missing; expected columns" in str(check(tmp_path)).replace("    ", "  ")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.999])
+def test_a_file_cut_short_is_named(tmp_path, keep):
+    path = write_raw(tmp_path, good_tables(), good_meta()) / "sessions.parquet"
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    assert "sessions.parquet" in str(check(tmp_path))
+    assert "corrupt or cut short" in str(check(tmp_path))
+
+
+def test_damaged_pages_and_bytes_that_are_not_utf8_are_named(tmp_path):
+    tables = good_tables()
+    broken = pa.array([b"\xff\xfe"] * SESSIONS, pa.binary()).view(pa.string())
+    tables["sessions"] = replaced(tables["sessions"], "note", broken)
+    assert "sessions.note" in str(check(write_raw(tmp_path / "a", tables, good_meta())))
+    path = write_raw(tmp_path / "b", good_tables(), good_meta()) / "impressions.parquet"
+    start = pq.read_metadata(path).row_group(0).column(1).data_page_offset
+    damaged = bytearray(path.read_bytes())
+    damaged[start : start + 40] = b"\xff" * 40
+    path.write_bytes(damaged)
+    assert "impressions.intent_id" in str(check(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: [shop", "is not YAML"),
+        ("just words", "holds a str"),
+        ("", "holds a NoneType"),
+        ("!!python/object/apply:os.system [ls]", "is not YAML"),
+    ],
+)
+def test_a_yaml_that_cannot_be_read_is_a_fault(tmp_path, text, words):
+    assert words in str(check(write_raw(tmp_path, good_tables(), text)))
+
+
+def test_no_yaml_and_no_folder(tmp_path):
+    assert "is not a folder" in str(check(tmp_path / "nowhere"))
+    (write_raw(tmp_path, good_tables(), good_meta()) / "dataset.yaml").unlink()
+    assert "dataset.yaml  is missing; expected name and features" in str(check(tmp_path))
+
+
+def test_values_are_printed_escaped_and_short(tmp_path):
+    tables = good_tables()
+    tables["impressions"] = replaced(tables["impressions"], "intent_id", {0: "\x1b[31m" + "{x}" * 40})
+    text = str(check(write_raw(tmp_path, tables, good_meta())))
+    assert "\x1b" not in text
+    assert "{x}..." in text or "..." in text
+
+
+def test_a_checksum_that_differs_is_noted(tmp_path):
+    folder = write_raw(tmp_path, good_tables(), good_meta())
+    digest = hashlib.sha256((folder / "intents.parquet").read_bytes()).hexdigest()
+    files = {"intents.parquet": {"sha256": digest}, "sessions.parquet": {"sha256": "0" * 64}}
+    write_raw(tmp_path, good_tables(), good_meta() | {"files": files})
+    assert [where for where, what in check(folder).notes if "sha256" in what] == ["sessions.parquet"]
+
+
+def test_the_public_data_sets_pass(public_data):
+    for name, sessions in (("cfpb2014", 8337), ("msweb", 26169)):
+        report = check(public_data / name)
+        assert not report.faults
+        assert report.rows["sessions"] == sessions
