@@ -118,7 +118,7 @@ def _open(report: Report, path: Path, name: str) -> pq.ParquetFile | None:
             report.fault(path.name, f"is missing; expected columns {', '.join(REQUIRED[name])}")
         return None
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except READ_ERRORS as error:
         size = path.stat().st_size
         report.fault(path.name, f"cannot be read, {size:,} bytes, corrupt or cut short ({error}); write it again")

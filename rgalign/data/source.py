@@ -28,6 +28,8 @@ class Source:
             return None
         try:
             values = self.files[table].read(columns=[column])[column]
+            if len(values) != self.files[table].metadata.num_rows:
+                raise OSError(f"{len(values)} values for {self.files[table].metadata.num_rows} rows")
             values.validate(full=True)  # bytes that are not UTF-8 would otherwise surface in the middle of a run
         except (pa.ArrowException, OSError) as error:
             self.columns[table].discard(column)

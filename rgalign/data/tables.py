@@ -59,8 +59,8 @@ def read(folder: str | Path, *, splits: Sequence[str] = ("train", "valid"), trut
     ValueError for an unknown split.
     """
     folder = Path(folder)
-    if unknown := sorted(set(splits) - set(SPLITS)) or not splits:
-        raise ValueError(f"splits is {tuple(splits)}; expected some of {', '.join(SPLITS)} ({unknown})")
+    if not splits or not set(splits) <= set(SPLITS):
+        raise ValueError(f"splits is {tuple(splits)}; expected one or more of {', '.join(SPLITS)}")
     report = check(folder)
     if report.faults:
         raise TableError(str(report))
@@ -94,7 +94,8 @@ def write(dataset: Dataset, folder: str | Path) -> None:
         for name in TABLES:
             if (frame := getattr(dataset, name)) is not None:
                 table = to_table(frame, name, dataset.kinds)
-                pq.write_table(table, fresh / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP)
+                path = fresh / f"{name}.parquet"
+                pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
         # `files` holds checksums of the folder the data came from: they say nothing about these bytes.
         meta = {key: value for key, value in dataset.meta.items() if key != "files"}
         meta |= {"name": dataset.name, "features": dict(dataset.kinds)}

@@ -10,7 +10,7 @@ from builders import SESSIONS, good_meta, good_tables, replaced, write_raw
 from single_faults import FAULTS, NOTES
 
 from rgalign.data.schema import SPLITS, to_frame
-from rgalign.data.tables import TableError, check, read
+from rgalign.data.tables import TableError, check, read, write
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -119,6 +119,20 @@ def test_damaged_pages_and_bytes_that_are_not_utf8_are_named(tmp_path):
     damaged[start : start + 40] = b"\xff" * 40
     path.write_bytes(damaged)
     assert "impressions.intent_id" in str(check(tmp_path / "b"))
+
+
+def test_a_changed_byte_in_written_tables_is_noticed(tmp_path):
+    dataset = read(write_raw(tmp_path / "raw", good_tables(), good_meta()), splits=SPLITS, truth=True)
+    generator = np.random.default_rng(5)
+    for number in range(30):
+        write(dataset, tmp_path / "out")
+        path = tmp_path / "out" / "sessions.parquet"
+        column = pq.read_metadata(path).row_group(0).column(int(generator.integers(9)))
+        start = column.dictionary_page_offset or column.data_page_offset
+        damaged = bytearray(path.read_bytes())
+        damaged[start + column.total_compressed_size - 1 - number % 8] ^= 1 << int(generator.integers(8))
+        path.write_bytes(damaged)
+        assert "sessions." in str(check(tmp_path / "out").faults), column.path_in_schema
 
 
 @pytest.mark.parametrize(
