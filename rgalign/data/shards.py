@@ -81,8 +81,8 @@ def load_lists(folder: str | Path, part: str) -> Lists:
     if part not in PARTS:
         raise ValueError(f"part is {part!r}; expected one of {', '.join(PARTS)}")
     if not _index(folder, part).is_file():
-        there = ", ".join(name for name in PARTS if _index(folder, name).is_file()) or "nothing"
-        raise FileNotFoundError(f"{folder}/ has no encoded lists of {part!r}, only {there}; run notebook 01_data")
+        there = ", ".join(name for name in PARTS if _index(folder, name).is_file()) or "none"
+        raise FileNotFoundError(f"{folder}/ has no encoded lists of {part!r} (it has {there}); run notebook 01_data")
     shards = _shards(folder, part)[: json.loads(_index(folder, part).read_text())["shards"]]
     tensors = _concatenated(shards)
     names = pa.concat_tables([pq.read_table(path.with_suffix(".parquet")) for path in shards])

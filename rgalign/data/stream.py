@@ -61,8 +61,11 @@ def encode_folder(
     development  picks the users of train who become the part dev, the same as in `fit_folder`
     batch_rows   sessions in memory at once; changes no byte of the result
     Parts that `out` already has stay, unless they were encoded with another space.
-    Raises ValueError where impressions are not in the order of the sessions, and as `encode_lists` does.
+    Raises ValueError for an unknown split, where impressions are not in the order of the sessions, and as
+    `encode_lists` does.
     """
+    if unknown := set(splits) - set(schema.SPLITS):
+        raise ValueError(f"splits name {', '.join(sorted(unknown))}; expected some of {', '.join(schema.SPLITS)}")
     folder, intents = Path(folder), _intents(Path(folder))
     kb, impressions = columns.ids(intents, "intent_id"), _Impressions(folder, 8 * batch_rows)
     names = ["train", "dev"] if development is not None and "train" in splits else []
