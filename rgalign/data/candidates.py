@@ -7,6 +7,9 @@ back when it ranks all intents.
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+
+from rgalign.data.schema import STRING
 
 SAMPLED_NEGATIVES = {"popularity": 15, "uniform": 4, "smoothing": 0.5}
 LISTS_AT_ONCE = 8192
@@ -69,12 +72,17 @@ def impressions(
     position = (np.cumsum(lists >= 0, axis=1) - 1)[rows, columns]
     return pd.DataFrame(
         {
-            "session_id": np.asarray(session_id, dtype=object)[rows],
-            "intent_id": np.asarray(intent_id, dtype=object)[shown],
+            "session_id": _picked(session_id, rows),
+            "intent_id": _picked(intent_id, shown),
             "position": position.astype(np.int16),
             "clicked": (shown == true_intent[rows]).astype(np.int8),
         }
     )
+
+
+def _picked(ids: np.ndarray, rows: np.ndarray) -> pd.Series:
+    """Arrow strings: a Python object for each of 20 ids a session would not fit in memory."""
+    return pd.Series(pd.array(pa.array(ids, STRING).take(pa.array(rows)), dtype=pd.ArrowDtype(STRING)))
 
 
 def log_inclusion(train_clicks: np.ndarray, sampled_negatives: dict = SAMPLED_NEGATIVES) -> np.ndarray:
