@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+RANKERS = ("two_tower", "two_tower_text")  # rankers that can be trained (ranker/train.py)
 
 
 class ParamsError(ValueError):
@@ -102,10 +103,57 @@ class Search(Room):
     seed: int = Field(0, ge=0)
 
 
-class Ranker(Room):
+class RankerSettings(Room):
+    """What one ranker is built and trained with; the sizes are choices [C] that the search may replace."""
+
+    embedding_dim: int = Field(16, ge=1, description="width of a feature field")
+    dim: int = Field(32, ge=1, description="width of the user and intent vectors")
+    attention_layers: int = Field(1, ge=0, description="AutoInt layers over the fields")
+    heads: int = Field(1, ge=1)
+    experts: int = Field(4, ge=1, description="mixture of experts on top of the fields")
+    hidden: int = Field(64, ge=1, description="width of an expert")
+    dropout: Share = Field(0.1, lt=1)
+    id_dropout: Share = Field(0.05, lt=1, description="ids shown as 'unknown' in training, so that it can stand in")
+    learning_rate: Real = Field(4e-3, gt=0)
+    weight_decay: Real = Field(0.01, ge=0)
+    epochs: int = Field(60, ge=1, description="at most; early stopping ends before")
+    patience: int = Field(6, ge=1, description="epochs without a better GAUC on the development users")
+    lists_per_batch: int = Field(512, ge=2, description="impression lists, not rows")
+
+
+class Ranker(RankerSettings):
     models: Names = Field(("two_tower", "two_tower_text"), min_length=1)
     seeds: Seeds | None = Field(None, min_length=1, description="one ranker a seed; empty: three from run.seed")
+    position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
     search: Search = Search()
+    tuned: dict[str, dict[str, Any]] = Field({}, description="model: settings that a search found for it")
+
+    @field_validator("models")
+    @classmethod
+    def models_are_known(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in models if name not in RANKERS]:
+            raise ValueError(f"{', '.join(unknown)}: expected some of {', '.join(RANKERS)}")
+        return models
+
+    @field_validator("tuned")
+    @classmethod
+    def tuned_are_settings(cls, tuned: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Raises ValueError, naming model and key, for all that is not a setting of a known ranker."""
+        faults = [f"{name} is not one of {', '.join(RANKERS)}" for name in tuned if name not in RANKERS]
+        checked = {}
+        for name, settings in tuned.items():
+            try:
+                checked[name] = RankerSettings.model_validate(settings).model_dump(include=set(settings))
+            except ValidationError as error:
+                faults += [f"{name}.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return checked
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """model -> everything it is built and trained with: the shared settings under the model's own."""
+        shared = self.model_dump(include=set(RankerSettings.model_fields))
+        return {name: {**shared, **self.tuned.get(name, {})} for name in self.models}
 
 
 class Evaluation(Room):

@@ -51,8 +51,13 @@ STAGES = {
         Stage(
             "03_rankers",
             reads=("tables/dataset", "tables/encoded"),
-            writes=("models/rankers", "tables/learning_curves.parquet", "tables/valid_metrics.parquet"),
-            params=("ranker", "run"),
+            writes=(
+                "models/rankers",
+                "tables/search.parquet",
+                "tables/learning_curves.parquet",
+                "tables/valid_metrics.parquet",
+            ),
+            params=("ranker", "run", "evaluation.gauc_group", "evaluation.gauc_weight"),
             seconds=(8, 3),
         ),
         Stage(
@@ -65,7 +70,7 @@ STAGES = {
                 "tables/valid_metrics.parquet",
             ),
             writes=("tables/session_metrics.parquet", "tables/results.parquet", "tables/comparisons.parquet"),
-            params=("evaluation", "data.world", "data.sampled_negatives", "ranker.seeds", "run"),
+            params=("evaluation", "ranker.models", "ranker.seeds", "run"),
             splits=("train", "valid", "test"),
             seconds=(8, 0.3),
         ),

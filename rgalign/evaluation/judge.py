@@ -1,0 +1,67 @@
+"""Scores to session metrics: every model judged on the same lists and over the same whole knowledge base."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from rgalign.data import candidates
+from rgalign.data.lists import Intents, Lists
+from rgalign.data.tables import Dataset
+from rgalign.evaluation.results import clicked_in_kb, session_metrics
+from rgalign.ranker.fit import score, score_kb
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """The sessions of one split and how they are judged.
+
+    timestamps     (lists,) datetime64, NaT where unknown: an intent counts from its valid_from on
+    log_inclusion  (intents,) log of the chance to be drawn as a candidate, where lists were sampled: a ranker trained
+                   on them learns log p(i|x)/q(i), so log q(i) is added back when it ranks the whole KB
+    group, weights GAUC's (METHOD.md 4)
+    """
+
+    lists: Lists
+    intents: Intents
+    timestamps: np.ndarray
+    log_inclusion: np.ndarray | None = None
+    k: int = 3
+    group: str = "session"
+    weights: str = "impressions"
+
+    @classmethod
+    def of(cls, dataset: Dataset, lists: Lists, intents: Intents, train: Lists, **how: Any) -> "Judge":
+        """The judge of a split: `dataset` has its sessions, `train` the clicks by which sampled lists were drawn."""
+        timestamps = dataset.sessions.set_index("session_id")["timestamp"].reindex(lists.session_id)
+        sampled, log_inclusion = dataset.meta.get("sampled_negatives"), None
+        if sampled:
+            clicks = np.bincount(train.candidates[train.clicked].numpy(), minlength=len(intents))
+            log_inclusion = candidates.log_inclusion(clicks, sampled)
+        when = timestamps.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
+        return cls(lists, intents, when, log_inclusion, **how)
+
+    def ranker(self, model: nn.Module, name: str, seed: int | None) -> pd.DataFrame:
+        """The session_metrics rows of a ranker that was trained on lists like these."""
+        over_kb = score_kb(model, self.lists, self.intents)
+        if self.log_inclusion is not None:
+            over_kb = over_kb + self.log_inclusion
+        return self._metrics(score(model, self.lists, self.intents), over_kb, name, seed)
+
+    def scores(self, over_kb: np.ndarray, name: str, seed: int | None = None) -> pd.DataFrame:
+        """The rows of scores that hold for the whole KB (lists, intents) as they are: popularity, an oracle."""
+        listed = np.take_along_axis(over_kb, self.lists.candidates.numpy().clip(min=0).astype(int), axis=1)
+        return self._metrics(listed, over_kb, name, seed)
+
+    def _metrics(self, listed: np.ndarray, over_kb: np.ndarray, name: str, seed: int | None) -> pd.DataFrame:
+        shown, clicked = self.lists.shown.numpy(), self.lists.clicked.numpy()
+        valid_from = self.intents.valid_from
+        exists = ~(valid_from[None, :] > self.timestamps[:, None])  # NaT on either side: it exists
+        in_kb = clicked_in_kb(self.lists.candidates.numpy(), clicked, len(self.intents))
+        keys: dict[str, Any] = {"session_id": self.lists.session_id, "user_id": self.lists.user_id}
+        return session_metrics(
+            np.where(shown, listed, 0), clicked, shown, **keys, model=name, seed=seed, split=self.lists.part,
+            k=self.k, group=self.group, weights=self.weights, whole_kb=(over_kb, in_kb, exists),
+        )  # fmt: skip
