@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rgalign.data import adapters, tables, world
-from rgalign.data.schema import SPLITS
+from rgalign.data import adapters, world
 from rgalign.data.tables import Dataset
 
 
@@ -28,7 +27,7 @@ def load_dataset(
     if source == "shopworld":
         dataset = world.generate(seed=seed, progress=True, **world_settings)
     elif source == "folder":
-        dataset = tables.read(path, splits=SPLITS, truth=(path / "truth.parquet").is_file())
+        dataset = adapters.folder(path)
     else:
         dataset = {"cfpb": adapters.cfpb, "msweb": adapters.msweb}[source](path, seed=seed)
     if sampled_negatives is None:

@@ -4,10 +4,11 @@ Inside one run users are drawn anew, since the sessions of one user are alike; f
 is the world. The statistic that is resampled is the one reported: a mean of session metrics, with GAUC's weights.
 """
 
-from math import cos, inf, pi, sin, sqrt
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
 
 _CHUNK_CELLS = 1 << 22  # (replicates, users) drawn at a time: about 64 MB
 
@@ -78,34 +79,8 @@ def over_worlds(world_means, *, level: float = 0.95) -> Interval:
             "world, of two worlds or more: run another world, or take over_users for one run"
         )
     mean = float(values.mean())
-    half = t_quantile((1 + level) / 2, len(values) - 1) * float(values.std(ddof=1)) / sqrt(len(values))
+    half = float(student.ppf((1 + level) / 2, len(values) - 1)) * float(values.std(ddof=1)) / sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
-
-
-def t_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t for whole degrees of freedom and a probability in [0.5, 1), by bisection.
-
-    The distribution function is a finite sum of powers of cosines (Abramowitz and Stegun 26.7.3 and 26.7.4); bisecting
-    the angle atan(t / sqrt(freedom)) keeps every t in reach. Spares the package scipy.
-    """
-    low, high = 0.0, pi / 2
-    while (angle := (low + high) / 2) not in (low, high):
-        if (1 + _t_within(angle, freedom)) / 2 < probability:
-            low = angle
-        else:
-            high = angle
-    return sqrt(freedom) * sin(angle) / cos(angle) if cos(angle) else inf
-
-
-def _t_within(angle: float, freedom: int) -> float:
-    """P(|t| < sqrt(freedom) tan(angle))."""
-    odd = freedom % 2
-    term = cos(angle) if odd else 1.0
-    total = 0.0 if freedom == 1 else term
-    for power in range(3 if odd else 2, freedom - 1, 2):
-        term *= cos(angle) ** 2 * (power - 1) / power
-        total += term
-    return 2 / pi * (angle + sin(angle) * total) if odd else sin(angle) * total
 
 
 def _user_rows(users, sessions: int) -> np.ndarray:
