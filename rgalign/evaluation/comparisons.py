@@ -76,6 +76,19 @@ def comparisons_over_worlds(
     return conform(pd.DataFrame(rows, columns=list(COLUMNS["comparisons"])), "comparisons")
 
 
+def over_seeds(sessions: pd.DataFrame, model: str, against: str, **draws) -> bootstrap.Interval:
+    """GAUC's difference of two models with the same number of seeds on one split; seeds and users drawn anew.
+
+    draws  seed, replicates, level (bootstrap.over_seeds_and_users)
+    """
+    ours, theirs = (sessions[sessions["model"] == name] for name in (model, against))
+    by_seed = [part.pivot(index="session_id", columns="seed", values="gauc") for part in (ours, theirs)]
+    differences = by_seed[0].to_numpy().T - by_seed[1].to_numpy().T
+    one = ours.drop_duplicates("session_id").set_index("session_id").loc[by_seed[0].index]
+    users = one["user_id"].to_numpy(dtype=object)
+    return bootstrap.over_seeds_and_users(differences, one[GAUC_WEIGHT].to_numpy(), users, **draws)
+
+
 def _mean_over_seeds(part: pd.DataFrame, seeds: int) -> pd.DataFrame:
     """One model's session metrics averaged over its ranker seeds; the rows come sorted by seed, then session."""
     names = metric_names(part)

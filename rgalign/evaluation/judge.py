@@ -65,3 +65,9 @@ class Judge:
             np.where(shown, listed, 0), clicked, shown, **keys, model=name, seed=seed, split=self.lists.part,
             k=self.k, group=self.group, weights=self.weights, whole_kb=(over_kb, in_kb, exists),
         )  # fmt: skip
+
+
+def about(dataset: Dataset) -> dict[str, Any]:
+    """What the result tables say of the data: its name and, of a simulated world, its seed and distance."""
+    settings = dataset.meta.get("world", {})
+    return {"data": dataset.name, "distance": settings.get("distance"), "world_seed": settings.get("seed")}

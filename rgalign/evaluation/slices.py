@@ -5,7 +5,7 @@ cold        clicked on an intent that had no click in train, which is so of all 
 tail        clicked on one of the least clicked intents that together hold at most a third of train's clicks [C]
 head        clicked on one of the others
 shuffled    the whole list was shown in random order (where sessions.shuffled says so)
-region=R    the session's region, where there are two or more
+region=R    the session's region, where there are 2 to 12: more would be a slice each of a few sessions [C]
 
 A session that clicked on several intents can be in several of cold, tail and head.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 TAIL_SHARE = 1 / 3  # of train's clicks [C]
+MOST_REGIONS = 12
 
 
 def intent_kinds(intent_ids, train_clicked_ids) -> pd.Series:
