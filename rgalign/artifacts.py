@@ -50,9 +50,9 @@ def atomic(target: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-def sweep(folder: Path) -> list[Path]:
-    """Remove what killed writers left under `folder`; returns the removed paths."""
-    left = sorted(folder.rglob(f".*{TEMPORARY}*"))
+def sweep(*folders: Path) -> list[Path]:
+    """Remove what killed writers left below these folders; returns the removed paths."""
+    left = [path for folder in folders for path in sorted(folder.rglob(f".*{TEMPORARY}*"))]
     for path in left:
         _remove(path)
     return left

@@ -68,6 +68,7 @@ def execute(run: Path, stages: list[Stage], parameters: Mapping[str, Any], param
 
     parameters   what goes into each notebook's parameters cell: params_file, run_dir, overrides
     """
+    artifacts.sweep(run)
     for stage in stages:
         why = "forced" if forced else reason_to_run(run, stage, params)
         if why is None:

@@ -22,6 +22,7 @@ from rgalign import artifacts, provenance
 from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, Params, dump, flat, load
 
+ARTIFACTS = ("tables", "models", "figures")  # where stages write; notebooks/ and logs/ are the pipeline's
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
 
 
@@ -210,7 +211,7 @@ def open_stage(
     params = load(params_file, overrides)
     run = artifacts.run_directory(run_dir, params_file)
     run.mkdir(parents=True, exist_ok=True)
-    artifacts.sweep(run)
+    artifacts.sweep(*(run / kind for kind in ARTIFACTS))
     inputs = _checked_inputs(run, stage, params)
     text = dump(params)
     if not (run / "params.yaml").exists() or (run / "params.yaml").read_text(encoding="utf-8") != text:
