@@ -31,13 +31,13 @@ class TwoTowerConfig:
     categories: int
     positions: int
     text: bool
-    embedding_dim: int = 16
+    embedding_dim: int = 8
     dim: int = 32
     attention_layers: int = 1
     heads: int = 1
     experts: int = 4
     hidden: int = 64
-    dropout: float = 0.1
+    dropout: float = 0.3
     id_dropout: float = 0.05
 
     def __post_init__(self):
