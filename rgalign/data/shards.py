@@ -80,10 +80,12 @@ def load_lists(folder: str | Path, part: str) -> Lists:
     folder = Path(folder)
     if part not in PARTS:
         raise ValueError(f"part is {part!r}; expected one of {', '.join(PARTS)}")
-    if not _index(folder, part).is_file():
-        there = ", ".join(name for name in PARTS if _index(folder, name).is_file()) or "none"
-        raise FileNotFoundError(f"{folder}/ has no encoded lists of {part!r} (it has {there}); run notebook 01_data")
-    shards = _shards(folder, part)[: json.loads(_index(folder, part).read_text())["shards"]]
+    count = {name: _shard_count(folder, name) for name in PARTS}
+    there = [name for name, shards in count.items() if shards]
+    if part not in there:
+        found = ", ".join(there) or "none"
+        raise FileNotFoundError(f"{folder}/ has no encoded lists of {part!r} (it has {found}); run notebook 01_data")
+    shards = _shards(folder, part)[: count[part]]
     tensors = _concatenated(shards)
     names = pa.concat_tables([pq.read_table(path.with_suffix(".parquet")) for path in shards])
     histories = sum(name.startswith("history.") and name.endswith(".offsets") for name in tensors)
@@ -137,6 +139,10 @@ def load_space(folder: str | Path) -> FeatureSpace:
 
 def _index(folder: Path, part: str) -> Path:
     return folder / f"{part}.json"
+
+
+def _shard_count(folder: Path, part: str) -> int:
+    return json.loads(_index(folder, part).read_text())["shards"] if _index(folder, part).is_file() else 0
 
 
 def _shards(folder: Path, part: str) -> list[Path]:

@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from rgalign.data import columns, schema, split
-from rgalign.data.encode import IMPRESSION_COLUMNS, ROWS, encode_batch, encode_intents, session_columns, session_rows
+from rgalign.data.encode import (
+    IMPRESSION_COLUMNS,
+    ROWS,
+    SPLIT_OF,
+    encode_batch,
+    encode_intents,
+    session_columns,
+    session_rows,
+)
 from rgalign.data.features import FeatureSpace, among, fit_space, hashes
 from rgalign.data.lists import PARTS
 from rgalign.data.shards import LISTS_PER_SHARD, ShardWriter, save_intents, save_space
@@ -68,8 +76,8 @@ def encode_folder(
         raise ValueError(f"splits name {', '.join(sorted(unknown))}; expected some of {', '.join(schema.SPLITS)}")
     folder, intents = Path(folder), _intents(Path(folder))
     kb, impressions = columns.ids(intents, "intent_id"), _Impressions(folder, 8 * batch_rows)
-    names = ["train", "dev"] if development is not None and "train" in splits else []
-    parts = [part for part in PARTS if part in splits or part in names]
+    # dev is always written with train: one left from a run with other development users would share users with it.
+    parts = [part for part in PARTS if SPLIT_OF[part] in splits]
     save_space(out, space)
     save_intents(out, encode_intents(space, intents))
     writers = {part: ShardWriter(out, part, lists_per_shard) for part in parts}
@@ -83,7 +91,8 @@ def encode_folder(
             if len(sessions):
                 writer.add(encode_batch(space, sessions, lists, (np.cumsum(chosen) - 1)[rows[own]], kb, name))
     impressions.refuse_rest()
-    return {part: writer.close() for part, writer in writers.items()}
+    count = {part: writer.close() for part, writer in writers.items()}
+    return {part: lists for part, lists in count.items() if lists}
 
 
 class _Impressions:

@@ -95,6 +95,14 @@ def test_parts_hold_the_sessions_of_their_split_and_users_stay_together(folder, 
     assert not set(parts["dev"].user_id) & set(parts["train"].user_id)
 
 
+def test_development_lists_of_an_earlier_run_do_not_outlive_it(folder, tmp_path):
+    space = fit_folder(folder)
+    assert encode_folder(space, folder, tmp_path, splits=["train"], development=DEVELOPMENT)["dev"] > 0
+    assert set(encode_folder(space, folder, tmp_path, splits=["train"])) == {"train"}
+    with pytest.raises(FileNotFoundError, match=r"of 'dev' \(it has train\)"):
+        load_lists(tmp_path, "dev")
+
+
 def test_valid_and_test_are_encoded_only_when_asked_for(folder, tmp_path):
     assert set(encode_folder(fit_folder(folder), folder, tmp_path)) == {"train", "valid"}
     with pytest.raises(FileNotFoundError, match=r"of 'test' \(it has train, valid\)"):
