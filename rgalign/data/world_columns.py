@@ -1,8 +1,8 @@
 """The 89 feature columns of ShopWorld: their names, values, and what they depend on.
 
-One line a column: name, then its values. The group says what moves it: the object of the true intent, its issue, both,
-the single intent (`cell`: a pattern which cannot be put together from object and issue, so that it has to be learnt from
-few sessions), or nothing about the intent at all (`region`, `user`, `plain`: the noise every real log is full of).
+One line a column: name, then its values. The group says what moves it: the object of the true intent, its issue,
+both, the single intent (`cell`: a pattern which cannot be put together from object and issue, so that it has to be
+learnt from few sessions), or nothing about the intent (`region`, `user`, `plain`: the noise every log is full of).
 """
 
 from typing import NamedTuple
@@ -42,32 +42,32 @@ _CATEGORICAL = {
         last_error no_error timeout denied over_limit invalid
         push_opened no_push delay_push refusal_push safety_push""",
     "both": """
-        search_topic st1 st2 st3 st4 st5 st6 st7 st8
-        help_section hs1 hs2 hs3 hs4 hs5 hs6
-        ticket_topic tt1 tt2 tt3 tt4 tt5 tt6""",
+        search_topic st*8
+        help_section hs*6
+        ticket_topic tt*6""",
     "cell": """
-        last_form lf1 lf2 lf3 lf4 lf5 lf6 lf7 lf8
-        deep_link dl1 dl2 dl3 dl4 dl5 dl6 dl7 dl8
-        error_code ec1 ec2 ec3 ec4 ec5 ec6 ec7 ec8
-        last_button lb1 lb2 lb3 lb4 lb5 lb6 lb7 lb8""",
+        last_form lf*8
+        deep_link dl*8
+        error_code ec*8
+        last_button lb*8""",
     "region": """
         carrier swift eagle postal metro island
-        warehouse north south east west abroad
-        bank_group bg1 bg2 bg3 bg4 bg5 bg6
-        wallet_brand wb1 wb2 wb3 wb4
+        warehouse wh*30
+        bank_group bg*40
+        wallet_brand wb*4
         app_language native english mixed
         delivery_promise same_day two_day week_long open_end
         tax_scheme flat tiered exempt
         holiday_mode off local national
         service_hours day_only late_too all_hours
         currency_view home dollar
-        campaign cp1 cp2 cp3 cp4""",
+        campaign cp*50""",
     "user": """
         device phone tablet desktop
         os_family droid fruit other_os
-        app_version av1 av2 av3 av4 av5
+        app_version av*40
         age_band teen twenties thirties forties fifties
-        city_tier metro_city big_city town village
+        city ct*60
         account_age weeks months year years
         loyalty_tier bronze silver gold platinum
         mail_opt_in opted_in opted_out
@@ -84,14 +84,14 @@ _CATEGORICAL = {
         weather sunny rainy cloudy stormy
         hour_band night morning afternoon evening
         weekday_type workday weekend
-        ad_seen ad0 ad1 ad2 ad3 ad4
+        ad_seen ad*60
         layout_test arm_a arm_b arm_c
         price_test price_a price_b
         cache_state cold warm
-        server_zone z1 z2 z3 z4
-        feed_theme ft1 ft2 ft3 ft4 ft5
+        server_zone sz*30
+        feed_theme ft*30
         last_tab home_tab feed_tab cart_tab me_tab
-        wishlist_topic wt1 wt2 wt3 wt4 wt5
+        wishlist_topic wt*50
         live_stream not_live watched bought_live
         game_played no_game farm_game quiz_game
         share_action no_share shared""",
@@ -106,9 +106,11 @@ _NUMERIC = {
 GRID = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55)
 
 # What a support agent would see, in the order of the prompt; the three texts come after these.
-PROMPT_COLUMNS = tuple(
-    ["order_status", "parcel_state", "refund_state", "return_state", "payment_state", "coins_state", "login_state", "seller_chat", "last_page", "wait_level", "eta_gap", "cancel_button", "refusal_flag", "risk_flag", "search_verb", "last_error", "search_topic", "help_section", "deep_link", "days_since_order", "device", "loyalty_tier"]
-)
+PROMPT_COLUMNS = (
+    "order_status", "parcel_state", "refund_state", "return_state", "payment_state", "coins_state", "login_state",
+    "seller_chat", "last_page", "wait_level", "eta_gap", "cancel_button", "refusal_flag", "risk_flag", "search_verb",
+    "last_error", "search_topic", "help_section", "deep_link", "days_since_order", "device", "loyalty_tier",
+)  # fmt: skip
 TEXT_COLUMNS = ("event_text", "item_title", "help_page")
 
 
@@ -122,12 +124,20 @@ class Column(NamedTuple):
     missing: float
 
 
+def _values(written: list[str]) -> tuple[str, ...]:
+    """Values as written above; `bg*40` stands for the codes bg1 to bg40."""
+    if "*" not in written[0]:
+        return tuple(written)
+    code, count = written[0].split("*")
+    return tuple(f"{code}{number}" for number in range(1, int(count) + 1))
+
+
 def _columns() -> tuple[Column, ...]:
     """All drawn columns, informative groups first. Every third column has gaps, whatever the session is about."""
     found: list[tuple[str, str, str, tuple]] = []
     for group, text in _CATEGORICAL.items():
         rows = [line.split() for line in text.strip().splitlines()]
-        found += [(name, "categorical", group, tuple(values)) for name, *values in rows]
+        found += [(name, "categorical", group, _values(values)) for name, *values in rows]
     for group, names in _NUMERIC.items():
         found += [(name, "numeric", group, GRID) for name in names.split()]
     return tuple(Column(*row, missing=(0.0, 0.0, 0.1)[i % 3]) for i, row in enumerate(found))

@@ -5,6 +5,7 @@ entries, and why ShopWorld can say what no log can: how well a perfect reader of
 """
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -30,14 +31,14 @@ class Rules:
     activity_spread: float = 0.7  # how unevenly users come (standard deviation of the log)
     weekly_traffic: tuple[float, ...] = (0.17, 0.18, 0.19, 0.175, 0.145, 0.14)
     late_intents: int = 10
-    strength: float = 0.8  # how far an informative column leans with the intent (standard deviation of its logits)
-    minor_share: float = 0.25  # lean of an object column with the issue, and the other way round
-    cell_share: float = 0.4  # lean with the single intent, in object, issue and both columns
+    strength: float = 0.05  # how far an informative column leans with the intent (standard deviation of its logits)
+    minor_share: float = 0.3  # lean of an object column with the issue, and the other way round
+    cell_share: float = 7.8  # lean with the single intent, in object, issue and both columns
     noise_spread: float = 0.8  # how uneven the values of a column are before anything leans
-    active_true: float = 0.62  # the active clause tells the true object and issue,
+    active_true: float = 0.5  # the active clause tells the true object and issue,
     active_object: float = 0.12  # the true object and any issue,
     active_issue: float = 0.12  # any object and the true issue; else anything at all
-    item_strength: float = 1.2  # how far the item's kind leans with the object
+    item_strength: float = 1.3  # how far the item's kind leans with the object
     page_true: float = 0.15  # the help page, in the same way
     page_object: float = 0.2
     page_issue: float = 0.2
@@ -47,10 +48,10 @@ class Rules:
     explored: int = 3  # candidates drawn uniformly from what the policy left out
     shuffled_share: float = 0.15
     examination_decay: float = 0.3  # P(position p is looked at) = (p + 1) ** -decay
-    attracts_true: float = 0.8  # P(click | looked at) of the true intent,
-    attracts_issue: float = 0.07  # of one with the same issue,
-    attracts_object: float = 0.07  # of one with the same object,
-    attracts_other: float = 0.01
+    attracts_true: float = 0.9  # P(click | looked at) of the true intent,
+    attracts_issue: float = 0.05  # of one with the same issue,
+    attracts_object: float = 0.05  # of one with the same object,
+    attracts_other: float = 0.003
 
 
 def cumulative(probabilities: np.ndarray) -> np.ndarray:
@@ -71,6 +72,15 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def even_normals(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """Standard normal numbers (rows, columns), evenly spread down each column: the quantiles in random order.
+
+    Plain draws for a dozen objects differ so much from world to world that worlds would differ in how hard they are.
+    """
+    quantiles = np.array([NormalDist().inv_cdf((row + 0.5) / rows) for row in range(rows)])
+    return rng.permuted(np.tile((quantiles / quantiles.std())[:, None], (1, columns)), axis=0)
+
+
 def leaning(group: str, width: int, rng: np.random.Generator, rules: Rules) -> np.ndarray:
     """Logits (KB, width) by which an informative column leans with the intent: object part + issue part + own part."""
     minor, own = rules.minor_share, rules.cell_share
@@ -80,9 +90,9 @@ def leaning(group: str, width: int, rng: np.random.Generator, rules: Rules) -> n
         "both": (0.7, 0.7, own),
         "cell": (0.2, 0.2, 1.0),
     }[group]
-    by_object = rng.normal(size=(len(THINGS), width))[OBJECT]
-    by_issue = rng.normal(size=(len(ISSUES), width))[ISSUE]
-    by_cell = rng.normal(size=(KB, width))
+    by_object = even_normals(len(THINGS), width, rng)[OBJECT]
+    by_issue = even_normals(len(ISSUES), width, rng)[ISSUE]
+    by_cell = even_normals(KB, width, rng)
     return rules.strength * (of_object * by_object + of_issue * by_issue + of_cell * by_cell)
 
 
@@ -108,7 +118,7 @@ def column_tables(columns: tuple[Column, ...], rng: np.random.Generator, rules: 
 
 def prior_table(rng: np.random.Generator, rules: Rules) -> np.ndarray:
     """P(intent | region, segment), all intents open: (regions, segments, KB)."""
-    popularity = rules.popularity_spread * rng.normal(size=KB)
+    popularity = rules.popularity_spread * even_normals(KB, 1, rng)[:, 0]
     by_region = rules.region_spread * rng.normal(size=(len(REGIONS), 1, KB))
     by_segment = rules.segment_spread * rng.normal(size=(1, len(SEGMENTS), KB))
     return softmax(popularity + by_region + by_segment)
