@@ -49,7 +49,7 @@ references: $(READY)
 	$(PYTHON) tests/refresh_notebooks.py smoke
 
 bench: $(READY)
-	$(PYTHON) -m rgalign bench
+	$(PYTHON) -m rgalign run $(PARAMS) --run-dir outputs/benchmarks --from 91
 
 constraints: $(READY)
 	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -v ' @ ' > constraints.txt

@@ -26,12 +26,17 @@ class StageFailed(RuntimeError):
     """A notebook did not end well; the message names notebook, cell, error, executed copy and log."""
 
 
-def chosen(first: str | None, through: str | None) -> list[Stage]:
-    """The stages from `first` up to and with `through`; both may be a name or its leading number."""
-    names = list(STAGES)
-    start = names.index(stage_named(first).name) if first else 0
-    end = names.index(stage_named(through).name) if through else len(names) - 1
-    return [STAGES[name] for name in names[start : end + 1]]
+def chosen(first: str | None = None, through: str | None = None) -> list[Stage]:
+    """The stages from `first` up to and with `through`; both may be a name or its leading number.
+
+    A stage outside the sequence (91) runs alone, and only as `first`.
+    """
+    sequence = [stage for stage in STAGES.values() if stage.in_sequence]
+    start = stage_named(first) if first else sequence[0]
+    if not start.in_sequence:
+        return [start]
+    end = stage_named(through) if through else sequence[-1]
+    return [stage for stage in sequence if start.name <= stage.name <= end.name]
 
 
 def stage_named(name: str) -> Stage:
@@ -89,7 +94,7 @@ def status(run: Path) -> pd.DataFrame:
     params = load(run / "params.yaml")
     entries = artifacts.read_manifest(run)["stages"]
     rows = []
-    for stage in STAGES.values():
+    for stage in chosen():
         why = reason_to_run(run, stage, params)
         entry = entries.get(stage.name, {})
         rows.append((stage.name, why or "done", *(entry.get(k) for k in ("seconds", "peak_memory_mb", "started"))))

@@ -36,6 +36,7 @@ class Stage:
     params: tuple[str, ...]  # sections, or dotted parts of them
     splits: tuple[str, ...] = ("train", "valid")
     seconds: tuple[float, float] = (5, 0)  # estimate on two cores: fixed, and per 1,000 sessions
+    in_sequence: bool = True  # False: runs only when it is asked for by name
 
 
 STAGES = {
@@ -74,6 +75,14 @@ STAGES = {
             params=("evaluation", "ranker.models", "ranker.seeds", "run"),
             splits=("train", "valid", "test"),
             seconds=(8, 0.3),
+        ),
+        Stage(
+            "91_benchmarks",
+            reads=(),
+            writes=("tables/benchmarks.parquet",),
+            params=("run",),
+            seconds=(240, 0),
+            in_sequence=False,
         ),
     )
 }

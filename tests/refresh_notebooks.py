@@ -21,21 +21,22 @@ def references() -> None:
     run = ROOT / REFERENCE_PARAMETERS["run_dir"]
     shutil.rmtree(run, ignore_errors=True)
     _execute(run, REFERENCE_PARAMETERS)
-    for name in pipeline.STAGES:
-        _keep(run / "notebooks" / f"{name}.ipynb", REFERENCES / f"{name}.ipynb", injected=True)
+    for stage in pipeline.chosen():
+        _keep(run / "notebooks" / f"{stage.name}.ipynb", REFERENCES / f"{stage.name}.ipynb", injected=True)
 
 
 def for_readers(name: str) -> None:
     """Execute (or reuse) the run of params/<name>.yaml and put its outputs into notebooks/."""
     run = ROOT / "outputs" / name
     _execute(run, {"params_file": f"params/{name}.yaml", "run_dir": "", "overrides": {}})
-    for stage in pipeline.STAGES:
-        _keep(run / "notebooks" / f"{stage}.ipynb", ROOT / "notebooks" / f"{stage}.ipynb", injected=False)
+    for stage in pipeline.chosen():
+        name = f"{stage.name}.ipynb"
+        _keep(run / "notebooks" / name, ROOT / "notebooks" / name, injected=False)
 
 
 def _execute(run: Path, parameters: dict) -> None:
     params = load(parameters["params_file"])
-    pipeline.execute(run, list(pipeline.STAGES.values()), parameters, params, forced=False)
+    pipeline.execute(run, pipeline.chosen(), parameters, params, forced=False)
 
 
 def _keep(executed: Path, target: Path, *, injected: bool) -> None:

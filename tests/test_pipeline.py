@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from rgalign import artifacts, pipeline
 from rgalign.__main__ import main
 from rgalign.params import ROOT, load
-from rgalign.stages import STAGES, Stage
+from rgalign.stages import Stage
 
 TOY = Stage("01_toy", reads=(), writes=("tables/toy.txt",), params=("run.seed",))
 FINISH = """
@@ -78,8 +78,8 @@ def test_a_notebook_that_never_finishes_its_stage_has_failed(toy):
 
 
 def test_a_plan_says_what_would_run_and_why(tmp_path):
-    table = pipeline.plan(tmp_path, load("params/smoke.yaml"), list(STAGES.values()), forced=False)
-    assert list(table.action) == ["run"] * len(STAGES)
+    table = pipeline.plan(tmp_path, load("params/smoke.yaml"), pipeline.chosen(), forced=False)
+    assert list(table.action) == ["run"] * len(pipeline.chosen())
     assert table.why.iloc[0] == "has not run"
     assert (table.seconds > 0).all()
 
@@ -87,6 +87,14 @@ def test_a_plan_says_what_would_run_and_why(tmp_path):
 @pytest.mark.parametrize("name", ["03", "3", "03_rankers"])
 def test_a_stage_goes_by_name_or_number(name):
     assert pipeline.stage_named(name).name == "03_rankers"
+
+
+def test_from_and_through_cut_the_sequence_and_benchmarks_run_alone():
+    names = [stage.name for stage in pipeline.chosen()]
+    assert [s.name for s in pipeline.chosen("03", "03")] == ["03_rankers"]
+    assert [s.name for s in pipeline.chosen("03")] == names[names.index("03_rankers") :]
+    assert [s.name for s in pipeline.chosen("91")] == ["91_benchmarks"]
+    assert "91_benchmarks" not in names
 
 
 def test_an_unknown_stage_lists_the_known_ones(capsys):
@@ -115,4 +123,4 @@ def test_status_of_no_run_says_how_to_start_one(capsys, tmp_path):
 def test_status_lists_every_stage(capsys, tmp_path):
     artifacts.write_text(tmp_path / "params.yaml", (ROOT / "params/smoke.yaml").read_text())
     assert isinstance(pipeline.status(tmp_path), pd.DataFrame)
-    assert list(pipeline.status(tmp_path).state) == ["has not run"] * len(STAGES)
+    assert list(pipeline.status(tmp_path).state) == ["has not run"] * len(pipeline.chosen())
