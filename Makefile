@@ -18,7 +18,7 @@ PYTHON = .venv/bin/python
 READY = .venv/.ready
 endif
 
-.PHONY: run test lint unit notebooks-test lab env notebooks references bench constraints clean
+.PHONY: run test lint unit notebooks-test lab env notebooks references published bench constraints clean
 
 run: $(READY)
 	$(PYTHON) -m rgalign run $(PARAMS)
@@ -47,6 +47,10 @@ notebooks: $(READY)
 
 references: $(READY)
 	$(PYTHON) tests/refresh_notebooks.py smoke
+
+# The README's table, from the runs named in tests/refresh_readme.py.
+published: $(READY)
+	$(PYTHON) tests/refresh_readme.py
 
 bench: $(READY)
 	$(PYTHON) -m rgalign run $(PARAMS) --run-dir outputs/benchmarks --from 91

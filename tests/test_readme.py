@@ -1,0 +1,32 @@
+"""The README quotes what was measured: its table is that of outputs/published/."""
+
+import re
+
+import pandas as pd
+import pytest
+from refresh_readme import PUBLISHED, RUNS, with_table
+
+from rgalign.evaluation.results import conform
+from rgalign.params import ROOT, load
+
+
+def test_the_results_table_is_that_of_the_published_runs():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_table(readme) == readme, "run: make published"
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_published_runs_are_whole_and_were_made_with_shipped_params(run):
+    for name in ("results", "comparisons"):
+        conform(pd.read_parquet(PUBLISHED / run / f"{name}.parquet"), name)
+    (shipped,) = [p for p in (ROOT / "params").glob("**/*.yaml") if p.stem == run]
+    assert load(PUBLISHED / run / "params.yaml") == load(shipped)
+
+
+def test_files_and_commands_that_the_readme_names_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([^)#:]+)\)|`(params/[\w./-]+\.yaml)`", readme):
+        assert (ROOT / (path[0] or path[1])).exists(), path
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    for target in re.findall(r"^make (\w+)", readme, re.M):
+        assert target in targets
