@@ -60,7 +60,7 @@ def fit(
 ) -> Fitted:
     """Train in place by AdamW; stop when GAUC on the development users has not risen for `patience` epochs.
 
-    train, dev   lists of these two parts, users apart; lists without a click are left out of training
+    train, dev   lists of these two parts, users apart; lists without a click say nothing and are left out
     seed         of the order of lists and of dropout; the same seed gives the same bytes on the same machine and
                  number of threads, and the caller's random state stays as it was
     loss         mean over the lists of a batch; with several processes a batch is shared out and gradients averaged
@@ -69,7 +69,12 @@ def fit(
     """
     refuse_other_parts("fit", train=train, dev=dev)
     accelerator = accelerator or Accelerator()
-    train = _with_click(train, lists_per_batch, accelerator.num_processes)
+    train, dev = _with_click(train), _with_click(dev)
+    if len(train) < accelerator.num_processes or lists_per_batch < 2 * accelerator.num_processes:
+        raise ValueError(
+            f"{len(train)} training lists have a click, in batches of {lists_per_batch}: too few for "
+            f"{accelerator.num_processes} processes, each of which needs a list of every batch"
+        )
     train, dev, intents = (part.to(accelerator.device) for part in (train, dev, intents))
     optimizer = torch.optim.AdamW(
         model.to(accelerator.device).parameters(), learning_rate, weight_decay=weight_decay, fused=True
@@ -133,14 +138,9 @@ def refuse_other_parts(who: str, **lists: Lists) -> None:
         )
 
 
-def _with_click(train: Lists, lists_per_batch: int, processes: int) -> Lists:
-    has_click = train.clicked.any(dim=1)
-    if int(has_click.sum()) < processes or lists_per_batch < 2 * processes:  # each needs a list of every batch
-        raise ValueError(
-            f"{int(has_click.sum())} of {len(train)} training lists have a click, in batches of {lists_per_batch}: "
-            f"too few for {processes} process{'es' if processes > 1 else ''}"
-        )
-    return train if has_click.all() else train.take(has_click.nonzero().squeeze(1))
+def _with_click(lists: Lists) -> Lists:
+    has_click = lists.clicked.any(dim=1)
+    return lists if has_click.all() else lists.take(has_click.nonzero().squeeze(1))
 
 
 def _batches(count: int, lists_per_batch: int, order: torch.Generator) -> tuple[Tensor, ...]:

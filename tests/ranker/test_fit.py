@@ -86,7 +86,7 @@ def test_lists_without_a_click_change_nothing(parts, intents, config):
     clicked = train.take(torch.arange(0, len(train), 2))
     curves = [fit(TwoTower(config()), t, dev, intents, epochs=2, **FAST).curve for t in (silent, clicked)]
     assert curves[0].drop(columns="seconds").equals(curves[1].drop(columns="seconds"))
-    with pytest.raises(ValueError, match="0 of 400 training lists have a click"):
+    with pytest.raises(ValueError, match="0 training lists have a click"):
         fit(TwoTower(config()), replace(train, clicked=torch.zeros_like(train.clicked)), dev, intents, **FAST)
 
 
