@@ -36,9 +36,9 @@ class TwoTowerConfig:
     attention_layers: int = 1
     heads: int = 1
     experts: int = 4
-    hidden: int = 64
-    dropout: float = 0.3
-    id_dropout: float = 0.05
+    hidden: int = 32
+    dropout: float = 0.5
+    id_dropout: float = 0.1
 
     def __post_init__(self):
         counts = ("embedding_dim", "dim", "heads", "experts", "hidden", "intent_ids", "categories", "word_buckets")
