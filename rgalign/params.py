@@ -106,19 +106,19 @@ class Search(Room):
 class RankerSettings(Room):
     """What one ranker is built and trained with; the sizes are choices [C] that the search may replace."""
 
-    embedding_dim: int = Field(16, ge=1, description="width of a feature field")
+    embedding_dim: int = Field(8, ge=1, description="width of a feature field")
     dim: int = Field(32, ge=1, description="width of the user and intent vectors")
     attention_layers: int = Field(1, ge=0, description="AutoInt layers over the fields")
     heads: int = Field(1, ge=1)
     experts: int = Field(4, ge=1, description="mixture of experts on top of the fields")
-    hidden: int = Field(64, ge=1, description="width of an expert")
-    dropout: Share = Field(0.1, lt=1)
-    id_dropout: Share = Field(0.05, lt=1, description="ids shown as 'unknown' in training, so that it can stand in")
+    hidden: int = Field(32, ge=1, description="width of an expert")
+    dropout: Share = Field(0.5, lt=1)
+    id_dropout: Share = Field(0.1, lt=1, description="ids shown as 'unknown' in training, so that it can stand in")
     learning_rate: Real = Field(4e-3, gt=0)
     weight_decay: Real = Field(0.01, ge=0)
     epochs: int = Field(60, ge=1, description="at most; early stopping ends before")
-    patience: int = Field(6, ge=1, description="epochs without a better GAUC on the development users")
-    lists_per_batch: int = Field(512, ge=2, description="impression lists, not rows")
+    patience: int = Field(5, ge=1, description="epochs without a better GAUC on the development users")
+    lists_per_batch: int = Field(128, ge=2, description="impression lists, not rows")
 
 
 class Ranker(RankerSettings):
