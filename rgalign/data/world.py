@@ -30,7 +30,7 @@ __all__ = ["WORLD_VERSION", "Rules", "World", "generate", "oracle_scores"]
 def generate(
     *,
     seed: int,
-    sessions: int = 31_000,
+    sessions: int = 36_000,
     users: int = 8_000,
     distance: float = 0.5,
     transcripts: int = 48_000,

@@ -1,15 +1,15 @@
 """The 89 feature columns of ShopWorld: their names, values, and what they depend on.
 
 One line a column: name, then its values. The group says what moves it: the object of the true intent, its issue,
-both, the single intent (`cell`: a pattern which cannot be put together from object and issue, so that it has to be
-learnt from few sessions), or nothing about the intent (`region`, `user`, `plain`: the noise every log is full of).
+both, the single intent alone (`code`: which of many codes appears can not be put together from object and issue, and
+has to be learnt from few sessions), or nothing about the intent (`region`, `user`, `plain`: noise, as in every log).
 """
 
 from typing import NamedTuple
 
 REGIONS = ("id", "th", "vn", "my", "ph", "sg", "tw", "br")
 SEGMENTS = ("new", "regular", "loyal", "business")
-INFORMATIVE = ("object", "issue", "both", "cell")
+INFORMATIVE = ("object", "issue", "both", "code")
 
 _CATEGORICAL = {
     "object": """
@@ -45,11 +45,11 @@ _CATEGORICAL = {
         search_topic st*8
         help_section hs*6
         ticket_topic tt*6""",
-    "cell": """
-        last_form lf*8
-        deep_link dl*8
-        error_code ec*8
-        last_button lb*8""",
+    "code": """
+        last_form lf*40
+        deep_link dl*40
+        error_code ec*40
+        last_button lb*40""",
     "region": """
         carrier swift eagle postal metro island
         warehouse wh*30
@@ -107,11 +107,11 @@ GRID = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55)
 
 # What a support agent would see, in the order of the prompt; the three texts come after these.
 PROMPT_COLUMNS = (
-    "order_status", "parcel_state", "refund_state", "return_state", "payment_state", "coins_state", "login_state",
-    "seller_chat", "last_page", "wait_level", "eta_gap", "cancel_button", "refusal_flag", "risk_flag", "search_verb",
-    "last_error", "search_topic", "help_section", "deep_link", "days_since_order", "device", "loyalty_tier",
+    "order_status", "parcel_state", "refund_state", "payment_state", "coins_state", "login_state", "last_page",
+    "wait_level", "eta_gap", "cancel_button", "refusal_flag", "risk_flag", "search_verb", "search_topic", "deep_link",
+    "days_since_order", "device", "loyalty_tier",
 )  # fmt: skip
-TEXT_COLUMNS = ("event_text", "item_title", "help_page")
+TEXT_COLUMNS = ("item_title", "help_page", "event_text")
 
 
 class Column(NamedTuple):

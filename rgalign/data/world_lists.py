@@ -13,8 +13,8 @@ from rgalign.data.world_tables import KB, Rules
 
 # The policy in production when the logs were written: a few columns, the regions' average, no text.
 LEGACY_COLUMNS = (
-    "order_status", "parcel_state", "refund_state", "payment_state", "last_page", "entry_point", "wait_level",
-    "search_verb", "faq_reading", "last_error", "search_topic", "ticket_topic", "help_section", "deep_link",
+    "order_status", "parcel_state", "refund_state", "return_state", "payment_state", "last_page", "entry_point",
+    "wait_level", "eta_gap", "search_verb", "faq_reading", "last_error", "search_topic", "ticket_topic", "help_section",
 )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class World:
     def build(cls, seed: int, rules: Rules | None = None) -> "World":
         """The world of a seed, a whole number >= 0; `rules` only to rebuild one from what its tables say."""
         rules = rules or Rules()
-        item_leaning = rules.item_strength * even_normals(len(THINGS), len(ITEMS), generator(seed, "items"))
+        item_leaning = rules.item_lean * even_normals(len(THINGS), len(ITEMS), generator(seed, "items"))
         texts = TextTables(
             active=mention_table(rules.active_true, rules.active_object, rules.active_issue),
             page=mention_table(rules.page_true, rules.page_object, rules.page_issue),

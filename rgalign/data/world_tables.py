@@ -31,14 +31,16 @@ class Rules:
     activity_spread: float = 0.7  # how unevenly users come (standard deviation of the log)
     weekly_traffic: tuple[float, ...] = (0.17, 0.18, 0.19, 0.175, 0.145, 0.14)
     late_intents: int = 10
-    strength: float = 0.05  # how far an informative column leans with the intent (standard deviation of its logits)
-    minor_share: float = 0.3  # lean of an object column with the issue, and the other way round
-    cell_share: float = 7.8  # lean with the single intent, in object, issue and both columns
+    family_lean: float = 0.045  # how far object columns lean with the object, issue columns with the issue (standard
+    # deviation of a value's logit); what a ranker can learn for one intent from its relatives, new ones included
+    minor_lean: float = 0.015  # of object columns with the issue, and the other way round
+    own_lean: float = 0.3  # of object, issue and both columns with the single intent
+    code_lean: float = 0.8  # of code columns, which have many values and lean with the single intent only
     noise_spread: float = 0.8  # how uneven the values of a column are before anything leans
-    active_true: float = 0.5  # the active clause tells the true object and issue,
+    active_true: float = 0.55  # the active clause tells the true object and issue,
     active_object: float = 0.12  # the true object and any issue,
     active_issue: float = 0.12  # any object and the true issue; else anything at all
-    item_strength: float = 1.3  # how far the item's kind leans with the object
+    item_lean: float = 1.0  # how far the item's kind leans with the object
     page_true: float = 0.15  # the help page, in the same way
     page_object: float = 0.2
     page_issue: float = 0.2
@@ -47,7 +49,7 @@ class Rules:
     positions: int = 12
     explored: int = 3  # candidates drawn uniformly from what the policy left out
     shuffled_share: float = 0.15
-    examination_decay: float = 0.3  # P(position p is looked at) = (p + 1) ** -decay
+    examination_decay: float = 0.35  # P(position p is looked at) = (p + 1) ** -decay
     attracts_true: float = 0.9  # P(click | looked at) of the true intent,
     attracts_issue: float = 0.05  # of one with the same issue,
     attracts_object: float = 0.05  # of one with the same object,
@@ -83,17 +85,16 @@ def even_normals(rows: int, columns: int, rng: np.random.Generator) -> np.ndarra
 
 def leaning(group: str, width: int, rng: np.random.Generator, rules: Rules) -> np.ndarray:
     """Logits (KB, width) by which an informative column leans with the intent: object part + issue part + own part."""
-    minor, own = rules.minor_share, rules.cell_share
-    of_object, of_issue, of_cell = {
-        "object": (1.0, minor, own),
-        "issue": (minor, 1.0, own),
-        "both": (0.7, 0.7, own),
-        "cell": (0.2, 0.2, 1.0),
+    of_object, of_issue, of_intent = {
+        "object": (rules.family_lean, rules.minor_lean, rules.own_lean),
+        "issue": (rules.minor_lean, rules.family_lean, rules.own_lean),
+        "both": (rules.family_lean, rules.family_lean, rules.own_lean),
+        "code": (0.0, 0.0, rules.code_lean),
     }[group]
     by_object = even_normals(len(THINGS), width, rng)[OBJECT]
     by_issue = even_normals(len(ISSUES), width, rng)[ISSUE]
-    by_cell = even_normals(KB, width, rng)
-    return rules.strength * (of_object * by_object + of_issue * by_issue + of_cell * by_cell)
+    by_intent = even_normals(KB, width, rng)
+    return of_object * by_object + of_issue * by_issue + of_intent * by_intent
 
 
 def column_table(column: Column, rng: np.random.Generator, rules: Rules) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The three texts of a ShopWorld session, drawn from its true intent, and their likelihood.
 
-An event text has three clauses, each an object, an issue, a filler and a state. One is still active and tells the true
+An event text has three clauses, each a state, a filler, an object and an issue. One is still active and tells the true
 intent (or something near it); two are resolved and tell nothing. All clauses draw their words from the same
 vocabulary, so a bag of words holds three objects, three issues and three states and cannot say which belong together:
 who wants to know must read.
@@ -80,15 +80,15 @@ def draw_texts(intents: np.ndarray, tables: TextTables, wordings: Wordings, rng:
 def _clause(intents: np.ndarray, state: np.ndarray, wordings: Wordings, rng: np.random.Generator) -> pa.Array:
     things, issues = OBJECT[intents], ISSUE[intents]
     synonyms = len(ACTIVE)
-    parts = []
-    for concept, shares, choices in (
-        (things, wordings.things, [word for thing in THINGS for word in thing.seen]),
-        (issues, wordings.issues, [word for issue in ISSUES for word in issue.seen]),
-        (state, wordings.states, [*ACTIVE, *RESOLVED]),
-    ):
-        parts.append(words(choices, concept * synonyms + draw(cumulative(shares)[concept], rng)))
+
+    def worded(concepts: np.ndarray, shares: np.ndarray, choices: list[str]) -> pa.Array:
+        return words(choices, concepts * synonyms + draw(cumulative(shares)[concepts], rng))
+
+    state_words = worded(state, wordings.states, [*ACTIVE, *RESOLVED])
+    thing_words = worded(things, wordings.things, [word for thing in THINGS for word in thing.seen])
+    issue_words = worded(issues, wordings.issues, [word for issue in ISSUES for word in issue.seen])
     filler = words(FILLERS, rng.integers(len(FILLERS), size=len(intents)))
-    return join(parts[0], parts[1], filler, parts[2])
+    return join(state_words, filler, thing_words, issue_words)
 
 
 def log_likelihood(texts: Texts, tables: TextTables) -> np.ndarray:

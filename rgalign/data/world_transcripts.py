@@ -91,7 +91,7 @@ def _chats(world: World, shop: Shop, rows: int, rng: np.random.Generator) -> pa.
     title = pc.if_else(pa.array(other_task), title_begins, texts.item_title)
     return pa.table(
         {
-            "features": _features(shop, codes, [texts.event_text, title, texts.help_page], other_task),
+            "features": _features(shop, codes, [title, texts.help_page, texts.event_text], other_task),
             "typed_query": typed,
         }
     )

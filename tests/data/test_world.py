@@ -18,7 +18,7 @@ from rgalign.data.world_words import ACTIVE, ISSUES, ITEMS, RESOLVED, THINGS
 
 SESSIONS, POSITIONS = 20_000, 12
 UNLIKELY = 1e-4  # seeds are fixed, so a test that passes passes always; this is how surprised it would have to be
-FROZEN = "33f676c55182cc6e"
+FROZEN = "db5a4381a890508d"
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +163,8 @@ def mentioned(clause, column):
 def read_active(event_text):
     """The (object, issue) of the clause that is still active, from the text alone."""
     clauses = event_text.split(" ; ")
-    active = [clause for clause in clauses if clause.endswith(tuple(f" {marker}" for marker in ACTIVE))]
-    resolved = [clause for clause in clauses if clause.endswith(tuple(f" {marker}" for marker in RESOLVED))]
+    active = [clause for clause in clauses if clause.startswith(ACTIVE)]
+    resolved = [clause for clause in clauses if clause.startswith(RESOLVED)]
     assert (len(clauses), len(active), len(resolved)) == (3, 1, 2)
     return mentioned(active[0], THINGS), mentioned(active[0], ISSUES)
 
@@ -191,7 +191,7 @@ def test_posterior_is_the_product_of_the_tables_read_off_the_strings(shop, world
                 continue
             chance = world.prior[REGIONS.index(session["region"]), SEGMENTS.index(session["user_segment"]), intent]
             for column in COLUMNS:
-                if column.group in ("object", "issue", "both", "cell") and not pd.isna(session[column.name]):
+                if column.group in ("object", "issue", "both", "code") and not pd.isna(session[column.name]):
                     chance *= world.columns[column.name][intent, column.values.index(session[column.name])]
             discrete[intent] = chance
             true = divmod(intent, 8)
