@@ -21,7 +21,12 @@ LATE_FROM_DAY = 28  # the last two weeks: no intent that enters is ever clicked 
 
 @dataclass(frozen=True)
 class Rules:
-    """The numbers behind every world, frozen with WORLD_VERSION; found by calibration (tests/data/test_world.py)."""
+    """The numbers behind every world, frozen with WORLD_VERSION.
+
+    Calibrated at the default size (36,000 sessions, about 9,200 training lists with a click) so that GAUC on the test
+    week is about 0.90 for the oracle without texts, 0.945 with them, 0.96 for who knows the intent; 0.79 for the
+    two-tower ranker on ids, 0.82 with a bag of words. No figure of an aligned model was looked at.
+    """
 
     popularity_spread: float = 0.8  # standard deviation of the log prior over intents
     region_spread: float = 0.6  # ... of what a region adds to it

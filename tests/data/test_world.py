@@ -18,7 +18,7 @@ from rgalign.data.world_words import ACTIVE, ISSUES, ITEMS, RESOLVED, THINGS
 
 SESSIONS, POSITIONS = 20_000, 12
 UNLIKELY = 1e-4  # seeds are fixed, so a test that passes passes always; this is how surprised it would have to be
-FROZEN = "db5a4381a890508d"
+FROZEN = "381395fcecf56890"
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,7 @@ def test_the_rules_are_frozen():
     parts = [shop.intents, shop.sessions, shop.impressions.drop(columns="propensity"), shop.truth[["intent_id"]]]
     digest = hashlib.sha256()
     for frame in parts:
-        digest.update(arrow(frame).to_pandas().to_csv(index=False).encode())
+        digest.update(repr(arrow(frame).to_pydict()).encode())
     digest.update(repr([rows(shop), list(shop.transcripts["typed_query"])]).encode())
     assert WORLD_VERSION == 1
     assert digest.hexdigest()[:16] == FROZEN
