@@ -56,7 +56,7 @@ class Room(BaseModel):
 class World(Room):
     """ShopWorld's size; its rules are frozen with its version (data/world.py)."""
 
-    sessions: int = Field(30_000, ge=200, description="chat sessions in six weeks, with and without a click")
+    sessions: int = Field(36_000, ge=200, description="chat sessions in six weeks, with and without a click")
     users: int = Field(8_000, ge=20)
     distance: Share = Field(0.5, description="how far the chats the LLM has read are from this shop; 0 = its own kind")
     transcripts: int = Field(48_000, ge=0, description="chats of other shops")
