@@ -9,6 +9,7 @@
 BASE_PYTHON ?= python3
 PIP_ARGS ?=
 PARAMS ?= params/quickstart.yaml
+LAB_SETTINGS = .venv/share/jupyter/lab/settings
 export PYTHONHASHSEED = 0
 
 ifdef PYTHON
@@ -66,4 +67,6 @@ clean:
 	  { echo "Python 3.11 or newer is needed; $(BASE_PYTHON) is older. Try: make $(MAKECMDGOALS) BASE_PYTHON=python3.12"; exit 1; }
 	$(BASE_PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	@mkdir -p $(LAB_SETTINGS)
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' > $(LAB_SETTINGS)/overrides.json
 	touch .venv/.ready
