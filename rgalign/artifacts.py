@@ -50,9 +50,9 @@ def atomic(target: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-def sweep(*folders: Path) -> list[Path]:
-    """Remove what killed writers left below these folders; returns the removed paths."""
-    left = [path for folder in folders for path in sorted(folder.rglob(f".*{TEMPORARY}*"))]
+def sweep(*targets: Path) -> list[Path]:
+    """Remove what killed writers of these targets left beside them; returns the removed paths."""
+    left = [path for target in targets for path in sorted(target.parent.glob(f".{target.stem}*{TEMPORARY}*"))]
     for path in left:
         _remove(path)
     return left

@@ -7,7 +7,7 @@ Each room of the package has its section; a key that no section knows is an erro
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -17,12 +17,14 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-RANKERS = ("two_tower", "two_tower_text")  # rankers that can be trained (ranker/train.py)
+RankerName = Literal["two_tower", "two_tower_text"]  # rankers that can be trained (ranker/train.py)
+RANKERS = get_args(RankerName)
 
 
 class ParamsError(ValueError):
@@ -89,6 +91,13 @@ class Data(Room):
     sampled_negatives: SampledNegatives | None = None
     features: Features = Features()
 
+    @field_validator("sampled_negatives")
+    @classmethod
+    def only_for_folders(cls, sampled: SampledNegatives | None, info: ValidationInfo) -> SampledNegatives | None:
+        if sampled is not None and info.data.get("source", "folder") != "folder":
+            raise ValueError("only a folder's lists are described here; other sources say it themselves")
+        return sampled
+
     @field_validator("path")
     @classmethod
     def path_where_needed(cls, path: str | None, info: ValidationInfo) -> str | None:
@@ -100,7 +109,7 @@ class Data(Room):
 
 class Search(Room):
     trials: int = Field(0, ge=0, description="random configurations judged on valid; 0: take the values given here")
-    seed: int = Field(0, ge=0)
+    seed: int | None = Field(None, ge=0, description="of the configurations and their training; empty: run.seed")
 
 
 class RankerSettings(Room):
@@ -109,7 +118,7 @@ class RankerSettings(Room):
     embedding_dim: int = Field(8, ge=1, description="width of a feature field")
     dim: int = Field(32, ge=1, description="width of the user and intent vectors")
     attention_layers: int = Field(1, ge=0, description="AutoInt layers over the fields")
-    heads: int = Field(1, ge=1)
+    heads: int = Field(1, ge=1, description="of the attention; they divide embedding_dim")
     experts: int = Field(4, ge=1, description="mixture of experts on top of the fields")
     hidden: int = Field(32, ge=1, description="width of an expert")
     dropout: Share = Field(0.5, lt=1)
@@ -120,40 +129,32 @@ class RankerSettings(Room):
     patience: int = Field(5, ge=1, description="epochs without a better GAUC on the development users")
     lists_per_batch: int = Field(128, ge=2, description="impression lists, not rows")
 
+    @field_validator("heads")
+    @classmethod
+    def heads_divide_the_width(cls, heads: int, info: ValidationInfo) -> int:
+        width = info.data.get("embedding_dim", heads)
+        if width % heads:
+            raise ValueError(f"does not divide ranker.embedding_dim, which is {width}")
+        return heads
+
 
 class Ranker(RankerSettings):
-    models: Names = Field(("two_tower", "two_tower_text"), min_length=1)
+    models: Annotated[tuple[RankerName, ...], BeforeValidator(_tuple_from_yaml)] = Field(RANKERS, min_length=1)
     seeds: Seeds | None = Field(None, min_length=1, description="one ranker a seed; empty: three from run.seed")
     position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
     search: Search = Search()
-    tuned: dict[str, dict[str, Any]] = Field({}, description="model: settings that a search found for it")
+    tuned: dict[RankerName, RankerSettings] = Field({}, description="model: settings that a search found for it")
 
-    @field_validator("models")
-    @classmethod
-    def models_are_known(cls, models: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in models if name not in RANKERS]:
-            raise ValueError(f"{', '.join(unknown)}: expected some of {', '.join(RANKERS)}")
-        return models
-
-    @field_validator("tuned")
-    @classmethod
-    def tuned_are_settings(cls, tuned: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Raises ValueError, naming model and key, for all that is not a setting of a known ranker."""
-        faults = [f"{name} is not one of {', '.join(RANKERS)}" for name in tuned if name not in RANKERS]
-        checked = {}
-        for name, settings in tuned.items():
-            try:
-                checked[name] = RankerSettings.model_validate(settings).model_dump(include=set(settings))
-            except ValidationError as error:
-                faults += [f"{name}.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        if faults:
-            raise ValueError("; ".join(faults))
-        return checked
+    @field_serializer("tuned")
+    def tuned_as_given(self, tuned: dict[str, RankerSettings]) -> dict[str, dict[str, Any]]:
+        """Only what was set: the rest keeps following the shared settings when the params are read back."""
+        return {name: own.model_dump(exclude_unset=True) for name, own in tuned.items()}
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """model -> everything it is built and trained with: the shared settings under the model's own."""
         shared = self.model_dump(include=set(RankerSettings.model_fields))
-        return {name: {**shared, **self.tuned.get(name, {})} for name in self.models}
+        tuned = self.model_dump()["tuned"]
+        return {name: {**shared, **tuned.get(name, {})} for name in self.models}
 
 
 class Evaluation(Room):
@@ -200,7 +201,9 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params
         raise ParamsError(f"{path.name} holds a {type(given).__name__}; expected sections: {', '.join(_sections())}")
     for key, value in (overrides or {}).items():
         _lay_over(given, key, value)
-    return check(given, path.name)
+    params = check(given, path.name)
+    _refuse_shadowed(params, overrides or {})
+    return params
 
 
 def check(given: dict, name: str = "params") -> Params:
@@ -267,15 +270,33 @@ def _lay_over(given: dict, key: str, value: Any) -> None:
     given[leaf] = yaml.safe_load(value) if isinstance(value, str) else value
 
 
+def _refuse_shadowed(params: Params, overrides: Mapping[str, Any]) -> None:
+    """An override that a model's own `tuned` value would overrule in silence is an error."""
+    faults = []
+    for key in overrides:
+        name = key.removeprefix("ranker.")
+        tuned = params.ranker.model_dump()["tuned"]
+        shadows = [f"ranker.tuned.{model}.{name}" for model, own in tuned.items() if name in own]
+        if key.startswith("ranker.") and shadows:
+            faults.append(f"  {key} has no effect beside {', '.join(shadows)}")
+    if faults:
+        lines = "\n".join(faults)
+        raise ParamsError(f"overrides that change nothing:\n{lines}\nSet those instead, or ranker.tuned={{}} as well.")
+
+
 def _fill_seeds(params: Params) -> Params:
     """Seeds that are empty derive from run.seed (ARCHITECTURE.md, Randomness)."""
     seed = params.run.seed
     data = params.data if params.data.seed is not None else params.data.model_copy(update={"seed": seed})
-    seeds = params.ranker.seeds or tuple(1000 * seed + i for i in range(3))
-    return params.model_copy(update={"data": data, "ranker": params.ranker.model_copy(update={"seeds": seeds})})
+    ranker = params.ranker
+    seeds = ranker.seeds or tuple(1000 * seed + i for i in range(3))
+    search = ranker.search if ranker.search.seed is not None else ranker.search.model_copy(update={"seed": seed})
+    ranker = ranker.model_copy(update={"seeds": seeds, "search": search})
+    return params.model_copy(update={"data": data, "ranker": ranker})
 
 
 def _fault(error: dict) -> tuple[str, str]:
+    """Where and what of one of pydantic's errors."""
     key = ".".join(str(part) for part in error["loc"]) or "params"
     if error["type"] == "extra_forbidden":
         return key, f"is not a parameter; did you mean {_nearest(key)}?"
@@ -296,7 +317,9 @@ def _nearest(key: str) -> str:
 def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        if get_origin(field.annotation) is dict:  # its keys are names, not parameters
+            continue
+        kinds = [field.annotation, *get_args(field.annotation)]
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _names(kind, f"{prefix}{name}.")

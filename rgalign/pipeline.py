@@ -29,13 +29,15 @@ class StageFailed(RuntimeError):
 def chosen(first: str | None = None, through: str | None = None) -> list[Stage]:
     """The stages from `first` up to and with `through`; both may be a name or its leading number.
 
-    A stage outside the sequence (91) runs alone, and only as `first`.
+    A stage outside the sequence (91) runs alone, and only as `first`. Raises StageFailed where nothing is chosen.
     """
     sequence = [stage for stage in STAGES.values() if stage.in_sequence]
     start = stage_named(first) if first else sequence[0]
     if not start.in_sequence:
         return [start]
     end = stage_named(through) if through else sequence[-1]
+    if not end.in_sequence or end.name < start.name:
+        raise StageFailed(f"from {start.name} through {end.name} is no part of {', '.join(s.name for s in sequence)}")
     return [stage for stage in sequence if start.name <= stage.name <= end.name]
 
 
@@ -73,7 +75,7 @@ def execute(run: Path, stages: list[Stage], parameters: Mapping[str, Any], param
 
     parameters   what goes into each notebook's parameters cell: params_file, run_dir, overrides
     """
-    artifacts.sweep(run)
+    artifacts.sweep(*(run / "notebooks" / f"{stage.name}.ipynb" for stage in stages))
     for stage in stages:
         why = "forced" if forced else reason_to_run(run, stage, params)
         if why is None:
@@ -94,7 +96,9 @@ def status(run: Path) -> pd.DataFrame:
     params = load(run / "params.yaml")
     entries = artifacts.read_manifest(run)["stages"]
     rows = []
-    for stage in chosen():
+    for stage in STAGES.values():
+        if not stage.in_sequence and stage.name not in entries:
+            continue
         why = reason_to_run(run, stage, params)
         entry = entries.get(stage.name, {})
         rows.append((stage.name, why or "done", *(entry.get(k) for k in ("seconds", "peak_memory_mb", "started"))))
@@ -131,20 +135,21 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any]) -> None:
         except Exception as error:
             raise StageFailed(_explain(stage, error, failed, log)) from error
         if artifacts.read_manifest(run)["stages"].get(stage.name) == before:
-            raise StageFailed(f"{stage.name} ran to its end without stage.finish(); executed copy: {failed}")
+            copy = folder / f"{stage.name}.ipynb"
+            raise StageFailed(f"{stage.name} ran to its end without stage.finish(); executed copy: {copy}")
     failed.unlink(missing_ok=True)
     _export_html(folder / f"{stage.name}.ipynb")
 
 
 def _check_executed(path: Path) -> None:
     """Every code cell has run and shows no error. Raises StageFailed with the first that does not."""
-    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
-        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
-            continue
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+    for number, cell in enumerate(code, start=1):  # as Jupyter counts: [1], [2], ..
         if cell["execution_count"] is None:
-            raise StageFailed(f"cell {number} never ran")
+            raise StageFailed(f"code cell {number} never ran: it was interrupted")
         if any(output["output_type"] == "error" for output in cell["outputs"]):
-            raise StageFailed(f"cell {number} ended in an error")
+            raise StageFailed(f"code cell {number} ended in an error")
 
 
 def _explain(stage: Stage, error: Exception, copy: Path, log: Path) -> str:

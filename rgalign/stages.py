@@ -22,7 +22,6 @@ from rgalign import artifacts, provenance
 from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, Params, dump, flat, load
 
-ARTIFACTS = ("tables", "models", "figures")  # where stages write; notebooks/ and logs/ are the pipeline's
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
 
 
@@ -80,7 +79,7 @@ STAGES = {
             "91_benchmarks",
             reads=(),
             writes=("tables/benchmarks.parquet",),
-            params=("run",),
+            params=("run", "data.seed"),
             seconds=(240, 0),
             in_sequence=False,
         ),
@@ -116,12 +115,22 @@ def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
         return f"code changed: {', '.join(changed)}"
     for kind, base in (("input", entry["inputs"]), ("output", entry["outputs"])):
         for name, was in base.items():
-            path = artifacts.data_path(name.removeprefix("data:")) if name.startswith("data:") else run / name
-            if not path.exists():
+            path = _located(run, name)
+            if path is None or not path.exists():
                 return f"{kind} {name} is missing"
             if artifacts.digest(path) != was:
                 return f"{kind} {name} changed"
     return None
+
+
+def _located(run: Path, name: str) -> Path | None:
+    """Where an input or output of a manifest lies; None for outside data that is not on this machine."""
+    if not name.startswith("data:"):
+        return run / name
+    try:
+        return artifacts.data_path(name.removeprefix("data:"))
+    except ArtifactError:
+        return None
 
 
 def params_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -138,7 +147,9 @@ class OpenStage:
     run: Path
     params: Params
     inputs: dict[str, str]
+    code: dict[str, str]  # as it was when the stage opened: an edit while it runs must not pass for what ran
     started: datetime.datetime
+    figures: list[str] = field(default_factory=list)
     clock: float = field(default_factory=time.perf_counter)
 
     @property
@@ -172,7 +183,8 @@ class OpenStage:
 
     def figure(self, name: str, figure: Figure) -> Figure:
         """Save a figure as figures/<stage>/<name>.png and hand it back, so that the notebook shows it."""
-        with artifacts.atomic(self.run / "figures" / self.stage.name / f"{name}.png") as temporary:
+        self.figures.append(f"figures/{self.stage.name}/{name}.png")
+        with artifacts.atomic(self.run / self.figures[-1]) as temporary:
             figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
         return figure
 
@@ -189,8 +201,9 @@ class OpenStage:
         missing = [name for name in self.stage.writes if not (self.run / name).exists()]
         if missing:
             raise ArtifactError(f"{self.stage.name} ends without {', '.join(missing)}: run its cells in order")
-        figures = sorted((self.run / "figures" / self.stage.name).glob("*.png"))
-        outputs = [*self.stage.writes, *(f.relative_to(self.run).as_posix() for f in figures)]
+        outputs = [*self.stage.writes, *sorted(set(self.figures))]
+        for stale in set((self.run / "figures" / self.stage.name).glob("*.png")) - {self.run / f for f in outputs}:
+            stale.unlink()  # of an earlier execution, with other params
         entry = {
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self.clock, 1),
@@ -200,7 +213,7 @@ class OpenStage:
             "params": stage_params(self.stage, self.params),
             "inputs": self.inputs,
             "outputs": {name: artifacts.digest(self.run / name) for name in outputs},
-            "code": provenance.code_in_use(self.stage.name),
+            "code": {**provenance.code_in_use(self.stage.name), **self.code},
             "packages": provenance.versions(),
         }
         artifacts.record_stage(self.run, self.stage.name, entry)
@@ -220,13 +233,14 @@ def open_stage(
     params = load(params_file, overrides)
     run = artifacts.run_directory(run_dir, params_file)
     run.mkdir(parents=True, exist_ok=True)
-    artifacts.sweep(*(run / kind for kind in ARTIFACTS))
+    artifacts.sweep(*(run / name for name in stage.writes))
     inputs = _checked_inputs(run, stage, params)
     text = dump(params)
     if not (run / "params.yaml").exists() or (run / "params.yaml").read_text(encoding="utf-8") != text:
         artifacts.write_text(run / "params.yaml", text)
     _pin_threads(params.run.threads)
-    return OpenStage(stage, run, params, inputs, datetime.datetime.now(datetime.UTC))
+    code = provenance.code_in_use(stage.name)
+    return OpenStage(stage, run, params, inputs, code, datetime.datetime.now(datetime.UTC))
 
 
 def _checked_inputs(run: Path, stage: Stage, params: Params) -> dict[str, str]:

@@ -37,7 +37,7 @@ def test_what_a_killed_writer_left_is_swept(tmp_path):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / ".results.part.parquet").write_text("half")
     (tmp_path / "tables" / "results.parquet").write_text("whole")
-    assert [p.name for p in artifacts.sweep(tmp_path / "tables")] == [".results.part.parquet"]
+    assert [p.name for p in artifacts.sweep(tmp_path / "tables" / "results.parquet")] == [".results.part.parquet"]
     assert [p.name for p in (tmp_path / "tables").iterdir()] == ["results.parquet"]
 
 

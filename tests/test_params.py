@@ -1,5 +1,7 @@
 """The params schema: what is refused, how it is said, and that shipped files are valid."""
 
+import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,23 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgalign.params import ROOT, Params, ParamsError, check, dump, flat, load, parse_assignments
+from rgalign.evaluation.results import MODELS
+from rgalign.params import (
+    RANKERS,
+    ROOT,
+    Params,
+    ParamsError,
+    RankerSettings,
+    check,
+    dump,
+    flat,
+    load,
+    parse_assignments,
+)
+from rgalign.plots import MODEL_STYLE
+from rgalign.ranker.fit import fit
+from rgalign.ranker.train import TEXT
+from rgalign.ranker.two_tower import TwoTowerConfig
 
 SHIPPED = sorted((ROOT / "params").glob("**/*.yaml"))
 
@@ -106,6 +124,39 @@ def test_seeds_derive_from_the_run_unless_they_are_set():
     derived = load("params/quickstart.yaml", {"run.seed": 3})
     assert (derived.data.seed, derived.ranker.seeds) == (3, (3000, 3001, 3002))
     assert load("params/quickstart.yaml", {"run.seed": 3, "data.seed": 9}).data.seed == 9
+
+
+def test_an_override_that_a_tuned_value_would_overrule_is_refused():
+    with pytest.raises(ParamsError, match=r"ranker\.dropout has no effect beside ranker\.tuned\.two_tower\.dropout"):
+        load("params/cfpb2014.yaml", {"ranker.dropout": 0})
+    assert load("params/cfpb2014.yaml", {"ranker.dropout": 0, "ranker.tuned": "{}"}).ranker.dropout == 0
+    own = load("params/cfpb2014.yaml", {"ranker.tuned.two_tower.dropout": 0}).ranker.settings()
+    assert (own["two_tower"]["dropout"], own["two_tower_text"]["dropout"]) == (0, 0.5)
+
+
+def test_tuned_settings_lie_over_the_shared_ones_and_are_checked_like_them():
+    params = check({"ranker": {"epochs": 3, "tuned": {"two_tower": {"dim": 4}}}})
+    assert params.ranker.settings()["two_tower"] == {**params.ranker.settings()["two_tower_text"], "dim": 4}
+    assert check(yaml.safe_load(dump(params))).ranker.settings() == params.ranker.settings()
+    with pytest.raises(ParamsError, match=r"two_tower\.dropuot +is not a parameter; did you mean ranker\.dropout"):
+        check({"ranker": {"tuned": {"two_tower": {"dropuot": 0.1}}}})
+    with pytest.raises(ParamsError, match=r"'two_tower' or 'two_tower_text'"):
+        check({"ranker": {"tuned": {"one_tower": {}}}})
+
+
+def test_rankers_and_their_defaults_are_the_same_wherever_they_are_named():
+    """The schema, the towers and the training loop each state them, since a lower room cannot read a higher one."""
+    defaults = RankerSettings().model_dump()
+    shape = {f.name: f.default for f in dataclasses.fields(TwoTowerConfig) if f.default is not dataclasses.MISSING}
+    loop = {n: p.default for n, p in inspect.signature(fit).parameters.items() if n in defaults}
+    assert {**shape, **loop} == defaults
+    assert tuple(TEXT) == RANKERS
+    assert set(RANKERS) < set(MODEL_STYLE) < set(MODELS)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ParamsError, match="does not divide"):
+        check({"ranker": {"heads": 3, "embedding_dim": 8}})
 
 
 def test_params_are_frozen():

@@ -11,7 +11,9 @@ from rgalign.data.tables import Dataset
 def overview(dataset: Dataset) -> pd.DataFrame:
     """Rows a split: sessions, users, impressions, clicks, and lists without a click or with only clicks."""
     shown = dataset.impressions.groupby("session_id").clicked.agg(["size", "sum"])
-    lists = dataset.sessions[["session_id", "user_id", "split"]].merge(shown, left_on="session_id", right_index=True)
+    lists = dataset.sessions[["session_id", "user_id", "split"]].set_index("session_id", drop=False).join(shown)
+    lists = lists.fillna({"size": 0, "sum": 0})  # a session that was shown nothing is still a session
+    only_clicks = (lists["size"] > 0) & (lists["sum"] == lists["size"])
     by_split = lists.groupby("split")
     table = pd.DataFrame(
         {
@@ -20,7 +22,7 @@ def overview(dataset: Dataset) -> pd.DataFrame:
             "impressions": by_split["size"].sum(),
             "clicks": by_split["sum"].sum(),
             "lists without a click": by_split["sum"].agg(lambda clicks: (clicks == 0).sum()),
-            "lists with only clicks": (lists["sum"] == lists["size"]).groupby(lists.split).sum(),
+            "lists with only clicks": only_clicks.groupby(lists.split).sum(),
         }
     )
     return table.reindex([s for s in ("train", "valid", "test") if s in table.index]).astype(int)

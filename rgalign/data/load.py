@@ -22,7 +22,7 @@ def load_dataset(
     source             shopworld | folder | cfpb | msweb; all but the first read `path`
     world_settings     sessions, users, distance, transcripts (world.generate)
     sampled_negatives  says how a folder's lists were sampled where its dataset.yaml does not
-    Raises TableError or ValueError with every fault of the files.
+    Raises TableError with every fault of the files, ValueError where dataset.yaml says it differently.
     """
     if source == "shopworld":
         dataset = world.generate(seed=seed, progress=True, **world_settings)
@@ -32,4 +32,7 @@ def load_dataset(
         dataset = {"cfpb": adapters.cfpb, "msweb": adapters.msweb}[source](path, seed=seed)
     if sampled_negatives is None:
         return dataset
+    stated = dataset.meta.get("sampled_negatives", sampled_negatives)
+    if dict(stated) != dict(sampled_negatives):
+        raise ValueError(f"data.sampled_negatives is {dict(sampled_negatives)}, but dataset.yaml says {stated}")
     return replace(dataset, meta={**dataset.meta, "sampled_negatives": dict(sampled_negatives)})

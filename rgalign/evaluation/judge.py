@@ -1,5 +1,6 @@
 """Scores to session metrics: every model judged on the same lists and over the same whole knowledge base."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +34,15 @@ class Judge:
     weights: str = "impressions"
 
     @classmethod
-    def of(cls, dataset: Dataset, lists: Lists, intents: Intents, train: Lists, **how: Any) -> "Judge":
-        """The judge of a split: `dataset` has its sessions, `train` the clicks by which sampled lists were drawn."""
+    def of(cls, dataset: Dataset, lists: Lists, intents: Intents, seen: Sequence[Lists], **how: Any) -> "Judge":
+        """The judge of a split: `dataset` has its sessions.
+
+        seen  train and dev, the lists of the train split: by their clicks sampled negatives were drawn
+        """
         timestamps = dataset.sessions.set_index("session_id")["timestamp"].reindex(lists.session_id)
         sampled, log_inclusion = dataset.meta.get("sampled_negatives"), None
         if sampled:
-            clicks = np.bincount(train.candidates[train.clicked].numpy(), minlength=len(intents))
+            clicks = sum(np.bincount(own.candidates[own.clicked].numpy(), minlength=len(intents)) for own in seen)
             log_inclusion = candidates.log_inclusion(clicks, sampled)
         when = timestamps.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
         return cls(lists, intents, when, log_inclusion, **how)

@@ -1,7 +1,7 @@
 """Slices of a split: named masks over its sessions.
 
 all         every session
-cold        clicked on an intent that had no click in train, which is so of all that entered the knowledge base later
+cold        clicked on an intent without a click in train (dev users included), such as all that entered the KB later
 tail        clicked on one of the least clicked intents that together hold at most a third of train's clicks [C]
 head        clicked on one of the others
 shuffled    the whole list was shown in random order (where sessions.shuffled says so)
@@ -51,6 +51,6 @@ def session_slices(sessions: pd.DataFrame, impressions: pd.DataFrame, train_impr
     if "shuffled" in sessions:
         slices["shuffled"] = sessions["shuffled"].fillna(False).to_numpy(dtype=bool)
     regions = sorted(sessions["region"].dropna().unique())
-    for name in regions if len(regions) > 1 else ():
+    for name in regions if 1 < len(regions) <= MOST_REGIONS else ():
         slices[f"region={name}"] = (sessions["region"] == name).fillna(False).to_numpy(dtype=bool)
     return slices
