@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from rgalign import artifacts
-from rgalign.params import ROOT, ParamsError, find, load, parse_assignments
+from rgalign.params import ROOT, ParamsError, World, find, load, parse_assignments
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +40,10 @@ def run_command(options: argparse.Namespace) -> int:
     from rgalign import pipeline
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
+    if run.exists() and not run.is_dir():
+        raise artifacts.ArtifactError(f"{run} is a file; expected a folder for the run: give another --run-dir")
+    if params.data.path:
+        artifacts.data_path(params.data.path)  # before a kernel starts, and in a dry run too
     stages = pipeline.chosen(options.first, options.through)
     forced = options.force or options.first is not None
     if options.dry_run:
@@ -67,7 +71,8 @@ def status_command(options: argparse.Namespace) -> int:
     """Print the state of each stage of a run."""
     from rgalign import pipeline
 
-    print(pipeline.status(Path(options.run)).to_string(index=False, na_rep="-"))
+    run = Path(options.run) if Path(options.run).is_dir() else ROOT / options.run
+    print(pipeline.status(run).to_string(index=False, na_rep="-"))
     return 0
 
 
@@ -83,7 +88,10 @@ def check_command(options: argparse.Namespace) -> int:
 def world_command(options: argparse.Namespace) -> int:
     """Write a ShopWorld as a data set folder."""
     assignments = parse_assignments(options.set)
-    overrides = {k if k.startswith("data.") else f"data.world.{k}": v for k, v in assignments.items()}
+    world_sizes = set(World.model_fields)
+    overrides = {f"data.world.{key}" if key in world_sizes else key: value for key, value in assignments.items()}
+    if "seed" in overrides:
+        overrides["data.seed"] = overrides.pop("seed")
     data = load(options.params, {**overrides, "data.source": "shopworld"}).data
     from rgalign.data import tables, world
 
@@ -118,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     world = commands.add_parser("world", help="write a ShopWorld as a data set folder")
     world.add_argument("folder")
     world.add_argument("--params", default="params/quickstart.yaml", help="sizes are read from its data section")
-    world.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example sessions=100000")
+    world.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for example sessions=100000, seed=1"
+    )
     world.set_defaults(command=world_command)
     return parser
 

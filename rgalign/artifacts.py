@@ -94,9 +94,15 @@ def read_manifest(run: Path) -> dict[str, Any]:
         return {"stages": {}}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest.get("stages"), dict):
-            raise ValueError("it has no stages")
-    except (ValueError, AttributeError) as error:
+        stages = manifest["stages"] if isinstance(manifest, dict) else None
+        parts = {"params": dict, "code": dict, "inputs": dict, "outputs": dict}
+        whole = isinstance(stages, dict) and all(
+            isinstance(entry, dict) and all(isinstance(entry.get(part), kind) for part, kind in parts.items())
+            for entry in stages.values()
+        )
+        if not whole:
+            raise ValueError("it does not list stages with their params, code, inputs and outputs")
+    except (ValueError, KeyError) as error:
         raise ArtifactError(
             f"{path} cannot be read ({error}); delete it and run again: finished stages are made anew"
         ) from None

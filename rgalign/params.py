@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -41,13 +42,20 @@ def _float_from_yaml(value: Any) -> Any:
     return value
 
 
+def _all_different(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise ValueError("each may stand once")
+    return values
+
+
 def _tuple_from_yaml(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 Real = Annotated[float, BeforeValidator(_float_from_yaml), Field(allow_inf_nan=False)]
 Share = Annotated[Real, Field(ge=0, le=1)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple_from_yaml)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_tuple_from_yaml), AfterValidator(_all_different)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_yaml)]
 
 
@@ -85,7 +93,7 @@ class Data(Room):
     path: str | None = Field(
         None, validate_default=True, description="tables or raw files; relative: below $RGALIGN_DATA"
     )
-    seed: int | None = Field(None, ge=0, description="of the world or of sampled lists; empty: run.seed")
+    seed: Seed | None = Field(None, description="of the world or of sampled lists; empty: run.seed")
     dev_users: Share = Field(0.1, gt=0, lt=1, description="train's users kept for early stopping")
     world: World = World()
     sampled_negatives: SampledNegatives | None = None
@@ -109,7 +117,7 @@ class Data(Room):
 
 class Search(Room):
     trials: int = Field(0, ge=0, description="random configurations judged on valid; 0: take the values given here")
-    seed: int | None = Field(None, ge=0, description="of the configurations and their training; empty: run.seed")
+    seed: Seed | None = Field(None, description="of the configurations and their training; empty: run.seed")
 
 
 class RankerSettings(Room):
@@ -139,7 +147,9 @@ class RankerSettings(Room):
 
 
 class Ranker(RankerSettings):
-    models: Annotated[tuple[RankerName, ...], BeforeValidator(_tuple_from_yaml)] = Field(RANKERS, min_length=1)
+    models: Annotated[tuple[RankerName, ...], BeforeValidator(_tuple_from_yaml), AfterValidator(_all_different)] = (
+        Field(RANKERS, min_length=1)
+    )
     seeds: Seeds | None = Field(None, min_length=1, description="one ranker a seed; empty: three from run.seed")
     position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
     search: Search = Search()
@@ -164,7 +174,7 @@ class Evaluation(Room):
 
 
 class RunRoom(Room):
-    seed: int = Field(0, ge=0, description="every other seed derives from it unless set")
+    seed: int = Field(0, ge=0, le=4_000_000, description="every other seed derives from it unless set")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since their number changes the last bits")
@@ -267,7 +277,10 @@ def _lay_over(given: dict, key: str, value: Any) -> None:
         inner = given.get(section)
         given[section] = dict(inner) if isinstance(inner, dict) else {}
         given = given[section]
-    given[leaf] = yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        given[leaf] = yaml.load(value, _UniqueKeys) if isinstance(value, str) else value
+    except (yaml.YAMLError, ParamsError) as error:
+        raise ParamsError(f"the value {value!r} of {leaf} cannot be read as YAML: {error}") from None
 
 
 def _refuse_shadowed(params: Params, overrides: Mapping[str, Any]) -> None:

@@ -232,9 +232,12 @@ def open_stage(
     stage = STAGES[name]
     params = load(params_file, overrides)
     run = artifacts.run_directory(run_dir, params_file)
+    if run.exists() and not run.is_dir():
+        raise ArtifactError(f"{run} is a file; expected a folder for the run: give another run_dir")
     run.mkdir(parents=True, exist_ok=True)
     artifacts.sweep(*(run / name for name in stage.writes))
-    inputs = _checked_inputs(run, stage, params)
+    command = f"python -m rgalign run {params_file}" + (f" --run-dir {run_dir}" if str(run_dir) else "")
+    inputs = _checked_inputs(run, stage, params, command)
     text = dump(params)
     if not (run / "params.yaml").exists() or (run / "params.yaml").read_text(encoding="utf-8") != text:
         artifacts.write_text(run / "params.yaml", text)
@@ -243,8 +246,11 @@ def open_stage(
     return OpenStage(stage, run, params, inputs, code, datetime.datetime.now(datetime.UTC))
 
 
-def _checked_inputs(run: Path, stage: Stage, params: Params) -> dict[str, str]:
-    """Digest of each input. Raises ArtifactError for inputs that are missing, altered or of other params."""
+def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> dict[str, str]:
+    """Digest of each input. Raises ArtifactError for inputs that are missing, altered or of other params.
+
+    command  what mends it all, for the message
+    """
     entries = artifacts.read_manifest(run)["stages"]
     faults, inputs = [], {}
     for name in stage.reads:
@@ -261,8 +267,7 @@ def _checked_inputs(run: Path, stage: Stage, params: Params) -> dict[str, str]:
     if faults:
         lines = "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
         raise ArtifactError(
-            f"{stage.name} cannot start in {run.name}/:\n{lines}\n"
-            f"Or all at once: python -m rgalign run PARAMS --through {stage.name[:2]}"
+            f"{stage.name} cannot start in {run.name}/:\n{lines}\nOr all at once: {command} --through {stage.name[:2]}"
         )
     return inputs
 
