@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rgalign.data.faults import Report, count_rows, count_values, quote
-from rgalign.data.schema import STRING, TIME, as_type, is_empty
+from rgalign.data.schema import SPLITS, STRING, TIME, as_type, is_empty
 from rgalign.data.source import Source
 
 ROWS_AT_ONCE = 2**22  # impressions whose strings are in memory together
@@ -37,7 +37,7 @@ def check_impressions(report: Report, source: Source) -> None:
         _check_valid_from(report, source, session, intent)
     if position is not None:
         _check_positions(report, session, position)
-    _check_clicks(report, len(source.ids["sessions"]), session, clicked)
+    _check_clicks(report, source, session, clicked)
     lists = np.count_nonzero(np.bincount(session[session >= 0], minlength=1))
     if (session >= 0).all() and np.count_nonzero(np.diff(session)) + 1 > lists:
         report.note("impressions", "rows are not grouped by session: reading puts each list together")
@@ -145,8 +145,8 @@ def _check_valid_from(report: Report, source: Source, session: np.ndarray, inten
         report.fault("impressions.intent_id", f"{what}; correct valid_from or leave the intent out of the list")
 
 
-def _check_clicks(report: Report, sessions: int, session: np.ndarray, clicked: np.ndarray | None) -> None:
-    known = session >= 0
+def _check_clicks(report: Report, source: Source, session: np.ndarray, clicked: np.ndarray | None) -> None:
+    known, sessions = session >= 0, len(source.ids["sessions"])
     shown = np.bincount(session[known], minlength=sessions)
     if (shown == 0).any():
         report.note("sessions", count_rows(shown == 0, "has no impression", "session"))
@@ -157,6 +157,15 @@ def _check_clicks(report: Report, sessions: int, session: np.ndarray, clicked: n
     for verb, which in one_class.items():
         if (wrong := (shown > 0) & which).any():
             report.note("impressions", f"{count_rows(wrong, verb, 'session')}: no GAUC, left out of it and counted")
+    keys = ("impressions.session_id", "impressions.clicked")
+    if source.parts is None or any(where in keys for where, _ in report.faults):
+        return  # what follows from a fault already told is none of its own
+    both = (clicks > 0) & (clicks < shown)
+    for number, name in enumerate(SPLITS):
+        own = source.parts == number
+        if own.any() and not both[own].any():
+            what = f"no session of {name} has a clicked and an unclicked intent: nothing can be learnt or judged"
+            report.fault("impressions.clicked", what)
 
 
 def check_others(report: Report, source: Source) -> None:
@@ -203,8 +212,10 @@ def _check_truth(report: Report, source: Source) -> None:
     session = source.load(report, "impressions", "session_id")
     if session is not None:
         shown[:-1] = np.bincount(_code_of(session, source.ids["sessions"]) % len(shown), minlength=len(shown))[:-1]
-    if (absent := len(source.ids["sessions"]) - len(np.unique(code[code >= 0]))) > 0:
-        report.note("truth", f"{absent:,} sessions have no truth")
+    absent = np.bincount(code[code >= 0], minlength=len(source.ids["sessions"])) == 0
+    if absent.any():
+        what = count_rows(absent, "has no row", "session")
+        report.fault("truth.session_id", f"{what}; expected one for every session, or no truth.parquet")
     for column in ("click_probability", "posterior_discrete", "posterior"):
         values = source.load(report, "truth", column)
         if values is None:

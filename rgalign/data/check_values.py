@@ -34,6 +34,7 @@ def check_values(report: Report, source: Source) -> None:
                 values = source.load(report, table, column)
                 if values is not None:
                     _check_column(report, source, table, column, values)
+    _check_zones(report, source)
     _check_times(report, source)
     check_lists.check_impressions(report, source)
     check_lists.check_others(report, source)
@@ -75,35 +76,32 @@ def _check_history(report: Report, where: str, values: pa.ChunkedArray) -> None:
         report.fault(where, f"{count_rows(wrong, 'has an empty entry in its list')}; leave such entries out")
 
 
+def _check_zones(report: Report, source: Source) -> None:
+    """Instants with a zone cannot be compared with those without; a column without a value has neither."""
+    zones = {}
+    for table, column in (("sessions", "timestamp"), ("intents", "valid_from")):
+        values = source.load(report, table, column)
+        if values is not None and values.null_count < len(values):
+            zones[f"{table}.{column}"] = values.type
+    if len({pa.types.is_timestamp(found) and found.tz is not None for found in zones.values()}) > 1:
+        named = " and ".join(f"{where} ({found})" for where, found in zones.items())
+        report.fault(next(iter(zones)), f"one has a time zone, the other none: {named}; give both one or neither")
+
+
 def _check_times(report: Report, source: Source) -> None:
-    """Split values, the split by time where they are empty, the order of timestamps, time zones."""
-    zones = {
-        f"{table}.{column}": source.files[table].schema_arrow.field(column).type
-        for table, column in (("sessions", "timestamp"), ("intents", "valid_from"))
-        if source.has(table, column)
-    }
-    with_zone = {where: pa.types.is_timestamp(found) and found.tz is not None for where, found in zones.items()}
-    written = [where for where in zones if not pa.types.is_null(zones[where])]
-    if len({with_zone[where] for where in written}) > 1:
-        named = " and ".join(f"{where} ({zones[where]})" for where in written)
-        report.fault(written[0], f"one has a time zone, the other none: {named}; give both one or neither")
+    """Split values, the split by time where they are empty, the order of timestamps."""
     split, time = source.load(report, "sessions", "split"), source.load(report, "sessions", "timestamp")
     if split is None or not len(split):
         return
     known = _check_split(report, split)
+    if known == "published":
+        source.parts = _codes(as_type(split, STRING).to_pandas())
     if time is None:
         return
     time = as_type(time, TIME)
     missing = np.asarray(pc.is_null(time))
     if known == "empty":
-        frame = to_frame(pa.table({"split": as_type(split, STRING), "timestamp": time}))
-        try:
-            splitting.resolve(frame, source.meta)
-        except (ValueError, TypeError) as error:
-            report.fault("sessions.split", f"every row is empty, and a split by time fails: {error}; fill in either")
-        else:
-            rule = f"{YAML_FILE} time_split" if "time_split" in source.meta else "70 % train, 10 % valid, 20 % test"
-            report.note("sessions.split", f"every row is empty: split by time, {rule}")
+        _split_by_time(report, source, pa.table({"split": as_type(split, STRING), "timestamp": time}))
     elif missing.any() and _some_intents_are_late(report, source):
         report.note("sessions.timestamp", f"{count_rows(missing, 'is empty')}: valid_from cannot be checked there")
     moments = time.to_numpy()
@@ -112,7 +110,24 @@ def _check_times(report: Report, source: Source) -> None:
         back = (steps < np.timedelta64(0)).sum()
         report.note("sessions.timestamp", f"rows are not in the order of time: it steps back {back:,} times")
     if known == "published":
-        _check_order_of_parts(report, np.asarray(as_type(split, STRING).to_pandas(), dtype=object), moments)
+        _check_order_of_parts(report, source.parts, moments)
+
+
+def _split_by_time(report: Report, source: Source, keys: pa.Table) -> None:
+    ruled = "time_split" in source.meta
+    if ruled and splitting.rule_faults(source.meta["time_split"]):
+        return  # a fault of dataset.yaml, told with its key
+    try:
+        source.parts = _codes(splitting.resolve(to_frame(keys), source.meta))
+    except ValueError as error:
+        report.fault("sessions.split", f"every row is empty, and a split by time fails: {error}; fill in either")
+    else:
+        how = f"{YAML_FILE} time_split" if ruled else "70 % train, 10 % valid, 20 % test"
+        report.note("sessions.split", f"every row is empty: split by time, {how}")
+
+
+def _codes(split: pd.Series) -> np.ndarray:
+    return pd.Index(SPLITS).get_indexer(np.asarray(split, dtype=object))
 
 
 def _check_split(report: Report, split: pa.ChunkedArray) -> str:
@@ -129,8 +144,9 @@ def _check_split(report: Report, split: pa.ChunkedArray) -> str:
         what = count_rows(empty, "is empty")
         report.fault("sessions.split", f"{what}, the others are set; fill in all, or empty all for a split by time")
     absent = [name for name in SPLITS if not values.eq(name).any()]
-    if absent and not unknown.any():
-        report.note("sessions.split", f"no session is {' or '.join(absent)}")
+    if absent and not unknown.any() and not empty.any():
+        what = f"no session is {' or '.join(absent)}"
+        report.fault("sessions.split", f"{what}; expected some of each, or all empty for a split by time")
     return "wrong" if unknown.any() or empty.any() else "published"
 
 
@@ -139,11 +155,11 @@ def _some_intents_are_late(report: Report, source: Source) -> bool:
     return valid_from is not None and valid_from.null_count < len(valid_from)
 
 
-def _check_order_of_parts(report: Report, split: np.ndarray, moments: np.ndarray) -> None:
+def _check_order_of_parts(report: Report, parts: np.ndarray, moments: np.ndarray) -> None:
     """A published split need not follow time (users may be split), so a train session after the test is a note."""
     for earlier, later in (("train", "test"), ("valid", "test"), ("train", "valid")):
-        starts = moments[(split == later) & ~np.isnat(moments)]
-        late = (split == earlier) & (moments >= starts.min()) if len(starts) else np.zeros(len(split), bool)
+        starts = moments[(parts == SPLITS.index(later)) & ~np.isnat(moments)]
+        late = (parts == SPLITS.index(earlier)) & (len(starts) > 0 and moments >= starts.min())
         if late.any():
             what = count_rows(late, f"lies at or after the first session of {later}", f"{earlier} session")
             report.note("sessions.split", f"{what}: this split does not follow time")

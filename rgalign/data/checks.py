@@ -1,14 +1,16 @@
 """Every fault of a data set folder at once: dataset.yaml, the files, their columns and types, then their values."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from pydantic import ValidationError
 
-from rgalign.data import check_values
-from rgalign.data.faults import Report, nearest, quote
+from rgalign.data import check_values, split
+from rgalign.data.faults import SHOWN, Report, nearest, quote
 from rgalign.data.schema import (
     KINDS,
     NEEDED_TABLES,
@@ -21,15 +23,21 @@ from rgalign.data.schema import (
     YAML_FILE,
     is_list,
     is_text,
+    read_yaml,
 )
+from rgalign.data.world_model import WORLD_VERSION
+from rgalign.data.world_tables import Rules
+from rgalign.params import ParamsError, SampledNegatives
 
 # Keys of dataset.yaml that the code reads; any other is kept and left alone.
 YAML_KEYS = ("name", "features", "position_is_real", "sampled_negatives", "time_split", "world")
-SUB_KEYS = {
-    "sampled_negatives": ("popularity", "uniform", "smoothing"),
-    "time_split": ("valid_from", "test_from", "train", "valid"),
+SAMPLED = {
+    "popularity": "a whole number from 0",
+    "uniform": "a whole number from 0",
+    "smoothing": "a finite number above 0",
 }
 FREE_TEXT_KEYS = ("what", "title", "split", "candidates", "caution", "licence", "origin", "files")
+MANY_NOTES = 5  # undeclared columns that are noted one by one
 READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
@@ -47,24 +55,39 @@ def check(folder: str | Path) -> Report:
     files = {name: file for name in TABLES if (file := _open(report, folder / f"{name}.parquet", name)) is not None}
     report.rows = {name: file.metadata.num_rows for name, file in files.items()}
     kinds = {name: kind for name, kind in meta.get("features", {}).items() if kind in KINDS}
+    if meta:
+        _check_world(report, meta, simulated="truth" in files)
     columns = {name: _check_columns(report, name, file, kinds) for name, file in files.items()}
     _check_checksums(report, folder, meta)
     check_values.check_values(report, check_values.Source(files, columns, kinds, meta))
     return report
 
 
+def _read_yaml(report: Report, path: Path) -> dict | None:
+    """The keys of dataset.yaml; None, and a fault, where it cannot be read."""
+    try:
+        meta = read_yaml(path)
+        if isinstance(meta, dict):
+            return meta
+        what = f"holds a {type(meta).__name__}; expected keys and values, name and features first"
+    except ParamsError as error:
+        what = f"{str(error).split('  in ')[0]}; expected each key once"
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are not UTF-8 are a ValueError too
+        what = f"is not YAML: {' '.join(str(error).split())}"
+    except OSError as error:
+        other = "is a folder" if path.is_dir() else f"cannot be read: {error.strerror or error}"
+        found = "is missing" if isinstance(error, FileNotFoundError) else other
+        what = f"{found}; expected name and features (column: {' | '.join(KINDS)})"
+    except RecursionError:
+        what = "is nested too deeply to be read; expected keys and values, name and features first"
+    report.fault(YAML_FILE, what)
+    return None
+
+
 def _check_yaml(report: Report, path: Path) -> dict:
     """The usable part of dataset.yaml: what is not a fault."""
-    if not path.is_file():
-        report.fault(YAML_FILE, f"is missing; expected name and features (column: {' | '.join(KINDS)})")
-        return {}
-    try:
-        meta = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        report.fault(YAML_FILE, f"is not YAML: {' '.join(str(error).split())}")
-        return {}
-    if not isinstance(meta, dict):
-        report.fault(YAML_FILE, f"holds a {type(meta).__name__}; expected keys and values, name and features first")
+    meta = _read_yaml(report, path)
+    if meta is None:
         return {}
     if not isinstance(meta.get("name"), str) or not meta["name"]:
         report.fault(f"{YAML_FILE} name", f"is {quote(meta.get('name'))}; expected a short name in words")
@@ -74,13 +97,20 @@ def _check_yaml(report: Report, path: Path) -> dict:
         hint = nearest(str(key), YAML_KEYS, cutoff=0.8)
         if key not in YAML_KEYS and key not in FREE_TEXT_KEYS and hint:
             report.note(f"{YAML_FILE} {key}", f"is not a key the project reads{hint}")
-    sound = {key: meta[key] for key in SUB_KEYS if key in meta and _check_numbers(report, key, meta[key])}
+    if "sampled_negatives" in meta:
+        _check_sampled(report, meta["sampled_negatives"])
+    for key, what in split.rule_faults(meta["time_split"]) if "time_split" in meta else ():
+        report.fault(f"{YAML_FILE} time_split{key and '.'}{key}", what)
+    sound = {key: meta[key] for key in ("time_split", "world") if key in meta}
     sound["files"] = meta["files"] if isinstance(meta.get("files"), dict) else {}
     return sound | {"features": _check_kinds(report, meta.get("features"))}
 
 
 def _check_kinds(report: Report, features: object) -> dict:
     where = f"{YAML_FILE} features"
+    if features is None or features == {}:
+        report.fault(where, f"declares no feature column; expected at least one, column: {' | '.join(KINDS)}")
+        return {}
     if not isinstance(features, dict):
         report.fault(where, f"is {quote(features)}; expected one line a feature column, column: kind")
         return {}
@@ -96,23 +126,54 @@ def _check_kinds(report: Report, features: object) -> dict:
     return {column: kind for column, kind in features.items() if isinstance(column, str) and column not in reserved}
 
 
-def _check_numbers(report: Report, key: str, found: object) -> bool:
-    """True where `found` is a mapping with known keys only (its values are judged where they are used)."""
+def _check_sampled(report: Report, found: object) -> None:
+    where = f"{YAML_FILE} sampled_negatives"
     if not isinstance(found, dict):
-        report.fault(f"{YAML_FILE} {key}", f"is {quote(found)}; expected {', '.join(SUB_KEYS[key])} with a value each")
-        return False
-    unknown = [name for name in found if name not in SUB_KEYS[key]]
-    for name in unknown:
-        hint = nearest(str(name), SUB_KEYS[key])
-        report.fault(f"{YAML_FILE} {key}.{name}", f"is unknown; expected {', '.join(SUB_KEYS[key])}{hint}")
-    if key == "sampled_negatives":
-        for name, value in found.items():
-            if name not in unknown and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-                report.fault(f"{YAML_FILE} {key}.{name}", f"is {quote(value)}; expected a number from 0")
-    return not unknown
+        report.fault(where, f"is {quote(found)}; expected {', '.join(SAMPLED)} with a value each")
+        return
+    for key in (key for key in found if key not in SAMPLED):
+        hint = nearest(str(key), SAMPLED)
+        report.fault(f"{where}.{key}", f"is unknown; expected {', '.join(SAMPLED)}{hint}")
+    try:
+        SampledNegatives.model_validate(found)
+        wrong = set()
+    except ValidationError as error:
+        wrong = {each["loc"][0] for each in error.errors()}
+    wrong |= {key for key, value in found.items() if isinstance(value, str)}  # '1e-1', which params would accept
+    for key, expected in SAMPLED.items():
+        if key not in found:
+            report.fault(f"{where}.{key}", f"is missing; expected {expected}")
+        elif key in wrong:
+            report.fault(f"{where}.{key}", f"is {quote(found[key])}; expected {expected}")
+    if not wrong and set(found) == set(SAMPLED) and found["popularity"] + found["uniform"] == 0:
+        report.fault(where, "draws nothing: popularity and uniform are 0; expected at least one negative in a list")
+
+
+def _check_world(report: Report, meta: dict, simulated: bool) -> None:
+    """`world` says which world drew the data; without it truth.parquet cannot be judged."""
+    where, world = f"{YAML_FILE} world", meta.get("world")
+    again = "draw it again, python -m rgalign world DIR, or delete truth.parquet"
+    if "world" not in meta:
+        if simulated:
+            report.fault(where, f"is missing, and truth.parquet is there; expected version, seed and rules: {again}")
+    elif not isinstance(world, dict):
+        report.fault(where, f"is {quote(world)}; expected version, seed and rules of a simulated world, or no such key")
+    elif simulated:
+        seed, rules = world.get("seed"), world.get("rules")
+        if world.get("version") != WORLD_VERSION:
+            found = f"is {quote(world.get('version'))}"
+            report.fault(f"{where}.version", f"{found}; this code knows version {WORLD_VERSION}: {again}")
+            return
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            report.fault(f"{where}.seed", f"is {quote(seed)}; expected a whole number from 0: {again}")
+        if not isinstance(rules, dict) or not set(rules) <= {rule.name for rule in dataclasses.fields(Rules)}:
+            report.fault(f"{where}.rules", f"are not those of version {WORLD_VERSION}: {again}")
 
 
 def _open(report: Report, path: Path, name: str) -> pq.ParquetFile | None:
+    if path.is_dir():
+        report.fault(path.name, "is a folder; expected one parquet file")
+        return None
     if not path.is_file():
         if name in NEEDED_TABLES:
             report.fault(path.name, f"is missing; expected columns {', '.join(REQUIRED[name])}")
@@ -139,10 +200,10 @@ def _check_columns(report: Report, name: str, file: pq.ParquetFile, kinds: dict[
         if column not in schema.names:
             why = _who_needs(column, features) + nearest(column, unknown, 0.75)
             report.fault(f"{name}.{column}", f"is missing{why}")
+    if name == "sessions":
+        _note_undeclared(report, unknown)
     for column in unknown:
-        if name == "sessions":
-            report.note(f"sessions.{column}", f"is not declared in {YAML_FILE}: it is kept, and is not a feature")
-        elif near := nearest(column, OPTIONAL.get(name, {}), 0.75):
+        if near := nearest(column, OPTIONAL.get(name, {}), 0.75):
             report.note(f"{name}.{column}", f"is not a column the project reads{near}")
     if name == "transcripts" and not {"session_id", "features"} & set(schema.names):
         report.fault("transcripts", "has neither session_id nor features; expected one of them beside typed_query")
@@ -154,6 +215,16 @@ def _check_columns(report: Report, name: str, file: pq.ParquetFile, kinds: dict[
         else:
             report.fault(f"{name}.{column}", f"has the type {found}; expected {expected}")
     return sound
+
+
+def _note_undeclared(report: Report, names: list[str]) -> None:
+    if len(names) > MANY_NOTES:
+        first = ", ".join(map(quote, names[:SHOWN]))
+        what = f"{len(names)} columns are not declared in {YAML_FILE} (first: {first}): they are kept, and no features"
+        report.note("sessions", what)
+        return
+    for name in names:
+        report.note(f"sessions.{name}", f"is not declared in {YAML_FILE}: it is kept, and is not a feature")
 
 
 def _who_needs(column: str, features: dict[str, str]) -> str:
@@ -172,6 +243,12 @@ def _is_key(found: pa.DataType) -> bool:
     return is_text(found) or pa.types.is_integer(found)
 
 
+def _is_history(found: pa.DataType) -> bool:
+    """Where every list is empty, arrow may say that they hold nulls."""
+    values = found.value_type if is_list(found) else pa.struct([])
+    return pa.types.is_null(values) or (_is_key(values) and not pa.types.is_dictionary(values))
+
+
 # What is expected, in the words of the message -> the types that will do. A column of nulls only has the type null.
 EXPECTED = {
     "strings or integers": lambda found: _is_key(found) or pa.types.is_null(found),
@@ -185,10 +262,7 @@ EXPECTED = {
     "strings, integers or booleans": lambda found: (
         _is_key(found) or pa.types.is_boolean(found) or pa.types.is_null(found)
     ),
-    "lists of strings or integers": lambda found: (
-        (is_list(found) and _is_key(found.value_type) and not pa.types.is_dictionary(found.value_type))
-        or pa.types.is_null(found)
-    ),
+    "lists of strings or integers": lambda found: _is_history(found) or pa.types.is_null(found),
     "lists of floats": lambda found: is_list(found) and pa.types.is_floating(found.value_type),
     "a map of strings to strings": lambda found: (
         pa.types.is_map(found) and is_text(found.key_type) and is_text(found.item_type)

@@ -1,8 +1,13 @@
 """The one schema of a data set folder: which files, which columns, which types (ARCHITECTURE.md, Contracts)."""
 
+from pathlib import Path
+
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
+
+from rgalign.params import _UniqueKeys
 
 KINDS = ("categorical", "numeric", "text", "history")
 SPLITS = ("train", "valid", "test")
@@ -51,6 +56,11 @@ OPTIONAL = {
 }
 NEEDED_TABLES = ("intents", "sessions", "impressions")
 TABLES = tuple(REQUIRED)
+
+
+def read_yaml(path: Path) -> object:
+    """What dataset.yaml holds. Raises as yaml.safe_load does, and ParamsError where a key stands twice."""
+    return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
 
 
 def known_columns(table: str, kinds: dict[str, str]) -> dict[str, pa.DataType | None]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +18,7 @@ class Source:
     kinds: dict[str, str]
     meta: dict
     ids: dict[str, pa.Array] = field(default_factory=dict)  # table -> its key column, where readable
+    parts: np.ndarray | None = None  # (sessions,) index in SPLITS of each session's split, where it has a sound one
 
     def has(self, table: str, *columns: str) -> bool:
         """True where all these columns can be judged."""

@@ -11,7 +11,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from rgalign.data import columns, schema, split
 from rgalign.data.encode import (
@@ -36,6 +35,7 @@ def fit_folder(folder: str | Path, *, development: Development | None = None, **
 
     development  picks the users kept for early stopping: no value that only they have enters the space
     settings     those of `fit_space`: drop, min_count, numeric_bins, ..
+    Raises ValueError where development gets none or all of the train users, and as `fit_space` does.
     """
     folder, train_hashes = Path(folder), []
 
@@ -69,8 +69,8 @@ def encode_folder(
     development  picks the users of train who become the part dev, the same as in `fit_folder`
     batch_rows   sessions in memory at once; changes no byte of the result
     Parts that `out` already has stay, unless they were encoded with another space.
-    Raises ValueError for an unknown split, where impressions are not in the order of the sessions, and as
-    `encode_lists` does.
+    Raises ValueError for an unknown split, where development gets none or all of the train users, where impressions
+    are not in the order of the sessions, and as `encode_lists` does.
     """
     if unknown := set(splits) - set(schema.SPLITS):
         raise ValueError(f"splits name {', '.join(sorted(unknown))}; expected some of {', '.join(schema.SPLITS)}")
@@ -133,6 +133,8 @@ def _sessions(
     keys = pa.concat_tables(_batches(folder, "sessions", ("timestamp", "split")))
     splits = pa.array(split.resolve(schema.to_frame(keys), _meta(folder)))
     parts, start = pc.index_in(splits, value_set=pa.array(PARTS, schema.STRING)).to_numpy().astype(np.int8), 0
+    if development is not None:
+        _refuse_one_side(folder, parts == TRAIN, development)
     for batch in _batches(folder, "sessions", names, rows):
         part = parts[start : start + len(batch)]
         if development is not None:
@@ -140,6 +142,29 @@ def _sessions(
             part[part == TRAIN] = np.where(development(users), DEV, TRAIN)
         start += len(batch)
         yield batch, part
+
+
+def _refuse_one_side(folder: Path, train: np.ndarray, development: Development) -> None:
+    """Raises ValueError where development gets none or all of the train users; stops at the first user of each side."""
+    seen, sides, start = set(), set(), 0
+    for batch in _batches(folder, "sessions", ("user_id",)):
+        own = columns.ids(batch, "user_id").filter(pa.array(train[start : start + len(batch)]))
+        start += len(batch)
+        users = columns.as_strings(pc.unique(own))
+        seen.update(users)
+        sides.update(development(users).tolist())
+        if len(sides) == 2:
+            return
+    if sides == {False}:
+        raise ValueError(
+            f"none of the {len(seen):,} train users fell into development (data.dev_users): early stopping needs some. "
+            "Raise data.dev_users or change data.seed; sessions.user_id needs several users, a session id will do"
+        )
+    if sides == {True}:
+        raise ValueError(
+            f"all of the {len(seen):,} train users fell into development (data.dev_users): none is left to learn from. "
+            "Lower data.dev_users or change data.seed; sessions.user_id needs several users, a session id will do"
+        )
 
 
 def _batches(folder: Path, table: str, names: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[pa.Table]:
@@ -154,4 +179,4 @@ def _intents(folder: Path) -> pd.DataFrame:
 
 
 def _meta(folder: Path) -> dict:
-    return yaml.safe_load((folder / schema.YAML_FILE).read_text(encoding="utf-8"))
+    return schema.read_yaml(folder / schema.YAML_FILE)

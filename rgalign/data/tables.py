@@ -20,7 +20,7 @@ import yaml
 
 from rgalign.data import split as splitting
 from rgalign.data.checks import Report, check
-from rgalign.data.schema import KINDS, SPLITS, TABLES, YAML_FILE, as_types, to_frame, to_table
+from rgalign.data.schema import KINDS, SPLITS, TABLES, YAML_FILE, as_types, read_yaml, to_frame, to_table
 
 __all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "read", "write"]
 
@@ -64,7 +64,7 @@ def read(folder: str | Path, *, splits: Sequence[str] = ("train", "valid"), trut
     report = check(folder)
     if report.faults:
         raise TableError(str(report))
-    meta = yaml.safe_load((folder / YAML_FILE).read_text(encoding="utf-8"))
+    meta = read_yaml(folder / YAML_FILE)
     kinds = dict(meta["features"])
     sessions = _sessions(folder, kinds, meta, splits)
     ids = pa.array(sessions["session_id"])

@@ -8,13 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from rgalign.data.world_model import WORLD_VERSION
+
 SESSIONS, KB = 10, 4
+WORLD = {"version": WORLD_VERSION, "seed": 0, "rules": {}}  # beside truth.parquet
 STRINGS = pa.map_(pa.string(), pa.string())
 
 
 def good_meta() -> dict:
     kinds = {"state": "categorical", "amount": "numeric", "note": "text", "visited": "history"}
-    return {"name": "shop", "features": kinds, "position_is_real": True, "owner": "kept as it is"}
+    return {"name": "shop", "features": kinds, "position_is_real": True, "owner": "kept as it is", "world": WORLD}
 
 
 def good_tables() -> dict[str, pa.Table]:

@@ -57,6 +57,21 @@ def empty(table):
     return change
 
 
+def drop_rows(table, last):
+    def change(tables, meta):
+        tables[table] = tables[table].slice(0, len(tables[table]) - last)
+
+    return change
+
+
+def more_columns(number):
+    def change(tables, meta):
+        for each in range(number):
+            tables["sessions"] = tables["sessions"].append_column(f"extra{each}", tables["sessions"]["region"])
+
+    return change
+
+
 def declare(**keys):
     def change(tables, meta):
         meta.update(keys)
@@ -71,6 +86,36 @@ def kind(column, value):
     return change
 
 
+def undeclare(*keys):
+    def change(tables, meta):
+        for key in keys:
+            del meta[key]
+
+    return change
+
+
+def together(*changes):
+    def change(tables, meta):
+        for each in changes:
+            each(tables, meta)
+
+    return change
+
+
+def clicks(values, rows=range(30)):
+    return put("impressions", "clicked", dict.fromkeys(rows, values))
+
+
+def only_intent(tables, meta):
+    """Lists of one intent, which is clicked."""
+    tables["impressions"] = tables["impressions"].filter(pa.array([False, True, False] * 10))
+    put("impressions", "position", pa.array([0] * 10, pa.int16()))(tables, meta)
+    put("truth", "click_probability", pa.array([[0.8]] * 10, pa.list_(pa.float32())))(tables, meta)
+
+
+NOTHING_TO_LEARN = [
+    f"no session of {part} has a clicked and an unclicked intent: nothing can be" for part in ("train", "valid", "test")
+]
 ZONED = [datetime(2024, 2, 1, tzinfo=UTC)] * 4
 FAULTS = {
     "empty user": (
@@ -164,13 +209,16 @@ FAULTS = {
     "missing empty column": (drop("sessions", "region"), ["sessions.region", "even if all its values are empty"]),
     "misspelt column": (rename("sessions", "user_id", "userid"), ["sessions.user_id", "did you mean 'userid'?"]),
     "doubled column": (double("sessions", "state"), ["sessions.state", "is there 2 times; expected once"]),
-    "declared, absent": (kind("browser", "categorical"), ["sessions.browser", "declares it (categorical)"]),
-    "unknown kind": (kind("note", "txt"), ["features.note", "has the kind 'txt'", "did you mean 'text'?"]),
-    "a key as feature": (kind("user_id", "categorical"), ["features.user_id", "cannot be a feature"]),
-    "features as a list": (declare(features=["state"]), ["dataset.yaml features", "expected one line a feature"]),
-    "no name": (declare(name=None), ["dataset.yaml name", "is None"]),
-    "position_is_real": (declare(position_is_real="no"), ["position_is_real", "is 'no'; expected true or false"]),
-    "negatives misspelt": (declare(sampled_negatives={"populrity": 3}), ["populrity", "did you mean 'popularity'?"]),
+    "no test": (put("sessions", "split", ["train"] * 6 + ["valid"] * 4), ["sessions.split", "no session is test"]),
+    "only train": (put("sessions", "split", ["train"] * 10), ["sessions.split", "no session is valid or test"]),
+    "no clicks": (clicks(0), NOTHING_TO_LEARN),
+    "all clicked": (clicks(1), NOTHING_TO_LEARN),
+    "one intent a list": (only_intent, NOTHING_TO_LEARN),
+    "no click in valid": (clicks(0, range(18, 24)), [NOTHING_TO_LEARN[1]]),
+    "no click in test by time": (
+        together(put("sessions", "split", [None] * 10), clicks(0, range(24, 30))),
+        [NOTHING_TO_LEARN[2]],
+    ),
     "no intents": (empty("intents"), ["intents.parquet", "is empty: no rows"]),
     "no sessions": (empty("sessions"), ["sessions.parquet", "is empty: no rows"]),
     "no impressions": (empty("impressions"), ["impressions.parquet", "is empty: no rows"]),
@@ -182,6 +230,7 @@ FAULTS = {
     "foreign transcript": (put("transcripts", "session_id", {0: "s77"}), ["transcripts.session_id", "(first: 's77')"]),
     "foreign label": (put("labels", "intent_id", {0: "i9"}), ["labels.intent_id", "(first: 'i9')"]),
     "truth of nobody": (put("truth", "session_id", {0: "s77"}), ["truth.session_id", "(first: 's77')"]),
+    "session without truth": (drop_rows("truth", 2), ["truth.session_id", "2 sessions have no row (first: 8, 9)"]),
     "short posterior": (
         put("truth", "posterior", {3: [1.0]}),
         ["truth.posterior ", "list of another length (first: 3)"],
@@ -202,10 +251,11 @@ NOTES = {
         ["it steps back 1 times", "1 train session lies at or after the first session of test"],
     ),
     "no time": (put("sessions", "timestamp", {2: None}), ["sessions.timestamp", "1 row is empty (first: 2)"]),
-    "no test": (put("sessions", "split", ["train"] * 6 + ["valid"] * 4), ["no session is test"]),
     "split by time": (put("sessions", "split", [None] * 10), ["every row is empty: split by time"]),
     "column not declared": (rename("transcripts", "intent_id", "intentid"), ["did you mean 'intent_id'?"]),
     "feature all empty": (put("sessions", "state", [None] * 10), ["sessions.state", "every row is empty"]),
     "not labelled": (put("labels", "intent_id", {0: None}), ["labels.intent_id", "not labelled yet"]),
+    "columns not declared": (more_columns(7), ["sessions ", "7 columns are not declared", "'extra0', 'extra1'"]),
+    "few not declared": (more_columns(2), ["sessions.extra0", "sessions.extra1"]),
     "key not read": (declare(positions_is_real=False), ["did you mean 'position_is_real'?"]),
 }

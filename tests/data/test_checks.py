@@ -8,9 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from builders import SESSIONS, good_meta, good_tables, replaced, write_raw
 from single_faults import FAULTS, NOTES
+from yaml_faults import YAML_FAULTS
 
 from rgalign.data.schema import SPLITS, to_frame
 from rgalign.data.tables import TableError, check, read, write
+
+FAULTS = FAULTS | YAML_FAULTS
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -32,6 +35,7 @@ def test_a_fault_is_named_with_its_place(tmp_path, name):
 
 # Faults that make other tables wrong too: an id that is gone leaves orphans behind.
 SPREADING = ("empty session id", "doubled intent", "doubled session", "orphan session", "features as a list")
+SPREADING += ("no clicks", "all clicked", "one intent a list", "truth of nobody")
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name not in SPREADING])
@@ -141,11 +145,48 @@ def test_a_changed_byte_in_written_tables_is_noticed(tmp_path):
         ("name: [shop", "is not YAML"),
         ("just words", "holds a str"),
         ("", "holds a NoneType"),
+        (
+            "name: shop\nfeatures: {state: text, state: categorical}",
+            "the key state stands twice; expected each key once",
+        ),
+        ("{}", "dataset.yaml features  declares no feature column"),
+        ("name: shop\nname: other", "the key name stands twice; expected each key once"),
+        ("[" * 5000, "is nested too deeply"),
         ("!!python/object/apply:os.system [ls]", "is not YAML"),
     ],
 )
 def test_a_yaml_that_cannot_be_read_is_a_fault(tmp_path, text, words):
     assert words in str(check(write_raw(tmp_path, good_tables(), text)))
+
+
+def test_doubled_keys_stop_a_read(tmp_path):
+    folder = write_raw(tmp_path, good_tables(), good_meta())
+    with (folder / "dataset.yaml").open("a") as file:
+        file.write("position_is_real: false\n")
+    with pytest.raises(TableError, match="the key position_is_real stands twice"):
+        read(folder)
+
+
+def test_a_yaml_that_may_not_be_opened_is_a_fault(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("rgalign.data.checks.read_yaml", refuse)
+    assert "cannot be read: Permission denied" in str(check(write_raw(tmp_path, good_tables(), good_meta())))
+
+
+def test_folders_in_the_place_of_files_are_named(tmp_path):
+    folder = write_raw(tmp_path, good_tables(), good_meta())
+    for name in ("labels.parquet", "sessions.parquet", "dataset.yaml"):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    assert sum("is a folder; expected" in what for _, what in check(folder).faults) == 3
+
+
+def test_a_world_without_truth_is_not_judged(tmp_path):
+    tables = good_tables()
+    del tables["truth"]
+    assert not check(write_raw(tmp_path, tables, good_meta() | {"world": {"version": 0}})).faults
 
 
 def test_no_yaml_and_no_folder(tmp_path):

@@ -57,6 +57,10 @@ def test_no_part_begins_before_the_one_in_front_of_it_ends(days, train):
         (lambda: by_time(sessions_on(MARCH), valid_from="2024-03-05", test_from="2025-01-01"), "test 0"),
         (lambda: by_fraction(sessions_on([*MARCH, None])), "1 of 11 sessions have none"),
         (lambda: by_fraction(sessions_on(MARCH), train=0.9, valid=0.1), "leave something for test"),
+        (
+            lambda: by_time(sessions_on(MARCH), valid_from="2024-03-05", test_from="soon"),
+            "test_from is 'soon'; expected",
+        ),
         (lambda: published(pd.DataFrame({"split": ["train", "dev"]})), "1 of 2 sessions have none of"),
     ],
 )

@@ -85,6 +85,18 @@ def test_batches_leave_no_trace(folder, tmp_path, batch_rows, lists_per_shard):
     assert count["dev"] > 0
 
 
+@pytest.mark.parametrize(("share", "words"), [(0.0, "none of the"), (1.0, "all of the")])
+def test_development_users_on_one_side_only_are_refused(folder, tmp_path, share, words):
+    sessions = tables_of(folder)[0]
+    users = sessions["user_id"][sessions["split"] == "train"].nunique()
+    one_side = partial(development_users, share=share, seed=1)
+    message = rf"{words} {users} train users fell into development \(data\.dev_users\)"
+    with pytest.raises(ValueError, match=message):
+        fit_folder(folder, development=one_side)
+    with pytest.raises(ValueError, match=message):
+        encode_folder(fit_folder(folder), folder, tmp_path, development=one_side, batch_rows=7)
+
+
 def test_parts_hold_the_sessions_of_their_split_and_users_stay_together(folder, tmp_path):
     encode_folder(fit_folder(folder), folder, tmp_path, splits=SPLITS, development=DEVELOPMENT)
     sessions = tables_of(folder)[0].set_index("session_id")
