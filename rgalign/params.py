@@ -264,7 +264,8 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML lets the last of two equal keys win in silence; here they are an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<` is no key of its own
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value if key.tag != merge]
         doubled = sorted({str(key) for key in keys if keys.count(key) > 1})
         if doubled:
             raise ParamsError(f"the key {', '.join(doubled)} stands twice{node.start_mark}")

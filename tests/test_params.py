@@ -154,6 +154,12 @@ def test_rankers_and_their_defaults_are_the_same_wherever_they_are_named():
     assert set(RANKERS) < set(MODEL_STYLE) < set(MODELS)
 
 
+def test_yaml_merge_keys_are_read(tmp_path):
+    text = "data: {features: &own {min_count: 3}}\nranker: {search: {<<: {trials: 4}}}"
+    params = load(params_file(tmp_path, text))
+    assert (params.data.features.min_count, params.ranker.search.trials) == (3, 4)
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ParamsError, match="does not divide"):
         check({"ranker": {"heads": 3, "embedding_dim": 8}})
