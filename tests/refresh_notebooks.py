@@ -1,5 +1,7 @@
 """Make the committed notebook outputs anew: `make notebooks` (quickstart, for readers), `make references` (nbval).
 
+91 is executed by hand, since its outputs are those of a machine: python tests/refresh_notebooks.py benchmarks.
+
 Outputs are executed, never typed; the tests compare with them and never write them.
 """
 
@@ -11,6 +13,7 @@ import nbformat
 
 from rgalign import pipeline
 from rgalign.params import ROOT, load
+from rgalign.stages import Stage
 
 REFERENCES = ROOT / "tests" / "notebooks"
 REFERENCE_PARAMETERS = {"params_file": "params/smoke.yaml", "run_dir": "outputs/nbval", "overrides": {}}
@@ -34,9 +37,17 @@ def for_readers(name: str) -> None:
         _keep(run / "notebooks" / name, ROOT / "notebooks" / name, injected=False)
 
 
-def _execute(run: Path, parameters: dict) -> None:
+def benchmarks() -> None:
+    """Execute 91 (or reuse its run) and put its outputs, measured on this machine, into notebooks/."""
+    run, name = ROOT / "outputs" / "benchmarks", "91_benchmarks.ipynb"
+    parameters = {"params_file": "params/quickstart.yaml", "run_dir": "outputs/benchmarks", "overrides": {}}
+    _execute(run, parameters, pipeline.chosen("91"))
+    _keep(run / "notebooks" / name, ROOT / "notebooks" / name, injected=False)
+
+
+def _execute(run: Path, parameters: dict, stages: list[Stage] | None = None) -> None:
     params = load(parameters["params_file"])
-    pipeline.execute(run, pipeline.chosen(), parameters, params, forced=False)
+    pipeline.execute(run, stages or pipeline.chosen(), parameters, params, forced=False)
 
 
 def _keep(executed: Path, target: Path, *, injected: bool) -> None:
@@ -61,4 +72,4 @@ def _keep(executed: Path, target: Path, *, injected: bool) -> None:
 
 
 if __name__ == "__main__":
-    references() if sys.argv[1:] == ["smoke"] else for_readers(sys.argv[1])
+    {"smoke": references, "benchmarks": benchmarks}.get(sys.argv[1], lambda: for_readers(sys.argv[1]))()
