@@ -51,17 +51,29 @@ def _execute(run: Path, parameters: dict, stages: list[Stage] | None = None) -> 
 
 
 def _keep(executed: Path, target: Path, *, injected: bool) -> None:
-    """Copy a notebook without papermill's times and paths, so that a diff shows outputs and nothing else."""
-    notebook = nbformat.read(executed, as_version=4)
-    notebook.metadata.pop("papermill", None)
-    if not injected:
-        notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    """The notebook of notebooks/ with the outputs of its executed copy, without papermill's times and paths.
+
+    Prose is the notebook's own: a stage whose code is unchanged is not executed again when its prose is.
+    """
+    notebook = nbformat.read(ROOT / "notebooks" / executed.name, as_version=4)
+    ran = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    given = [cell for cell in ran if "injected-parameters" in cell.metadata.get("tags", [])]
+    outputs = iter([cell for cell in ran if cell not in given])
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code":
+            same = next(outputs)
+            assert same.source == cell.source, f"{executed} is of another {executed.name}: run it again"
+            cell.outputs = same.outputs
+            cells += given if injected and "parameters" in cell.metadata.get("tags", []) else []
+    notebook.cells = cells
     count = 0
-    for number, cell in enumerate(notebook.cells):
+    for number, cell in enumerate(cells):
         cell.id = f"cell-{number:02d}"
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        if cell.cell_type == "code" and cell.source.strip():
+        if cell.cell_type == "code":
             count += 1
             cell.execution_count = count
             for output in cell.outputs:
