@@ -180,17 +180,22 @@ def distance_to_oracle(values: pd.DataFrame) -> Figure:
 
 
 def ratios(benchmarks: pd.DataFrame) -> Figure:
-    """How many times faster than each peer, on a log scale. benchmarks: columns name, peer, ratio."""
+    """Ours against each peer, on a log scale. benchmarks: columns name, peer, unit, ratio; above 1 ours is better."""
     known = benchmarks[benchmarks.ratio.notna()].iloc[::-1]
-    figure, (axes,) = _figure(1, width=7, height=1 + 0.4 * len(known))
-    labels = known.name + " / " + known.peer
-    axes.barh(labels, known.ratio, color="#56B4E9")
-    for row, ratio in enumerate(known.ratio):
-        axes.annotate(f"{ratio:.3g}x", (ratio, row), xytext=(3, -3), textcoords="offset points", fontsize=8)
+    figure, (axes,) = _figure(1, width=9, height=1 + 0.5 * len(known))
+    peers = known.peer.str.split(r" \(|,", regex=True).str[0]
+    axes.barh(range(len(known)), known.ratio, color="#56B4E9")
+    axes.set_yticks(range(len(known)), known["name"] + "\nagainst " + peers, fontsize=8)
+    for row, (ratio, unit) in enumerate(zip(known.ratio, known.unit, strict=True)):
+        told = f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.2f}x"
+        text = told + (" less error" if unit == "GAUC" else "")
+        axes.annotate(text, (ratio, row), xytext=(3, -3), textcoords="offset points", fontsize=8)
     axes.axvline(1, color="#000000", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
     axes.margins(x=0.15)
-    axes.set(title="Measured side by side in this run", xlabel="times as fast as the peer (right of 1: faster)")
+    axes.set(
+        title="Measured side by side in this run", xlabel="ratio to the peer: speed, or error (right of 1: better)"
+    )
     return figure
 
 

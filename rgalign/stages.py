@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
 from rgalign import artifacts, provenance
 from rgalign.artifacts import ArtifactError
@@ -287,9 +288,11 @@ def _refuse_unknown_parameters() -> None:
 
 
 def _pin_threads(threads: int) -> None:
+    """torch's and BLAS's threads: how sums are shared out changes their last bits."""
     import torch  # late: a wrong parameter should not wait two seconds for it
 
     torch.set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def _files(path: Path) -> int:

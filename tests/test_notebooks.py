@@ -99,8 +99,8 @@ def test_every_reference_cell_ran_and_every_compared_cell_has_an_output(path):
             assert cell["outputs"], f"nbval would compare nothing here:\n{source(cell)}"
 
 
-@by_reference
-def test_references_bear_no_path_and_no_time_of_a_machine(path):
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *REFERENCES], ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_outputs_bear_no_path_and_no_time_of_a_machine(path):
     text = path.read_text(encoding="utf-8")
     assert str(ROOT) not in text
     assert str(Path.home()) not in text
