@@ -34,9 +34,11 @@ def sessions_by_day(days: pd.DataFrame) -> Figure:
     figure, (axes,) = _figure(1, width=8, height=2.8)
     for split, (colour, hatch) in SPLIT_STYLE.items():
         part = days[days.split == split]
+        if part.empty:
+            continue
         axes.bar(part.day, part.sessions, width=0.9, color=colour, hatch=hatch, edgecolor="white", label=split)
     axes.set(title="Sessions by day and split", xlabel="day", ylabel="sessions")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.autofmt_xdate()
     return figure
 
