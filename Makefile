@@ -67,7 +67,7 @@ clean:
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; $(BASE_PYTHON) is older. Try: make $(MAKECMDGOALS) BASE_PYTHON=python3.12"; exit 1; }
 	$(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,encoder]'
 	@mkdir -p $(LAB_SETTINGS)
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' > $(LAB_SETTINGS)/overrides.json
 	touch .venv/.ready

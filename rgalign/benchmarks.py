@@ -25,8 +25,8 @@ from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc, gauc_of_lists, group_auc, ndcg_at
 from rgalign.ranker.fit import fit, score
-from rgalign.ranker.seeding import seeded
 from rgalign.ranker.two_tower import TwoTower, TwoTowerConfig
+from rgalign.seeding import seeded
 
 COLUMNS = ("name", "peer", "peer_version", "ours", "theirs", "unit", "ratio", "equal")
 MISSING = "not installed"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker.losses import listnet_loss
-from rgalign.ranker.seeding import seeded
+from rgalign.seeding import seeded
 
 Loss = Callable[[nn.Module, Lists, Intents], Tensor]
 

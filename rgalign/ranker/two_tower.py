@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rgalign.data.lists import Intents, Lists
 from rgalign.ranker.layers import BagEmbedding, FieldAttention, FieldEmbedding, MixtureOfExperts, unknown_at_random
-from rgalign.ranker.seeding import seeded
+from rgalign.seeding import seeded
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import torch
 
 from rgalign.data.lists import Bag
 from rgalign.ranker.layers import BagEmbedding, FieldAttention, FieldEmbedding, MixtureOfExperts, unknown_at_random
-from rgalign.ranker.seeding import seeded
+from rgalign.seeding import seeded
 
 
 @pytest.fixture(autouse=True)

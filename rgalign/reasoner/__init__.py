@@ -1,0 +1,1 @@
+"""The semantic reasoner: an LLM that reads a session, writes its latent query and embeds it."""
