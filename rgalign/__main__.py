@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from rgalign import artifacts
-from rgalign.params import ROOT, ParamsError, World, find, load, parse_assignments
+from rgalign.params import ROOT, ParamsError, find, load, parse_assignments
+from rgalign.rooms import World
 
 
 def main(arguments: list[str] | None = None) -> int:

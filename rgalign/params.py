@@ -7,191 +7,18 @@ Each room of the package has its section; a key that no section knows is an erro
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_serializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError
+
+from rgalign.rooms import Params
 
 ROOT = Path(__file__).resolve().parents[1]
-RankerName = Literal["two_tower", "two_tower_text"]  # rankers that can be trained (ranker/train.py)
-RANKERS = get_args(RankerName)
 
 
 class ParamsError(ValueError):
     """One or more faults in a params file or in the overrides; the message lists them all."""
-
-
-def _float_from_yaml(value: Any) -> Any:
-    """YAML 1.1 reads `1e-5` (no dot) as a string; people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _all_different(values: tuple) -> tuple:
-    if len(set(values)) < len(values):
-        raise ValueError("each may stand once")
-    return values
-
-
-def _tuple_from_yaml(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Real = Annotated[float, BeforeValidator(_float_from_yaml), Field(allow_inf_nan=False)]
-Share = Annotated[Real, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
-Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_tuple_from_yaml), AfterValidator(_all_different)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_yaml)]
-
-
-class Room(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-
-class World(Room):
-    """ShopWorld's size; its rules are frozen with its version (data/world.py)."""
-
-    sessions: int = Field(36_000, ge=200, description="chat sessions in six weeks, with and without a click")
-    users: int = Field(8_000, ge=20)
-    distance: Share = Field(0.5, description="how far the chats the LLM has read are from this shop; 0 = its own kind")
-    transcripts: int = Field(48_000, ge=0, description="chats of other shops")
-
-
-class Features(Room):
-    drop: Names = Field((), description="feature columns left out")
-    min_count: int = Field(2, ge=1, description="rarer values become 'unknown'")
-    numeric_bins: int = Field(16, ge=2, le=256, description="quantile bins fitted on train")
-    word_buckets: int = Field(4096, ge=16, le=1 << 20, description="hashed words of the text-aware control")
-    max_history: int = Field(50, ge=1, description="most recent entries of a history that are kept")
-
-
-class SampledNegatives(Room):
-    """How the candidates of sampled lists were drawn (data/README of the public sets)."""
-
-    popularity: int = Field(ge=0, description="distinct negatives drawn with p ~ train clicks + smoothing")
-    uniform: int = Field(ge=0, description="distinct negatives drawn uniformly from the rest")
-    smoothing: Real = Field(0.5, gt=0)
-
-
-class Data(Room):
-    source: Literal["shopworld", "folder", "cfpb", "msweb"] = "shopworld"
-    path: str | None = Field(
-        None, validate_default=True, description="tables or raw files; relative: below $RGALIGN_DATA"
-    )
-    seed: Seed | None = Field(None, description="of the world or of sampled lists; empty: run.seed")
-    dev_users: Share = Field(0.1, gt=0, lt=1, description="train's users kept for early stopping")
-    world: World = World()
-    sampled_negatives: SampledNegatives | None = None
-    features: Features = Features()
-
-    @field_validator("sampled_negatives")
-    @classmethod
-    def only_for_folders(cls, sampled: SampledNegatives | None, info: ValidationInfo) -> SampledNegatives | None:
-        if sampled is not None and info.data.get("source", "folder") != "folder":
-            raise ValueError("only a folder's lists are described here; other sources say it themselves")
-        return sampled
-
-    @field_validator("path")
-    @classmethod
-    def path_where_needed(cls, path: str | None, info: ValidationInfo) -> str | None:
-        source = info.data.get("source", "shopworld")
-        if source != "shopworld" and not path:
-            raise ValueError(f"data.source {source} needs the folder or file to read")
-        return path
-
-
-class Search(Room):
-    trials: int = Field(0, ge=0, description="random configurations judged on valid; 0: take the values given here")
-    seed: Seed | None = Field(None, description="of the configurations and their training; empty: run.seed")
-
-
-class RankerSettings(Room):
-    """What one ranker is built and trained with; the sizes are choices [C] that the search may replace."""
-
-    embedding_dim: int = Field(8, ge=1, description="width of a feature field")
-    dim: int = Field(32, ge=1, description="width of the user and intent vectors")
-    attention_layers: int = Field(1, ge=0, description="AutoInt layers over the fields")
-    heads: int = Field(1, ge=1, description="of the attention; they divide embedding_dim")
-    experts: int = Field(4, ge=1, description="mixture of experts on top of the fields")
-    hidden: int = Field(32, ge=1, description="width of an expert")
-    dropout: Share = Field(0.5, lt=1)
-    id_dropout: Share = Field(0.1, lt=1, description="ids shown as 'unknown' in training, so that it can stand in")
-    learning_rate: Real = Field(4e-3, gt=0)
-    weight_decay: Real = Field(0.01, ge=0)
-    epochs: int = Field(60, ge=1, description="at most; early stopping ends before")
-    patience: int = Field(5, ge=1, description="epochs without a better GAUC on the development users")
-    lists_per_batch: int = Field(128, ge=2, description="impression lists, not rows")
-
-    @field_validator("heads")
-    @classmethod
-    def heads_divide_the_width(cls, heads: int, info: ValidationInfo) -> int:
-        width = info.data.get("embedding_dim", heads)
-        if width % heads:
-            raise ValueError(f"does not divide ranker.embedding_dim, which is {width}")
-        return heads
-
-
-class Ranker(RankerSettings):
-    models: Annotated[tuple[RankerName, ...], BeforeValidator(_tuple_from_yaml), AfterValidator(_all_different)] = (
-        Field(RANKERS, min_length=1)
-    )
-    seeds: Seeds | None = Field(None, min_length=1, description="one ranker a seed; empty: three from run.seed")
-    position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
-    search: Search = Search()
-    tuned: dict[RankerName, RankerSettings] = Field({}, description="model: settings that a search found for it")
-
-    @field_serializer("tuned")
-    def tuned_as_given(self, tuned: dict[str, RankerSettings]) -> dict[str, dict[str, Any]]:
-        """Only what was set: the rest keeps following the shared settings when the params are read back."""
-        return {name: own.model_dump(exclude_unset=True) for name, own in tuned.items()}
-
-    def settings(self) -> dict[str, dict[str, Any]]:
-        """model -> everything it is built and trained with: the shared settings under the model's own."""
-        shared = self.model_dump(include=set(RankerSettings.model_fields))
-        tuned = self.model_dump()["tuned"]
-        return {name: {**shared, **tuned.get(name, {})} for name in self.models}
-
-
-class Evaluation(Room):
-    gauc_group: Literal["session", "user"] = "session"
-    gauc_weight: Literal["impressions", "clicks", "uniform"] = "impressions"
-    bootstrap: int = Field(1000, ge=100, description="replicates, users drawn with replacement")
-
-
-class RunRoom(Room):
-    seed: int = Field(0, ge=0, le=4_000_000, description="every other seed derives from it unless set")
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
-    threads: int = Field(1, ge=1, description="CPU threads; pinned, since their number changes the last bits")
-
-
-class Params(Room):
-    """All parameters of a run, resolved: no seed is left empty."""
-
-    data: Data = Data()
-    ranker: Ranker = Ranker()
-    evaluation: Evaluation = Evaluation()
-    run: RunRoom = RunRoom()
-
-    @model_validator(mode="before")
-    @classmethod
-    def empty_sections_are_defaults(cls, given: Any) -> Any:
-        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
 
 
 def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
@@ -302,11 +129,18 @@ def _fill_seeds(params: Params) -> Params:
     """Seeds that are empty derive from run.seed (ARCHITECTURE.md, Randomness)."""
     seed = params.run.seed
     data = params.data if params.data.seed is not None else params.data.model_copy(update={"seed": seed})
+    reasoner = params.reasoner
+    lm_seed = reasoner.seed if reasoner.seed is not None else seed
+    others = []
+    for other in reasoner.others:
+        before = others[-1].seed if others else lm_seed
+        others.append(other if other.seed is not None else other.model_copy(update={"seed": before + 1}))
+    reasoner = reasoner.model_copy(update={"seed": lm_seed, "others": tuple(others)})
     ranker = params.ranker
     seeds = ranker.seeds or tuple(1000 * seed + i for i in range(3))
     search = ranker.search if ranker.search.seed is not None else ranker.search.model_copy(update={"seed": seed})
     ranker = ranker.model_copy(update={"seeds": seeds, "search": search})
-    return params.model_copy(update={"data": data, "ranker": ranker})
+    return params.model_copy(update={"data": data, "reasoner": reasoner, "ranker": ranker})
 
 
 def _fault(error: dict) -> tuple[str, str]:

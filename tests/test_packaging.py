@@ -69,6 +69,7 @@ def test_nothing_in_the_package_runs_data_as_code(path):
 
 FLOORS = tuple(
     [
+        "rooms",
         "params",
         "artifacts",
         "provenance",
@@ -78,6 +79,7 @@ FLOORS = tuple(
         "reasoner",
         "ranker",
         "evaluation",
+        "score",
         "benchmarks",
         "plots",
         "pipeline",

@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 
 from rgalign.evaluation.results import MODELS
 from rgalign.params import (
-    RANKERS,
     ROOT,
-    Params,
     ParamsError,
-    RankerSettings,
     check,
     dump,
     flat,
@@ -26,6 +23,7 @@ from rgalign.plots import MODEL_STYLE
 from rgalign.ranker.fit import fit
 from rgalign.ranker.train import TEXT
 from rgalign.ranker.two_tower import TwoTowerConfig
+from rgalign.rooms import RANKERS, Params, RankerSettings
 
 SHIPPED = sorted((ROOT / "params").glob("**/*.yaml"))
 

@@ -27,7 +27,8 @@ from rgalign.data.schema import (
 )
 from rgalign.data.world_model import WORLD_VERSION
 from rgalign.data.world_tables import Rules
-from rgalign.params import ParamsError, SampledNegatives
+from rgalign.params import ParamsError
+from rgalign.rooms import SampledNegatives
 
 # Keys of dataset.yaml that the code reads; any other is kept and left alone.
 YAML_KEYS = ("name", "features", "position_is_real", "sampled_negatives", "time_split", "world")

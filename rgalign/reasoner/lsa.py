@@ -1,0 +1,31 @@
+"""A control without a language model: the prompts' words as TF-IDF, reduced by a truncated SVD (LSA).
+
+Fitted on the same documents that the tiny model is pre-trained on, so that it tells what language modelling adds to
+having read them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import Pipeline, make_pipeline
+
+Ids = Sequence[Sequence[int]]
+
+
+def fit(documents: Ids, *, dim: int, seed: int) -> Pipeline:
+    """TF-IDF and SVD of documents given as token ids. dim: width of a vector, at most the words seen less one."""
+    words = TfidfVectorizer(analyzer=_same, min_df=2, sublinear_tf=True, dtype=np.float32)
+    counted = words.fit_transform(documents)
+    reduced = TruncatedSVD(min(dim, counted.shape[1] - 1), random_state=seed).fit(counted)
+    return make_pipeline(words, reduced)
+
+
+def embed(model: Pipeline, sequences: Ids) -> np.ndarray:
+    """(sequences, dim) float32; a sequence without a known word is the zero vector."""
+    return model.transform(sequences).astype(np.float32)
+
+
+def _same(ids: Sequence[int]) -> Sequence[int]:
+    return ids

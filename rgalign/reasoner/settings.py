@@ -1,0 +1,62 @@
+"""From a run's params to a prompter and to models: one place, so that every stage and `score` read alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from rgalign.data.faults import nearest, quote
+from rgalign.data.prompts import Prompter
+
+TINY = "tiny"
+INSTRUCTION = (  # [C]: the paper shows no prompt
+    "A customer opens the support chat of a shop and has not typed anything yet. From what the shop knows about her, "
+    "write the one question she is about to ask, in her own words."
+)
+
+
+def shown_features(
+    settings: Mapping[str, Any], meta: Mapping[str, Any], drop: Sequence[str] = (), *, texts: bool = True
+) -> list[str]:
+    """Feature columns that a prompt shows, in order: what `reasoner.features` names, else the data set's own choice.
+
+    settings  the reasoner's params; meta  dataset.yaml's; drop  data.features.drop: never shown
+    texts     False leaves out the columns of kind text (the control qe_rec/no_text)
+    Raises ValueError naming every unknown column and where none is left.
+    """
+    kinds = meta["features"]
+    named = settings["features"]
+    names = list(named if named is not None else meta.get("prompt_features") or kinds)
+    if unknown := [name for name in names if name not in kinds]:
+        lines = "\n".join(f"  {quote(name)}{nearest(name, kinds)}" for name in unknown)
+        raise ValueError(f"reasoner.features names what is no feature column:\n{lines}")
+    shown = [name for name in names if name not in drop and (texts or kinds[name] != "text")]
+    if not shown and texts:
+        raise ValueError("reasoner.features and data.features.drop leave no column to show to the reasoner")
+    return shown
+
+
+def prompter(
+    settings: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    intents: pd.DataFrame,
+    tokenizer,
+    *,
+    drop: Sequence[str] = (),
+    texts: bool = True,
+) -> Prompter:
+    """The prompter of a run, for its tokenizer. Arguments as in `shown_features`; Prompter's faults are raised."""
+    own = settings["model"] == TINY
+    instruction = settings["instruction"]
+    if instruction is None:  # the tiny model knows no words but the shop's; an embedder is told nothing
+        instruction = "" if own or settings["kind"] == "encoder" else INSTRUCTION
+    return Prompter(
+        tokenizer,
+        features=shown_features(settings, meta, drop, texts=texts),
+        kinds=meta["features"],
+        layout="compact" if own else "lines",
+        instruction=instruction,
+        max_tokens=settings["max_tokens"],
+        titles=dict(zip(intents["intent_id"], intents["title"].fillna(""), strict=True)),
+        ask=settings["kind"] == "causal",
+    )

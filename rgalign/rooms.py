@@ -1,0 +1,271 @@
+"""The rooms of a params file: every parameter with its type, range, default and meaning.
+
+`params.load` reads a file into these; nothing else builds them.
+"""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+RankerName = Literal[  # rankers that can be trained (ranker/variants.py); all but the first two and qe_rec are controls
+    "two_tower",
+    "two_tower_text",
+    "two_tower_text/lm_features",
+    "qe_rec",
+    "qe_rec/words",
+    "qe_rec/prompt_query",
+    "qe_rec/random_lm",
+    "qe_rec/no_text",
+    "qe_rec/kb_lm",
+    "qe_rec/lsa",
+    "qe_rec/constant_query",
+    "qe_rec/shuffled_query",
+]
+RANKERS = get_args(RankerName)
+CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
+
+
+def _float_from_yaml(value: Any) -> Any:
+    """YAML 1.1 reads `1e-5` (no dot) as a string; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _all_different(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise ValueError("each may stand once")
+    return values
+
+
+def _tuple_from_yaml(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Real = Annotated[float, BeforeValidator(_float_from_yaml), Field(allow_inf_nan=False)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_tuple_from_yaml), AfterValidator(_all_different)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_yaml)]
+
+
+class Room(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class World(Room):
+    """ShopWorld's size; its rules are frozen with its version (data/world.py)."""
+
+    sessions: int = Field(36_000, ge=200, description="chat sessions in six weeks, with and without a click")
+    users: int = Field(8_000, ge=20)
+    distance: Share = Field(0.5, description="how far the chats the LLM has read are from this shop; 0 = its own kind")
+    transcripts: int = Field(48_000, ge=0, description="chats of other shops")
+
+
+class Features(Room):
+    drop: Names = Field((), description="feature columns left out")
+    min_count: int = Field(2, ge=1, description="rarer values become 'unknown'")
+    numeric_bins: int = Field(16, ge=2, le=256, description="quantile bins fitted on train")
+    word_buckets: int = Field(4096, ge=16, le=1 << 20, description="hashed words of the text-aware control")
+    max_history: int = Field(50, ge=1, description="most recent entries of a history that are kept")
+
+
+class SampledNegatives(Room):
+    """How the candidates of sampled lists were drawn (data/README of the public sets)."""
+
+    popularity: int = Field(ge=0, description="distinct negatives drawn with p ~ train clicks + smoothing")
+    uniform: int = Field(ge=0, description="distinct negatives drawn uniformly from the rest")
+    smoothing: Real = Field(0.5, gt=0)
+
+
+class Data(Room):
+    source: Literal["shopworld", "folder", "cfpb", "msweb"] = "shopworld"
+    path: str | None = Field(
+        None, validate_default=True, description="tables or raw files; relative: below $RGALIGN_DATA"
+    )
+    seed: Seed | None = Field(None, description="of the world or of sampled lists; empty: run.seed")
+    dev_users: Share = Field(0.1, gt=0, lt=1, description="train's users kept for early stopping")
+    world: World = World()
+    sampled_negatives: SampledNegatives | None = None
+    features: Features = Features()
+
+    @field_validator("sampled_negatives")
+    @classmethod
+    def only_for_folders(cls, sampled: SampledNegatives | None, info: ValidationInfo) -> SampledNegatives | None:
+        if sampled is not None and info.data.get("source", "folder") != "folder":
+            raise ValueError("only a folder's lists are described here; other sources say it themselves")
+        return sampled
+
+    @field_validator("path")
+    @classmethod
+    def path_where_needed(cls, path: str | None, info: ValidationInfo) -> str | None:
+        source = info.data.get("source", "shopworld")
+        if source != "shopworld" and not path:
+            raise ValueError(f"data.source {source} needs the folder or file to read")
+        return path
+
+
+class TinyModel(Room):
+    """The small Qwen3-architecture model that is built here; the paper has 4 billion parameters [P]."""
+
+    hidden: int = Field(64, ge=8, description="width")
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1, description="of the attention; they divide `hidden`")
+    min_count: int = Field(2, ge=1, description="rarer words become 'unknown'")
+
+    @field_validator("heads")
+    @classmethod
+    def heads_divide_the_width(cls, heads: int, info: ValidationInfo) -> int:
+        width = info.data.get("hidden", heads)
+        if width % heads or (width // heads) % 2:
+            raise ValueError(f"must divide hidden, which is {width}, into even parts")
+        return heads
+
+
+class Pretraining(Room):
+    """Of the tiny model, on transcripts and KB text; a model from a hub or folder is taken as it is."""
+
+    epochs: Real = Field(2.0, gt=0)
+    learning_rate: Real = Field(4e-3, gt=0, description="AdamW")
+    rows_per_batch: int = Field(16, ge=1, description="packed rows")
+    tokens_per_row: int = Field(256, ge=16)
+    prompt_weight: Share = Field(0.3, description="of a prompt token's loss against a query token's [C]")
+    kb_repeats: int = Field(10, ge=0, description="times that each KB intent is read in an epoch")
+
+
+class Sampling(Room):
+    """Latent queries that notebook 02 writes for a look at them; embedding needs none."""
+
+    sessions: int = Field(1000, ge=1, description="of valid, with a click; the first ones")
+    samples: int = Field(4, ge=1, description="candidates a session")
+    temperature: Real = Field(1.0, gt=0)
+    top_p: Share = Field(1.0, gt=0)
+    max_new_tokens: int = Field(24, ge=1)
+
+
+class OtherModel(Room):
+    """One more LLM beside the main one (cross-sampling, METHOD.md 2.3)."""
+
+    model: str = "tiny"
+    seed: Seed | None = Field(None, description="empty: one more than that of the model before it")
+    tiny: TinyModel = TinyModel()
+
+
+class Reasoner(Room):
+    kind: Literal["causal", "encoder"] = Field("causal", description="an LLM that writes, or an embedder only")
+    model: str = Field("tiny", description="tiny, a hub name or a folder; the paper has Qwen/Qwen3-4B [P]")
+    adapter: str | None = Field(None, description="folder or name of a peft adapter of this model")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantize: Literal["8bit", "4bit"] | None = Field(
+        None, description="needs CUDA and bitsandbytes"
+    )
+    features: Names | None = Field(None, description="columns shown; empty: dataset.yaml's prompt_features, or all")
+    instruction: str | None = Field(None, description="what the model is told first; empty: our own [C], none for tiny")
+    max_tokens: int = Field(256, ge=8, description="of a prompt; what is cut first: rgalign/data/cutting.py")
+    embed_tokens_per_batch: int = Field(16_384, ge=16)
+    seed: Seed | None = Field(None, description="of the tiny model; empty: run.seed")
+    tiny: TinyModel = TinyModel()
+    pretraining: Pretraining = Pretraining()
+    queries: Sampling = Sampling()
+    others: Annotated[tuple[OtherModel, ...], BeforeValidator(_tuple_from_yaml)] = ()
+
+    @field_validator("model")
+    @classmethod
+    def an_encoder_has_a_name(cls, model: str, info: ValidationInfo) -> str:
+        if model == "tiny" and info.data.get("kind") == "encoder":
+            raise ValueError("an encoder is pretrained; expected a sentence-transformers name or folder")
+        return model
+
+
+class Search(Room):
+    trials: int = Field(0, ge=0, description="random configurations judged on valid; 0: take the values given here")
+    seed: Seed | None = Field(None, description="of the configurations and their training; empty: run.seed")
+
+
+class RankerSettings(Room):
+    """What one ranker is built and trained with; the sizes are choices [C] that the search may replace."""
+
+    embedding_dim: int = Field(8, ge=1, description="width of a feature field")
+    dim: int = Field(32, ge=1, description="width of the user and intent vectors")
+    attention_layers: int = Field(1, ge=0, description="AutoInt layers over the fields")
+    heads: int = Field(1, ge=1, description="of the attention; they divide embedding_dim")
+    experts: int = Field(4, ge=1, description="mixture of experts on top of the fields")
+    hidden: int = Field(32, ge=1, description="width of an expert")
+    dropout: Share = Field(0.5, lt=1)
+    id_dropout: Share = Field(0.1, lt=1, description="ids shown as 'unknown' in training, so that it can stand in")
+    learning_rate: Real = Field(4e-3, gt=0)
+    weight_decay: Real = Field(0.01, ge=0)
+    epochs: int = Field(60, ge=1, description="at most; early stopping ends before")
+    patience: int = Field(5, ge=1, description="epochs without a better GAUC on the development users")
+    lists_per_batch: int = Field(128, ge=2, description="impression lists, not rows")
+
+    @field_validator("heads")
+    @classmethod
+    def heads_divide_the_width(cls, heads: int, info: ValidationInfo) -> int:
+        width = info.data.get("embedding_dim", heads)
+        if width % heads:
+            raise ValueError(f"does not divide ranker.embedding_dim, which is {width}")
+        return heads
+
+
+class Ranker(RankerSettings):
+    models: Annotated[tuple[RankerName, ...], BeforeValidator(_tuple_from_yaml), AfterValidator(_all_different)] = (
+        Field(CORE_RANKERS, min_length=1)
+    )
+    seeds: Seeds | None = Field(None, min_length=1, description="one ranker a seed; empty: three from run.seed")
+    position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
+    search: Search = Search()
+    tuned: dict[RankerName, RankerSettings] = Field({}, description="model: settings that a search found for it")
+
+    @field_serializer("tuned")
+    def tuned_as_given(self, tuned: dict[str, RankerSettings]) -> dict[str, dict[str, Any]]:
+        """Only what was set: the rest keeps following the shared settings when the params are read back."""
+        return {name: own.model_dump(exclude_unset=True) for name, own in tuned.items()}
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """model -> everything it is built and trained with: the shared settings under the model's own."""
+        shared = self.model_dump(include=set(RankerSettings.model_fields))
+        tuned = self.model_dump()["tuned"]
+        return {name: {**shared, **tuned.get(name, {})} for name in self.models}
+
+
+class Evaluation(Room):
+    gauc_group: Literal["session", "user"] = "session"
+    gauc_weight: Literal["impressions", "clicks", "uniform"] = "impressions"
+    bootstrap: int = Field(1000, ge=100, description="replicates, users drawn with replacement")
+    ihr_judge: Literal["tfidf", "embedding"] = Field("tfidf", description="fixed, or as the reasoner embeds")
+
+
+class RunRoom(Room):
+    seed: int = Field(0, ge=0, le=4_000_000, description="every other seed derives from it unless set")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
+    threads: int = Field(1, ge=1, description="CPU threads; pinned, since their number changes the last bits")
+
+
+class Params(Room):
+    """All parameters of a run, resolved: no seed is left empty."""
+
+    data: Data = Data()
+    reasoner: Reasoner = Reasoner()
+    ranker: Ranker = Ranker()
+    evaluation: Evaluation = Evaluation()
+    run: RunRoom = RunRoom()
+
+    @model_validator(mode="before")
+    @classmethod
+    def empty_sections_are_defaults(cls, given: Any) -> Any:
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
