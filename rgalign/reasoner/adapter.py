@@ -1,0 +1,46 @@
+"""peft adapters: put on the model they were trained on, and on no other."""
+
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from rgalign.reasoner.folder import ReasonerError
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> nn.Module:
+    """The model with the adapter of this folder; merged into its weights, or as a PeftModel.
+
+    The adapter's base is compared by the last part of its name [C] (folders move), then by every tensor's name and
+    shape. Raises ReasonerError.
+    """
+    try:
+        config = PeftConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReasonerError(f"adapter {folder} cannot be read: {error}") from None
+    base = str(config.base_model_name_or_path or "")
+    if config.is_prompt_learning:
+        raise ReasonerError(f"adapter {folder} is {config.peft_type.value}; only LoRA and its kin can be used")
+    if not (folder / WEIGHTS).is_file():
+        raise ReasonerError(f"adapter {folder} has no {WEIGHTS}; pickled adapters are not read: save it as safetensors")
+    if base and Path(base).name != Path(name).name:
+        raise ReasonerError(
+            f"adapter {folder} was trained on {base!r}; the model given is {name!r}. Give its own base, or, if it is "
+            "the same model under another name, set base_model_name_or_path in its adapter_config.json"
+        )
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        wrapped = PeftModel.from_pretrained(model, folder, config=config, local_files_only=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: {reason}") from None
+    wanted = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(wrapped).items()}
+    if wanted != found:
+        first = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
+        raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: first fault at {first}")
+    return wrapped.merge_and_unload() if merge else wrapped

