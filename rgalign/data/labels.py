@@ -1,0 +1,154 @@
+"""Human labels: a sheet to fill in with any spreadsheet program, and the way back to the table `labels`.
+
+export_sheet("to_label.csv", sessions, intents, kinds=kinds, features=["state", "note"])
+labels = read_sheet("to_label.csv", sessions, intents)
+"""
+
+import csv
+import io
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rgalign.artifacts import atomic
+from rgalign.data.faults import SHOWN, nearest, quote
+from rgalign.data.schema import STRING
+
+COLUMNS = ("session_id", "session", "intent_id")  # of the sheet; `intent_id` is for the human
+KB_COLUMNS = ("intent_id", "title", "description", "category")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that begins so
+DELIMITERS = (",", ";", "\t")  # spreadsheet programs save with their country's
+
+
+class LabelError(ValueError):
+    """A labelling sheet that cannot be read back; the message lists every fault by the spreadsheet's row numbers."""
+
+
+def export_sheet(
+    path: str | Path,
+    sessions: pd.DataFrame,
+    intents: pd.DataFrame,
+    *,
+    kinds: Mapping[str, str],
+    features: Sequence[str],
+) -> tuple[Path, Path]:
+    """Write the sheet, and the KB beside it as NAME_intents.csv; returns both paths.
+
+    path      a .csv: UTF-8 with a byte order mark, one row a session: session_id, the session in words, empty intent_id
+    features  columns of `sessions` that the labeller sees, in this order; nothing else of a session leaves the house
+    kinds     column -> categorical | numeric | text | history; a history's intent ids show their title
+    A cell that a spreadsheet would take for a formula gets an apostrophe in front. Raises ValueError for unknown
+    columns (all of them), FileExistsError where a file is there already: it may hold somebody's labels.
+    """
+    path = Path(path)
+    kb = path.with_name(f"{path.stem}_intents.csv")
+    if path.suffix.lower() != ".csv":
+        raise ValueError(f"{path} is no .csv: the sheet is written as one")
+    if unknown := [name for name in features if name not in sessions.columns or name not in kinds]:
+        lines = "\n".join(f"  {quote(name)}{nearest(name, [n for n in kinds if n in sessions])}" for name in unknown)
+        raise ValueError(f"features to be shown that are no feature columns of the sessions:\n{lines}")
+    if there := [str(file) for file in (path, kb) if file.exists()]:
+        raise FileExistsError(f"{', '.join(there)} is there already and may hold labels: give another name")
+    titles = {intent: title for intent, title in zip(intents.intent_id, intents.title, strict=True) if pd.notna(title)}
+    words = [_in_words(row, features, kinds, titles) for row in sessions[list(features)].to_dict("records")]
+    columns = {"session_id": sessions.session_id, "session": words, "intent_id": ""}
+    _write(kb, intents[[name for name in KB_COLUMNS if name in intents]])
+    _write(path, pd.DataFrame(columns))
+    return path, kb
+
+
+def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) -> pd.DataFrame:
+    """The labels of a filled sheet: session_id, intent_id, in its order; rows without an intent are not labelled.
+
+    Raises LabelError with every fault at once: columns missing, sessions that are unknown or labelled twice, intents
+    that the KB does not have (with the nearest that it has).
+    """
+    path = Path(path)
+    sheet = _read(path)
+    known = {kind: _as_shown(ids) for kind, ids in (("session", sessions.session_id), ("intent", intents.intent_id))}
+    given = sheet[sheet.intent_id != ""]
+    session, intent = given.session_id.map(known["session"]), given.intent_id.map(known["intent"])
+    faults = []
+    for kind, cells, found in (("session", given.session_id, session), ("intent", given.intent_id, intent)):
+        unknown = cells[found.isna()]
+        for cell in unknown.unique():
+            near = nearest(cell, known[kind]) if kind == "intent" else ""
+            rows = unknown.index[unknown == cell]
+            faults.append((rows[0], f"{kind}_id {quote(cell)} is not known ({_rows(rows)}){near}"))
+    again = session[session.notna() & session.duplicated(keep=False)]
+    for twice in again.unique():
+        rows = again.index[again == twice]
+        faults.append((rows[0], f"session_id {quote(twice)} is labelled {len(rows)} times ({_rows(rows)})"))
+    if faults:
+        _refuse(path, [what for _, what in sorted(faults)])
+    dtype = pd.ArrowDtype(STRING)
+    return pd.DataFrame({"session_id": session.astype(dtype), "intent_id": intent.astype(dtype)}).reset_index(drop=True)
+
+
+def _in_words(row: dict, features: Sequence[str], kinds: Mapping[str, str], titles: Mapping[str, str]) -> str:
+    """'name: value' lines; what is missing or empty is left out."""
+    lines = []
+    for name in features:
+        value = row[name]
+        if kinds[name] == "history":
+            entries = [] if value is None or value is pd.NA else [entry for entry in value if not pd.isna(entry)]
+            shown = "; ".join(_plain(titles.get(entry, entry)) for entry in entries)
+        else:
+            shown = "" if pd.isna(value) else _plain(f"{value:g}" if isinstance(value, float) else value)
+        if shown:
+            lines.append(f"{name}: {shown}")
+    return "\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    """One line without control characters: a customer's text cannot hide what stands beside it or feign a feature."""
+    blank = ("Cc", "Cf", "Zl", "Zp")
+    return " ".join("".join(" " if unicodedata.category(c) in blank else c for c in str(value)).split())
+
+
+def _defused(cell: object) -> str:
+    text = "" if pd.isna(cell) else str(cell)
+    return f"'{text}" if text.startswith((*FORMULA, "'")) else text
+
+
+def _as_shown(ids: pd.Series) -> dict[str, str]:
+    """What may stand in the sheet for an id: itself, and its cell as it was written."""
+    ids = [str(one) for one in ids]
+    return {_defused(one).strip(): one for one in ids} | {one.strip(): one for one in ids}
+
+
+def _write(path: Path, frame: pd.DataFrame) -> None:
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)  # all: so that an id such as 007 looks like text
+        writer.writerow(frame.columns)
+        writer.writerows([_defused(cell) for cell in row] for row in frame.itertuples(index=False))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """session_id and intent_id as strings, stripped; the index is the spreadsheet's row (the header is row 1)."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        _refuse(path, [f"is not UTF-8 (byte {error.start}); save it as 'CSV UTF-8'"])
+    header = text.split("\n", 1)[0]
+    delimiter = max(DELIMITERS, key=header.count)
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    names = [name.strip() for name in rows[0]] if rows else []
+    if missing := [name for name in ("session_id", "intent_id") if name not in names]:
+        _refuse(path, [f"has no column {name}{nearest(name, names)}" for name in missing])
+    places = [names.index(name) for name in ("session_id", "intent_id")]
+    cells = [[row[place].strip() if place < len(row) else "" for place in places] for row in rows[1:]]
+    return pd.DataFrame(cells, columns=["session_id", "intent_id"], index=np.arange(2, len(rows) + 1), dtype=object)
+
+
+def _rows(rows: pd.Index) -> str:
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:SHOWN]))}{more}"
+
+
+def _refuse(path: Path, faults: list[str]) -> None:
+    lines = "\n".join(f"  {fault}" for fault in faults)
+    raise LabelError(f"{path} fails {len(faults)} check{'s' * (len(faults) > 1)}:\n{lines}\nNothing was read.")
