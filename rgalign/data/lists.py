@@ -111,9 +111,46 @@ class Intents:
         return replace(self, **_moved(self, device))
 
 
+@dataclass(frozen=True)
+class QueryLists(Lists):
+    """Impression lists whose sessions have a query embedding e_q, made by a reasoner.
+
+    query  (lists, query_dim) float16 or float32: cast a batch (`.float()`) before use
+    """
+
+    query: Tensor
+
+    def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "QueryLists":
+        indices = torch.as_tensor(indices, device=self.query.device).long()
+        return replace(super().take(indices), query=self.query[indices])
+
+
+@dataclass(frozen=True)
+class QueryIntents(Intents):
+    """The knowledge base with each intent's text embedded by the same reasoner.
+
+    text  (intents, query_dim) float16 or float32
+    """
+
+    text: Tensor
+
+
+def with_queries(lists: Lists, query: Tensor | np.ndarray) -> QueryLists:
+    """The lists with these query embeddings, row by row. Raises ValueError for another number of rows, NaN or inf."""
+    return QueryLists(**_own(lists, Lists), query=_vectors(query, len(lists), "lists"))
+
+
+def with_texts(intents: Intents, text: Tensor | np.ndarray) -> QueryIntents:
+    """The intents with these text embeddings, row by row. Raises ValueError for another number of rows, NaN or inf."""
+    return QueryIntents(**_own(intents, Intents), text=_vectors(text, len(intents), "intents"))
+
+
 def concat_lists(parts: Sequence[Lists]) -> Lists:
-    """The lists of several Lists of one part, one after the other, padded to the longest list."""
-    return Lists(
+    """The lists of several Lists of one part, one after the other, padded to the longest list.
+
+    Queries are kept where all parts have them.
+    """
+    whole = Lists(
         part=parts[0].part,
         session_id=np.concatenate([lists.session_id for lists in parts]),
         user_id=np.concatenate([lists.user_id for lists in parts]),
@@ -123,6 +160,9 @@ def concat_lists(parts: Sequence[Lists]) -> Lists:
         candidates=concat_padded([lists.candidates for lists in parts], PADDING),
         clicked=concat_padded([lists.clicked for lists in parts], False),
     )
+    if all(isinstance(lists, QueryLists) for lists in parts):
+        return with_queries(whole, torch.cat([lists.query for lists in parts]))
+    return whole
 
 
 def concat_padded(tensors: Sequence[Tensor], value: int | bool) -> Tensor:
@@ -150,3 +190,17 @@ def _moved(container: Lists | Intents, device: torch.device | str) -> dict:
         elif isinstance(value, tuple):
             moved[field.name] = tuple(bag.to(device) for bag in value)
     return moved
+
+
+def _own(container: Lists | Intents, kind: type) -> dict:
+    """The fields of `kind`, also where the container has more: new vectors replace those it had."""
+    return {field.name: getattr(container, field.name) for field in fields(kind)}
+
+
+def _vectors(values: Tensor | np.ndarray, rows: int, what: str) -> Tensor:
+    values = torch.as_tensor(values)
+    if values.ndim != 2 or len(values) != rows or not values.is_floating_point():
+        raise ValueError(f"vectors are {values.dtype} {tuple(values.shape)}; expected floats ({rows} {what}, dim)")
+    if not values.isfinite().all():
+        raise ValueError(f"{int((~values.isfinite()).any(1).sum())} of {rows} {what} have a vector with NaN or inf")
+    return values

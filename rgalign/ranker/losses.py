@@ -1,7 +1,11 @@
 """Listwise losses of the rankers."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from rgalign.data.lists import Intents, Lists
 
 
 def listnet_loss(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
@@ -16,7 +20,39 @@ def listnet_loss(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
     per_list = clicks.sum(dim=1)
     if not per_list.any():
         raise ValueError(f"none of the {len(clicked)} lists has a click on a shown candidate: nothing to learn from")
-    floor = torch.finfo(scores.dtype).min  # finite: with -inf, 0 * -inf would turn the gradient of padding into NaN
-    log_probability = scores.masked_fill(~shown, floor).log_softmax(dim=1)
     target = clicks / per_list.clamp(min=1).unsqueeze(1)
-    return -(target * log_probability).sum() / (per_list > 0).sum()
+    return -(target * _log_softmax(scores, shown)).sum() / (per_list > 0).sum()
+
+
+def query_kl(scores: Tensor, query_scores: Tensor, shown: Tensor) -> Tensor:
+    """Mean over lists of KL( softmax(scores) || softmax(query_scores) ) (METHOD.md 2.2 [P]; its direction [C]).
+
+    scores        (lists, candidates) of the whole ranker, without position bias
+    query_scores  (lists, candidates) of the query-intent branch alone; constants of a list change nothing in either
+    shown         (lists, candidates) bool, False where padded; what stands there has no influence, not even NaN
+    Returns nats, a scalar >= 0; a list with one candidate counts as 0. Both arguments learn: the ranking is drawn to
+    what the query says as well.
+    """
+    log_p, log_q = _log_softmax(scores, shown), _log_softmax(query_scores, shown)
+    return (log_p.exp() * (log_p - log_q)).masked_fill(~shown, 0).sum(dim=1).mean()
+
+
+def listnet_kl(kl_weight: float) -> Callable[[nn.Module, Lists, Intents], Tensor]:
+    """QE-Rec's loss, for fit: ListNet + kl_weight * query_kl; with weight 0 it is ListNet alone [C: 0.2].
+
+    It calls ranker(lists, intents, branches=True), which returns three_tower.Branches. Raises ValueError if negative.
+    """
+    if not kl_weight >= 0:
+        raise ValueError(f"kl_weight is {kl_weight!r}; expected a number >= 0")
+
+    def loss(ranker: nn.Module, lists: Lists, intents: Intents) -> Tensor:
+        scores, relevance, query = ranker(lists, intents, branches=True)
+        value = listnet_loss(scores, lists.clicked, lists.shown)
+        return value + kl_weight * query_kl(relevance, query, lists.shown) if kl_weight else value
+
+    return loss
+
+
+def _log_softmax(scores: Tensor, shown: Tensor) -> Tensor:
+    floor = torch.finfo(scores.dtype).min  # finite: with -inf, 0 * -inf would turn the gradient of padding into NaN
+    return scores.masked_fill(~shown, floor).log_softmax(dim=1)

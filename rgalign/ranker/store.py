@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rgalign.artifacts import atomic
+from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.two_tower import TwoTower
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+RANKERS = {ranker.__name__: ranker for ranker in (TwoTower, ThreeTower)}  # what a config.json may ask for
 
 
 class StoreError(ValueError):
@@ -29,16 +31,18 @@ def save(folder: str | Path, model: nn.Module) -> None:
         save_file(weights, temporary / WEIGHTS)
 
 
-def load(folder: str | Path, ranker: type[nn.Module] = TwoTower) -> nn.Module:
-    """The ranker of this class that `save` wrote, on the CPU and ready to score. Raises StoreError."""
+def load(folder: str | Path) -> nn.Module:
+    """The ranker that `save` wrote, of its own class, on the CPU and ready to score. Raises StoreError."""
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"{folder} holds no ranker that can be read: {error}") from None
-    if not isinstance(config, dict) or config.pop("ranker", None) != ranker.__name__:
-        raise StoreError(f"{folder / CONFIG} is not that of a {ranker.__name__}")
+    name = config.pop("ranker", None) if isinstance(config, dict) else None
+    if not isinstance(name, str) or name not in RANKERS:
+        raise StoreError(f"{folder / CONFIG} is that of {name!r}; expected a ranker: {', '.join(RANKERS)}")
+    ranker = RANKERS[name]
     model = ranker(_config(ranker.Config, config, folder / CONFIG))
     try:
         model.load_state_dict(weights)

@@ -3,12 +3,13 @@
 folder/<model>/seed-<seed>/   config.json, weights.safetensors (ranker.store)
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -16,25 +17,43 @@ from torch import nn
 
 from rgalign.data import shards
 from rgalign.data.features import FeatureSpace
-from rgalign.data.lists import Intents, Lists
+from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.ranker import store
-from rgalign.ranker.fit import fit
-from rgalign.ranker.search import FITTING, search
-from rgalign.ranker.two_tower import TwoTower, TwoTowerConfig
+from rgalign.ranker.fit import Loss, fit, listnet
+from rgalign.ranker.losses import listnet_kl
+from rgalign.ranker.search import FITTING, THREE_TOWER_SPACE, search
+from rgalign.ranker.three_tower import ThreeTower
+from rgalign.ranker.two_tower import TwoTower
+from rgalign.ranker.variants import VARIANTS
 
-TEXT = {"two_tower": False, "two_tower_text": True}  # the rankers that can be trained, and whether they read words
-SHAPE = {field.name for field in fields(TwoTowerConfig)}
+if TYPE_CHECKING:
+    from rgalign.data.vectors import Vectors
+
+ARCHITECTURES = {"two_tower": TwoTower, "three_tower": ThreeTower}
+LOOP = ("epochs", "patience", "lists_per_batch", *FITTING)  # settings of the training loop
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What rankers learn from and are chosen on; the test split is not among it."""
+    """What rankers learn from and are chosen on; the test split is not among it.
+
+    Lists and intents are QueryLists and QueryIntents where the ranker reads vectors (with_vectors).
+    """
 
     space: FeatureSpace
     intents: Intents
     train: Lists
     dev: Lists
     valid: Lists
+
+    @property
+    def query_dim(self) -> int:
+        """Width of the vectors of sessions and intents; 0 where there are none."""
+        has_vectors = isinstance(self.train, QueryLists) and isinstance(self.intents, QueryIntents)
+        return self.train.query.shape[1] if has_vectors else 0
+
+
+PartsOf = Parts | Mapping[str, Parts] | Callable[[str], Parts]  # one for all models, or each model's own
 
 
 def load_parts(folder: str | Path) -> Parts:
@@ -51,42 +70,91 @@ def accelerator(device: str, precision: str) -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
-def build(
-    name: str, space: FeatureSpace, settings: Mapping[str, Any], *, positions: int = 0, seed: int = 0
-) -> nn.Module:
+def with_vectors(parts: Parts, name: str, sessions: "Vectors", intents: "Vectors", seed: int) -> Parts:
+    """The parts of one variant that reads vectors.
+
+    sessions, intents  vectors of all of them, by id, made as VARIANTS[name].vectors says
+    seed               of the order in which shuffled queries are dealt out again
+    Raises ValueError for a variant that reads none, ids without a vector, and widths that differ.
+    """
+    if VARIANTS[name].vectors is None:
+        raise ValueError(f"{name} reads no vectors")
+    texts = with_texts(parts.intents, intents.rows(parts.intents.intent_id))
+    lists = {
+        part: lists_with_vectors(getattr(parts, part), name, sessions, parts.train, seed)
+        for part in ("train", "dev", "valid")
+    }
+    query_dim, text_dim = lists["train"].query.shape[1], texts.text.shape[1]
+    if query_dim != text_dim:
+        raise ValueError(f"{name}: sessions have vectors of {query_dim}, intents of {text_dim}; one model makes both")
+    return replace(parts, intents=texts, **lists)
+
+
+def lists_with_vectors(lists: Lists, name: str, sessions: "Vectors", train: Lists, seed: int) -> QueryLists:
+    """The lists of one part, test as well, with the query vectors of a variant.
+
+    train  its sessions' mean is the constant query
+    seed   of the shuffle, which stays inside the part
+    """
+    query = VARIANTS[name].query
+    if query == "constant":
+        mean = sessions.rows(train.session_id).astype(np.float32).mean(axis=0)
+        return with_queries(lists, np.tile(mean, (len(lists), 1)))
+    values = sessions.rows(lists.session_id)
+    if query == "shuffled":
+        values = values[np.random.default_rng([seed, PARTS.index(lists.part)]).permutation(len(values))]
+    return with_queries(lists, values)
+
+
+def build(name: str, parts: Parts, settings: Mapping[str, Any], *, positions: int = 0, seed: int = 0) -> nn.Module:
     """A ranker before training.
 
-    settings   of the ranker's shape (TwoTowerConfig); others are ignored
+    settings   of the ranker's shape (TwoTowerConfig, ThreeTowerConfig); others are ignored
     positions  candidates of the longest list where positions are real, else 0: no position bias
+    Raises ValueError for a variant that reads vectors where the parts hold none.
     """
-    own = {key: value for key, value in settings.items() if key in SHAPE}
-    config = TwoTowerConfig(
-        field_sizes=space.field_sizes,
-        history_sizes=space.history_sizes,
-        word_buckets=space.word_buckets,
-        intent_ids=space.intent_ids_size,
-        categories=space.category_size,
-        positions=positions,
-        text=TEXT[name],
-        **own,
-    )
-    return TwoTower(config, seed=seed)
+    variant, space = VARIANTS[name], parts.space
+    ranker = ARCHITECTURES[variant.architecture]
+    if variant.vectors and not parts.query_dim:
+        raise ValueError(f"{name} reads vectors and these parts hold none: make its parts with with_vectors")
+    fixed = {
+        "field_sizes": space.field_sizes,
+        "history_sizes": space.history_sizes,
+        "word_buckets": space.word_buckets,
+        "intent_ids": space.intent_ids_size,
+        "categories": space.category_size,
+        "positions": positions,
+        "text": variant.words,
+        "query_dim": parts.query_dim if variant.vectors else 0,
+    }
+    shape = {field.name for field in fields(ranker.Config)}
+    own = {key: value for key, value in settings.items() if key in shape}
+    return ranker(ranker.Config(**own | fixed), seed=seed)
+
+
+def loss_of(name: str, settings: Mapping[str, Any]) -> Loss:
+    """ListNet for two towers; for three, with the KL of settings["kl_weight"]."""
+    return listnet_kl(settings["kl_weight"]) if VARIANTS[name].architecture == "three_tower" else listnet
 
 
 def tune(
-    settings: Mapping[str, Mapping[str, Any]], parts: Parts, *, trials: int, seed: int, positions: int, **runtime: Any
+    settings: Mapping[str, Mapping[str, Any]], parts: PartsOf, *, trials: int, seed: int, positions: int, **runtime: Any
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """The same search for every model. Returns its log (models stacked) and each model's best settings.
 
     settings  model -> its settings before the search; what the search draws replaces them
+    parts     one for all models, or model -> its own
     runtime   accelerator, progress
     """
     logs, best = [], {}
     for name, own in settings.items():
-        make = partial(_from_trial, name, parts.space, own, positions, seed)
+        mine = _parts_of(parts, name)
+        own_space = THREE_TOWER_SPACE if VARIANTS[name].architecture == "three_tower" else {}
+        make = partial(_from_trial, name, mine, own, positions, seed)
         given = {**_fitting(own), **runtime}
         log = search(
-            make, parts.train, parts.dev, parts.valid, parts.intents, trials=trials, seed=seed,
+            make, mine.train, mine.dev, mine.valid, mine.intents, trials=trials, seed=seed,
+            loss=loss_of(name, own), own_space=own_space,
             **{key: value for key, value in given.items() if key not in FITTING},
         )  # fmt: skip
         drawn = log.columns.difference(["trial", "dev_gauc", "valid_gauc", "best_epoch", "seconds"])
@@ -98,7 +166,7 @@ def tune(
 def train(
     settings: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
-    parts: Parts,
+    parts: PartsOf,
     *,
     folder: Path,
     positions: int,
@@ -107,9 +175,10 @@ def train(
     """Train every model with every seed and save it at once. Returns the learning curves, one row an epoch."""
     curves = []
     for name, own in settings.items():
+        mine, loss = _parts_of(parts, name), loss_of(name, own)
         for seed in seeds:
-            model = build(name, parts.space, own, positions=positions, seed=seed)
-            fitted = fit(model, parts.train, parts.dev, parts.intents, seed=seed, **_fitting(own), **runtime)
+            model = build(name, mine, own, positions=positions, seed=seed)
+            fitted = fit(model, mine.train, mine.dev, mine.intents, seed=seed, loss=loss, **_fitting(own), **runtime)
             store.save(folder / name / f"seed-{seed}", fitted.model)
             curve = fitted.curve.drop(columns="seconds")
             curves.append(curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch))
@@ -121,9 +190,15 @@ def load_rankers(folder: Path, models: Sequence[str], seeds: Sequence[int]) -> d
     return {(name, seed): store.load(folder / name / f"seed-{seed}") for name in models for seed in seeds}
 
 
-def _from_trial(name, space, own, positions, seed, drawn: Mapping[str, Any]) -> nn.Module:
-    return build(name, space, {**own, **drawn}, positions=positions, seed=seed)
+def _parts_of(parts: PartsOf, name: str) -> Parts:
+    if isinstance(parts, Parts):
+        return parts
+    return parts[name] if isinstance(parts, Mapping) else parts(name)
+
+
+def _from_trial(name, parts, own, positions, seed, drawn: Mapping[str, Any]) -> nn.Module:
+    return build(name, parts, {**own, **drawn}, positions=positions, seed=seed)
 
 
 def _fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in SHAPE}
+    return {key: value for key, value in settings.items() if key in LOOP}

@@ -1,6 +1,7 @@
 """The baseline ranker: AutoInt + mixture of experts for the session, id, category and words for the intent."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,11 @@ class TwoTowerConfig:
     text                         True: the words of both sides are read; False: ids only
     embedding_dim, dim           width of a field, and of the user and intent vectors
     hidden                       width of an expert
+    query_dim                    width of a reasoner's vectors of sessions and intents; 0: none are read
     id_dropout                   share of ids replaced by 'unknown' in a training step, which so learns to stand in
     """
+
+    KIND: ClassVar[str] = "two-tower"
 
     field_sizes: tuple[int, ...]
     history_sizes: tuple[int, ...]
@@ -39,10 +43,16 @@ class TwoTowerConfig:
     hidden: int = 32
     dropout: float = 0.5
     id_dropout: float = 0.1
+    query_dim: int = 0
 
     def __post_init__(self):
+        if faults := self.faults():
+            raise ValueError(f"these settings make no {self.KIND}:\n  " + "\n  ".join(faults))
+
+    def faults(self) -> list[str]:
+        """What is wrong with the settings, one line each."""
         counts = ("embedding_dim", "dim", "heads", "experts", "hidden", "intent_ids", "categories", "word_buckets")
-        at_least = dict.fromkeys(counts, 1) | {"attention_layers": 0, "positions": 0}
+        at_least = dict.fromkeys(counts, 1) | {"attention_layers": 0, "positions": 0, "query_dim": 0}
         given = {name: getattr(self, name) for name in (*at_least, "dropout", "id_dropout")}
         faults = [
             f"{name} is {given[name]!r}; expected a whole number >= {least}"
@@ -56,22 +66,39 @@ class TwoTowerConfig:
         ]
         if not faults and self.embedding_dim % self.heads:
             faults.append(f"{self.heads} heads do not divide an embedding_dim of {self.embedding_dim}")
-        if faults:
-            raise ValueError("these settings make no two-tower:\n  " + "\n  ".join(faults))
+        return faults
+
+
+def vectors_of(container: Lists | Intents, dim: int) -> Tensor:
+    """A reasoner's vectors of sessions or intents, float32 (rows, dim). Raises ValueError where they are missing."""
+    name = "query" if isinstance(container, Lists) else "text"
+    values = getattr(container, name, None)
+    if values is None or values.shape[1] != dim:
+        found = "none" if values is None else f"{values.shape[1]} wide"
+        raise ValueError(
+            f"this ranker reads vectors of {dim}; these {type(container).__name__} have {found}: "
+            "give them their own by ranker.train.with_vectors"
+        )
+    return values.float()
 
 
 class UserTower(nn.Module):
-    """Session -> vector: attention over its fields, bags of history and of words among them; then experts [P]."""
+    """Session -> vector: attention over its fields, bags of history and of words among them; then experts [P].
 
-    def __init__(self, config: TwoTowerConfig):
+    query_dim  width of a frozen LM vector of the session that is one more field (a control); 0: none
+    """
+
+    def __init__(self, config: TwoTowerConfig, *, query_dim: int = 0):
         super().__init__()
         width = config.embedding_dim
         self.fields = FieldEmbedding(config.field_sizes, width)
         self.history = nn.ModuleList(BagEmbedding(size, width) for size in config.history_sizes)
         self.words = BagEmbedding(config.word_buckets, width) if config.text else None
+        self.query = nn.Sequential(nn.LayerNorm(query_dim), nn.Linear(query_dim, width)) if query_dim else None
+        self.query_dim = query_dim
         layers = [FieldAttention(width, width, config.heads) for _ in range(config.attention_layers)]
         self.attention = nn.Sequential(*layers)
-        inputs = (len(config.field_sizes) + len(config.history_sizes) + int(config.text)) * width
+        inputs = (len(config.field_sizes) + len(config.history_sizes) + int(config.text) + bool(query_dim)) * width
         self.experts = MixtureOfExperts(inputs, config.hidden, config.dim, config.experts, config.dropout)
         self.direct = nn.Linear(inputs, config.dim)  # past the attention: what is additive need not be learnt by it
         self.dropout = nn.Dropout(config.dropout)
@@ -85,13 +112,18 @@ class UserTower(nn.Module):
         bags = [table(bag) for table, bag in zip(self.history, lists.history, strict=True)]
         if self.words is not None:
             bags.append(self.words(lists.words))
+        if self.query is not None:
+            bags.append(self.query(vectors_of(lists, self.query_dim)))
         embedded = torch.cat([self.fields(ids), *(bag.unsqueeze(1) for bag in bags)], dim=1)
         embedded = self.dropout(embedded)
         return self.experts(self.attention(embedded).flatten(1)) + self.direct(embedded.flatten(1))
 
 
 class IntentTower(nn.Module):
-    """Intent -> vector and bias: id + category + words. An unseen intent is 'unknown' in its own category and words."""
+    """Intent -> vector and bias: id + category + words + projected text vector, of those that are read.
+
+    An unseen intent is 'unknown' in its own category, words and text.
+    """
 
     def __init__(self, config: TwoTowerConfig):
         super().__init__()
@@ -100,6 +132,12 @@ class IntentTower(nn.Module):
         for table in (self.id, self.category):
             nn.init.normal_(table.weight, std=0.3)
         self.words = BagEmbedding(config.word_buckets, config.dim) if config.text else None
+        self.query_dim = config.query_dim
+        self.text = (
+            nn.Sequential(nn.LayerNorm(config.query_dim), nn.Linear(config.query_dim, config.dim))
+            if config.query_dim
+            else None
+        )
         self.bias = nn.Linear(config.dim, 1)
         self.id_dropout = config.id_dropout
 
@@ -111,6 +149,8 @@ class IntentTower(nn.Module):
         vectors = self.id(ids) + self.category(intents.category.long())
         if self.words is not None:
             vectors = vectors + self.words(intents.words)
+        if self.text is not None:
+            vectors = vectors + self.text(vectors_of(intents, self.query_dim))
         return vectors, self.bias(vectors).squeeze(1)
 
 
@@ -123,7 +163,7 @@ class TwoTower(nn.Module):
         super().__init__()
         self.config = config
         with seeded(seed):
-            self.user = UserTower(config)
+            self.user = UserTower(config, query_dim=config.query_dim)
             self.intent = IntentTower(config)
         self.position = nn.Parameter(torch.zeros(config.positions)) if config.positions else None
 

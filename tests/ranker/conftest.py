@@ -6,12 +6,28 @@ import numpy as np
 import pytest
 import torch
 
-from rgalign.data.lists import Bag, Intents, Lists
+from rgalign.data.lists import Bag, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
+from rgalign.ranker.three_tower import ThreeTowerConfig
 from rgalign.ranker.two_tower import TwoTowerConfig
 
 CATEGORIES, PER_CATEGORY, CANDIDATES, BUCKETS = 4, 3, 6, 32
 KB = CATEGORIES * PER_CATEGORY
+QUERY_DIM = 10
 UNSEEN = 11  # the last intent of the last category: never shown before test time
+
+SMALL = {
+    "field_sizes": (CATEGORIES + 2, 11),
+    "history_sizes": (8,),
+    "word_buckets": BUCKETS,
+    "intent_ids": KB + 2,
+    "categories": CATEGORIES + 2,
+    "positions": CANDIDATES,
+    "text": False,
+    "embedding_dim": 4,
+    "dim": 8,
+    "experts": 2,
+    "hidden": 8,
+}
 
 
 def bags(rows: list[list[int]]) -> Bag:
@@ -55,6 +71,21 @@ def make_intents() -> Intents:
     )
 
 
+def make_query_lists(part: str, count: int, *, seed: int, padded: int = 0) -> QueryLists:
+    """The same lists; a session's query is noise with a bump at its own group."""
+    lists = make_lists(part, count, seed=seed, padded=padded)
+    noise = np.random.default_rng([seed, 1]).normal(size=(count, QUERY_DIM))
+    query = noise + 4 * np.eye(QUERY_DIM)[lists.fields[:, 0].numpy() - 2]
+    return with_queries(lists, query.astype(np.float16))
+
+
+def make_query_intents() -> QueryIntents:
+    """The same intents; the text of each is noise with a bump at its category."""
+    intents = make_intents()
+    noise = np.random.default_rng(7).normal(size=(KB, QUERY_DIM))
+    return with_texts(intents, (noise + 4 * np.eye(QUERY_DIM)[intents.category.numpy() - 2]).astype(np.float16))
+
+
 @pytest.fixture
 def lists() -> Callable[..., Lists]:
     return make_lists
@@ -66,19 +97,23 @@ def intents() -> Intents:
 
 
 @pytest.fixture
+def query_lists() -> Callable[..., QueryLists]:
+    return make_query_lists
+
+
+@pytest.fixture
+def query_intents() -> QueryIntents:
+    return make_query_intents()
+
+
+@pytest.fixture
 def config() -> Callable[..., TwoTowerConfig]:
     """A small two-tower for these lists; keyword arguments change it."""
-    small = {
-        "field_sizes": (CATEGORIES + 2, 11),
-        "history_sizes": (8,),
-        "word_buckets": BUCKETS,
-        "intent_ids": KB + 2,
-        "categories": CATEGORIES + 2,
-        "positions": CANDIDATES,
-        "text": False,
-        "embedding_dim": 4,
-        "dim": 8,
-        "experts": 2,
-        "hidden": 8,
-    }
-    return lambda **changes: TwoTowerConfig(**small | changes)
+    return lambda **changes: TwoTowerConfig(**SMALL | changes)
+
+
+@pytest.fixture
+def three_config() -> Callable[..., ThreeTowerConfig]:
+    """A small three-tower for these lists; keyword arguments change it."""
+    own = {"query_dim": QUERY_DIM, "query_hidden": 8, "interaction_hidden": 8}
+    return lambda **changes: ThreeTowerConfig(**SMALL | own | changes)

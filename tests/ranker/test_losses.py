@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgalign.ranker.losses import listnet_loss
+from rgalign.ranker.losses import listnet_kl, listnet_loss, query_kl
 
 SHOWN = torch.tensor([[True, True, True], [True, True, False]])
 CLICKED = torch.tensor([[True, False, False], [True, True, False]])
@@ -49,3 +49,38 @@ def test_lists_without_a_click_are_left_out():
     assert listnet_loss(scores, none, SHOWN) == listnet_loss(scores[:1], CLICKED[:1], SHOWN[:1])
     with pytest.raises(ValueError, match="none of the 2 lists has a click"):
         listnet_loss(scores, torch.zeros_like(CLICKED), SHOWN)
+
+
+def test_kl_equals_a_hand_worked_case():
+    scores = torch.log(torch.tensor([[1.0, 2.0, 5.0], [3.0, 1.0, 9.0]]))
+    query = torch.log(torch.tensor([[4.0, 2.0, 2.0], [1.0, 1.0, 70.0]]))
+    # list 1: p = 1/8, 2/8, 5/8 against 1/2, 1/4, 1/4; list 2: 3/4, 1/4 against 1/2, 1/2; its third is padding
+    first = (math.log(1 / 4) + 2 * math.log(1) + 5 * math.log(5 / 2)) / 8
+    second = 3 / 4 * math.log(3 / 2) + 1 / 4 * math.log(1 / 2)
+    assert query_kl(scores, query, SHOWN).item() == pytest.approx((first + second) / 2, rel=1e-5)
+    assert query_kl(scores, scores + 4, SHOWN).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_gradients_of_the_kl_equal_finite_differences():
+    scores = torch.tensor([[0.3, -1.2, 0.5], [2.0, 0.1, 7.0]], dtype=torch.float64, requires_grad=True)
+    query = torch.tensor([[1.3, 0.2, 0.4], [-1.0, 0.6, 3.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s, q: query_kl(s, q, SHOWN), (scores, query))
+
+
+@pytest.mark.parametrize("padding", [1e30, math.inf, -math.inf, math.nan])
+def test_what_stands_in_the_padding_changes_neither_kl_nor_gradient(padding):
+    found = []
+    for fill in (0.0, padding):
+        scores = torch.tensor([[0.3, -1.2, 0.5], [2.0, 0.1, fill]], requires_grad=True)
+        query = torch.tensor([[1.3, 0.2, 0.4], [-1.0, 0.6, fill]], requires_grad=True)
+        value = query_kl(scores, query, SHOWN)
+        value.backward()
+        found.append((value, scores.grad, query.grad))
+    assert all(torch.equal(plain, padded) for plain, padded in zip(*found, strict=True))
+    assert found[1][1][1, 2] == found[1][2][1, 2] == 0
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.nan])
+def test_a_kl_weight_below_zero_is_refused(weight):
+    with pytest.raises(ValueError, match=r"kl_weight is .*expected a number >= 0"):
+        listnet_kl(weight)

@@ -4,7 +4,7 @@ import torch
 
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker.fit import fit, listnet, score
-from rgalign.ranker.search import SPACE, configurations, search
+from rgalign.ranker.search import SPACE, THREE_TOWER_SPACE, configurations, search
 from rgalign.ranker.two_tower import TwoTower
 
 SMALL = {"learning_rate": (0.005, 0.02), "dim": (4, 8), "id_dropout": (0.0, 0.1), "weight_decay": (0.0, 0.1)}
@@ -23,6 +23,14 @@ def test_configurations_are_drawn_from_the_space_and_repeat():
     assert drawn != configurations(12, seed=5)
     assert all(settings[name] in values for settings in drawn for name, values in SPACE.items())
     assert all(set(settings) == set(SPACE) for settings in drawn)
+
+
+def test_a_rankers_own_settings_leave_the_common_ones_as_they_are():
+    common, both = configurations(9, seed=4), configurations(9, seed=4, own=THREE_TOWER_SPACE)
+    assert [{name: each[name] for name in SPACE} for each in both] == common
+    assert both[:5] == configurations(5, seed=4, own=THREE_TOWER_SPACE)
+    assert all(set(each) == {*SPACE, *THREE_TOWER_SPACE} for each in both)
+    assert len({each["query_hidden"] for each in both}) > 1
 
 
 def test_the_log_holds_every_value_and_the_best_row_can_be_repeated(parts, intents, config):

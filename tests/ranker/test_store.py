@@ -49,7 +49,9 @@ def test_every_fault_of_a_config_is_named(folder):
             "(?s)dim is 'eight'; expected a whole.*dropout is 1; expected",
         ),
         ({"heads": 3}, "3 heads do not divide an embedding_dim of 4"),
-        ({"ranker": "ThreeTower"}, "not that of a TwoTower"),
+        ({"ranker": "FourTower"}, "is that of 'FourTower'; expected a ranker: TwoTower, ThreeTower"),
+        ({"ranker": ["TwoTower"]}, "is that of .*expected a ranker"),
+        ({"ranker": "ThreeTower"}, "query_dim is 0; expected a whole number >= 1"),
     ],
 )
 def test_a_config_that_is_not_that_of_the_weights_is_refused(folder, changes, message):

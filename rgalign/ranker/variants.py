@@ -1,0 +1,42 @@
+"""The one list of rankers that can be trained: the models of the study and their controls."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What sets a ranker apart from the others; all else is settings.
+
+    words    the hashed words of session and intent texts are read
+    vectors  which vectors of sessions and intents are read; None: none
+               prompt        the language model's state at the end of the prompt (METHOD.md 2.1)
+               prompt_query  its state after the query that it wrote
+               random_lm     the same model before any training
+               no_text       prompts without the text fields
+               kb_lm         a model pre-trained on the knowledge base's text alone
+               lsa           TF-IDF and singular vectors of the same texts: no language model
+               mean          mean over the prompt's states instead of the last one
+    query    own: each session has its own vector; constant: all have the mean of train; shuffled: another session's
+    """
+
+    architecture: Literal["two_tower", "three_tower"]
+    words: bool
+    vectors: str | None = None
+    query: Literal["own", "constant", "shuffled"] = "own"
+
+
+VARIANTS = {
+    "two_tower": Variant("two_tower", words=False),
+    "two_tower_text": Variant("two_tower", words=True),
+    "two_tower_text/lm_features": Variant("two_tower", words=True, vectors="mean"),
+    "qe_rec": Variant("three_tower", words=False, vectors="prompt"),
+    "qe_rec/words": Variant("three_tower", words=True, vectors="prompt"),
+    "qe_rec/prompt_query": Variant("three_tower", words=False, vectors="prompt_query"),
+    "qe_rec/random_lm": Variant("three_tower", words=False, vectors="random_lm"),
+    "qe_rec/no_text": Variant("three_tower", words=False, vectors="no_text"),
+    "qe_rec/kb_lm": Variant("three_tower", words=False, vectors="kb_lm"),
+    "qe_rec/lsa": Variant("three_tower", words=False, vectors="lsa"),
+    "qe_rec/constant_query": Variant("three_tower", words=False, vectors="prompt", query="constant"),
+    "qe_rec/shuffled_query": Variant("three_tower", words=False, vectors="prompt", query="shuffled"),
+}

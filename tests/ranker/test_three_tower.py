@@ -1,0 +1,178 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rgalign.data.lists import with_queries
+from rgalign.evaluation.metrics import gauc_of_lists
+from rgalign.ranker import three_tower
+from rgalign.ranker.fit import fit, listnet, score, score_kb
+from rgalign.ranker.losses import listnet_kl, listnet_loss
+from rgalign.ranker.store import load, save
+from rgalign.ranker.three_tower import INTERACTIONS, ThreeTower, TowerAttention
+from rgalign.seeding import seeded
+
+
+@pytest.fixture(params=INTERACTIONS)
+def model(request, three_config):
+    ranker = ThreeTower(three_config(interaction=request.param), seed=3)
+    with torch.no_grad():
+        ranker.position.copy_(torch.linspace(3, -3, len(ranker.position)))
+    return ranker.eval()
+
+
+def gauc(model, lists, intents):
+    return gauc_of_lists(score(model, lists, intents), lists.clicked.numpy(), lists.shown.numpy()).value
+
+
+def test_attention_equals_softmax_over_the_other_two_written_out():
+    with seeded(0):
+        layer, user, vectors, query = TowerAttention(4), torch.randn(3, 4), torch.randn(5, 4), torch.randn(3, 4)
+    candidates = torch.tensor([[0, 4], [2, 2], [3, 1]])
+    found = layer(user, vectors, query, candidates)
+    for row, column in np.ndindex(3, 2):
+        towers = [user[row], vectors[candidates[row, column]], query[row]]
+        maps = [layer.user, layer.intent, layer.query]
+        asks, keys, gives = zip(*(project(t).split(4) for project, t in zip(maps, towers, strict=True)), strict=True)
+        for own in range(3):
+            others = [i for i in range(3) if i != own]
+            weights = torch.stack([asks[own] @ keys[i] for i in others]).div(2).softmax(dim=0)
+            expected = towers[own] + sum(w * gives[i] for w, i in zip(weights, others, strict=True))
+            torch.testing.assert_close(found[own].expand(3, 2, 4)[row, column], expected)
+
+
+def test_without_attention_the_score_is_the_towers_products_written_out(three_config, query_lists, query_intents):
+    model = ThreeTower(three_config(interaction="product"), seed=1).eval()
+    batch = query_lists("valid", 5, seed=0)
+    scores = score(model, batch, query_intents)
+    with torch.no_grad():
+        user, query, (vectors, bias) = model.user(batch), model.query(batch), model.intent(query_intents)
+        part = model.interaction
+        for row, column in np.ndindex(5, 6):
+            u, q, intent = user[row], query[row], int(batch.candidates[row, column])
+            v = vectors[intent]
+            inputs = torch.cat([u, v, q, u * v, q * v, u * q, u * v * q])
+            expected = part.out(F.relu(part.hidden(inputs))) + part.direct(inputs) + bias[intent]
+            assert scores[row, column] == pytest.approx(expected.item(), abs=1e-5)
+        torch.testing.assert_close(part.direct(inputs)[0], (u @ v + q @ v) / 8**0.5)
+
+
+def test_a_session_is_scored_the_same_whatever_else_is_in_the_batch(model, query_lists, query_intents, monkeypatch):
+    batch = query_lists("valid", 40, seed=0)
+    together = score(model, batch, query_intents)
+    alone = np.concatenate([score(model, batch.take([row]), query_intents) for row in range(len(batch))])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    monkeypatch.setattr(three_tower, "PAIRS_AT_ONCE", 20)  # three lists of six candidates at a time
+    np.testing.assert_allclose(together, score(model, batch, query_intents), atol=1e-5)
+
+
+def test_padding_gets_minus_infinity_and_moves_no_other_score(model, query_lists, query_intents):
+    plain, padded = query_lists("valid", 40, seed=0), query_lists("valid", 40, seed=0, padded=3)
+    scores = score(model, padded, query_intents)
+    np.testing.assert_allclose(scores[:, :6], score(model, plain, query_intents), atol=1e-5)
+    assert np.isneginf(scores[:, 6:]).all()
+
+
+def test_scores_of_the_whole_kb_are_those_of_the_candidates(model, query_lists, query_intents):
+    batch = query_lists("valid", 40, seed=0, padded=1)
+    everything, shown = score_kb(model, batch, query_intents), batch.shown.numpy()
+    row, column = np.nonzero(shown)
+    expected = score(model, batch, query_intents)[shown]
+    np.testing.assert_allclose(everything[row, batch.candidates.numpy()[row, column]], expected, atol=1e-5)
+
+
+def test_position_bias_is_in_the_trained_scores_alone(model, query_lists, query_intents):
+    batch = query_lists("valid", 40, seed=0)
+    turned = replace(batch, candidates=batch.candidates.flip(1), clicked=batch.clicked.flip(1))
+    expected = score(model, batch, query_intents)
+    np.testing.assert_allclose(score(model, turned, query_intents)[:, ::-1], expected, atol=1e-5)
+    calm = ThreeTower(replace(model.config, dropout=0.0, id_dropout=0.0, query_dropout=0.0), seed=3)
+    calm.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        trained, still = (calm.train(mode)(batch, query_intents, branches=True) for mode in (True, False))
+    bias = torch.linspace(3, -3, 6).expand(40, -1)
+    torch.testing.assert_close(trained.scores - trained.relevance, bias)
+    torch.testing.assert_close(still.scores, still.relevance)
+    for name in ("relevance", "query"):
+        torch.testing.assert_close(getattr(trained, name), getattr(still, name))
+    assert torch.equal(calm(batch, query_intents), still.scores)
+
+
+def test_the_query_branch_is_the_product_of_query_and_intent_alone(model, query_lists, query_intents):
+    batch = query_lists("valid", 9, seed=0)
+    with torch.no_grad():
+        found = model(batch, query_intents, branches=True).query
+        query, (vectors, _) = model.query(batch), model.intent(query_intents)
+    expected = torch.einsum("ld,lcd->lc", query, vectors[batch.candidates.long()]) / 8**0.5
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_query_is_heard_and_its_scale_is_not(model, query_lists, query_intents):
+    batch = query_lists("valid", 40, seed=0)
+    expected = score(model, batch, query_intents)
+    louder = with_queries(batch, batch.query.float() * 8 + 3)
+    np.testing.assert_allclose(score(model, louder, query_intents), expected, atol=1e-3)
+    strangers = with_queries(batch, batch.query.roll(1, 0))
+    assert np.abs(score(model, strangers, query_intents) - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("interaction", INTERACTIONS)
+def test_learns_from_the_query_what_the_features_do_not_say(interaction, three_config, query_lists, query_intents):
+    blind = [
+        replace(each, fields=torch.ones_like(each.fields))
+        for each in (query_lists("train", 400, seed=0), query_lists("dev", 100, seed=1))
+    ]
+    ranker = ThreeTower(three_config(interaction=interaction), seed=0)
+    how = {"seed": 0, "lists_per_batch": 64, "learning_rate": 0.02, "progress": False, "epochs": 12}
+    fitted = fit(ranker, *blind, query_intents, loss=listnet_kl(0.2), **how)
+    assert gauc(fitted.model, blind[1], query_intents) > 0.95
+    fitted = fit(ThreeTower(ranker.config, seed=0), *map(_constant, blind), query_intents, loss=listnet, **how)
+    assert gauc(fitted.model, _constant(blind[1]), query_intents) < 0.7
+
+
+def _constant(lists):
+    return with_queries(lists, lists.query[:1].expand(len(lists), -1))
+
+
+def test_with_kl_weight_zero_the_loss_is_listnet(model, query_lists, query_intents):
+    batch = query_lists("train", 40, seed=0)
+    with torch.no_grad():
+        scores = model(batch, query_intents)
+        assert listnet_kl(0.0)(model, batch, query_intents) == listnet_loss(scores, batch.clicked, batch.shown)
+        assert listnet_kl(0.2)(model, batch, query_intents) > listnet_kl(0.0)(model, batch, query_intents)
+
+
+def test_a_ranker_read_back_scores_the_same(model, query_lists, query_intents, tmp_path):
+    batch = query_lists("valid", 30, seed=0)
+    save(tmp_path / "ranker", model)
+    again = load(tmp_path / "ranker")
+    assert (type(again), again.config) == (ThreeTower, model.config)
+    assert np.array_equal(score(again, batch, query_intents), score(model, batch, query_intents))
+
+
+def test_lists_without_queries_or_of_another_width_are_refused(model, lists, intents, query_lists, query_intents):
+    with pytest.raises(ValueError, match="reads vectors of 10; these Lists have none"):
+        score(model, lists("valid", 3, seed=0), query_intents)
+    with pytest.raises(ValueError, match="these Intents have none"):
+        score(model, query_lists("valid", 3, seed=0), intents)
+    batch = query_lists("valid", 3, seed=0)
+    with pytest.raises(ValueError, match="these QueryLists have 4 wide"):
+        score(model, with_queries(batch, batch.query[:, :4]), query_intents)
+
+
+def test_every_bad_setting_is_named(three_config):
+    wrong = {"query_dim": 0, "query_hidden": -1, "query_dropout": 1, "interaction": "sum", "interaction_hidden": 0.5}
+    with pytest.raises(ValueError, match="make no three-tower") as caught:
+        three_config(dim=0, **wrong)
+    assert len(str(caught.value).splitlines()) == 1 + 1 + len(wrong)
+    assert all(f"{name} is {value!r}; expected" in str(caught.value) for name, value in wrong.items())
+
+
+def test_initialisation_follows_the_seed_and_leaves_torchs_random_state(three_config):
+    before = torch.random.get_rng_state()
+    first, again, other = (ThreeTower(three_config(), seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["interaction.hidden.weight"], other["interaction.hidden.weight"])
