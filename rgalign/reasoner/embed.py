@@ -1,0 +1,151 @@
+"""Token sequences to vectors: last-token pooling by length, no token computed twice, little padding.
+
+METHOD.md 2.1: the embedding is the final hidden state of the last real token [P]. Batches are padded on the right: in a
+causal model no token looks to its right, so no attention mask is needed, and padding is left out by position, never by
+id (the end token may be the pad token).
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from rgalign.reasoner.model import Reasoner
+
+POOLINGS = ("last", "mean", "cls")
+TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 16_384}  # a CPU is quickest while a batch fits its caches
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """What the shared first tokens leave behind: keys and values of each layer, and the sum of their last states."""
+
+    tokens: int
+    cache: DynamicCache
+    state_sum: Tensor  # (hidden,) float32
+
+    def expanded(self, rows: int) -> DynamicCache:
+        """The cache for a batch of this many rows; a view: the layers copy it only as they append to it."""
+        cache = DynamicCache()
+        for layer in self.cache.layers:
+            wide = copy.copy(layer)
+            wide.keys, wide.values = layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)
+            cache.layers.append(wide)
+        return cache
+
+
+def embed(
+    reasoner: Reasoner,
+    sequences: Sequence[Sequence[int]],
+    *,
+    prefix: int = 0,
+    tokens_per_batch: int | None = None,
+    pooling: str | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """One vector a sequence: (len(sequences), hidden) float32, in the order given.
+
+    sequences         token ids, each at least one
+    prefix            how many first ids all sequences share: a causal model runs them once; the result is the same
+    tokens_per_batch  padded tokens in a batch; a longer sequence is a batch of its own. Default: by device [C]
+    pooling           last | mean | cls; default: the reasoner's own
+    Equal sequences are encoded once. Raises ValueError that lists all faults.
+    """
+    pooling = pooling or reasoner.pooling
+    budget = tokens_per_batch or TOKENS_PER_BATCH.get(reasoner.device.type, TOKENS_PER_BATCH["cuda"])
+    _check(reasoner, sequences, prefix, budget, pooling)
+    numbers: dict[tuple[int, ...], int] = {}
+    number_of = np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in sequences], dtype=np.int64)
+    unique = list(numbers)
+    vectors = np.zeros((len(unique), reasoner.hidden_size), dtype=np.float32)
+    model, was_training = reasoner.model, reasoner.model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), tqdm(total=len(unique), unit="text", desc="embed", disable=not progress) as bar:
+            shared = _run_prefix(reasoner, unique, prefix) if pooling != "cls" else None
+            lengths = np.array([len(ids) for ids in unique]) - (shared.tokens if shared else 0)
+            for rows in _batches(lengths, budget):
+                vectors[rows] = _encode(reasoner, [unique[row] for row in rows], shared, pooling).cpu().numpy()
+                bar.update(len(rows))
+    finally:
+        model.train(was_training)
+    return vectors[number_of]
+
+
+def _batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Row numbers, the longest first (memory is short at once or never), rows * width <= budget."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // int(lengths[order[start]]))
+        yield order[start : start + rows]
+        start += rows
+
+
+def _run_prefix(reasoner: Reasoner, sequences: list[tuple[int, ...]], prefix: int) -> _Prefix | None:
+    """Runs the shared ids; None where nothing is won or the model's cache is not made of plain keys and values."""
+    if reasoner.kind != "causal" or len(sequences) < 2:
+        return None
+    # A sequence that is the prefix alone still needs a token of its own to pool.
+    tokens = min(prefix, min(map(len, sequences)) - 1)
+    if tokens < 1:
+        return None
+    ids = torch.tensor([sequences[0][:tokens]], device=reasoner.device)
+    output = reasoner.trunk(input_ids=ids, use_cache=True)
+    cache = output.past_key_values
+    if not all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None])):
+        return None  # sliding windows and recurrent states cannot be expanded by row
+    return _Prefix(tokens, cache, output.last_hidden_state[0].float().sum(dim=0))
+
+
+def _encode(reasoner: Reasoner, sequences: list[tuple[int, ...]], shared: _Prefix | None, pooling: str) -> Tensor:
+    """(rows, hidden) float32 of one batch."""
+    skip = shared.tokens if shared else 0
+    lengths = torch.tensor([len(ids) - skip for ids in sequences])
+    real = torch.arange(int(lengths.max())) < lengths[:, None]  # (rows, width)
+    ids = torch.full(real.shape, reasoner.tokenizer.pad_token_id)
+    ids[real] = torch.tensor([token for sequence in sequences for token in sequence[skip:]])
+    ids, real, lengths = ids.to(reasoner.device), real.to(reasoner.device), lengths.to(reasoner.device)
+    if reasoner.kind == "encoder":
+        states = reasoner.trunk(input_ids=ids, attention_mask=real.long()).last_hidden_state
+    elif shared:
+        cache = shared.expanded(len(ids))
+        states = reasoner.trunk(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+    else:
+        states = reasoner.trunk(input_ids=ids, use_cache=False).last_hidden_state
+    if pooling == "last":
+        pooled = states[torch.arange(len(ids), device=ids.device), lengths - 1].float()
+    elif pooling == "cls":
+        pooled = states[:, 0].float()
+    else:
+        total = (states.float() * real[..., None]).sum(dim=1) + (shared.state_sum if shared else 0)
+        pooled = total / (lengths[:, None] + skip)
+    return torch.nn.functional.normalize(pooled, dim=1) if reasoner.normalize else pooled
+
+
+def _check(reasoner: Reasoner, sequences: Sequence[Sequence[int]], prefix: int, budget: int, pooling: str) -> None:
+    faults = []
+    if pooling not in POOLINGS:
+        faults.append(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+    if budget < 1 or prefix < 0:
+        faults.append(f"tokens_per_batch {budget} and prefix {prefix}: expected at least 1 and 0")
+    lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
+    if (empty := np.flatnonzero(lengths == 0)).size:
+        faults.append(f"{empty.size} sequences have no token (first: number {empty[0]})")
+    flat = np.fromiter((token for ids in sequences for token in ids), dtype=np.int64, count=int(lengths.sum()))
+    known = reasoner.model.get_input_embeddings().weight.shape[0]
+    if (foreign := flat[(flat < 0) | (flat >= known)]).size:
+        faults.append(f"{foreign.size} token ids are not the model's {known} (first: {foreign[0]})")
+    if prefix > 0 and len(sequences):
+        head = tuple(sequences[0][:prefix])
+        apart = [i for i, ids in enumerate(sequences) if len(head) < prefix or tuple(ids[:prefix]) != head]
+        if apart:
+            faults.append(f"{len(apart)} sequences do not share the first {prefix} ids (first: number {apart[0]})")
+    if faults:
+        raise ValueError(f"{len(sequences)} sequences cannot be embedded:\n  " + "\n  ".join(faults))
