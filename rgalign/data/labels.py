@@ -94,10 +94,10 @@ def _in_words(row: dict, features: Sequence[str], kinds: Mapping[str, str], titl
     for name in features:
         value = row[name]
         if kinds[name] == "history":
-            entries = [] if value is None or value is pd.NA else [entry for entry in value if not pd.isna(entry)]
+            entries = [entry for entry in value if not pd.isna(entry)] if np.ndim(value) else []
             shown = "; ".join(_plain(titles.get(entry, entry)) for entry in entries)
         else:
-            shown = "" if pd.isna(value) else _plain(f"{value:g}" if isinstance(value, float) else value)
+            shown = "" if pd.isna(value) else _plain(f"{value:.10g}" if isinstance(value, float) else value)
         if shown:
             lines.append(f"{name}: {shown}")
     return "\n".join(lines)

@@ -1,0 +1,207 @@
+"""Latent queries: what the reasoner writes for a session, sampled or greedy, with its log-probability.
+
+A prompt goes through the model once; its keys and values are then repeated for its samples (prefill, METHOD.md 2.1).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rgalign.data.prompts import Prompter
+from rgalign.reasoner.model import Reasoner, ReasonerError
+
+# (logits (draws, vocabulary) float32, draws (draws,) their numbers, step) -> tokens (draws,)
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+DROP_BELOW = 0.75  # of the draws in the cache still being written: then those that have ended are taken out
+
+
+def sample(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 24,
+    seed: int,
+    tokens_per_batch: int = 16_384,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """`samples` queries a prompt, equal ones of a prompt as one row; sorted by row, candidate.
+
+    prompts  token ids (Prompter.sessions); top_p  the smallest set of tokens that holds this share of the probability
+    Columns: row (place in prompts), candidate (0.. in order of drawing), query (may be ""), log_probability (nats, sum
+    over the query's tokens, the end token included, of the untempered model; of the first drawn), tokens (their
+    number), count (how often it was drawn). The draws depend on seed, row and candidate alone: torch's state is neither
+    read nor moved. Raises ValueError with every fault of the arguments, ReasonerError for an encoder.
+    """
+    faults = [f"samples is {samples}; expected 1 or more"] if samples < 1 else []
+    faults += [f"temperature is {temperature}; expected more than 0"] if not temperature > 0 else []
+    faults += [f"top_p is {top_p}; expected more than 0 and at most 1"] if not 0 < top_p <= 1 else []
+    _check(reasoner, prompts, max_new_tokens, faults)
+    uniform = np.random.default_rng(seed).random((len(prompts) * samples, max_new_tokens), dtype=np.float32)
+    uniform = torch.from_numpy(uniform)
+
+    def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
+        return _invert((logits / temperature).softmax(-1), uniform[draws, step].to(logits.device), top_p)
+
+    return _write(reasoner, prompter, prompts, samples, choose, max_new_tokens, tokens_per_batch, progress)
+
+
+def greedy(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 24,
+    tokens_per_batch: int = 16_384,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The query of each prompt that takes the likeliest token at every step; columns and errors as of `sample`."""
+    _check(reasoner, prompts, max_new_tokens, [])
+
+    def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
+        return logits.argmax(-1)
+
+    return _write(reasoner, prompter, prompts, 1, choose, max_new_tokens, tokens_per_batch, progress)
+
+
+def _check(reasoner: Reasoner, prompts: Sequence[Sequence[int]], max_new_tokens: int, faults: list[str]) -> None:
+    if reasoner.kind != "causal":
+        raise ReasonerError(f"{reasoner.name} is an encoder: it embeds, it cannot write queries; load a causal LM")
+    empty = [row for row, prompt in enumerate(prompts) if not len(prompt)]
+    faults += [f"{len(empty)} prompts have no token (first: {empty[0]})"] if empty else []
+    faults += [f"max_new_tokens is {max_new_tokens}; expected 1 or more"] if max_new_tokens < 1 else []
+    if faults:
+        raise ValueError("no query can be written:\n  " + "\n  ".join(faults))
+
+
+def _invert(probability: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """The token at which the running sum of probabilities passes `uniform`; (draws, vocabulary), (draws,) -> (draws,).
+
+    One number a token, drawn beforehand, makes the draw the same in whatever batch, and on whatever device, it falls.
+    """
+    order = None
+    if top_p < 1:
+        probability, order = probability.sort(dim=-1, descending=True, stable=True)
+        before = probability.cumsum(-1) - probability
+        probability = probability.masked_fill(before >= top_p, 0)
+    sums = probability.cumsum(-1)
+    # float32 numbers below 1 times a sum stay below it, so the draw never falls behind the last possible token
+    place = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True)
+    return (place if order is None else order.gather(1, place))[:, 0]
+
+
+def _write(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    samples: int,
+    choose: Choose,
+    max_new_tokens: int,
+    tokens_per_batch: int,
+    progress: bool,
+) -> pd.DataFrame:
+    """Runs the batches and gathers what they wrote: see `sample` for the columns."""
+    model, written = reasoner.model, []
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), tqdm(total=len(prompts), desc="queries", disable=not progress) as bar:
+            for rows in _batches(prompts, samples, max_new_tokens, tokens_per_batch):
+                ids, mask = _padded([prompts[row] for row in rows], reasoner.tokenizer.pad_token_id, reasoner.device)
+                draws = (torch.tensor(rows)[:, None] * samples + torch.arange(samples)).flatten()
+                tokens, log_probability = _decode(model, ids, mask, draws, choose, prompter.end_id, max_new_tokens)
+                written += zip(draws.tolist(), tokens.tolist(), log_probability.tolist(), strict=True)
+                bar.update(len(rows))
+    finally:
+        model.train(training)
+    return _table(sorted(written), samples, prompter)
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], samples: int, max_new_tokens: int, tokens_per_batch: int
+) -> Iterator[list[int]]:
+    """Rows of about equally long prompts, the longest first; a batch's cache holds at most `tokens_per_batch` tokens,
+    or one prompt's draws."""
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
+    while order:
+        room = samples * (len(prompts[order[0]]) + max_new_tokens)
+        size = max(1, tokens_per_batch // room)
+        yield order[:size]
+        order = order[size:]
+
+
+def _padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids, mask), each (prompts, longest), padded on the left so that every query begins in the same column."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _decode(
+    model: torch.nn.Module, ids: Tensor, mask: Tensor, draws: Tensor, choose: Choose, end: int, max_new_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """What is written for each of `draws` (draws,), equally many a prompt: (tokens (draws, new), log-probabilities).
+
+    ids, mask  (prompts, length); tokens are -1 behind the end token. Draws that have ended stay in the cache, idle,
+    until so many have that taking them out is worth a copy of the cache.
+    """
+    samples = len(draws) // len(ids)
+    position = mask.cumsum(1)
+    out = model(
+        input_ids=ids, attention_mask=mask, position_ids=(position - 1).clamp(min=0), use_cache=True, logits_to_keep=1
+    )
+    cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(samples, 0)
+    cache.batch_repeat_interleave(samples)
+    mask, position = mask.repeat_interleave(samples, 0), position[:, -1:].repeat_interleave(samples, 0)
+    tokens = torch.full((len(draws), max_new_tokens), -1)
+    log_probability = torch.zeros(len(draws), dtype=torch.float64)
+    held = torch.arange(len(draws))  # draws in the cache
+    writing = torch.ones(len(draws), dtype=torch.bool)  # of those held
+    for step in range(max_new_tokens):
+        scores = logits.float()
+        chosen = choose(scores, draws[held], step)
+        gained = scores.gather(1, chosen[:, None])[:, 0] - scores.logsumexp(1)
+        token = chosen.cpu()
+        tokens[held[writing], step] = token[writing]
+        log_probability[held[writing]] += gained.cpu().double()[writing]
+        writing &= token != end
+        if not writing.any() or step + 1 == max_new_tokens:
+            break
+        if writing.sum() < DROP_BELOW * len(held):
+            kept = writing.nonzero()[:, 0].to(chosen.device)
+            cache.batch_select_indices(kept)
+            mask, position, chosen = mask[kept], position[kept], chosen[kept]
+            held, writing = held[writing], writing[writing]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        out = model(input_ids=chosen[:, None], attention_mask=mask, position_ids=position, past_key_values=cache)
+        logits, position = out.logits[:, -1], position + 1
+    return tokens, log_probability
+
+
+def _table(written: list[tuple[int, list[int], float]], samples: int, prompter: Prompter) -> pd.DataFrame:
+    """One row a different query of a prompt, from (draw, tokens, log-probability) in the order of draws."""
+    texts: dict[tuple[int, ...], str] = {}
+    found: dict[tuple[int, str], list] = {}  # (row, query) -> log-probability, tokens, count
+    for draw, padded, log_probability in written:
+        ids = tuple(token for token in padded if token >= 0)
+        if ids not in texts:
+            texts[ids] = prompter.text(ids)
+        first = found.setdefault((draw // samples, texts[ids]), [log_probability, len(ids), 0])
+        first[2] += 1
+    table = pd.DataFrame(
+        [(row, query, *rest) for (row, query), rest in found.items()],
+        columns=["row", "query", "log_probability", "tokens", "count"],
+    ).astype({"row": "int64", "query": object, "log_probability": "float64", "tokens": "int64", "count": "int64"})
+    table.insert(1, "candidate", table.groupby("row").cumcount().astype("int64"))
+    return table

@@ -1,0 +1,159 @@
+"""The labelling sheet: out, filled in as a human would with a spreadsheet, and back."""
+
+import csv
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from builders import good_meta, good_tables, write_raw
+
+from rgalign.data import tables
+from rgalign.data.labels import LabelError, export_sheet, read_sheet
+
+KINDS = {"state": "categorical", "amount": "numeric", "note": "text", "visited": "history", "secret": "text"}
+INTENTS = pd.DataFrame(
+    {
+        "intent_id": ["i_refund", "i_track", "-odd"],
+        "title": ["Refund", "Track, please", None],
+        "description": ["Money back", '=HYPERLINK("x")', ""],
+        "category": ["after", None, "before"],
+    }
+)
+SESSIONS = pd.DataFrame(
+    {
+        "session_id": ["s0", "=s1", "007", "'s3"],
+        "user_id": ["anna", "ben", "carl", "dora"],
+        "state": ["paid", None, "open", ""],
+        "amount": [1234567.5, 7.0, None, None],
+        "note": ['late;\n"very"\u202e late', "@me", None, "café ไทย"],
+        "visited": [["i_track", "home"], [], None, ["-odd"]],
+        "secret": ["4111 1111"] * 4,
+    }
+)
+SHOWN = ["note", "state", "amount", "visited"]
+
+
+def export(folder, sessions=SESSIONS, **more):
+    return export_sheet(folder / "sheet.csv", sessions, INTENTS, kinds=KINDS, **{"features": SHOWN, **more})
+
+
+def cells(path, delimiter=","):
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.reader(file, delimiter=delimiter))
+
+
+def fill(path, intents, *, delimiter=",", encoding="utf-8-sig"):
+    """What a human does: one intent a row, saved by her program."""
+    rows = cells(path)
+    for row, intent in zip(rows[1:], intents, strict=True):
+        row[-1] = intent
+    with path.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    return path
+
+
+def test_the_sheet_shows_a_session_in_words_and_nothing_else_of_it(tmp_path):
+    sheet, kb = export(tmp_path)
+    assert sheet.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert cells(sheet) == [
+        ["session_id", "session", "intent_id"],
+        ["s0", 'note: late; "very" late\nstate: paid\namount: 1234567.5\nvisited: Track, please; home', ""],
+        ["'=s1", "note: @me\namount: 7", ""],
+        ["007", "state: open", ""],
+        ["''s3", "note: café ไทย\nvisited: -odd", ""],
+    ]
+    assert cells(kb) == [
+        ["intent_id", "title", "description", "category"],
+        ["i_refund", "Refund", "Money back", "after"],
+        ["i_track", "Track, please", '\'=HYPERLINK("x")', ""],
+        ["'-odd", "", "", "before"],
+    ]
+
+
+@pytest.mark.parametrize("feature", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_begins_as_a_formula(tmp_path, feature):
+    sessions = SESSIONS.assign(**{"session_id": [f"{feature}{row}" for row in range(4)]})
+    intents = INTENTS.assign(title=feature, category=feature)
+    for path in export_sheet(tmp_path / "s.csv", sessions, intents, kinds=KINDS, features=["note"]):
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for row in cells(path) for cell in row)
+
+
+@pytest.mark.parametrize(("delimiter", "encoding"), [(",", "utf-8-sig"), (";", "utf-8"), ("\t", "utf-8-sig")])
+def test_a_filled_sheet_comes_back_as_labels(tmp_path, delimiter, encoding):
+    sheet, _ = export(tmp_path)
+    fill(sheet, ["i_track", " '-odd ", "", "-odd"], delimiter=delimiter, encoding=encoding)
+    labels = read_sheet(sheet, SESSIONS, INTENTS)
+    assert labels.to_dict("list") == {"session_id": ["s0", "=s1", "'s3"], "intent_id": ["i_track", "-odd", "-odd"]}
+
+
+def test_labels_have_the_types_of_the_table(tmp_path):
+    sheet, _ = export(tmp_path)
+    for filled in (["i_track", "", "", ""], ["", "", "", ""]):
+        labels = read_sheet(fill(sheet, filled), SESSIONS, INTENTS)
+        assert (labels.dtypes == pd.ArrowDtype(pa.large_string())).all()
+        assert len(labels) == sum(map(bool, filled))
+
+
+def test_labels_of_a_world_are_written_with_it(tmp_path):
+    """Through the data set's own reader and writer: the table passes every check."""
+    folder = write_raw(tmp_path / "shop", good_tables(), good_meta())
+    dataset = tables.read(folder)
+    kinds, features = dataset.kinds, list(dataset.kinds)
+    sheet, _ = export_sheet(tmp_path / "s.csv", dataset.sessions, dataset.intents, kinds=kinds, features=features)
+    assert cells(sheet)[1][1] == "state: paid\namount: 0\nnote: gift\nvisited: a; b"
+    rows = len(dataset.sessions)
+    labels = read_sheet(fill(sheet, ["i1"] * rows), dataset.sessions, dataset.intents)
+    assert labels.session_id.tolist() == dataset.sessions.session_id.tolist()
+    (folder / "labels.parquet").unlink()
+    labels.to_parquet(folder / "labels.parquet", index=False)
+    assert not tables.check(folder).faults
+
+
+def test_every_fault_of_a_sheet_is_told_at_once(tmp_path):
+    sheet, _ = export(tmp_path)
+    sheet.write_text(
+        "session_id,intent_id\ns0,i_trak\ns9,i_track\n=s1,i_track\n'=s1,i_refund\n007,i_trak\ns8,\n,i_track\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(LabelError) as caught:
+        read_sheet(sheet, SESSIONS, INTENTS)
+    assert str(caught.value).splitlines()[1:] == [
+        "  intent_id 'i_trak' is not known (rows 2, 6); did you mean 'i_track'?",
+        "  session_id 's9' is not known (row 3)",
+        "  session_id '=s1' is labelled 2 times (rows 4, 5)",
+        "  session_id '' is not known (row 8)",
+        "Nothing was read.",
+    ]
+    assert "fails 4 checks" in str(caught.value)
+
+
+def test_a_sheet_of_another_form_is_refused(tmp_path):
+    sheet = tmp_path / "sheet.csv"
+    for text, fault in (("session,intent\n", "no column session_id; did you mean 'session'?"), ("", "no column")):
+        sheet.write_text(text, encoding="utf-8")
+        with pytest.raises(LabelError, match="fails 2 checks") as caught:
+            read_sheet(sheet, SESSIONS, INTENTS)
+        assert fault in str(caught.value)
+    sheet.write_bytes("session_id,intent_id\ncafé,i\n".encode("cp1252"))
+    with pytest.raises(LabelError, match="is not UTF-8"):
+        read_sheet(sheet, SESSIONS, INTENTS)
+
+
+def test_nobodys_labels_are_written_over(tmp_path):
+    sheet, kb = export(tmp_path)
+    before = sheet.read_bytes()
+    with pytest.raises(FileExistsError, match="may hold labels"):
+        export(tmp_path)
+    assert sheet.read_bytes() == before
+    sheet.unlink()
+    with pytest.raises(FileExistsError, match=kb.name):
+        export(tmp_path)
+
+
+def test_unknown_columns_and_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'stat'; did you mean 'state'") as caught:
+        export(tmp_path, features=["stat", "user_id", "note"])
+    assert "'user_id'" in str(caught.value)
+    with pytest.raises(ValueError, match=r"no \.csv"):
+        export_sheet(tmp_path / "sheet.xlsx", SESSIONS, INTENTS, kinds=KINDS, features=SHOWN)
+    assert not list(tmp_path.iterdir())

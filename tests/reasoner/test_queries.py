@@ -1,0 +1,211 @@
+"""Sampled and greedy queries against transformers' own generate, a full forward pass, and the model's distribution."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rgalign.data.prompts import Prompter
+from rgalign.reasoner import queries
+from rgalign.reasoner.model import ReasonerError, tiny
+from rgalign.reasoner.tokenizer import build
+
+COLUMNS = ["row", "candidate", "query", "log_probability", "tokens", "count"]
+
+
+@pytest.fixture(scope="module")
+def reasoner():
+    """A random model with a mind of its own: wide weights and a head that does not just repeat the last token."""
+    built = tiny(build({f"w{number}": 5 for number in range(8)}), hidden=16, layers=2, heads=2, seed=3)
+    with torch.no_grad():
+        for weight in built.model.parameters():
+            weight.mul_(10 if weight.dim() == 2 else 1)
+        head = built.model.lm_head
+        head.weight = torch.nn.Parameter(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0)) / 2)
+    return built
+
+
+@pytest.fixture(scope="module")
+def prompter(reasoner):
+    return Prompter(reasoner.tokenizer, features=["note"], kinds={"note": "text"})
+
+
+@pytest.fixture(scope="module")
+def prompts(prompter):
+    rng = np.random.default_rng(0)
+    notes = [" ".join(f"w{word}" for word in rng.integers(0, 8, rng.integers(1, 20))) for _ in range(40)]
+    return prompter.sessions(pd.DataFrame({"note": notes}))
+
+
+def full_forward(reasoner, prompt, query):
+    """Log-probability of `query` after `prompt`, in one pass without cache or padding."""
+    with torch.inference_mode():
+        logits = reasoner.model(torch.tensor([[*prompt, *query]])).logits[0].double().log_softmax(-1)
+    return sum(logits[len(prompt) + place - 1, token].item() for place, token in enumerate(query))
+
+
+def drawn_ids(monkeypatch, prompter):
+    """The token ids behind every query, as they pass through Prompter.text."""
+    seen = {}
+    text = prompter.text
+
+    def spy(ids):
+        seen.setdefault(text(ids), tuple(ids))
+        return text(ids)
+
+    monkeypatch.setattr(prompter, "text", spy)
+    return seen
+
+
+def test_greedy_writes_what_transformers_generates(reasoner, prompter, prompts):
+    ours = queries.greedy(reasoner, prompter, prompts, max_new_tokens=9, tokens_per_batch=150, progress=False)
+    assert list(ours) == COLUMNS
+    assert ours.row.tolist() == list(range(len(prompts)))
+    assert set(ours["count"]) == {1}
+    lengths = set()
+    for prompt, row in zip(prompts, ours.itertuples(), strict=True):
+        ids = torch.tensor([prompt])
+        theirs = reasoner.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=9,
+            eos_token_id=prompter.end_id,
+            pad_token_id=reasoner.tokenizer.pad_token_id,
+        )[0, len(prompt) :].tolist()
+        assert row.query == prompter.text(theirs)
+        assert row.tokens == len(theirs)
+        assert row.log_probability == pytest.approx(full_forward(reasoner, prompt, theirs), abs=1e-4)
+        lengths.add(len(theirs))
+    assert len(lengths) > 2, "the case should hold queries that end and queries that are cut"
+
+
+def test_a_sampled_query_has_the_log_probability_of_the_untempered_model(reasoner, prompter, prompts, monkeypatch):
+    seen = drawn_ids(monkeypatch, prompter)
+    settings = {"samples": 3, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 6}
+    for row, prompt in enumerate(prompts[:8]):  # one by one, so that a text leads back to its ids
+        seen.clear()
+        drawn = queries.sample(reasoner, prompter, [prompt], **settings, seed=row, progress=False)
+        assert drawn["count"].sum() == 3
+        for query in drawn.itertuples():
+            assert query.tokens == len(seen[query.query])
+            expected = full_forward(reasoner, prompt, seen[query.query])
+            assert query.log_probability == pytest.approx(expected, abs=1e-4)
+
+
+def test_draws_follow_the_models_distribution(reasoner, prompter, prompts):
+    """First tokens of 20,000 draws against the softmax, tempered and cut to its nucleus by hand."""
+    logits = reasoner.model(torch.tensor([prompts[0]])).logits[0, -1].detach().double()
+    for temperature, top_p in ((1.0, 1.0), (1.5, 1.0), (1.0, 0.6)):
+        truth = (logits / temperature).softmax(-1).numpy()
+        order = np.argsort(-truth, kind="stable")
+        held = order[: np.searchsorted(np.cumsum(truth[order]), top_p) + 1] if top_p < 1 else order
+        nucleus = np.zeros_like(truth)
+        nucleus[held] = truth[held] / truth[held].sum()
+        by_text = pd.Series(nucleus).groupby([prompter.text([token]) for token in range(len(truth))]).sum()
+        drawn = queries.sample(
+            reasoner, prompter, [prompts[0]], samples=20_000, temperature=temperature, top_p=top_p, max_new_tokens=1,
+            seed=1, progress=False,
+        )  # fmt: skip
+        share = drawn.set_index("query")["count"].reindex(by_text.index, fill_value=0) / 20_000
+        assert (share[by_text == 0] == 0).all()
+        np.testing.assert_allclose(share, by_text, atol=4 * np.sqrt(0.25 / 20_000))
+
+
+def test_a_prompt_goes_through_the_model_once_for_all_its_samples(reasoner, prompter, prompts, monkeypatch):
+    forward, table, passes, written = reasoner.model.forward, queries._table, [], []
+
+    def counted(*args, input_ids, attention_mask, **rest):
+        read = attention_mask[:, -input_ids.shape[1] :].sum().item()  # tokens, padding aside
+        passes.append((*input_ids.shape, read))
+        return forward(*args, input_ids=input_ids, attention_mask=attention_mask, **rest)
+
+    def kept(rows, *args):
+        written.extend(rows)
+        return table(rows, *args)
+
+    monkeypatch.setattr(reasoner.model, "forward", counted)
+    monkeypatch.setattr(queries, "_table", kept)
+    queries.sample(
+        reasoner, prompter, prompts, samples=5, max_new_tokens=7, seed=0, progress=False, tokens_per_batch=900
+    )
+    prefill, steps = [p for p in passes if p[1] > 1], [p for p in passes if p[1] == 1]
+    assert sum(rows for rows, _, _ in prefill) == len(prompts)
+    assert sum(read for _, _, read in prefill) == sum(map(len, prompts))
+    assert sum(rows * width for rows, width, _ in prefill) < 1.3 * sum(map(len, prompts)), "sorted: little padding"
+    needed = sum(sum(token >= 0 for token in tokens) - 1 for _, tokens, _ in written)  # the last is not read
+    assert needed <= sum(rows for rows, _, _ in steps) <= needed / queries.DROP_BELOW
+
+
+def test_the_same_seed_gives_the_same_bytes_and_torch_keeps_its_state(reasoner, prompter, prompts):
+    settings = {"samples": 4, "max_new_tokens": 8, "progress": False}
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    once = queries.sample(reasoner, prompter, prompts, seed=11, **settings)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(6)
+    np.random.seed(1)
+    pd.testing.assert_frame_equal(
+        once, queries.sample(reasoner, prompter, prompts, seed=11, **settings), check_exact=True
+    )
+    assert not once.equals(queries.sample(reasoner, prompter, prompts, seed=12, **settings))
+
+
+def test_draws_do_not_depend_on_batches_or_on_the_prompts_beside(reasoner, prompter, prompts):
+    settings = {"samples": 4, "max_new_tokens": 8, "seed": 0, "progress": False}
+    whole = queries.sample(reasoner, prompter, prompts, **settings)
+    small = queries.sample(reasoner, prompter, prompts, tokens_per_batch=1, **settings)
+    pd.testing.assert_frame_equal(whole, small, rtol=1e-4)
+    first = queries.sample(reasoner, prompter, prompts[:7], **settings)
+    pd.testing.assert_frame_equal(whole[whole.row < 7], first, rtol=1e-4)
+
+
+def test_equal_queries_of_a_prompt_are_one_row(reasoner, prompter, prompts):
+    drawn = queries.sample(reasoner, prompter, prompts, samples=30, max_new_tokens=2, seed=0, progress=False)
+    assert not drawn.duplicated(["row", "query"]).any()
+    assert drawn["count"].max() > 1
+    assert drawn.groupby("row")["count"].sum().eq(30).all()
+    assert drawn.groupby("row").candidate.apply(list).map(lambda c: c == list(range(len(c)))).all()
+    assert drawn.row.is_monotonic_increasing
+
+
+def test_a_query_that_says_nothing_stays_empty(reasoner, prompter, prompts, monkeypatch):
+    monkeypatch.setattr(queries, "_invert", lambda probability, *_: torch.full((len(probability),), prompter.end_id))
+    drawn = queries.sample(reasoner, prompter, prompts[:2], samples=3, seed=0, progress=False)
+    assert drawn["query"].tolist() == ["", ""]
+    assert drawn[["tokens", "count"]].to_numpy().tolist() == [[1, 3], [1, 3]]
+    expected = [full_forward(reasoner, prompt, [prompter.end_id]) for prompt in prompts[:2]]
+    np.testing.assert_allclose(drawn.log_probability, expected, atol=1e-4)
+
+
+def test_a_draw_at_the_edge_never_takes_an_impossible_token():
+    probability = torch.tensor([[0.0, 0.7, 0.3, 0.0]])
+    largest = torch.tensor([np.nextafter(np.float32(1), np.float32(0))])
+    assert queries._invert(probability, torch.zeros(1), 1.0).item() == 1
+    assert queries._invert(probability, largest, 1.0).item() == 2
+    assert queries._invert(probability, largest, 0.5).item() == 1
+    assert queries._invert(probability, largest, 1e-9).item() == 1
+
+
+def test_no_prompts_are_no_queries(reasoner, prompter):
+    drawn = queries.sample(reasoner, prompter, [], samples=2, seed=0, progress=False)
+    assert list(drawn) == COLUMNS
+    assert len(drawn) == 0
+
+
+def test_all_faults_of_the_arguments_come_at_once(reasoner, prompter):
+    with pytest.raises(ValueError, match="no query can be written") as caught:
+        queries.sample(
+            reasoner, prompter, [[1], []], samples=0, temperature=0, top_p=1.5, max_new_tokens=0, seed=0, progress=False
+        )
+    for fault in ("samples is 0", "temperature is 0", "top_p is 1.5", "max_new_tokens is 0", "1 prompts have no token"):
+        assert fault in str(caught.value)
+
+
+def test_an_encoder_cannot_write(reasoner, prompter, prompts):
+    encoder = replace(reasoner, kind="encoder", name="MiniLM")
+    for write in (queries.greedy, lambda *args: queries.sample(*args, samples=1, seed=0)):
+        with pytest.raises(ReasonerError, match="MiniLM is an encoder: it embeds, it cannot write queries"):
+            write(encoder, prompter, prompts)

@@ -1,0 +1,107 @@
+"""A run directory made by hand, loaded to serve, against the model asked directly."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from data.builders import good_meta, good_tables, write_raw
+
+from rgalign import score
+from rgalign.artifacts import ArtifactError, write_text
+from rgalign.data.schema import to_frame
+from rgalign.params import dump
+from rgalign.params import load as load_params
+from rgalign.reasoner import settings
+from rgalign.reasoner.model import save, tiny
+from rgalign.reasoner.queries import greedy
+from rgalign.reasoner.tokenizer import build, count_words
+
+OVERRIDES = {"reasoner.queries.max_new_tokens": 5, "data.features.drop": "[amount]"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("outputs") / "shop"
+    meta = good_meta()
+    kinds = dict(meta["features"])
+    frames = {name: to_frame(table) for name, table in good_tables().items()}
+    write_raw(run / score.DATASET, good_tables(), meta)
+    write_text(run / score.PARAMS, dump(load_params("params/smoke.yaml", OVERRIDES)))
+    counts = count_words(features=list(kinds), kinds=kinds, intents=frames["intents"], transcripts=None)
+    save(tiny(build(counts), hidden=16, layers=1, heads=2, seed=0), run / score.REASONER)
+    return run
+
+
+@pytest.fixture
+def sessions():
+    return to_frame(good_tables()["sessions"])
+
+
+def test_queries_are_those_of_the_runs_own_model_and_prompt(run, sessions):
+    scorer = score.load(run)
+    found = scorer.queries(sessions)
+    assert list(found) == ["session_id", "query", "log_probability"]
+    assert found.session_id.tolist() == sessions.session_id.tolist()
+    assert scorer.prompter.features == ["state", "note", "visited"], "dropped columns are not shown"
+    room = load_params(run / score.PARAMS).reasoner.model_dump(mode="json")
+    intents = to_frame(good_tables()["intents"])
+    prompter = settings.prompter(room, good_meta(), intents, scorer.reasoner.tokenizer, drop=["amount"])
+    asked = greedy(scorer.reasoner, prompter, prompter.sessions(sessions), max_new_tokens=5, progress=False)
+    assert found["query"].tolist() == asked["query"].tolist()
+    np.testing.assert_array_equal(found.log_probability, asked.log_probability)
+    assert asked.tokens.max() <= 5
+
+
+def test_plain_pandas_frames_in_any_order_of_columns_will_do(run, sessions):
+    scorer = score.load(run)
+    plain = pd.DataFrame(
+        {
+            "visited": [["a", "b"], [], None],
+            "more": 1,
+            "note": ["gift", "", np.nan],
+            "state": ["paid", None, "paid"],
+            "session_id": [10, 11, 12],
+        },
+        index=[7, 7, 9],
+    )
+    found = scorer.queries(plain)
+    assert found.session_id.tolist() == [10, 11, 12]
+    assert found.index.tolist() == [0, 1, 2]
+    assert found["query"][0] == scorer.queries(sessions)["query"][0]
+
+
+def test_every_fault_of_a_frame_is_told_at_once(run, sessions):
+    scorer = score.load(run)
+    broken = sessions.rename(columns={"state": "sate", "visited": "visitd"}).assign(session_id=["s0", None] * 5)
+    with pytest.raises(ValueError, match="cannot be scored") as caught:
+        scorer.queries(broken)
+    for fault in ("no column 'state'; did you mean 'sate'?", "no column 'visited'; did you mean 'visitd'?"):
+        assert fault in str(caught.value)
+    assert "session_id: 5 rows are empty (first: 1, 3, 5)" in str(caught.value)
+    with pytest.raises(ValueError, match="visited cannot be read as history"):
+        scorer.queries(sessions.assign(visited=1.5))
+    with pytest.raises(ValueError, match="no session: expected at least one row"):
+        scorer.queries(sessions.iloc[:0])
+
+
+def test_a_run_that_is_not_there_is_told_with_the_command(tmp_path):
+    with pytest.raises(ArtifactError, match="no run directory outputs/nowhere") as caught:
+        score.load("outputs/nowhere")
+    assert "python -m rgalign run params/quickstart.yaml" in str(caught.value)
+    with pytest.raises(ArtifactError, match="lacks what a scorer reads") as caught:
+        score.load(tmp_path)
+    for name in (score.PARAMS, score.REASONER, f"{score.DATASET}/dataset.yaml"):
+        assert name in str(caught.value)
+
+
+def test_a_run_without_its_reasoner_says_which_stage_makes_it(run, tmp_path):
+    write_text(tmp_path / score.PARAMS, (run / score.PARAMS).read_text(encoding="utf-8"))
+    write_raw(tmp_path / score.DATASET, good_tables(), good_meta())
+    with pytest.raises(ArtifactError) as caught:
+        score.load(tmp_path)
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path} lacks what a scorer reads:",
+        "  models/reasoner/main",
+        f"To make it: python -m rgalign run {tmp_path / score.PARAMS} --run-dir {tmp_path} --through 02",
+    ]
