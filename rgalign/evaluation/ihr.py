@@ -39,6 +39,8 @@ class TfidfJudge:
     def similarity(self, queries: Sequence[str]) -> np.ndarray:
         """(queries, intents) float32 in 0..1; a row of NaN for an empty query, which says nothing about any intent."""
         different, row = _different(queries)
+        if not different:  # scikit-learn refuses to transform nothing
+            return np.empty((0, self._intents.shape[0]), dtype=np.float32)
         found = (self._vectorizer.transform(different) @ self._intents.T).toarray()
         return _rounded(found, different)[row]
 

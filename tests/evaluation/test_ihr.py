@@ -107,3 +107,12 @@ def test_the_embedding_judge_knows_a_title_again():
     np.testing.assert_allclose(similarity[[0, 2], [2, 0]], 1, atol=1e-4)
     assert similarity[[0, 2]].argmax(axis=1).tolist() == [2, 0]
     assert np.isnan(similarity[1]).all()
+
+
+def test_no_queries_are_no_rows():
+    reasoner = tiny(build({"parcel": 5}), hidden=16, layers=1, heads=2, seed=0)
+    prompter = Prompter(reasoner.tokenizer, features=["note"], kinds={"note": "text"})
+    for judge in (TfidfJudge(KB), EmbeddingJudge(reasoner, prompter, KB)):
+        similarity = judge.similarity([])
+        assert similarity.shape == (0, 4)
+        assert intent_hits(similarity, np.zeros((0, 4), dtype=bool), None, 1).shape == (0,)
