@@ -1,0 +1,241 @@
+"""Prompts: one class puts a session before a model, for embedding, sampling, tuning and pre-training alike.
+
+prompter = Prompter(tokenizer, features=shown, kinds=dataset.kinds)
+ids = prompter.sessions(dataset.sessions)
+
+A prompt is head + body + tail. The body is tokenised piece by piece without special tokens, so that no customer can
+write a token of the chat template; what is too long is cut by one rule (`data.cutting`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+import pyarrow as pa
+
+from rgalign.data import columns, verbal
+from rgalign.data.cutting import Piece, cut
+from rgalign.data.faults import nearest, quote
+from rgalign.data.schema import KINDS
+from rgalign.data.verbal import LAYOUTS, Phrase
+
+ASK = "<|ask|>"  # the tiny tokenizer's mark between a prompt and its query
+QUESTION = "Question:"  # the same for a pretrained model without chat template [C]
+CHARACTERS_A_TOKEN = 32  # no text longer than this many characters a token of the budget is looked at
+SENTINEL = "5e55104"  # stands for the body while the chat template is split
+
+
+class Prompter:
+    """Verbalises sessions, KB intents and transcripts for one tokenizer.
+
+    tokenizer    any tokenizer of transformers; it needs a pad token, and an end-of-text token where it is asked to ask
+    features     columns shown, in this order; no other column of a session ever enters a prompt
+    kinds        column -> categorical | numeric | text | history (dataset.yaml)
+    layout       compact | lines (`data.verbal`)
+    instruction  what the model is told first; stands in the head
+    max_tokens   budget of a whole prompt; a query has as much again at most (see `queries`)
+    titles       intent_id -> title: entries of a history that are KB ids are shown by title
+    ask          False for encoders: the body stands between the tokenizer's own special tokens, and nothing is asked
+    Raises ValueError naming all faults.
+    """
+
+    head: tuple[int, ...]  # shared by all prompts: the chat template's beginning and the instruction
+    tail: tuple[int, ...]  # what asks: a mark, or the template's generation prompt with thinking switched off
+    end_id: int  # closes a query
+
+    def __init__(
+        self,
+        tokenizer,
+        *,
+        features: Sequence[str],
+        kinds: Mapping[str, str],
+        layout: str = "compact",
+        instruction: str = "",
+        max_tokens: int = 256,
+        titles: Mapping[str, str] | None = None,
+        ask: bool = True,
+    ):
+        self.tokenizer, self.features, self.kinds, self.layout = tokenizer, list(features), dict(kinds), layout
+        self.max_tokens, self.titles = max_tokens, titles
+        faults = [*_faults_of_features(self.features, self.kinds), *_faults_of_tokenizer(tokenizer, layout, ask)]
+        if faults:
+            raise ValueError("the prompt cannot be made:\n" + "\n".join(f"  {fault}" for fault in faults))
+        self.end_id = next(i for i in _ends(tokenizer) if i is not None)
+        self._controls = _controls(tokenizer)
+        if layout == "compact":
+            instruction = verbal.compact_text(instruction)
+        before, told, after = self._frame_of(instruction, ask)
+        self._framing = [(before, "control"), (told, "instruction")], [(after, "control")]
+        self.head, self.tail = (*before, *told), tuple(after)
+        self._room = max_tokens - len(self.head) - len(self.tail)
+        if self._room < 1:
+            taken = len(self.head) + len(self.tail)
+            raise ValueError(
+                f"max_tokens is {max_tokens}, but instruction and template alone take {taken}: nothing is left for "
+                "the session; raise max_tokens or shorten the instruction"
+            )
+
+    def sessions(self, frame: pd.DataFrame) -> list[list[int]]:
+        """Whole prompts, one a row, of at most max_tokens ids and at least one."""
+        return self._prompts(self._phrases(frame))
+
+    def intents(self, frame: pd.DataFrame) -> list[list[int]]:
+        """KB intents as prompts of title and description; without both, of the intent_id."""
+        return self._prompts(verbal.intent_phrases(frame, layout=self.layout, characters=self._characters))
+
+    def transcripts(
+        self, frame: pd.DataFrame, sessions: pd.DataFrame | None = None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """(prompts, queries) of the rows that have a query; queries close with end_id.
+
+        A row's features are its map column `features`, in stored order; own columns that are not shown are left out,
+        other shops' columns are shown. Without that column they are those of the session it names in `sessions`.
+        Raises ValueError where neither is there, or a session is not.
+        """
+        frame = frame[frame["typed_query"].fillna("").str.strip() != ""]
+        if "features" in frame:
+            maps = columns.column(frame, "features")
+            put = dict(layout=self.layout, titles=self.titles, characters=self._characters)
+            phrases = verbal.transcript_phrases(maps, self.features, self.kinds, **put)
+        else:
+            phrases = self._phrases(_sessions_of(frame, sessions))
+        return self._prompts(phrases), self.queries(frame["typed_query"].tolist())
+
+    def queries(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of queries, end_id last; cut at the end, so that with it they have at most max_tokens ids."""
+        put = verbal.compact_text if self.layout == "compact" else verbal.clean
+        ids = self._encode([put(str(text)[: self._characters]) for text in texts])
+        return [[*query[: self.max_tokens - 1], self.end_id] for query in ids]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """A sampled query as text: cut at end_id, special tokens left out, stripped."""
+        ids = list(ids)
+        ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        return self.tokenizer.decode([i for i in ids if i not in self._controls], skip_special_tokens=True).strip()
+
+    def explain(self, row: pd.Series) -> pd.DataFrame:
+        """One session's prompt by token: token, id, kind (instruction | name | value | text | control), column."""
+        phrases = self._phrases(pd.DataFrame([row]))[0]
+        pieces = self._fitted([self._pieces(phrases)[p] for p in phrases])
+        before, after = self._framing
+        parts = [(ids, kind, None) for ids, kind in before]
+        for piece in pieces:
+            value = "text" if piece.kind == "text" else "value"
+            parts += [(piece.opening, "name", piece.column), *((unit, value, piece.column) for unit in piece.units)]
+            parts.append((piece.closing, "control", piece.column))
+        parts += [(ids, kind, None) for ids, kind in after]
+        rows = [(self.tokenizer.decode([i]), i, kind, column) for ids, kind, column in parts for i in ids]
+        return pd.DataFrame(rows, columns=["token", "id", "kind", "column"])
+
+    @property
+    def _characters(self) -> int:
+        return CHARACTERS_A_TOKEN * self.max_tokens
+
+    def _phrases(self, frame: pd.DataFrame) -> list[list[Phrase]]:
+        put = dict(layout=self.layout, titles=self.titles, characters=self._characters)
+        return verbal.session_phrases(frame, self.features, self.kinds, **put)
+
+    def _prompts(self, rows: list[list[Phrase]]) -> list[list[int]]:
+        pieces = self._pieces(phrase for row in rows for phrase in row)
+        flat = {phrase: piece.ids for phrase, piece in pieces.items()}
+        prompts = []
+        for row in rows:
+            body = [i for phrase in row for i in flat[phrase]]
+            if len(body) > self._room:
+                body = [i for piece in self._fitted([pieces[phrase] for phrase in row]) for i in piece.ids]
+            prompts.append([*self.head, *body, *self.tail] or [self.end_id])
+        return prompts
+
+    def _fitted(self, pieces: list[Piece]) -> list[Piece]:
+        return cut(pieces, self._room)
+
+    def _pieces(self, phrases: Iterable[Phrase]) -> dict[Phrase, Piece]:
+        """Every different phrase tokenised once, every different string once."""
+        different = dict.fromkeys(phrases)
+        strings = dict.fromkeys(part for p in different for part in (p.opening, *p.units, p.closing))
+        ids = dict(zip(strings, self._encode(list(strings)), strict=True))
+        return {
+            p: Piece(p.column, p.kind, ids[p.opening], [ids[unit] for unit in p.units], ids[p.closing])
+            for p in different
+        }
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of data: special tokens are not looked for, and those a vocabulary yields all the same are taken out."""
+        if not texts:
+            return []
+        plain = dict(add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
+        found = self.tokenizer(texts, **plain)["input_ids"]
+        return [ids if self._controls.isdisjoint(ids) else [i for i in ids if i not in self._controls] for ids in found]
+
+    def _frame_of(self, instruction: str, ask: bool) -> tuple[list[int], list[int], list[int]]:
+        """Ids of what stands before the instruction, of the instruction, and after the body."""
+
+        def control(text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+        told = self._encode([instruction + ("\n" if self.layout == "lines" else "")])[0] if instruction else []
+        if ask and getattr(self.tokenizer, "chat_template", None):
+            before, after = _template(self.tokenizer)
+            return control(before), told, control(after)
+        plain = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        whole = list(self.tokenizer("a")["input_ids"])
+        at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0) if plain else 0
+        if not ask:
+            return whole[:at], told, whole[at + len(plain) :]
+        return whole[:at], told, control(ASK if self.layout == "compact" else QUESTION)
+
+
+def _template(tokenizer) -> tuple[str, str]:
+    """The chat template's text before and after the user's words, thinking switched off."""
+    message = [{"role": "user", "content": SENTINEL}]
+    text = tokenizer.apply_chat_template(message, add_generation_prompt=True, enable_thinking=False, tokenize=False)
+    if text.count(SENTINEL) != 1:
+        raise ValueError(f"the chat template puts the user's words {text.count(SENTINEL)} times; once is needed")
+    before, after = text.split(SENTINEL)
+    return before, after
+
+
+def _controls(tokenizer) -> frozenset[int]:
+    """Ids that no data may yield: special tokens, and added ones that are no plain words (Qwen's <think> is one)."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.content.strip().isalnum()}
+    return frozenset((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
+
+
+def _ends(tokenizer) -> tuple[int | None, ...]:
+    return tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+
+
+def _faults_of_features(features: list[str], kinds: dict[str, str]) -> list[str]:
+    faults = [
+        f"{quote(name)} is no feature column{nearest(name, kinds)}"
+        for name in dict.fromkeys(features)
+        if name not in kinds
+    ]
+    doubled = [name for name in dict.fromkeys(features) if features.count(name) > 1]
+    faults += [f"{quote(name)} is shown {features.count(name)} times; once is enough" for name in doubled]
+    wrong = {name: kinds[name] for name in features if kinds.get(name, KINDS[0]) not in KINDS}
+    return faults + [
+        f"{quote(name)} has the kind {quote(kind)}; expected {' | '.join(KINDS)}" for name, kind in wrong.items()
+    ]
+
+
+def _faults_of_tokenizer(tokenizer, layout: str, ask: bool) -> list[str]:
+    faults = []
+    if layout not in LAYOUTS:
+        faults.append(f"layout is {quote(layout)}; expected {' | '.join(LAYOUTS)}{nearest(layout, LAYOUTS)}")
+    if tokenizer.pad_token_id is None:
+        faults.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
+    if ask and tokenizer.eos_token_id is None:
+        faults.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
+    if ask and layout == "compact" and tokenizer.convert_tokens_to_ids(ASK) in (None, tokenizer.unk_token_id):
+        faults.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
+    return faults
+
+
+def _sessions_of(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> pa.Table | pd.DataFrame:
+    if "session_id" not in frame or sessions is None:
+        raise ValueError("transcripts need a column features, or a column session_id and the sessions it names")
+    place = pd.Index(sessions["session_id"]).get_indexer(frame["session_id"])
+    if (place < 0).any():
+        missing = frame["session_id"][place < 0].iloc[0]
+        raise ValueError(f"{(place < 0).sum()} transcripts name a session that is not there (first: {quote(missing)})")
+    return sessions.iloc[place]
