@@ -28,8 +28,8 @@ SPACE: Mapping[str, tuple] = {  # [C] values around those that a first, wider se
     "id_dropout": (0.02, 0.05, 0.1),
 }
 THREE_TOWER_SPACE: Mapping[str, tuple] = {  # [C] what only a three-tower has, drawn beside the settings above
-    "query_hidden": (0, 64, 128),
-    "query_dropout": (0.0, 0.1, 0.3),
+    "query_hidden": (64, 128, 256),
+    "query_dropout": (0.1, 0.3, 0.5),
     "interaction_hidden": (16, 32, 64),
 }
 

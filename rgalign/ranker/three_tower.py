@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgalign.data.lists import Intents, Lists
+from rgalign.ranker.layers import Whitening
 from rgalign.ranker.two_tower import IntentTower, TwoTowerConfig, UserTower, vectors_of
 from rgalign.seeding import seeded
 
@@ -36,15 +37,15 @@ class ThreeTowerConfig(TwoTowerConfig):
     query_dim           width of e_q and of the intents' text vectors, >= 1
     interaction         attention: each tower attends over the other two before the products; product: without
     query_hidden        width of the query tower's hidden layer; 0: one linear map
-    query_dropout       on the normalised e_q and in the query tower's hidden layer
+    query_dropout       on the whitened e_q, in the query tower's hidden layer and in the interaction's
     interaction_hidden  width of the hidden layer that scores a pair from the towers' products
     """
 
     KIND: ClassVar[str] = "three-tower"
 
     interaction: str = "attention"
-    query_hidden: int = 64
-    query_dropout: float = 0.1
+    query_hidden: int = 128
+    query_dropout: float = 0.5
     interaction_hidden: int = 32
 
     def faults(self) -> list[str]:
@@ -61,12 +62,12 @@ class ThreeTowerConfig(TwoTowerConfig):
 
 
 class QueryTower(nn.Module):
-    """e_q -> q: layer norm, since an LM's states differ in scale by dimension and by model; then one or two layers."""
+    """e_q -> q: whitening and layer norm, then one or two layers."""
 
     def __init__(self, config: ThreeTowerConfig):
         super().__init__()
         self.query_dim, hidden, share = config.query_dim, config.query_hidden, config.query_dropout
-        layers: list[nn.Module] = [nn.LayerNorm(config.query_dim), nn.Dropout(share)]
+        layers: list[nn.Module] = [Whitening(config.query_dim), nn.Dropout(share)]
         if hidden:
             layers += [nn.Linear(config.query_dim, hidden), nn.ReLU(), nn.Dropout(share)]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden or config.query_dim, config.dim))
@@ -87,6 +88,9 @@ class TowerAttention(nn.Module):
         super().__init__()
         self.user, self.intent, self.query = (nn.Linear(dim, 3 * dim, bias=False) for _ in range(3))
         self.scale = dim**-0.5
+        with torch.no_grad():
+            for tower in (self.user, self.intent, self.query):
+                tower.weight[2 * dim :] = 0  # nothing is given at first: training starts from the plain products
 
     def forward(self, user: Tensor, vectors: Tensor, query: Tensor, candidates: Tensor) -> tuple[Tensor, ...]:
         """user, query (lists, dim), vectors (intents, dim), candidates (lists, c) -> three times (lists, c, dim)."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,14 @@ from torch import nn
 from rgalign.data import shards
 from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
+from rgalign.data.vectors import Vectors
 from rgalign.ranker import store
 from rgalign.ranker.fit import Loss, fit, listnet
 from rgalign.ranker.losses import listnet_kl
 from rgalign.ranker.search import FITTING, THREE_TOWER_SPACE, search
 from rgalign.ranker.three_tower import ThreeTower
-from rgalign.ranker.two_tower import TwoTower
+from rgalign.ranker.two_tower import TwoTower, set_whitening
 from rgalign.ranker.variants import VARIANTS
-
-if TYPE_CHECKING:
-    from rgalign.data.vectors import Vectors
 
 ARCHITECTURES = {"two_tower": TwoTower, "three_tower": ThreeTower}
 LOOP = ("epochs", "patience", "lists_per_batch", *FITTING)  # settings of the training loop
@@ -70,7 +68,7 @@ def accelerator(device: str, precision: str) -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
-def with_vectors(parts: Parts, name: str, sessions: "Vectors", intents: "Vectors", seed: int) -> Parts:
+def with_vectors(parts: Parts, name: str, sessions: Vectors, intents: Vectors, seed: int) -> Parts:
     """The parts of one variant that reads vectors.
 
     sessions, intents  vectors of all of them, by id, made as VARIANTS[name].vectors says
@@ -90,7 +88,7 @@ def with_vectors(parts: Parts, name: str, sessions: "Vectors", intents: "Vectors
     return replace(parts, intents=texts, **lists)
 
 
-def lists_with_vectors(lists: Lists, name: str, sessions: "Vectors", train: Lists, seed: int) -> QueryLists:
+def lists_with_vectors(lists: Lists, name: str, sessions: Vectors, train: Lists, seed: int) -> QueryLists:
     """The lists of one part, test as well, with the query vectors of a variant.
 
     train  its sessions' mean is the constant query
@@ -129,7 +127,10 @@ def build(name: str, parts: Parts, settings: Mapping[str, Any], *, positions: in
     }
     shape = {field.name for field in fields(ranker.Config)}
     own = {key: value for key, value in settings.items() if key in shape}
-    return ranker(ranker.Config(**own | fixed), seed=seed)
+    model = ranker(ranker.Config(**own | fixed), seed=seed)
+    if model.config.query_dim:
+        set_whitening(model, parts.train, parts.intents)
+    return model
 
 
 def loss_of(name: str, settings: Mapping[str, Any]) -> Loss:

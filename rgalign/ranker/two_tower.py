@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from rgalign.data.lists import Intents, Lists
-from rgalign.ranker.layers import BagEmbedding, FieldAttention, FieldEmbedding, MixtureOfExperts, unknown_at_random
+from rgalign.ranker.layers import (
+    BagEmbedding,
+    FieldAttention,
+    FieldEmbedding,
+    MixtureOfExperts,
+    Whitening,
+    unknown_at_random,
+)
 from rgalign.seeding import seeded
 
 
@@ -82,6 +89,16 @@ def vectors_of(container: Lists | Intents, dim: int) -> Tensor:
     return values.float()
 
 
+def set_whitening(model: nn.Module, lists: Lists, intents: Intents) -> None:
+    """Fix how a ranker scales the vectors it reads: queries by these lists (train), texts by these intents.
+
+    Raises ValueError where lists or intents have no vectors.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Whitening):
+            module.set(vectors_of(intents if name.startswith("intent.") else lists, len(module.mean)))
+
+
 class UserTower(nn.Module):
     """Session -> vector: attention over its fields, bags of history and of words among them; then experts [P].
 
@@ -94,7 +111,7 @@ class UserTower(nn.Module):
         self.fields = FieldEmbedding(config.field_sizes, width)
         self.history = nn.ModuleList(BagEmbedding(size, width) for size in config.history_sizes)
         self.words = BagEmbedding(config.word_buckets, width) if config.text else None
-        self.query = nn.Sequential(nn.LayerNorm(query_dim), nn.Linear(query_dim, width)) if query_dim else None
+        self.query = nn.Sequential(Whitening(query_dim), nn.Linear(query_dim, width)) if query_dim else None
         self.query_dim = query_dim
         layers = [FieldAttention(width, width, config.heads) for _ in range(config.attention_layers)]
         self.attention = nn.Sequential(*layers)
@@ -134,7 +151,7 @@ class IntentTower(nn.Module):
         self.words = BagEmbedding(config.word_buckets, config.dim) if config.text else None
         self.query_dim = config.query_dim
         self.text = (
-            nn.Sequential(nn.LayerNorm(config.query_dim), nn.Linear(config.query_dim, config.dim))
+            nn.Sequential(Whitening(config.query_dim), nn.Linear(config.query_dim, config.dim))
             if config.query_dim
             else None
         )

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from rgalign.data.lists import Bag
-from rgalign.ranker.layers import BagEmbedding, FieldAttention, FieldEmbedding, MixtureOfExperts, unknown_at_random
+from rgalign.ranker.layers import (
+    BagEmbedding,
+    FieldAttention,
+    FieldEmbedding,
+    MixtureOfExperts,
+    Whitening,
+    unknown_at_random,
+)
 from rgalign.seeding import seeded
 
 
@@ -66,3 +73,36 @@ def test_id_dropout_replaces_its_share_by_unknown():
     assert set(dropped.unique().tolist()) == {1, 7}
     assert (dropped == 1).float().mean().item() == pytest.approx(0.1, abs=0.01)
     assert torch.equal(unknown_at_random(ids, 0.0), ids)
+
+
+def test_whitening_makes_directions_uncorrelated_and_as_wide_as_each_other():
+    narrow = torch.randn(5000, 4) @ torch.tensor([[9.0, 0, 0, 0], [5, 0.1, 0, 0], [0, 3, 2, 0], [1, 1, 1, 0.02]])
+    layer = Whitening(4)
+    layer.set(narrow + 7)
+    layer.norm = torch.nn.Identity()
+    white = layer(narrow + 7)
+    found = torch.cov(white.T, correction=0)
+    correlations = torch.corrcoef(narrow.T)
+    variance, directions = torch.linalg.eigh(correlations)
+    expected = directions @ torch.diag(variance / (variance + layer.RIDGE)) @ directions.T
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(white.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
+
+
+def test_whitening_forgets_the_scale_of_each_dimension_and_what_never_varies():
+    vectors, scales = torch.randn(300, 5), torch.tensor([1.0, 100, 0.01, 5, 1])
+    vectors[:, 4] = 3
+    plain, scaled = Whitening(5), Whitening(5)
+    plain.set(vectors)
+    scaled.set(vectors * scales)
+    torch.testing.assert_close(plain(vectors), scaled(vectors * scales), atol=1e-3, rtol=1e-3)
+    stranger = vectors.clone()
+    stranger[:, 4] = 50
+    assert torch.equal(plain(stranger), plain(vectors))
+    plain.set(vectors[:1].expand(20, -1))  # a constant query
+    assert plain(vectors[:3]).isfinite().all()
+
+
+def test_whitening_is_plain_layer_norm_before_it_is_set():
+    vectors = torch.randn(6, 5)
+    torch.testing.assert_close(Whitening(5)(vectors), torch.nn.functional.layer_norm(vectors, (5,)))

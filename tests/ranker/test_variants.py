@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import BUCKETS, CATEGORIES, KB
 
+from rgalign.data.vectors import Vectors
+from rgalign.ranker import store
 from rgalign.ranker.fit import listnet, score
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import Parts, build, lists_with_vectors, load_rankers, loss_of, train, tune, with_vectors
@@ -15,18 +17,6 @@ from rgalign.ranker.variants import VARIANTS
 
 SETTINGS = {"dim": 8, "hidden": 8, "epochs": 2, "patience": 1, "lists_per_batch": 64, "kl_weight": 0.2}
 PARTS = ("train", "dev", "valid")
-
-
-@dataclass
-class Stored:
-    """Vectors by id, as data.vectors hands them out."""
-
-    ids: np.ndarray
-    values: np.ndarray
-
-    def rows(self, ids):
-        at = {each: i for i, each in enumerate(self.ids)}
-        return self.values[[at[each] for each in ids]]
 
 
 @pytest.fixture
@@ -45,7 +35,7 @@ def vectors(parts):
     rng = np.random.default_rng(0)
     found = []
     for ids in (np.concatenate([getattr(parts, part).session_id for part in PARTS]), parts.intents.intent_id):
-        found.append(Stored(rng.permutation(ids), rng.normal(size=(len(ids), 6)).astype(np.float16)))
+        found.append(Vectors(rng.permutation(ids), rng.normal(size=(len(ids), 6)).astype(np.float16)))
     return tuple(found)
 
 
@@ -89,7 +79,7 @@ def test_lists_of_another_part_get_vectors_by_themselves(parts, vectors):
 
 
 def test_widths_that_differ_and_variants_without_vectors_are_refused(parts, vectors):
-    narrow = Stored(vectors[1].ids, vectors[1].values[:, :4])
+    narrow = Vectors(vectors[1].ids, vectors[1].values[:, :4])
     with pytest.raises(ValueError, match="qe_rec: sessions have vectors of 6, intents of 4"):
         with_vectors(parts, "qe_rec", vectors[0], narrow, seed=0)
     with pytest.raises(ValueError, match="two_tower_text reads no vectors"):
@@ -113,6 +103,16 @@ def test_every_variant_is_built_as_it_is_listed(name, parts, vectors):
     reads = {what: not np.allclose(score(model, lists, own.intents), expected) for what, lists in moved.items()}
     assert reads["words"] == variant.words
     assert reads.get("query", False) == (variant.vectors is not None and variant.query != "constant")
+
+
+def test_whitening_is_learnt_from_train_and_stored_with_the_ranker(parts, vectors, tmp_path):
+    own = with_vectors(parts, "qe_rec", *vectors, seed=0)
+    model = build("qe_rec", own, SETTINGS)
+    mean = model.query.layers[0].mean
+    np.testing.assert_allclose(mean, own.train.query.double().mean(0), atol=1e-6)
+    np.testing.assert_allclose(model.intent.text[0].mean, own.intents.text.double().mean(0), atol=1e-6)
+    store.save(tmp_path / "ranker", model)
+    assert torch.equal(store.load(tmp_path / "ranker").query.layers[0].mean, mean)
 
 
 def test_the_frozen_features_are_a_field_of_the_user_and_a_part_of_the_intent(parts, vectors):
