@@ -195,9 +195,10 @@ def _template(tokenizer) -> tuple[str, str]:
 
 
 def _controls(tokenizer) -> frozenset[int]:
-    """Ids that no data may yield: special tokens, and added ones that are no plain words (Qwen's <think> is one)."""
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.content.strip().isalnum()}
-    return frozenset((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
+    """Ids that no data may yield: special tokens, and added ones in brackets (Qwen's <think> is not special)."""
+    added = tokenizer.added_tokens_decoder.items()
+    marks = {i for i, token in added if token.special or token.content.strip().startswith(("<", "[", "{", "|"))}
+    return frozenset((marks | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
 
 
 def _ends(tokenizer) -> tuple[int | None, ...]:
