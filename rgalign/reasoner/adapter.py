@@ -47,4 +47,5 @@ def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> 
     if wanted != found:
         first = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
         raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: first fault at {first}")
-    return wrapped.merge_and_unload() if merge else wrapped
+    # peft froze the base; merged, it is a plain model again, that can be trained.
+    return wrapped.merge_and_unload().requires_grad_(True) if merge else wrapped

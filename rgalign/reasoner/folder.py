@@ -142,7 +142,7 @@ def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **opt
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(spare or ("\0",)))
     if missing:  # transformers fills them with random numbers and goes on
         raise ReasonerError(f"the weights in {folder} lack {len(missing)} parameters (first: {missing[0]})")
-    return model.eval().requires_grad_(True) if not options.get("quantization_config") else model
+    return model.eval()
 
 
 def _tokenizer_faults(folder: Path) -> list[str]:

@@ -114,7 +114,7 @@ def load(
     loaded.name_or_path = loaded.config.name_or_path = name  # peft writes it into its adapters: no machine's paths
     if adapter:
         loaded = adapted(loaded, locate(adapter, "adapter"), name, merge=not quantize)
-    return Reasoner(name, "causal", (loaded if quantize else loaded.to(where)).eval(), tokenizer)
+    return Reasoner(name, "causal", loaded if quantize else loaded.to(where), tokenizer)
 
 
 def tiny(
@@ -190,7 +190,7 @@ def _load_encoder(name: str, folder: Path, device: str, options: dict[str, Any])
     model = load_weights(AutoModel, encoder.transformer, spare=("pooler.",), **options)
     _check_vocabulary(folder, tokenizer, model)
     model.name_or_path = model.config.name_or_path = name
-    return Reasoner(name, "encoder", model.to(device).eval(), tokenizer, encoder.pooling, encoder.normalize)
+    return Reasoner(name, "encoder", model.to(device), tokenizer, encoder.pooling, encoder.normalize)
 
 
 def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:

@@ -165,6 +165,8 @@ def test_an_adapter_of_this_model_acts_as_in_peft(folder, tmp_path):
     ours = load(str(folder), adapter=str(adapter)).model
     torch.testing.assert_close(logits(ours), logits(theirs), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits(ours), logits(load(str(folder)).model), atol=1e-2)
+    assert not ours.training
+    assert all(parameter.requires_grad for parameter in ours.parameters())
 
 
 def test_an_adapter_of_another_base_names_both(folder, tmp_path):
