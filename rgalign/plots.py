@@ -16,6 +16,7 @@ MODEL_STYLE = {  # colour, marker
     "popularity": ("#999999", "v"),
     "two_tower": ("#E69F00", "s"),
     "two_tower_text": ("#0072B2", "o"),
+    "qe_rec": ("#009E73", "^"),
     "oracle_discrete": ("#777777", "<"),
     "oracle": ("#000000", ">"),
 }
@@ -26,6 +27,8 @@ METRIC_NAMES = {
     "ndcg@3": "NDCG@3",
     "mrr": "MRR",
     "recall@3/kb": "Recall@3, whole KB",
+    "ihr@1": "IHR@1",
+    "ihr@3": "IHR@3",
 }
 
 
@@ -212,7 +215,9 @@ def _figure(panels: int, *, columns: int = 1, width: float, height: float) -> tu
 
 
 def _style(model: str) -> tuple[str, str]:
-    return MODEL_STYLE.get(model, ("#CC79A7", "D"))
+    """A control (qe_rec/no_text) has its parent's colour and a marker of its own."""
+    colour, marker = MODEL_STYLE.get(model.split("/")[0], ("#CC79A7", "D"))
+    return colour, "X" if "/" in model else marker
 
 
 def _short(value: object, length: int = 18) -> str:

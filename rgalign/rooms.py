@@ -22,7 +22,7 @@ RankerName = Literal[  # rankers that can be trained (ranker/variants.py); all b
     "two_tower_text",
     "two_tower_text/lm_features",
     "qe_rec",
-    "qe_rec/words",
+    "qe_rec/no_words",
     "qe_rec/prompt_query",
     "qe_rec/random_lm",
     "qe_rec/no_text",
@@ -139,10 +139,10 @@ class Pretraining(Room):
     """Of the tiny model, on transcripts and KB text; a model from a hub or folder is taken as it is."""
 
     epochs: Real = Field(2.0, gt=0)
-    learning_rate: Real = Field(4e-3, gt=0, description="AdamW")
-    rows_per_batch: int = Field(16, ge=1, description="packed rows")
-    tokens_per_row: int = Field(256, ge=16)
-    prompt_weight: Share = Field(0.3, description="of a prompt token's loss against a query token's [C]")
+    learning_rate: Real = Field(4e-3, gt=0, description="AdamW; warm-up, then a cosine to zero")
+    tokens_per_batch: int = Field(3072, ge=16, description="of its packed rows")
+    row_tokens: int = Field(192, ge=16, description="a packed row")
+    prompt_weight: Share = Field(0.1, description="of a prompt token's loss against a query token's [C]")
     kb_repeats: int = Field(10, ge=0, description="times that each KB intent is read in an epoch")
 
 
@@ -169,13 +169,11 @@ class Reasoner(Room):
     model: str = Field("tiny", description="tiny, a hub name or a folder; the paper has Qwen/Qwen3-4B [P]")
     adapter: str | None = Field(None, description="folder or name of a peft adapter of this model")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    quantize: Literal["8bit", "4bit"] | None = Field(
-        None, description="needs CUDA and bitsandbytes"
-    )
+    quantize: Literal["8bit", "4bit"] | None = Field(None, description="needs CUDA and bitsandbytes")
     features: Names | None = Field(None, description="columns shown; empty: dataset.yaml's prompt_features, or all")
     instruction: str | None = Field(None, description="what the model is told first; empty: our own [C], none for tiny")
     max_tokens: int = Field(256, ge=8, description="of a prompt; what is cut first: rgalign/data/cutting.py")
-    embed_tokens_per_batch: int = Field(16_384, ge=16)
+    embed_tokens_per_batch: int | None = Field(None, ge=16, description="empty: by device")
     seed: Seed | None = Field(None, description="of the tiny model; empty: run.seed")
     tiny: TinyModel = TinyModel()
     pretraining: Pretraining = Pretraining()
@@ -211,6 +209,11 @@ class RankerSettings(Room):
     epochs: int = Field(60, ge=1, description="at most; early stopping ends before")
     patience: int = Field(5, ge=1, description="epochs without a better GAUC on the development users")
     lists_per_batch: int = Field(128, ge=2, description="impression lists, not rows")
+    interaction: Literal["attention", "product"] = Field("attention", description="of the three towers [C]")
+    interaction_hidden: int = Field(32, ge=1, description="width of what scores a pair from the towers' products")
+    kl_weight: Real = Field(0.2, ge=0, description="how much the query branch must agree; 0 switches it off [C]")
+    query_hidden: int = Field(128, ge=0, description="width of the query tower's hidden layer; 0: linear")
+    query_dropout: Share = Field(0.5, lt=1)
 
     @field_validator("heads")
     @classmethod
@@ -236,10 +239,14 @@ class Ranker(RankerSettings):
         return {name: own.model_dump(exclude_unset=True) for name, own in tuned.items()}
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """model -> everything it is built and trained with: the shared settings under the model's own."""
+        """model -> all it is built and trained with: the shared settings, under its parent's, under its own.
+
+        A control (qe_rec/no_text) has its parent's settings (qe_rec): they differ in what is controlled alone.
+        """
         shared = self.model_dump(include=set(RankerSettings.model_fields))
         tuned = self.model_dump()["tuned"]
-        return {name: {**shared, **tuned.get(name, {})} for name in self.models}
+        own = {name: {**tuned.get(name.split("/")[0], {}), **tuned.get(name, {})} for name in self.models}
+        return {name: {**shared, **own[name]} for name in self.models}
 
 
 class Evaluation(Room):

@@ -7,6 +7,7 @@ was declared is there and writes the manifest entry. The same door serves Jupyte
 import ast
 import datetime
 import difflib
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -51,15 +52,27 @@ STAGES = {
             seconds=(8, 0.3),
         ),
         Stage(
-            "03_rankers",
+            "02_reasoner",
             reads=("tables/dataset", "tables/encoded"),
+            writes=(
+                "models/reasoner",
+                "tables/pretraining.parquet",
+                "tables/queries.parquet",
+                "tables/embeddings",
+            ),
+            params=("reasoner", "ranker.models", "data.features.drop", "evaluation.ihr_judge", "run"),
+            seconds=(10, 3),
+        ),
+        Stage(
+            "03_rankers",
+            reads=("tables/dataset", "tables/encoded", "tables/embeddings", "tables/queries.parquet"),
             writes=(
                 "models/rankers",
                 "tables/search.parquet",
                 "tables/learning_curves.parquet",
                 "tables/valid_metrics.parquet",
             ),
-            params=("ranker", "run", "evaluation.gauc_group", "evaluation.gauc_weight"),
+            params=("ranker", "run", "evaluation"),
             seconds=(8, 3),
         ),
         Stage(
@@ -68,11 +81,13 @@ STAGES = {
                 "tables/dataset",
                 "tables/encoded",
                 "tables/encoded_test",
+                "tables/embeddings",
+                "models/reasoner",
                 "models/rankers",
                 "tables/valid_metrics.parquet",
             ),
             writes=("tables/session_metrics.parquet", "tables/results.parquet", "tables/comparisons.parquet"),
-            params=("evaluation", "ranker.models", "ranker.seeds", "run"),
+            params=("evaluation", "reasoner", "data.features.drop", "ranker.models", "ranker.seeds", "run"),
             splits=("train", "valid", "test"),
             seconds=(8, 0.3),
         ),
@@ -182,6 +197,11 @@ class OpenStage:
         """Write a declared parquet table."""
         artifacts.write_table(self._declared_output(artifact), frame)
 
+    @property
+    def work(self) -> Path:
+        """A folder for what a killed stage goes on from; gone when the stage finishes."""
+        return self.run / "work" / self.stage.name
+
     def figure(self, name: str, figure: Figure) -> Figure:
         """Save a figure as figures/<stage>/<name>.png and hand it back, so that the notebook shows it."""
         self.figures.append(f"figures/{self.stage.name}/{name}.png")
@@ -203,6 +223,7 @@ class OpenStage:
         if missing:
             raise ArtifactError(f"{self.stage.name} ends without {', '.join(missing)}: run its cells in order")
         outputs = [*self.stage.writes, *sorted(set(self.figures))]
+        shutil.rmtree(self.work, ignore_errors=True)
         for stale in set((self.run / "figures" / self.stage.name).glob("*.png")) - {self.run / f for f in outputs}:
             stale.unlink()  # of an earlier execution, with other params
         entry = {

@@ -21,9 +21,9 @@ from rgalign.params import (
 )
 from rgalign.plots import MODEL_STYLE
 from rgalign.ranker.fit import fit
-from rgalign.ranker.train import TEXT
-from rgalign.ranker.two_tower import TwoTowerConfig
-from rgalign.rooms import RANKERS, Params, RankerSettings
+from rgalign.ranker.three_tower import ThreeTowerConfig
+from rgalign.ranker.variants import VARIANTS
+from rgalign.rooms import CORE_RANKERS, RANKERS, Params, RankerSettings
 
 SHIPPED = sorted((ROOT / "params").glob("**/*.yaml"))
 
@@ -145,11 +145,12 @@ def test_tuned_settings_lie_over_the_shared_ones_and_are_checked_like_them():
 def test_rankers_and_their_defaults_are_the_same_wherever_they_are_named():
     """The schema, the towers and the training loop each state them, since a lower room cannot read a higher one."""
     defaults = RankerSettings().model_dump()
-    shape = {f.name: f.default for f in dataclasses.fields(TwoTowerConfig) if f.default is not dataclasses.MISSING}
+    shape = {f.name: f.default for f in dataclasses.fields(ThreeTowerConfig) if f.default is not dataclasses.MISSING}
     loop = {n: p.default for n, p in inspect.signature(fit).parameters.items() if n in defaults}
     assert {**shape, **loop} == defaults
-    assert tuple(TEXT) == RANKERS
-    assert set(RANKERS) < set(MODEL_STYLE) < set(MODELS)
+    assert tuple(VARIANTS) == RANKERS
+    assert set(RANKERS) < set(MODELS)
+    assert set(CORE_RANKERS) < set(MODEL_STYLE) < set(MODELS)
 
 
 def test_yaml_merge_keys_are_read(tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 from rgalign.data import candidates
 from rgalign.data.lists import Intents, Lists
 from rgalign.data.tables import Dataset
+from rgalign.evaluation.ihr import intent_hits
 from rgalign.evaluation.results import clicked_in_kb, session_metrics
 from rgalign.ranker.fit import score, score_kb
 
@@ -59,15 +60,35 @@ class Judge:
         listed = np.take_along_axis(over_kb, self.lists.candidates.numpy().clip(min=0).astype(int), axis=1)
         return self._metrics(listed, over_kb, name, seed)
 
+    @property
+    def exists(self) -> np.ndarray:
+        """(lists, intents) bool: the intent was in the KB at the session's time; without a date it always was."""
+        return ~(self.intents.valid_from[None, :] > self.timestamps[:, None])  # NaT on either side: it exists
+
+    def intent_hits(
+        self, similarity: np.ndarray, session_ids: Sequence[str], wanted: pd.Series | None = None
+    ) -> pd.DataFrame:
+        """IHR of the queries of some sessions: session_id, ihr@1, ihr@3 (METHOD.md 4).
+
+        similarity  (session_ids, intents) of each query to each intent (evaluation.ihr)
+        wanted      session_id -> intent_id: a simulator's truth or human labels; None: the clicked intents
+        """
+        rows = pd.Index(self.lists.session_id).get_indexer(list(session_ids))
+        if wanted is None:
+            lists = self.lists.take(rows)
+            asked = clicked_in_kb(lists.candidates.numpy(), lists.clicked.numpy(), len(self.intents))
+        else:
+            asked = wanted.reindex(list(session_ids)).to_numpy(dtype=object)[:, None] == self.intents.intent_id[None]
+        hits = {f"ihr@{k}": intent_hits(similarity, asked, self.exists[rows], k) for k in (1, 3)}
+        return pd.DataFrame({"session_id": list(session_ids), **hits})
+
     def _metrics(self, listed: np.ndarray, over_kb: np.ndarray, name: str, seed: int | None) -> pd.DataFrame:
         shown, clicked = self.lists.shown.numpy(), self.lists.clicked.numpy()
-        valid_from = self.intents.valid_from
-        exists = ~(valid_from[None, :] > self.timestamps[:, None])  # NaT on either side: it exists
         in_kb = clicked_in_kb(self.lists.candidates.numpy(), clicked, len(self.intents))
         keys: dict[str, Any] = {"session_id": self.lists.session_id, "user_id": self.lists.user_id}
         return session_metrics(
             np.where(shown, listed, 0), clicked, shown, **keys, model=name, seed=seed, split=self.lists.part,
-            k=self.k, group=self.group, weights=self.weights, whole_kb=(over_kb, in_kb, exists),
+            k=self.k, group=self.group, weights=self.weights, whole_kb=(over_kb, in_kb, self.exists),
         )  # fmt: skip
 
 

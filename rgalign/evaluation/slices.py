@@ -5,6 +5,7 @@ cold        clicked on an intent without a click in train (dev users included), 
 tail        clicked on one of the least clicked intents that together hold at most a third of train's clicks [C]
 head        clicked on one of the others
 shuffled    the whole list was shown in random order (where sessions.shuffled says so)
+seen=N      the user's impressions in train: none, or up to / more than the median of those who have some [C]
 region=R    the session's region, where there are 2 to 12: more would be a slice each of a few sessions [C]
 
 A session that clicked on several intents can be in several of cold, tail and head.
@@ -33,10 +34,16 @@ def intent_kinds(intent_ids, train_clicked_ids) -> pd.Series:
     return pd.Series(kinds, index=intent_ids, name="kind")
 
 
-def session_slices(sessions: pd.DataFrame, impressions: pd.DataFrame, train_impressions: pd.DataFrame) -> pd.DataFrame:
+def session_slices(
+    sessions: pd.DataFrame,
+    impressions: pd.DataFrame,
+    train_impressions: pd.DataFrame,
+    train_sessions: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """One bool column a slice, indexed by session_id in the order of `sessions`; `.sum()` gives the counts.
 
     sessions, impressions  of the split to be judged (ARCHITECTURE.md, Contracts); train_impressions of train
+    train_sessions         adds the slices by impressions a user; None leaves them out
     A slice without a session is kept: its metric is undefined, and the tables say so.
     """
     ids = sessions["session_id"].to_numpy(dtype=object)
@@ -50,7 +57,19 @@ def session_slices(sessions: pd.DataFrame, impressions: pd.DataFrame, train_impr
         slices[name] = slices.index.isin(sessions_of_click[kind == name])
     if "shuffled" in sessions:
         slices["shuffled"] = sessions["shuffled"].fillna(False).to_numpy(dtype=bool)
+    if train_sessions is not None:
+        slices = slices.assign(**_by_impressions(sessions["user_id"], train_sessions, train_impressions))
     regions = sorted(sessions["region"].dropna().unique())
     for name in regions if 1 < len(regions) <= MOST_REGIONS else ():
         slices[f"region={name}"] = (sessions["region"] == name).fillna(False).to_numpy(dtype=bool)
     return slices
+
+
+def _by_impressions(user_ids: pd.Series, train_sessions: pd.DataFrame, train_impressions: pd.DataFrame) -> dict:
+    user_of = train_sessions.set_index("session_id")["user_id"]
+    counts = train_impressions["session_id"].map(user_of).value_counts()
+    seen = user_ids.map(counts).fillna(0).to_numpy(dtype=int)
+    if not (seen > 0).any():
+        return {}
+    middle = int(np.median(seen[seen > 0]))
+    return {"seen=0": seen == 0, f"seen=1..{middle}": (seen > 0) & (seen <= middle), f"seen>{middle}": seen > middle}

@@ -1,4 +1,7 @@
-"""The one list of rankers that can be trained: the models of the study and their controls."""
+"""The one list of rankers that can be trained: the models of the study and their controls.
+
+QE-Rec reads the same features as its control two_tower_text, the hashed words among them, and the vectors besides [C].
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,13 +33,13 @@ VARIANTS = {
     "two_tower": Variant("two_tower", words=False),
     "two_tower_text": Variant("two_tower", words=True),
     "two_tower_text/lm_features": Variant("two_tower", words=True, vectors="mean"),
-    "qe_rec": Variant("three_tower", words=False, vectors="prompt"),
-    "qe_rec/words": Variant("three_tower", words=True, vectors="prompt"),
-    "qe_rec/prompt_query": Variant("three_tower", words=False, vectors="prompt_query"),
-    "qe_rec/random_lm": Variant("three_tower", words=False, vectors="random_lm"),
-    "qe_rec/no_text": Variant("three_tower", words=False, vectors="no_text"),
-    "qe_rec/kb_lm": Variant("three_tower", words=False, vectors="kb_lm"),
-    "qe_rec/lsa": Variant("three_tower", words=False, vectors="lsa"),
-    "qe_rec/constant_query": Variant("three_tower", words=False, vectors="prompt", query="constant"),
-    "qe_rec/shuffled_query": Variant("three_tower", words=False, vectors="prompt", query="shuffled"),
+    "qe_rec": Variant("three_tower", words=True, vectors="prompt"),
+    "qe_rec/no_words": Variant("three_tower", words=False, vectors="prompt"),
+    "qe_rec/prompt_query": Variant("three_tower", words=True, vectors="prompt_query"),
+    "qe_rec/random_lm": Variant("three_tower", words=True, vectors="random_lm"),
+    "qe_rec/no_text": Variant("three_tower", words=True, vectors="no_text"),
+    "qe_rec/kb_lm": Variant("three_tower", words=True, vectors="kb_lm"),
+    "qe_rec/lsa": Variant("three_tower", words=True, vectors="lsa"),
+    "qe_rec/constant_query": Variant("three_tower", words=True, vectors="prompt", query="constant"),
+    "qe_rec/shuffled_query": Variant("three_tower", words=True, vectors="prompt", query="shuffled"),
 }

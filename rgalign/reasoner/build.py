@@ -1,0 +1,210 @@
+"""What a run's params ask for: its language models, and one way of embedding for each set of vectors a ranker reads.
+
+models/reasoner/<name>/   a reasoner (reasoner.model.save): main, other-1, .., kb_lm
+"""
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from sklearn.pipeline import Pipeline
+
+from rgalign.data.prompts import Prompter
+from rgalign.data.tables import Dataset
+from rgalign.data.vectors import Vectors
+from rgalign.reasoner import lsa, queries, tokenizer
+from rgalign.reasoner.embed_shards import embed_to_shards, gather
+from rgalign.reasoner.model import Reasoner, ReasonerError, load, save, tiny
+from rgalign.reasoner.pretrain import pretrain
+from rgalign.reasoner.settings import TINY, prompter, shown_features
+from rgalign.seeding import seeded
+
+MAIN, KB_LM = "main", "kb_lm"
+KB_STEPS_REPEATS = 200  # times the KB is read by the control that reads nothing else: some 20,000 documents [C]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The params that models and vectors are made by.
+
+    settings  the section `reasoner`;  drop  data.features.drop;  device  run.device
+    """
+
+    settings: Mapping[str, Any]
+    drop: Sequence[str] = ()
+    device: str = "cpu"
+
+    @property
+    def own(self) -> bool:
+        """The main model is built here."""
+        return self.settings["model"] == TINY
+
+    def prompter(self, dataset: Dataset, reasoner: Reasoner, *, texts: bool = True) -> Prompter:
+        put = {"drop": self.drop, "texts": texts}
+        return prompter(self.settings, dataset.meta, dataset.intents, reasoner.tokenizer, **put)
+
+
+def build_models(
+    recipe: Recipe, dataset: Dataset, vectors: Collection[str], *, folder: Path, work: Path
+) -> pd.DataFrame:
+    """Build or load every model of the run and save it below `folder`. Returns the curves of pre-training.
+
+    dataset  without its test split; clicks are not read
+    vectors  the sets of vectors that will be asked for (ranker.variants)
+    work     for checkpoints, by which a killed call goes on where it stood
+    Curves: model, step, loss (nats a token), seconds; empty where nothing was trained.
+    Raises ReasonerError, ValueError.
+    """
+    settings = recipe.settings
+    if KB_LM in vectors and not recipe.own:
+        raise ReasonerError(f"vectors {KB_LM} need reasoner.model tiny; {settings['model']} is pretrained on more")
+    wanted = {MAIN: (settings["model"], settings["seed"], settings["tiny"])}
+    for number, other in enumerate(settings["others"], start=1):
+        wanted[f"other-{number}"] = (other["model"], other["seed"], other["tiny"])
+    if KB_LM in vectors:
+        wanted[KB_LM] = wanted[MAIN]
+    curves, words = [], _vocabulary(recipe, dataset)
+    for name, (source, seed, size) in wanted.items():
+        if source == TINY:
+            reasoner, curve = _tiny(recipe, dataset, words, seed, size, work / name, kb_only=name == KB_LM)
+            curves.append(curve.drop(columns="seconds").assign(model=name))  # seconds differ from run to run
+        else:
+            reasoner = load_pretrained(recipe, source, adapter=settings["adapter"] if name == MAIN else None)
+        save(reasoner, folder / name)
+    return pd.concat(curves) if curves else pd.DataFrame({"model": [], "step": [], "loss": []})
+
+
+def load_pretrained(recipe: Recipe, source: str, adapter: str | None = None) -> Reasoner:
+    """A hub model or folder, as the params say."""
+    how = {key: recipe.settings[key] for key in ("kind", "dtype", "quantize")}
+    return load(source, adapter=adapter, device=recipe.device, **how)
+
+
+def load_models(recipe: Recipe, folder: Path) -> dict[str, Reasoner]:
+    """name -> the reasoner that `build_models` saved."""
+    how = {"kind": recipe.settings["kind"], "dtype": recipe.settings["dtype"], "device": recipe.device}
+    return {path.name: load(str(path), **how) for path in sorted(folder.iterdir()) if path.is_dir()}
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """One way from prompts to vectors (ranker.variants.Variant says which there are)."""
+
+    reasoner: Reasoner
+    prompter: Prompter
+    pooling: str | None = None
+    writes: bool = False  # embed prompt and query [C]
+    max_new_tokens: int = 24
+    words: Pipeline | None = None  # instead of the reasoner: TF-IDF and SVD
+    tokens_per_batch: int | None = None
+
+    def sessions(self, frame: pd.DataFrame, work: Path) -> Vectors:
+        """Vectors of sessions by session_id. work: folder for finished shards; a killed call goes on from them."""
+        prompts = self.prompter.sessions(frame)
+        if self.writes:
+            written = queries.greedy(self.reasoner, self.prompter, prompts, max_new_tokens=self.max_new_tokens)
+            asked = self.prompter.queries(written["query"].tolist())
+            prompts = [[*prompt, *query] for prompt, query in zip(prompts, asked, strict=True)]
+        return self._vectors(frame["session_id"].tolist(), prompts, work)
+
+    def intents(self, frame: pd.DataFrame, work: Path) -> Vectors:
+        """Vectors of KB intents by intent_id; where queries are embedded, an intent's title stands for its query."""
+        prompts = self.prompter.intents(frame)
+        if self.writes:
+            titles = self.prompter.queries(frame["title"].fillna("").tolist())
+            prompts = [[*prompt, *title] for prompt, title in zip(prompts, titles, strict=True)]
+        return self._vectors(frame["intent_id"].tolist(), prompts, work)
+
+    def _vectors(self, ids: list[str], sequences: list[list[int]], work: Path) -> Vectors:
+        if self.words is not None:
+            return Vectors(ids, lsa.embed(self.words, sequences))
+        how = {"pooling": self.pooling, "tokens_per_batch": self.tokens_per_batch}
+        embed_to_shards(work, self.reasoner, ids, sequences, prefix=len(self.prompter.head), **how)
+        vectors = gather(work)
+        shutil.rmtree(work)
+        return vectors
+
+
+def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset: Dataset) -> Embedding:
+    """The way of embedding of that name. dataset: its transcripts and intents are read, and meta.
+
+    Raises ReasonerError for a way that this kind of model has not.
+    """
+    settings, main = recipe.settings, models[MAIN]
+    if name == "prompt_query" and main.kind == "encoder":
+        raise ReasonerError("vectors prompt_query need a model that writes; an encoder does not")
+    reasoner = {"random_lm": lambda: untrained(main, settings["seed"]), "kb_lm": lambda: models[KB_LM]}
+    chosen = reasoner.get(name, lambda: main)()
+    put = recipe.prompter(dataset, chosen, texts=name != "no_text")
+    words = None
+    if name == "lsa":
+        documents = [[*prompt, *query] for prompt, query in zip(*_documents(recipe, dataset, put), strict=True)]
+        words = lsa.fit(documents, dim=main.hidden_size, seed=settings["seed"])
+    return Embedding(
+        chosen,
+        put,
+        pooling="mean" if name == "mean" else None,
+        writes=name == "prompt_query",
+        max_new_tokens=settings["queries"]["max_new_tokens"],
+        words=words,
+        tokens_per_batch=settings["embed_tokens_per_batch"],
+    )
+
+
+def untrained(reasoner: Reasoner, seed: int) -> Reasoner:
+    """The same architecture and tokenizer with weights drawn anew: the control qe_rec/random_lm."""
+    with seeded(seed):
+        drawn = type(reasoner.model)(reasoner.model.config)
+    model = drawn.to(reasoner.device, next(reasoner.model.parameters()).dtype)
+    return replace(reasoner, model=model.eval())
+
+
+def _vocabulary(recipe: Recipe, dataset: Dataset):
+    """The tiny models' tokenizer: one for all of a run, so that their queries are written in the same words."""
+    settings = recipe.settings
+    if not recipe.own and all(other["model"] != TINY for other in settings["others"]):
+        return None
+    counts = tokenizer.count_words(
+        features=shown_features(settings, dataset.meta, recipe.drop),
+        kinds=dataset.meta["features"],
+        intents=dataset.intents,
+        sessions=_train(dataset),
+        transcripts=dataset.transcripts,
+    )
+    return tokenizer.build(counts, min_count=settings["tiny"]["min_count"])
+
+
+def _tiny(recipe, dataset, words, seed, size, work, *, kb_only: bool) -> tuple[Reasoner, pd.DataFrame]:
+    reasoner = tiny(words, **{key: size[key] for key in ("hidden", "layers", "heads")}, seed=seed)
+    how = dict(recipe.settings["pretraining"])
+    repeats = KB_STEPS_REPEATS if kb_only else how.pop("kb_repeats")
+    how.pop("kb_repeats", None)
+    put = prompter(
+        {**recipe.settings, "model": TINY, "kind": "causal"}, dataset.meta, dataset.intents, words, drop=recipe.drop
+    )
+    prompts, asked = ([], []) if kb_only else _documents(recipe, dataset, put)
+    if not kb_only and not _has_transcripts(dataset):
+        how["prompt_weight"] = 1.0  # nobody asks anything in these documents: the sessions' own text is all there is
+    titles = put.queries(dataset.intents["title"].fillna("").tolist())
+    prompts = prompts + put.intents(dataset.intents) * repeats
+    asked = asked + titles * repeats
+    return pretrain(reasoner, prompts, asked, folder=work, seed=seed, **how)
+
+
+def _documents(recipe: Recipe, dataset: Dataset, put: Prompter) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and queries of the transcripts; without any, the prompts of train's sessions, which ask nothing."""
+    if _has_transcripts(dataset):
+        return put.transcripts(dataset.transcripts, _train(dataset))
+    prompts = put.sessions(_train(dataset))
+    return prompts, [[put.end_id]] * len(prompts)
+
+
+def _has_transcripts(dataset: Dataset) -> bool:
+    return dataset.transcripts is not None and len(dataset.transcripts) > 0
+
+
+def _train(dataset: Dataset) -> pd.DataFrame:
+    return dataset.sessions[dataset.sessions["split"] == "train"]
