@@ -1,7 +1,7 @@
 """Scores to session metrics: every model judged on the same lists and over the same whole knowledge base."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,13 @@ import pandas as pd
 from torch import nn
 
 from rgalign.data import candidates
-from rgalign.data.lists import Intents, Lists
+from rgalign.data.lists import Intents, Lists, with_texts
 from rgalign.data.tables import Dataset
+from rgalign.data.vectors import Vectors
 from rgalign.evaluation.ihr import intent_hits
 from rgalign.evaluation.results import clicked_in_kb, session_metrics
 from rgalign.ranker.fit import score, score_kb
+from rgalign.ranker.train import Parts, lists_with_vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,15 @@ class Judge:
             log_inclusion = candidates.log_inclusion(clicks, sampled)
         when = timestamps.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
         return cls(lists, intents, when, log_inclusion, **how)
+
+    def for_parts(self, parts: Parts) -> "Judge":
+        """The same judge for a variant's valid lists."""
+        return replace(self, lists=parts.valid, intents=parts.intents)
+
+    def with_vectors(self, name: str, sessions: Vectors, intents: Vectors, train: Lists, seed: int) -> "Judge":
+        """The same judge for a variant that reads vectors (ranker.train.lists_with_vectors)."""
+        lists = lists_with_vectors(self.lists, name, sessions, train, seed)
+        return replace(self, lists=lists, intents=with_texts(self.intents, intents.rows(self.intents.intent_id)))
 
     def ranker(self, model: nn.Module, name: str, seed: int | None) -> pd.DataFrame:
         """The session_metrics rows of a ranker that was trained on lists like these."""
