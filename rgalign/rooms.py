@@ -123,7 +123,7 @@ class TinyModel(Room):
 
     hidden: int = Field(64, ge=8, description="width")
     layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1, description="of the attention; they divide `hidden`")
+    heads: int = Field(4, ge=1, validate_default=True, description="of the attention; they divide `hidden`")
     min_count: int = Field(2, ge=1, description="rarer words become 'unknown'")
 
     @field_validator("heads")

@@ -82,6 +82,7 @@ FLOORS = tuple(
         "score",
         "benchmarks",
         "plots",
+        "plots_reasoner",
         "pipeline",
         "__main__",
     ]

@@ -99,7 +99,7 @@ def test_from_and_through_cut_the_sequence_and_benchmarks_run_alone():
 
 def test_an_unknown_stage_lists_the_known_ones(capsys):
     assert main(["run", "params/smoke.yaml", "--from", "33", "--dry-run"]) == 1
-    assert "01_data, 03_rankers" in capsys.readouterr().err
+    assert "01_data, 02_reasoner, 03_rankers" in capsys.readouterr().err
 
 
 def test_a_wrong_parameter_ends_before_anything_is_written(capsys, tmp_path):
