@@ -67,3 +67,14 @@ def test_without_regions_or_a_shuffled_column_there_are_no_such_slices():
     assert list(found) == ["all", "cold", "tail", "head"]
     assert found.loc["s0", "head"]
     assert not np.any(found.loc["s0", ["cold", "tail"]])
+
+
+def test_users_are_cut_by_how_many_impressions_train_has_of_them():
+    """Train: u0 has 1 impression, u1 3, u9 none. Median of those who have some: 2."""
+    train_sessions = pd.DataFrame({"session_id": ["t0", "t1"], "user_id": ["u0", "u1"]})
+    train = clicks(("t0", "a"), ("t1", "a"), misses=[("t1", "b"), ("t1", "c")])
+    sessions = pd.DataFrame({"session_id": list("xyz"), "user_id": ["u0", "u1", "u9"], "region": [None] * 3})
+    shown = clicks(("x", "a"), ("y", "a"), ("z", "a"))
+    found = slices.session_slices(sessions, shown, train, train_sessions)
+    by_user = found[["seen=0", "seen=1..2", "seen>2"]]
+    assert by_user.to_numpy().tolist() == [[False, True, False], [False, False, True], [True, False, False]]

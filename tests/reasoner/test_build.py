@@ -1,0 +1,89 @@
+"""From params to models and vectors: what is built, what is refused, and that vectors do not depend on company."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rgalign.data import world
+from rgalign.data.tables import Dataset
+from rgalign.reasoner import build, settings
+from rgalign.reasoner.model import ReasonerError, fingerprint
+from rgalign.rooms import OtherModel, Params
+
+SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}
+
+
+@pytest.fixture(scope="module")
+def shop() -> Dataset:
+    whole = world.generate(seed=11, sessions=300, users=200, distance=0.5, transcripts=120)
+    return replace(whole, truth=None, sessions=whole.sessions.assign(split="train"))
+
+
+@pytest.fixture(scope="module")
+def recipe() -> build.Recipe:
+    own = Params().reasoner.model_dump()
+    return build.Recipe({**own, "seed": 5, "tiny": SMALL, "pretraining": {**own["pretraining"], "epochs": 0.2}})
+
+
+@pytest.fixture(scope="module")
+def models(recipe, shop, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    build.build_models(recipe, shop, {"prompt", "kb_lm"}, folder=folder / "built", work=folder / "work")
+    return build.load_models(recipe, folder / "built")
+
+
+WAYS = ("prompt", "prompt_query", "random_lm", "no_text", "kb_lm", "lsa", "mean")
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_session_has_the_same_vector_alone_as_among_others(name, recipe, models, shop, tmp_path):
+    way = build.embedding(name, recipe, models, shop)
+    among = way.sessions(shop.sessions.head(20), tmp_path / "among")
+    alone = way.sessions(shop.sessions.iloc[[7]], tmp_path / "alone")
+    np.testing.assert_allclose(alone.values[0].astype(float), among.values[7].astype(float), atol=2e-3)
+    assert way.intents(shop.intents, tmp_path / "intents").dim == among.dim
+
+
+def test_the_ways_differ(recipe, models, shop, tmp_path):
+    made = {n: build.embedding(n, recipe, models, shop).sessions(shop.sessions.head(5), tmp_path / n) for n in WAYS}
+    values = [vectors.values.astype(float).tobytes() for vectors in made.values()]
+    assert len(set(values)) == len(WAYS)
+
+
+def test_the_prompt_without_text_holds_no_word_of_a_text(recipe, models, shop):
+    main = models["main"]
+    kinds = {kind for kind in recipe.prompter(shop, main, texts=False).explain(shop.sessions.iloc[0])["kind"]}
+    assert "text" not in kinds
+    assert "text" in set(recipe.prompter(shop, main).explain(shop.sessions.iloc[0])["kind"])
+
+
+def test_models_have_their_own_seeds_and_sizes_and_repeat(recipe, shop, tmp_path):
+    others = [OtherModel(seed=6).model_dump() | {"tiny": {**SMALL, "hidden": 32}}]
+    two = replace(recipe, settings={**recipe.settings, "others": others})
+    for run in ("one", "two"):
+        build.build_models(two, shop, {"prompt"}, folder=tmp_path / run, work=tmp_path / "work")
+    one, again = (build.load_models(two, tmp_path / run) for run in ("one", "two"))
+    assert (one["main"].hidden_size, one["other-1"].hidden_size) == (16, 32)
+    assert {n: fingerprint(m) for n, m in one.items()} == {n: fingerprint(m) for n, m in again.items()}
+
+
+def test_without_transcripts_the_model_reads_the_kb_and_train_alone(recipe, shop, tmp_path):
+    mute = replace(shop, transcripts=None)
+    curves = build.build_models(recipe, mute, {"prompt"}, folder=tmp_path / "built", work=tmp_path / "work")
+    assert curves["loss"].iloc[-1] < curves["loss"].iloc[0]
+
+
+def test_a_pretrained_model_has_no_control_that_read_the_kb_alone(recipe, shop, tmp_path):
+    hub = replace(recipe, settings={**recipe.settings, "model": "some/model"})
+    with pytest.raises(ReasonerError, match=r"need reasoner\.model tiny"):
+        build.build_models(hub, shop, {"kb_lm"}, folder=tmp_path / "built", work=tmp_path / "work")
+
+
+def test_unknown_and_dropped_features_never_enter_a_prompt(recipe, shop):
+    with pytest.raises(ValueError, match="did you mean 'order_status'"):
+        settings.shown_features({"features": ["order_statu"]}, shop.meta)
+    shown = settings.shown_features({"features": None}, shop.meta, drop=("order_status",))
+    assert "order_status" not in shown
+    with pytest.raises(ValueError, match="leave no column"):
+        settings.shown_features({"features": ["order_status"]}, shop.meta, drop=("order_status",))
