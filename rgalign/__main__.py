@@ -1,4 +1,4 @@
-"""The command line: python -m rgalign run | status | check | world."""
+"""The command line: python -m rgalign run | status | check | world | labels."""
 
 import argparse
 import os
@@ -28,7 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message tells the user all there is to know; any other shows its traceback."""
     expected = [ParamsError, artifacts.ArtifactError, OSError]
-    for module, name in (("rgalign.pipeline", "StageFailed"), ("rgalign.data.tables", "TableError")):
+    for module, name in (
+        ("rgalign.pipeline", "StageFailed"),
+        ("rgalign.data.tables", "TableError"),
+        ("rgalign.data.labels", "LabelError"),
+    ):
         if module in sys.modules:
             expected.append(getattr(sys.modules[module], name))
     return tuple(expected)
@@ -102,6 +106,24 @@ def world_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def labels_command(options: argparse.Namespace) -> int:
+    """Write a sheet for people to fill in, or read a filled one back into the data set."""
+    from rgalign.data import labels, tables
+
+    folder = Path(options.folder)
+    shop = tables.read(folder, splits=("train", "valid", "test"))
+    if options.read:
+        found = labels.read_sheet(options.sheet, shop.sessions, shop.intents)
+        artifacts.write_table(folder / "labels.parquet", found)
+        print(f"{len(found):,} labels: {folder / 'labels.parquet'}")
+        return 0
+    own = shop.sessions[shop.sessions.split == options.split].head(options.sessions)
+    shown = list(shop.meta.get("prompt_features") or shop.kinds)
+    sheet, kb = labels.export_sheet(options.sheet, own, shop.intents, kinds=shop.kinds, features=shown)
+    print(f"{len(own):,} sessions to label: {sheet}\nthe intents to choose from: {kb}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rgalign", description="RGAlign-Rec, stage by stage.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -131,6 +153,14 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example sessions=100000, seed=1"
     )
     world.set_defaults(command=world_command)
+
+    labels = commands.add_parser("labels", help="write a labelling sheet, or read a filled one into labels.parquet")
+    labels.add_argument("folder", help="a data set, or a run's tables/dataset")
+    labels.add_argument("sheet", help="a .csv; the intents are written beside it")
+    labels.add_argument("--read", action="store_true", help="read the filled sheet back")
+    labels.add_argument("--split", default="test", choices=["train", "valid", "test"])
+    labels.add_argument("--sessions", type=int, default=200, help="the first ones of the split")
+    labels.set_defaults(command=labels_command)
     return parser
 
 
