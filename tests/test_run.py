@@ -48,4 +48,4 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path):
         artifacts.digest(unbroken / name) for name in RESULTS
     ]
     assert not [path for path in killed.rglob(".*") if artifacts.TEMPORARY in path.name]
-    assert finish(killed).count("unchanged, skipped") == 3
+    assert finish(killed).count("unchanged, skipped") == 4
