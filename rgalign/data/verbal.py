@@ -182,12 +182,15 @@ def _values(array: pa.Array, kind: str) -> tuple[np.ndarray, Sequence[object]]:
 
 
 def intent_phrases(intents: pd.DataFrame, *, layout: str, characters: int = TEXT_CHARACTERS) -> list[list[Phrase]]:
-    """Per KB intent its title and description; without a title the description alone, without both its intent_id."""
+    """Per KB intent its title and description; without a title the description alone, without both its intent_id.
+
+    An id that is empty or nothing but control characters says nothing either: that intent has no phrase.
+    """
     texts = {"title": "text", "description": "text"}
     found = session_phrases(intents, list(texts), texts, layout=layout, characters=characters)
     for phrases, key in zip(found, intents["intent_id"], strict=True):
-        if not phrases:
-            phrases.append(phrase("intent_id", "categorical", key, layout=layout))
+        if not phrases and (named := phrase("intent_id", "categorical", key, layout=layout)) is not None:
+            phrases.append(named)
     return found
 
 

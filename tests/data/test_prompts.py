@@ -9,7 +9,7 @@ from prompt_tokenizers import pretrained, tiny
 from tokenizers import processors
 
 from rgalign.data.prompts import ASK, Prompter
-from rgalign.data.verbal import compact_words
+from rgalign.data.verbal import compact_words, intent_phrases
 
 KINDS = {"state": "categorical", "days": "numeric", "recent": "history", "note": "text", "secret": "text"}
 SHOWN = ["state", "days", "recent", "note"]
@@ -261,3 +261,9 @@ def test_all_faults_at_once():
         prompter(max_tokens=1)
     with pytest.raises(ValueError, match="use layout: lines"):
         prompter(pretrained())
+
+
+def test_an_intent_without_a_single_word_is_still_a_prompt():
+    blank = pd.DataFrame({"intent_id": ["", "\u0007", "kb_1"], "title": [None, "", ""], "description": ["", None, ""]})
+    phrases = intent_phrases(blank, layout="compact")
+    assert [[phrase.words for phrase in row] for row in phrases] == [[], [], [["intent_id=kb_1"]]]
