@@ -34,7 +34,7 @@ METRIC_NAMES = {
 
 def sessions_by_day(days: pd.DataFrame) -> Figure:
     """Sessions a day, coloured by split. days: columns day (datetime), split, sessions."""
-    figure, (axes,) = _figure(1, width=8, height=2.8)
+    figure, (axes,) = panels_of(1, width=8, height=2.8)
     for split, (colour, hatch) in SPLIT_STYLE.items():
         part = days[days.split == split]
         if part.empty:
@@ -51,10 +51,10 @@ def feature_values(counts: pd.DataFrame) -> Figure:
     features = list(dict.fromkeys(counts.feature))
     columns = min(4, len(features))
     rows = -(-len(features) // columns)
-    figure, panels = _figure(rows * columns, columns=columns, width=11, height=2.2 * rows)
+    figure, panels = panels_of(rows * columns, columns=columns, width=11, height=2.2 * rows)
     for axes, feature in zip(panels, features, strict=False):
         part = counts[counts.feature == feature].iloc[::-1]
-        axes.barh([_short(value) for value in part.value], part.share, color="#56B4E9")
+        axes.barh([short(value) for value in part.value], part.share, color="#56B4E9")
         axes.set(title=feature, xlabel="share of sessions")
     for axes in panels[len(features) :]:
         axes.set_visible(False)
@@ -63,7 +63,7 @@ def feature_values(counts: pd.DataFrame) -> Figure:
 
 def intent_clicks(intents: pd.DataFrame) -> Figure:
     """Clicks in train of each intent, most clicked first. intents: columns clicks, group (head | tail | cold)."""
-    figure, (axes,) = _figure(1, width=8, height=3)
+    figure, (axes,) = panels_of(1, width=8, height=3)
     ordered = intents.sort_values("clicks", ascending=False, kind="stable").reset_index(drop=True)
     for group, colour, hatch in (("head", "#56B4E9", ""), ("tail", "#E69F00", "//"), ("cold", "#D55E00", "xx")):
         part = ordered[ordered.group == group]
@@ -77,7 +77,7 @@ def intent_clicks(intents: pd.DataFrame) -> Figure:
 
 def clicks_by_position(rates: pd.DataFrame) -> Figure:
     """Click rate by position. rates: columns position, lists (a label), rate, error (standard error)."""
-    figure, (axes,) = _figure(1, width=6, height=3)
+    figure, (axes,) = panels_of(1, width=6, height=3)
     styles = zip(("#0072B2", "#D55E00", "#009E73"), "os^", ("-", "--", ":"), strict=True)
     for (label, part), (colour, marker, line) in zip(rates.groupby("lists", sort=False), styles, strict=False):
         axes.errorbar(
@@ -98,13 +98,13 @@ def clicks_by_position(rates: pd.DataFrame) -> Figure:
 
 def learning_curves(curves: pd.DataFrame) -> Figure:
     """Training loss and development GAUC by epoch. curves: columns model, seed, epoch, train_loss, dev_gauc."""
-    figure, (left, right) = _figure(2, columns=2, width=9, height=3)
+    figure, (left, right) = panels_of(2, columns=2, width=9, height=3)
     for (model, seed), part in curves.groupby(["model", "seed"], sort=False):
         colour, marker = _style(model)
         label = model if seed == curves[curves.model == model].seed.iloc[0] else None
         for axes, column in ((left, "train_loss"), (right, "dev_gauc")):
             axes.plot(part.epoch, part[column], color=colour, marker=marker, markersize=4, label=label, alpha=0.8)
-    left.set(title="Training loss", xlabel="epoch", ylabel="ListNet loss (nats a list)")
+    left.set(title="Training loss", xlabel="epoch", ylabel="loss (nats a list)")
     right.set(title="Development users", xlabel="epoch", ylabel="GAUC")
     left.legend(frameon=False)
     return figure
@@ -112,7 +112,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
 
 def search_results(trials: pd.DataFrame) -> Figure:
     """GAUC on valid of every configuration that was tried. trials: columns model, trial, valid_gauc."""
-    figure, (axes,) = _figure(1, width=6, height=2.6)
+    figure, (axes,) = panels_of(1, width=6, height=2.6)
     models = list(dict.fromkeys(trials.model))
     for row, model in enumerate(models):
         colour, marker = _style(model)
@@ -129,7 +129,7 @@ def search_results(trials: pd.DataFrame) -> Figure:
 
 def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """Each model's metrics, one dot a ranker seed and a bar at their mean. results: columns model, metric, value."""
-    figure, panels = _figure(len(metrics), columns=len(metrics), width=3.2 * len(metrics) + 1.5, height=2.8)
+    figure, panels = panels_of(len(metrics), columns=len(metrics), width=3.2 * len(metrics) + 1.5, height=2.8)
     names = list(dict.fromkeys(results.model))[::-1]
     for axes, metric in zip(panels, metrics, strict=True):
         for row, model in enumerate(names):
@@ -148,7 +148,7 @@ def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
 def differences(comparisons: pd.DataFrame, title: str) -> Figure:
     """Paired differences with their 95 % intervals. comparisons: columns label, difference, ci_low, ci_high."""
-    figure, (axes,) = _figure(1, width=7, height=0.9 + 0.32 * len(comparisons))
+    figure, (axes,) = panels_of(1, width=7, height=0.9 + 0.32 * len(comparisons))
     rows = np.arange(len(comparisons))[::-1]
     middle = comparisons.difference.to_numpy()
     errors = np.abs(np.stack([middle - comparisons.ci_low, comparisons.ci_high - middle]))
@@ -162,7 +162,7 @@ def differences(comparisons: pd.DataFrame, title: str) -> Figure:
 
 def distance_to_oracle(values: pd.DataFrame) -> Figure:
     """GAUC of every model on one line, from chance to the oracle. values: columns model, value."""
-    figure, (axes,) = _figure(1, width=9, height=1.9)
+    figure, (axes,) = panels_of(1, width=9, height=1.9)
     axes.axhline(0, color="#BBBBBB", zorder=0)
     for i, (model, value) in enumerate(values.sort_values("value")[["model", "value"]].itertuples(index=False)):
         colour, marker = _style(model)
@@ -187,7 +187,7 @@ def distance_to_oracle(values: pd.DataFrame) -> Figure:
 def ratios(benchmarks: pd.DataFrame) -> Figure:
     """Ours against each peer, on a log scale. benchmarks: columns name, peer, unit, ratio; above 1 ours is better."""
     known = benchmarks[benchmarks.ratio.notna()].iloc[::-1]
-    figure, (axes,) = _figure(1, width=9, height=1 + 0.5 * len(known))
+    figure, (axes,) = panels_of(1, width=9, height=1 + 0.5 * len(known))
     peers = known.peer.str.split(r" \(|,", regex=True).str[0]
     axes.barh(range(len(known)), known.ratio, color="#56B4E9")
     axes.set_yticks(range(len(known)), known["name"] + "\nagainst " + peers, fontsize=8)
@@ -204,7 +204,8 @@ def ratios(benchmarks: pd.DataFrame) -> Figure:
     return figure
 
 
-def _figure(panels: int, *, columns: int = 1, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def panels_of(panels: int, *, columns: int = 1, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure in the house style and its axes, row by row."""
     figure, axes = plt.subplots(
         -(-panels // columns), columns, figsize=(width, height), layout="constrained", squeeze=False
     )
@@ -220,6 +221,7 @@ def _style(model: str) -> tuple[str, str]:
     return colour, "X" if "/" in model else marker
 
 
-def _short(value: object, length: int = 18) -> str:
+def short(value: object, length: int = 18) -> str:
+    """A label of at most `length` characters, safe for matplotlib."""
     text = str(value).replace("$", r"\$")  # matplotlib would read a pair of dollars as mathematics
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rgalign.plots import _figure, _short
+from rgalign.plots import panels_of, short
 
 TOKEN_STYLE = {  # kind of a prompt's token -> background
     "instruction": "#DDDDDD",
@@ -22,12 +22,12 @@ def prompt_tokens(tokens: pd.DataFrame, width: int = 110) -> Figure:
     """A prompt as the model reads it, each token on its kind's colour. tokens: Prompter.explain; width: characters."""
     lines, used = [[]], 0
     for token, kind in zip(tokens.token, tokens.kind, strict=True):
-        label = _short(str(token).strip() or "⏎", 40)
+        label = short(str(token).strip() or "⏎", 40)
         if used + len(label) + 2 > width:
             lines, used = [*lines, []], 0
         lines[-1].append((used, label, kind))
         used += len(label) + 2
-    figure, (axes,) = _figure(1, width=11, height=0.5 + 0.36 * len(lines))
+    figure, (axes,) = panels_of(1, width=11, height=0.5 + 0.36 * len(lines))
     for row, line in enumerate(lines):
         for start, label, kind in line:
             box = {"boxstyle": "round,pad=0.25", "facecolor": TOKEN_STYLE[kind], "edgecolor": "none"}
@@ -42,7 +42,7 @@ def prompt_tokens(tokens: pd.DataFrame, width: int = 110) -> Figure:
 
 def pretraining(curves: pd.DataFrame) -> Figure:
     """Loss of pre-training. curves: columns model, step, loss (nats a token)."""
-    figure, (axes,) = _figure(1, width=7, height=3)
+    figure, (axes,) = panels_of(1, width=7, height=3)
     for number, (model, curve) in enumerate(curves.groupby("model", sort=False)):
         axes.plot(
             curve.step, curve.loss, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % 8], ms=3, label=model
@@ -54,12 +54,12 @@ def pretraining(curves: pd.DataFrame) -> Figure:
 
 def reading(similarity: pd.DataFrame) -> Figure:
     """What the last token knows as a prompt is read. similarity: columns token, similarity to the pooled vector."""
-    figure, (axes,) = _figure(1, width=11, height=3.2)
+    figure, (axes,) = panels_of(1, width=11, height=3.2)
     place = np.arange(len(similarity))
     last = place == place[-1]
     axes.bar(place[~last], similarity.similarity[~last], color="#56B4E9")
     axes.bar(place[last], similarity.similarity[last], color="#000000", label="last token: what is pooled")
-    axes.set_xticks(place, [_short(str(t).strip() or "⏎", 24) for t in similarity.token], rotation=90, fontsize=6.5)
+    axes.set_xticks(place, [short(str(t).strip() or "⏎", 24) for t in similarity.token], rotation=90, fontsize=6.5)
     axes.set(title="Each token's state against the pooled vector", ylabel="cosine (centred)")
     axes.legend(frameon=False)
     return figure
@@ -67,7 +67,7 @@ def reading(similarity: pd.DataFrame) -> Figure:
 
 def embedding_map(points: pd.DataFrame, title: str) -> Figure:
     """Query embeddings in their two main directions. points: columns x, y, family (of the clicked intent)."""
-    figure, (axes,) = _figure(1, width=7.5, height=5)
+    figure, (axes,) = panels_of(1, width=7.5, height=5)
     common = points.family.value_counts().index[:FAMILIES]
     rest = points[~points.family.isin(common)]
     if len(rest):
@@ -75,7 +75,7 @@ def embedding_map(points: pd.DataFrame, title: str) -> Figure:
     for number, family in enumerate(common):
         own = points[points.family == family]
         axes.scatter(
-            own.x, own.y, s=9, color=COLOURS[number], marker=MARKERS[number], label=_short(family, 24), alpha=0.7
+            own.x, own.y, s=9, color=COLOURS[number], marker=MARKERS[number], label=short(family, 24), alpha=0.7
         )
     axes.set(title=title, xlabel="first principal direction", ylabel="second")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.6)

@@ -166,7 +166,9 @@ class OtherModel(Room):
 
 class Reasoner(Room):
     kind: Literal["causal", "encoder"] = Field("causal", description="an LLM that writes, or an embedder only")
-    model: str = Field("tiny", description="tiny, a hub name or a folder; the paper has Qwen/Qwen3-4B [P]")
+    model: str = Field(
+        "tiny", validate_default=True, description="tiny, a hub name or a folder; the paper has Qwen/Qwen3-4B [P]"
+    )
     adapter: str | None = Field(None, description="folder or name of a peft adapter of this model")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantize: Literal["8bit", "4bit"] | None = Field(None, description="needs CUDA and bitsandbytes")
@@ -179,6 +181,13 @@ class Reasoner(Room):
     pretraining: Pretraining = Pretraining()
     queries: Sampling = Sampling()
     others: Annotated[tuple[OtherModel, ...], BeforeValidator(_tuple_from_yaml)] = ()
+
+    @field_validator("others")
+    @classmethod
+    def others_write(cls, others: tuple[OtherModel, ...], info: ValidationInfo) -> tuple[OtherModel, ...]:
+        if others and info.data.get("kind") == "encoder":
+            raise ValueError("other models are there to write queries; an encoder run has none")
+        return others
 
     @field_validator("model")
     @classmethod

@@ -23,7 +23,8 @@ from rgalign.plots import MODEL_STYLE
 from rgalign.ranker.fit import fit
 from rgalign.ranker.three_tower import ThreeTowerConfig
 from rgalign.ranker.variants import VARIANTS
-from rgalign.rooms import CORE_RANKERS, RANKERS, Params, RankerSettings
+from rgalign.reasoner.pretrain import pretrain
+from rgalign.rooms import CORE_RANKERS, RANKERS, Params, Pretraining, RankerSettings
 
 SHIPPED = sorted((ROOT / "params").glob("**/*.yaml"))
 
@@ -153,6 +154,19 @@ def test_rankers_and_their_defaults_are_the_same_wherever_they_are_named():
     assert tuple(VARIANTS) == RANKERS
     assert set(RANKERS) < set(MODELS)
     assert set(CORE_RANKERS) < set(MODEL_STYLE) < set(MODELS)
+
+
+def test_pre_training_has_the_same_defaults_in_the_schema_and_in_the_function():
+    schema = Pretraining().model_dump()
+    function = {n: p.default for n, p in inspect.signature(pretrain).parameters.items() if n in schema}
+    assert function == {key: value for key, value in schema.items() if key != "kb_repeats"}
+
+
+def test_an_encoder_has_a_name_and_no_company():
+    with pytest.raises(ParamsError, match=r"reasoner\.model .*pretrained"):
+        check({"reasoner": {"kind": "encoder"}})
+    with pytest.raises(ParamsError, match=r"reasoner\.others .*write queries"):
+        check({"reasoner": {"kind": "encoder", "model": "some/encoder", "others": [{}]}})
 
 
 def test_yaml_merge_keys_are_read(tmp_path):

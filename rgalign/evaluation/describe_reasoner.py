@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rgalign.data import shards
 from rgalign.data.prompts import Prompter
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
@@ -67,19 +65,18 @@ def few_queries(queries: pd.DataFrame, sessions: pd.DataFrame, count: int = 4) -
 
 
 def hit_rates(
-    queries: pd.DataFrame, dataset: Dataset, run: Path, judge: str, reasoner: Reasoner, prompter: Prompter
+    queries: pd.DataFrame, judge: Judge, dataset: Dataset, name: str, reasoner: Reasoner, prompter: Prompter
 ) -> pd.DataFrame:
-    """Mean IHR of the greedy queries against the clicked intents on valid; empty for an encoder."""
+    """Mean IHR of the greedy queries against the clicked intents; empty for an encoder.
+
+    judge  of the sessions' split;  name  evaluation.ihr_judge
+    """
     best = queries[queries.candidate == -1]
     if best.empty:
         return pd.DataFrame(columns=["ihr@1", "ihr@3"])
-    encoded = run / "tables" / "encoded"
-    valid, intents = shards.load_lists(encoded, "valid"), shards.load_intents(encoded)
-    nearest = query_judge(judge, reasoner, prompter, dataset.intents)
-    hits = Judge.of(dataset, valid, intents, ()).intent_hits(
-        nearest.similarity(best["query"].tolist()), best.session_id
-    )
-    return hits[["ihr@1", "ihr@3"]].mean().to_frame("valid, clicked intent").T
+    nearest = query_judge(name, reasoner, prompter, dataset.intents)
+    hits = judge.intent_hits(nearest.similarity(best["query"].tolist()), best.session_id)
+    return hits[["ihr@1", "ihr@3"]].mean().to_frame("clicked intent").T
 
 
 def query_judge(
@@ -119,7 +116,14 @@ def without_test(dataset: Dataset) -> Dataset:
 
 
 def test_hits(
-    judge: Judge, dataset: Dataset, sessions: pd.DataFrame, reasoner: Reasoner, prompter: Prompter, name: str
+    judge: Judge,
+    dataset: Dataset,
+    sessions: pd.DataFrame,
+    reasoner: Reasoner,
+    prompter: Prompter,
+    name: str,
+    *,
+    max_new_tokens: int,
 ) -> pd.DataFrame:
     """IHR of the greedy queries of some sessions: session_id, ihr@1, ihr@3; empty for an encoder.
 
@@ -131,7 +135,7 @@ def test_hits(
     wanted = None
     if known is not None and len(known):
         wanted = known.drop_duplicates("session_id").set_index("session_id")["intent_id"].astype(object)
-    written = greedy(reasoner, prompter, prompter.sessions(sessions))
+    written = greedy(reasoner, prompter, prompter.sessions(sessions), max_new_tokens=max_new_tokens)
     similarity = query_judge(name, reasoner, prompter, dataset.intents).similarity(written["query"].tolist())
     return judge.intent_hits(similarity, sessions["session_id"].tolist(), wanted)
 

@@ -23,7 +23,7 @@ from rgalign.reasoner.settings import TINY, prompter, shown_features
 from rgalign.seeding import seeded
 
 MAIN, KB_LM = "main", "kb_lm"
-KB_STEPS_REPEATS = 200  # times the KB is read by the control that reads nothing else: some 20,000 documents [C]
+KB_ALONE_REPEATS = 200  # times the KB is read by the control that reads nothing else: some 20,000 documents [C]
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,13 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     settings, main = recipe.settings, models[MAIN]
     if name == "prompt_query" and main.kind == "encoder":
         raise ReasonerError("vectors prompt_query need a model that writes; an encoder does not")
-    reasoner = {"random_lm": lambda: untrained(main, settings["seed"]), "kb_lm": lambda: models[KB_LM]}
-    chosen = reasoner.get(name, lambda: main)()
+    chosen = models[KB_LM] if name == KB_LM else main
+    if name == "random_lm":
+        chosen = untrained(main, settings["seed"])
     put = recipe.prompter(dataset, chosen, texts=name != "no_text")
     words = None
     if name == "lsa":
-        documents = [[*prompt, *query] for prompt, query in zip(*_documents(recipe, dataset, put), strict=True)]
+        documents = [[*prompt, *query] for prompt, query in zip(*_documents(dataset, put), strict=True)]
         words = lsa.fit(documents, dim=main.hidden_size, seed=settings["seed"])
     return Embedding(
         chosen,
@@ -172,7 +173,7 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
         kinds=dataset.meta["features"],
         intents=dataset.intents,
         sessions=_train(dataset),
-        transcripts=dataset.transcripts,
+        transcripts=_transcripts(dataset),
     )
     return tokenizer.build(counts, min_count=settings["tiny"]["min_count"])
 
@@ -180,13 +181,12 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
 def _tiny(recipe, dataset, words, seed, size, work, *, kb_only: bool) -> tuple[Reasoner, pd.DataFrame]:
     reasoner = tiny(words, **{key: size[key] for key in ("hidden", "layers", "heads")}, seed=seed)
     how = dict(recipe.settings["pretraining"])
-    repeats = KB_STEPS_REPEATS if kb_only else how.pop("kb_repeats")
-    how.pop("kb_repeats", None)
-    put = prompter(
-        {**recipe.settings, "model": TINY, "kind": "causal"}, dataset.meta, dataset.intents, words, drop=recipe.drop
-    )
-    prompts, asked = ([], []) if kb_only else _documents(recipe, dataset, put)
-    if not kb_only and not _has_transcripts(dataset):
+    own_repeats = how.pop("kb_repeats")
+    repeats = KB_ALONE_REPEATS if kb_only else own_repeats
+    writer = {**recipe.settings, "model": TINY, "kind": "causal"}
+    put = prompter(writer, dataset.meta, dataset.intents, words, drop=recipe.drop)
+    prompts, asked = ([], []) if kb_only else _documents(dataset, put)
+    if not kb_only and _transcripts(dataset) is None:
         how["prompt_weight"] = 1.0  # nobody asks anything in these documents: the sessions' own text is all there is
     titles = put.queries(dataset.intents["title"].fillna("").tolist())
     prompts = prompts + put.intents(dataset.intents) * repeats
@@ -194,16 +194,22 @@ def _tiny(recipe, dataset, words, seed, size, work, *, kb_only: bool) -> tuple[R
     return pretrain(reasoner, prompts, asked, folder=work, seed=seed, **how)
 
 
-def _documents(recipe: Recipe, dataset: Dataset, put: Prompter) -> tuple[list[list[int]], list[list[int]]]:
+def _documents(dataset: Dataset, put: Prompter) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and queries of the transcripts; without any, the prompts of train's sessions, which ask nothing."""
-    if _has_transcripts(dataset):
-        return put.transcripts(dataset.transcripts, _train(dataset))
+    transcripts = _transcripts(dataset)
+    if transcripts is not None:
+        return put.transcripts(transcripts, _train(dataset))
     prompts = put.sessions(_train(dataset))
     return prompts, [[put.end_id]] * len(prompts)
 
 
-def _has_transcripts(dataset: Dataset) -> bool:
-    return dataset.transcripts is not None and len(dataset.transcripts) > 0
+def _transcripts(dataset: Dataset) -> pd.DataFrame | None:
+    """Transcripts of train's sessions and of no session of ours; what was typed later is never read. None: none."""
+    transcripts = dataset.transcripts
+    if transcripts is not None and "session_id" in transcripts:
+        own = transcripts["session_id"]
+        transcripts = transcripts[own.isna() | own.isin(_train(dataset)["session_id"])]
+    return transcripts if transcripts is not None and len(transcripts) else None
 
 
 def _train(dataset: Dataset) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """A control without a language model: the prompts' words as TF-IDF, reduced by a truncated SVD (LSA).
 
-Fitted on the same documents that the tiny model is pre-trained on, so that it tells what language modelling adds to
-having read them.
+Fitted on the transcripts that the tiny model is pre-trained on (not on the KB), so that it tells what language
+modelling adds to having read them.
 """
 
 from collections.abc import Sequence

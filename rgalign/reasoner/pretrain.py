@@ -44,7 +44,7 @@ def pretrain(
     epochs: float = 2.0,
     learning_rate: float = 4e-3,
     prompt_weight: float = 0.1,
-    row_tokens: int = 256,
+    row_tokens: int = 192,
     tokens_per_batch: int = 3072,
     warmup: float = 0.05,
     weight_decay: float = 0.01,

@@ -117,3 +117,15 @@ def three_config() -> Callable[..., ThreeTowerConfig]:
     """A small three-tower for these lists; keyword arguments change it."""
     own = {"query_dim": QUERY_DIM, "query_hidden": 8, "interaction_hidden": 8}
     return lambda **changes: ThreeTowerConfig(**SMALL | own | changes)
+
+
+@pytest.fixture
+def position_biased() -> Callable:
+    """Gives a ranker a strong position bias, as training on real positions would, and makes it ready to score."""
+
+    def biased(ranker):
+        with torch.no_grad():
+            ranker.position.copy_(torch.linspace(3, -3, len(ranker.position)))
+        return ranker.eval()
+
+    return biased

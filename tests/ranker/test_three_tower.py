@@ -16,11 +16,9 @@ from rgalign.seeding import seeded
 
 
 @pytest.fixture(params=INTERACTIONS)
-def model(request, three_config):
+def model(request, three_config, position_biased):
     ranker = ThreeTower(three_config(interaction=request.param), seed=3)
-    with torch.no_grad():
-        ranker.position.copy_(torch.linspace(3, -3, len(ranker.position)))
-    return ranker.eval()
+    return position_biased(ranker)
 
 
 def gauc(model, lists, intents):

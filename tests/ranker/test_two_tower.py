@@ -9,11 +9,9 @@ from rgalign.ranker.two_tower import TwoTower
 
 
 @pytest.fixture(params=[False, True], ids=["ids", "text"])
-def model(request, config):
+def model(request, config, position_biased):
     ranker = TwoTower(config(text=request.param), seed=3)
-    with torch.no_grad():
-        ranker.position.copy_(torch.linspace(3, -3, len(ranker.position)))
-    return ranker.eval()
+    return position_biased(ranker)
 
 
 def test_a_session_is_scored_the_same_whatever_else_is_in_the_batch(model, lists, intents):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rgalign.data import world
@@ -72,6 +73,21 @@ def test_without_transcripts_the_model_reads_the_kb_and_train_alone(recipe, shop
     mute = replace(shop, transcripts=None)
     curves = build.build_models(recipe, mute, {"prompt"}, folder=tmp_path / "built", work=tmp_path / "work")
     assert curves["loss"].iloc[-1] < curves["loss"].iloc[0]
+
+
+def test_what_was_typed_after_train_is_never_read(recipe, shop, tmp_path):
+    """Own logs: transcripts that name sessions. The same model comes out whatever was typed in valid."""
+    split = ["train"] * 250 + ["valid"] * (len(shop.sessions) - 250)
+    own = replace(shop, sessions=shop.sessions.assign(split=split))
+    ids = own.sessions["session_id"].iloc[200:]
+    prints = []
+    for late in ("my parcel is late", "zebra zebra zebra"):
+        typed = ["where is it"] * 50 + [late] * (len(ids) - 50)
+        typed = pd.DataFrame({"session_id": ids.to_numpy(), "typed_query": typed})
+        folder = tmp_path / late
+        build.build_models(recipe, replace(own, transcripts=typed), {"prompt"}, folder=folder, work=tmp_path / "work")
+        prints.append(fingerprint(build.load_models(recipe, folder)["main"]))
+    assert prints[0] == prints[1]
 
 
 def test_a_pretrained_model_has_no_control_that_read_the_kb_alone(recipe, shop, tmp_path):
