@@ -138,11 +138,11 @@ class TinyModel(Room):
 class Pretraining(Room):
     """Of the tiny model, on transcripts and KB text; a model from a hub or folder is taken as it is."""
 
-    epochs: Real = Field(2.0, gt=0)
+    epochs: Real = Field(3.0, gt=0)
     learning_rate: Real = Field(4e-3, gt=0, description="AdamW; warm-up, then a cosine to zero")
-    tokens_per_batch: int = Field(3072, ge=16, description="of its packed rows")
-    row_tokens: int = Field(192, ge=16, description="a packed row")
-    prompt_weight: Share = Field(0.1, description="of a prompt token's loss against a query token's [C]")
+    documents_per_batch: int = Field(48, ge=1, description="of about one length")
+    prompt_weight: Share = Field(0.0, description="of a prompt token's loss against a query token's [C]")
+    ahead_weight: Real = Field(1.0, ge=0, description="of the look ahead from the prompt's end at the whole query [C]")
     kb_repeats: int = Field(10, ge=0, description="times that each KB intent is read in an epoch")
 
 

@@ -122,6 +122,8 @@ def tiny(
 ) -> Reasoner:
     """A random causal model of Qwen3's architecture with tied embeddings, on the CPU, in float32 [C].
 
+    Its attention has a bias, so that a head can look at a place (the word before) before it has learnt any content: a
+    large model has learnt that long ago, a tiny one has two minutes.
     hidden is a multiple of 2 * heads (rotary positions turn pairs). Raises ReasonerError.
     """
     faults = []
@@ -140,6 +142,8 @@ def tiny(
         head_dim=hidden // heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
+        attention_bias=True,
+        initializer_range=hidden**-0.5,  # Qwen's 0.02 is for widths of thousands
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,7 +1,6 @@
 """Pre-training of the tiny model on transcripts and KB text: prompt in, the query the customer typed out.
 
-METHOD.md 2.1 [C]. Never on clicks. Documents are packed into rows; positions start anew with each document, and
-transformers then masks attention across documents by itself.
+METHOD.md 2.1 [C]. Never on clicks. Two losses: the next token, and at the prompt's end a look ahead at the whole query.
 """
 
 import copy
@@ -12,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,107 +41,98 @@ def pretrain(
     *,
     folder: Path,
     seed: int,
-    epochs: float = 2.0,
+    epochs: float = 3.0,
     learning_rate: float = 4e-3,
-    prompt_weight: float = 0.1,
-    row_tokens: int = 192,
-    tokens_per_batch: int = 3072,
+    prompt_weight: float = 0.0,
+    ahead_weight: float = 1.0,
+    documents_per_batch: int = 48,
     warmup: float = 0.05,
     weight_decay: float = 0.01,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[Reasoner, pd.DataFrame]:
-    """A trained copy of a causal reasoner, and its curve: step, loss (nats a token, weighted), seconds.
+    """A trained copy of a causal reasoner, and its curve: step, loss (of both losses, nats), seconds.
 
     prompts, queries  token ids (Prompter.transcripts; KB intents' prompts with their titles as queries), end id last
     folder            work folder: checkpoints of a killed call, from which the same call goes on to the same weights;
                       it is emptied of those of other settings, and gone at the end
     learning_rate     its peak; rises over the share `warmup` of the steps, then falls to zero as a cosine
     prompt_weight     what a prompt's token counts against a query's; 0: only queries are learnt
-    row_tokens        tokens a row; a longer document makes all rows longer. tokens_per_batch: of all its rows
+    ahead_weight      of `ahead_loss` against the next token's; 0: the prompt's last state only has to know the
+                      query's first word, and says little about the rest
     Runs on the reasoner's device, in one process; random states and accelerate's state stay the caller's.
     Raises ValueError that lists all faults.
     """
-    _check(reasoner, prompts, queries, prompt_weight, tokens_per_batch, epochs)
-    rows = _Rows(prompts, queries, row_tokens, prompt_weight, reasoner.tokenizer.pad_token_id, seed)
+    weights = {"prompt_weight": prompt_weight, "ahead_weight": ahead_weight}
+    _check(reasoner, prompts, queries, weights, documents_per_batch, epochs)
+    documents = _Documents(prompts, queries)
     settings = dict(epochs=epochs, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, seed=seed)
-    identity = {"reasoner": fingerprint(reasoner), "rows": rows.digest(), "tokens": tokens_per_batch, **settings}
+    settings |= {"documents_per_batch": documents_per_batch}
+    identity = {"reasoner": fingerprint(reasoner), "documents": documents.digest(), **weights, **settings}
     model = copy.deepcopy(reasoner.model).train()
     with _borrowed_state():
-        arguments = _arguments(folder, rows, reasoner.device, tokens_per_batch, **settings)
-        trainer = _Trainer(model, arguments, _collate, rows, callbacks=[_Mark(), *callbacks])
+        model.ahead = _ahead_head(reasoner)
+        arguments = _arguments(folder, len(documents), reasoner.device, **settings)
+        collate = partial(_collate, pad=reasoner.tokenizer.pad_token_id)
+        trainer = _Trainer(model, arguments, collate, documents, callbacks=[_Mark(), *callbacks], **weights)
         trainer.remove_callback(PrinterCallback)
         if progress:
             trainer.add_callback(_Bar())
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder, identity))
     shutil.rmtree(folder)
+    del model.ahead
     curve = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
     return replace(reasoner, model=model.eval()), curve[["step", "loss", "seconds"]]
 
 
-class _Rows(torch.utils.data.Dataset):
-    """Documents packed into rows of equal length: ids, positions (anew in each document), weight as a target.
+class _Documents(torch.utils.data.Dataset):
+    """One document a row: prompt and query. Rows of about one length are batched together, so little is padding."""
 
-    First fit in a random order over the rows that are still open. A document's first token is never a target.
-    """
-
-    OPEN = 16  # rows looked at for room; more fill rows better and take longer
-
-    def __init__(self, prompts, queries, row_tokens: int, prompt_weight: float, pad: int, seed: int):
-        lengths = [len(prompt) + len(query) for prompt, query in zip(prompts, queries, strict=True)]
-        size = max(row_tokens, *lengths)
-        number = self._pack(lengths, size, seed)
-        shape = (len(number), size)
-        self.ids, self.weights = torch.full(shape, pad), torch.zeros(shape)
-        self.positions = torch.arange(size).repeat(len(number), 1)
-        for row, documents in enumerate(number):
-            begin = 0
-            for document in documents:
-                prompt, end = len(prompts[document]), begin + lengths[document]
-                self.ids[row, begin:end] = torch.tensor([*prompts[document], *queries[document]])
-                self.positions[row, begin:] = torch.arange(size - begin)
-                self.weights[row, begin + 1 : end] = prompt_weight
-                self.weights[row, begin + prompt : end] = 1.0
-                begin = end
-            self.positions[row, begin:] = torch.arange(size - begin)  # padding is a document of its own
-
-    def _pack(self, lengths: Sequence[int], size: int, seed: int) -> list[list[int]]:
-        rows: list[list[int]] = []
-        open_rows: list[list[int]] = []  # [row, room]
-        for document in np.random.default_rng(seed).permutation(len(lengths)).tolist():
-            fitting = next((entry for entry in open_rows if entry[1] >= lengths[document]), None)
-            if fitting is None:
-                fitting = [len(rows), size]
-                rows.append([])
-                open_rows = [*open_rows[-self.OPEN + 1 :], fitting]
-            rows[fitting[0]].append(document)
-            fitting[1] -= lengths[document]
-        return rows
+    def __init__(self, prompts, queries):
+        self.rows = [
+            {"input_ids": [*prompt, *query], "prompt": len(prompt)}
+            for prompt, query in zip(prompts, queries, strict=True)
+        ]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self.ids[row], self.positions[row], self.weights[row]
+    def __getitem__(self, row: int) -> dict:
+        return self.rows[row]
 
     def digest(self) -> str:
-        """SHA-256 of all rows."""
-        hashed = sha256()
-        for part in (self.ids, self.positions, self.weights):
-            hashed.update(part.numpy().tobytes())
-        return hashed.hexdigest()
+        """SHA-256 of all documents."""
+        return sha256(json.dumps(self.rows).encode()).hexdigest()
 
 
-def _collate(rows: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-    ids, positions, weights = (torch.stack(part) for part in zip(*rows, strict=True))
-    return {"input_ids": ids, "position_ids": positions, "weights": weights}
+def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
+    """ids (rows, longest) padded on the right: no token of a causal model sees what is to its right, so no mask."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    ids = [row["input_ids"] + [pad] * (max(lengths) - own) for row, own in zip(rows, lengths, strict=True)]
+    prompt = [row["prompt"] for row in rows]
+    return {"ids": torch.tensor(ids), "prompt": torch.tensor(prompt), "length": torch.tensor(lengths)}
+
+
+def _ahead_head(reasoner: Reasoner) -> nn.Linear:
+    """The look ahead's own map of the prompt's last state; the identity at first, and thrown away after training."""
+    head = nn.Linear(reasoner.hidden_size, reasoner.hidden_size, bias=False)
+    nn.init.eye_(head.weight)
+    return head.to(reasoner.device)
 
 
 class _Trainer(Trainer):
-    """Cross-entropy by weight, and the seconds of all calls in the log."""
+    """Both losses by their weights, and the seconds of all calls in the log."""
+
+    def __init__(self, *arguments, prompt_weight: float, ahead_weight: float, **more):
+        super().__init__(*arguments, **more)
+        self.prompt_weight, self.ahead_weight = prompt_weight, ahead_weight
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
-        loss = weighted_loss(model, inputs["input_ids"], inputs["position_ids"], inputs["weights"])
+        states = model.base_model(input_ids=inputs["ids"], use_cache=False).last_hidden_state
+        head = model.get_output_embeddings()
+        loss = next_token_loss(states, head, **inputs, prompt_weight=self.prompt_weight)
+        if self.ahead_weight:
+            loss = loss + self.ahead_weight * ahead_loss(states, head, model.ahead, **inputs)
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -150,17 +141,39 @@ class _Trainer(Trainer):
         super().log({**logs, "seconds": time.perf_counter() - self.began}, start_time)
 
 
-def weighted_loss(model: nn.Module, ids: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of -log p(next token) in nats; only targets with a weight are put through the language head.
+def next_token_loss(
+    states: Tensor, head: nn.Module, *, ids: Tensor, prompt: Tensor, length: Tensor, prompt_weight: float
+) -> Tensor:
+    """Weighted mean of -log p(next token) in nats; only targets that count are put through the language head.
 
-    ids, positions, weights  (rows, tokens); weights[:, i] is what token i counts as a target
+    states          (rows, tokens, hidden), final hidden states of ids (rows, tokens)
+    prompt, length  (rows,) tokens of the prompt, and of prompt and query; what follows is padding
+    prompt_weight   what a prompt's token counts as a target, a query's being 1; a document's first token never counts
     """
-    states = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, :-1]
-    counted = weights[:, 1:] > 0
-    logits = model.get_output_embeddings()(states[counted])
-    losses = functional.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
-    weight = weights[:, 1:][counted]
-    return (losses * weight).sum() / weight.sum()
+    place = torch.arange(1, ids.shape[1], device=ids.device)
+    asked, real = place >= prompt[:, None], place < length[:, None]
+    weight = torch.where(asked, 1.0, prompt_weight) * real  # (rows, tokens - 1)
+    counted = weight > 0
+    losses = functional.cross_entropy(head(states[:, :-1][counted]).float(), ids[:, 1:][counted], reduction="none")
+    return (losses * weight[counted]).sum() / weight.sum()
+
+
+def ahead_loss(
+    states: Tensor, head: nn.Module, ahead: nn.Module, *, ids: Tensor, prompt: Tensor, length: Tensor
+) -> Tensor:
+    """Mean over a query's words of -log p(word | the prompt's last state) in nats: multi-token prediction [C].
+
+    A language model's state at the prompt's end only has to know the first word of what follows; a large one plans
+    the rest all the same, a tiny one does not. `ahead` maps the state before the head, so that writing keeps its own
+    distribution (Gloeckle et al. 2024 predict the next few tokens in order; here all words, in any order).
+    Arguments as of `next_token_loss`; the end token is no word, and a query without words does not count.
+    """
+    place = torch.arange(ids.shape[1], device=ids.device)
+    word = (place >= prompt[:, None]) & (place < length[:, None] - 1)  # (rows, tokens)
+    last = states[torch.arange(len(ids), device=ids.device), prompt - 1]
+    log_p = head(ahead(last)).float().log_softmax(dim=1)
+    losses = -(log_p.gather(1, ids) * word).sum(dim=1) / word.sum(dim=1).clamp(min=1)
+    return losses.sum() / word.any(dim=1).sum().clamp(min=1)
 
 
 class _Mark(TrainerCallback):
@@ -189,23 +202,24 @@ class _Bar(TrainerCallback):
 
 def _arguments(
     folder: Path,
-    rows: _Rows,
+    documents: int,
     device: torch.device,
-    tokens_per_batch: int,
     *,
     epochs: float,
     learning_rate: float,
     warmup: float,
     weight_decay: float,
+    documents_per_batch: int,
     seed: int,
 ) -> TrainingArguments:
-    batch = max(1, tokens_per_batch // rows.ids.shape[1])
-    steps = max(1, round(epochs * -(-len(rows) // batch)))
+    steps = max(1, round(epochs * -(-documents // documents_per_batch)))
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=documents_per_batch,
+        train_sampling_strategy="group_by_length",
         learning_rate=learning_rate,
+        adam_beta2=0.98,  # a few thousand steps are too few for 0.999 to know its gradients
         lr_scheduler_type="cosine",
         warmup_steps=round(warmup * steps),
         weight_decay=weight_decay,
@@ -262,7 +276,7 @@ def _borrowed_state() -> Iterator[None]:
                 state._shared_state.update(was)
 
 
-def _check(reasoner: Reasoner, prompts, queries, prompt_weight: float, tokens_per_batch: int, epochs: float) -> None:
+def _check(reasoner: Reasoner, prompts, queries, weights: dict, documents_per_batch: int, epochs: float) -> None:
     faults = []
     if reasoner.kind != "causal":
         faults.append(f"{reasoner.name} is of kind {reasoner.kind}; only a causal model learns to write")
@@ -272,9 +286,11 @@ def _check(reasoner: Reasoner, prompts, queries, prompt_weight: float, tokens_pe
         faults.append("there is no transcript to learn from")
     if short := sum(not prompt or not query for prompt, query in zip(prompts, queries, strict=False)):
         faults.append(f"{short} prompts or queries have no token")
-    if not 0 <= prompt_weight <= 1:
-        faults.append(f"prompt_weight is {prompt_weight}; expected 0 to 1")
-    if tokens_per_batch < 1 or epochs <= 0:
-        faults.append(f"tokens_per_batch is {tokens_per_batch}, epochs {epochs}; both must be positive")
+    if not 0 <= weights["prompt_weight"] <= 1:
+        faults.append(f"prompt_weight is {weights['prompt_weight']}; expected 0 to 1")
+    if not 0 <= weights["ahead_weight"]:
+        faults.append(f"ahead_weight is {weights['ahead_weight']}; expected 0 or more")
+    if documents_per_batch < 1 or epochs <= 0:
+        faults.append(f"documents_per_batch is {documents_per_batch}, epochs {epochs}; both must be positive")
     if faults:
         raise ValueError("pre-training cannot begin:\n" + "\n".join(f"  {fault}" for fault in faults))

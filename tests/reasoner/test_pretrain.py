@@ -1,67 +1,43 @@
-"""Pre-training: documents do not see their neighbours, a killed run goes on to the same bytes, nothing is left over."""
+"""Pre-training: both losses, what looking ahead is for, a killed run goes on to the same bytes, nothing is left over."""
 
 import random
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from torch.nn import functional
 from transformers import TrainerCallback
 
 from rgalign.reasoner.model import fingerprint, tiny
-from rgalign.reasoner.pretrain import _collate, _Rows, pretrain, weighted_loss
+from rgalign.reasoner.pretrain import _collate, _Documents, ahead_loss, next_token_loss, pretrain
 from rgalign.reasoner.tokenizer import build
 
 TOKENIZER = build({f"w{number}": 2 for number in range(20)})
 PROMPTS = [[4 + (7 * n + i) % 9 for i in range(2 + n % 4)] + [2] for n in range(60)]
 QUERIES = [[prompt[0] + 9, prompt[1] + 9, 3] for prompt in PROMPTS]  # a query follows from its prompt
-SETTINGS = dict(seed=3, epochs=4, row_tokens=32, tokens_per_batch=96, progress=False)
+SETTINGS = dict(seed=3, epochs=4, documents_per_batch=8, progress=False)
 
 
 def reasoner(seed=0):
     return tiny(TOKENIZER, hidden=16, layers=2, heads=2, seed=seed)
 
 
-def rows(prompt_weight=0.25, prompts=PROMPTS, queries=QUERIES, size=32) -> _Rows:
-    return _Rows(prompts, queries, size, prompt_weight, TOKENIZER.pad_token_id, 0)
+def batch(prompts=PROMPTS, queries=QUERIES) -> dict[str, torch.Tensor]:
+    return _collate([_Documents(prompts, queries)[row] for row in range(len(prompts))], TOKENIZER.pad_token_id)
 
 
-def test_a_documents_states_do_not_depend_on_its_neighbours_in_the_row():
-    model = reasoner().model
-    packed = rows()
-    batch = _collate([packed[0]])
-    with torch.no_grad():
-        together = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
-    starts = [*torch.where(batch["position_ids"][0] == 0)[0].tolist(), batch["input_ids"].shape[1]]
-    assert len(starts) > 3
-    for begin, end in pairwise(starts):
-        with torch.no_grad():
-            alone = model(input_ids=batch["input_ids"][:, begin:end]).logits[0]
-        torch.testing.assert_close(together[begin:end], alone, atol=1e-5, rtol=0)
-
-
-def test_every_document_is_in_a_row_once():
-    packed = rows()
-    documents = []
-    for ids, positions in zip(packed.ids.tolist(), packed.positions.tolist(), strict=True):
-        starts = [i for i, position in enumerate(positions) if position == 0] + [len(ids)]
-        documents += [tuple(ids[a:b]) for a, b in pairwise(starts)]
-    found = sorted(document for document in documents if set(document) != {TOKENIZER.pad_token_id})
-    assert found == sorted((*prompt, *query) for prompt, query in zip(PROMPTS, QUERIES, strict=True))
-
-
-def test_a_document_longer_than_a_row_makes_rows_longer():
-    assert rows(prompts=[[4] * 40], queries=[[3]]).ids.shape == (1, 41)
+def states(model, ids):
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
 @pytest.mark.parametrize("prompt_weight", [0.0, 0.25, 1.0])
-def test_loss_is_the_weighted_mean_over_documents_taken_alone(prompt_weight):
-    model = reasoner().model
-    batch = _collate(list(rows(prompt_weight)))
+def test_next_token_loss_is_the_weighted_mean_over_documents_taken_alone(prompt_weight):
+    model, given = reasoner().model, batch()
     with torch.no_grad():
-        found = weighted_loss(model, batch["input_ids"], batch["position_ids"], batch["weights"])
+        found = next_token_loss(states(model, given["ids"]), model.lm_head, **given, prompt_weight=prompt_weight)
         total = weight = 0.0
         for prompt, query in zip(PROMPTS, QUERIES, strict=True):
             ids = torch.tensor([[*prompt, *query]])
@@ -69,6 +45,43 @@ def test_loss_is_the_weighted_mean_over_documents_taken_alone(prompt_weight):
             counts = torch.tensor([prompt_weight] * (len(prompt) - 1) + [1.0] * len(query))
             total, weight = total + (losses * counts).sum(), weight + counts.sum()
     torch.testing.assert_close(found, total / weight)
+
+
+def test_ahead_loss_is_the_mean_over_a_querys_words_from_the_prompts_last_state_alone():
+    model, ahead = reasoner().model, torch.nn.Linear(16, 16)
+    prompts, queries = [*PROMPTS[:5], [4, 2]], [*QUERIES[:4], [7, 8, 8, 9, 3], [3]]  # the last one says nothing
+    given = batch(prompts, queries)
+    expected = []
+    with torch.no_grad():
+        found = ahead_loss(states(model, given["ids"]), model.lm_head, ahead, **given)
+        for prompt, query in zip(prompts[:-1], queries[:-1], strict=True):
+            last = states(model, torch.tensor([prompt]))[0, -1]
+            log_p = model.lm_head(ahead(last)).log_softmax(0)
+            expected.append(-np.mean([float(log_p[word]) for word in query[:-1]]))
+    assert float(found) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_without_a_single_word_nothing_is_looked_ahead_at():
+    model = reasoner().model
+    given = batch([[4, 2]], [[3]])
+    with torch.no_grad():
+        assert ahead_loss(states(model, given["ids"]), model.lm_head, torch.nn.Identity(), **given) == 0
+
+
+def test_looking_ahead_puts_the_whole_query_into_the_prompts_last_state(tmp_path):
+    """Queries begin alike, so the next token alone asks nothing of that state; what follows depends on the prompt."""
+    queries = [[15, *query] for query in QUERIES]
+    said = np.array([query[1] for query in queries])
+
+    def share_read_off(ahead_weight: float) -> float:
+        how = {**SETTINGS, "epochs": 40, "learning_rate": 1e-2, "ahead_weight": ahead_weight}
+        trained, _ = pretrain(reasoner(), PROMPTS, queries, folder=tmp_path, **how)
+        with torch.no_grad():
+            vectors = torch.stack([states(trained.model, torch.tensor([prompt]))[0, -1] for prompt in PROMPTS])
+        folds = cross_val_score(LogisticRegression(max_iter=500), vectors.numpy(), said, cv=5)
+        return folds.mean()
+
+    assert share_read_off(1.0) > share_read_off(0.0) + 0.1
 
 
 class _Killed(Exception):
