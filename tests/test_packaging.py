@@ -81,6 +81,7 @@ FLOORS = tuple(
         "evaluation",
         "score",
         "benchmarks",
+        "benchmarks_reasoner",
         "plots",
         "plots_reasoner",
         "pipeline",

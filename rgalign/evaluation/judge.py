@@ -103,7 +103,8 @@ class Judge:
         )  # fmt: skip
 
 
-def about(dataset: Dataset) -> dict[str, Any]:
-    """What the result tables say of the data: its name and, of a simulated world, its seed and distance."""
+def about(dataset: Dataset, lm_seed: int | None) -> dict[str, Any]:
+    """What the result tables say of a run: its data, a simulated world's seed and distance, the LM's seed."""
     settings = dataset.meta.get("world", {})
-    return {"data": dataset.name, "distance": settings.get("distance"), "world_seed": settings.get("seed")}
+    world = {"distance": settings.get("distance"), "world_seed": settings.get("seed")}
+    return {"data": dataset.name, **world, "lm_seed": lm_seed}

@@ -3,6 +3,7 @@
 QE-Rec reads the same features as its control two_tower_text, the hashed words among them, and the vectors besides [C].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from typing import Literal
 class Variant:
     """What sets a ranker apart from the others; all else is settings.
 
+    against  the model it is compared with: for a control its parent, so that the difference is what is controlled
     words    the hashed words of session and intent texts are read
     vectors  which vectors of sessions and intents are read; None: none
                prompt        the language model's state at the end of the prompt (METHOD.md 2.1)
@@ -24,22 +26,34 @@ class Variant:
     """
 
     architecture: Literal["two_tower", "three_tower"]
+    against: str
     words: bool
     vectors: str | None = None
     query: Literal["own", "constant", "shuffled"] = "own"
 
 
 VARIANTS = {
-    "two_tower": Variant("two_tower", words=False),
-    "two_tower_text": Variant("two_tower", words=True),
-    "two_tower_text/lm_features": Variant("two_tower", words=True, vectors="mean"),
-    "qe_rec": Variant("three_tower", words=True, vectors="prompt"),
-    "qe_rec/no_words": Variant("three_tower", words=False, vectors="prompt"),
-    "qe_rec/prompt_query": Variant("three_tower", words=True, vectors="prompt_query"),
-    "qe_rec/random_lm": Variant("three_tower", words=True, vectors="random_lm"),
-    "qe_rec/no_text": Variant("three_tower", words=True, vectors="no_text"),
-    "qe_rec/kb_lm": Variant("three_tower", words=True, vectors="kb_lm"),
-    "qe_rec/lsa": Variant("three_tower", words=True, vectors="lsa"),
-    "qe_rec/constant_query": Variant("three_tower", words=True, vectors="prompt", query="constant"),
-    "qe_rec/shuffled_query": Variant("three_tower", words=True, vectors="prompt", query="shuffled"),
+    "two_tower": Variant("two_tower", "popularity", words=False),
+    "two_tower_text": Variant("two_tower", "two_tower", words=True),
+    "two_tower_text/lm_features": Variant("two_tower", "two_tower_text", words=True, vectors="mean"),
+    "qe_rec": Variant("three_tower", "two_tower_text", words=True, vectors="prompt"),
+    "qe_rec/no_words": Variant("three_tower", "qe_rec", words=False, vectors="prompt"),
+    "qe_rec/prompt_query": Variant("three_tower", "qe_rec", words=True, vectors="prompt_query"),
+    "qe_rec/random_lm": Variant("three_tower", "qe_rec", words=True, vectors="random_lm"),
+    "qe_rec/no_text": Variant("three_tower", "qe_rec", words=True, vectors="no_text"),
+    "qe_rec/kb_lm": Variant("three_tower", "qe_rec", words=True, vectors="kb_lm"),
+    "qe_rec/lsa": Variant("three_tower", "qe_rec", words=True, vectors="lsa"),
+    "qe_rec/constant_query": Variant("three_tower", "qe_rec", words=True, vectors="prompt", query="constant"),
+    "qe_rec/shuffled_query": Variant("three_tower", "qe_rec/constant_query", True, "prompt", "shuffled"),
 }
+
+
+def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
+    """(model, against) for each of `models` whose counterpart is among them, or is popularity; in their order."""
+    return [(name, VARIANTS[name].against) for name in models if VARIANTS[name].against in {"popularity", *models}]
+
+
+def headline(models: Sequence[str]) -> tuple[str, str]:
+    """The pair that a notebook looks into: of the last model that is no control."""
+    found = pairs(models)
+    return next((pair for pair in reversed(found) if "/" not in pair[0]), found[-1])

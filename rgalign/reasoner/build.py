@@ -171,7 +171,7 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
     counts = tokenizer.count_words(
         features=shown_features(settings, dataset.meta, recipe.drop),
         kinds=dataset.meta["features"],
-        intents=dataset.intents,
+        intents=_known_intents(dataset),
         sessions=_train(dataset),
         transcripts=_transcripts(dataset),
     )
@@ -188,8 +188,9 @@ def _tiny(recipe, dataset, words, seed, size, work, *, kb_only: bool) -> tuple[R
     prompts, asked = ([], []) if kb_only else _documents(dataset, put)
     if not kb_only and _transcripts(dataset) is None:
         how["prompt_weight"] = 1.0  # nobody asks anything in these documents: the sessions' own text is all there is
-    titles = put.queries(dataset.intents["title"].fillna("").tolist())
-    prompts = prompts + put.intents(dataset.intents) * repeats
+    known = _known_intents(dataset)
+    titles = put.queries(known["title"].fillna("").tolist())
+    prompts = prompts + put.intents(known) * repeats
     asked = asked + titles * repeats
     return pretrain(reasoner, prompts, asked, folder=work, seed=seed, **how)
 
@@ -210,6 +211,12 @@ def _transcripts(dataset: Dataset) -> pd.DataFrame | None:
         own = transcripts["session_id"]
         transcripts = transcripts[own.isna() | own.isin(_train(dataset)["session_id"])]
     return transcripts if transcripts is not None and len(transcripts) else None
+
+
+def _known_intents(dataset: Dataset) -> pd.DataFrame:
+    """The knowledge base as it stood at train's last session: what was written later is not read beforehand."""
+    intents, last = dataset.intents, _train(dataset)["timestamp"].max()
+    return intents if pd.isna(last) else intents[intents["valid_from"].isna() | (intents["valid_from"] <= last)]
 
 
 def _train(dataset: Dataset) -> pd.DataFrame:

@@ -288,7 +288,7 @@ def _check(reasoner: Reasoner, prompts, queries, weights: dict, documents_per_ba
         faults.append(f"{short} prompts or queries have no token")
     if not 0 <= weights["prompt_weight"] <= 1:
         faults.append(f"prompt_weight is {weights['prompt_weight']}; expected 0 to 1")
-    if not 0 <= weights["ahead_weight"]:
+    if not weights["ahead_weight"] >= 0:
         faults.append(f"ahead_weight is {weights['ahead_weight']}; expected 0 or more")
     if documents_per_batch < 1 or epochs <= 0:
         faults.append(f"documents_per_batch is {documents_per_batch}, epochs {epochs}; both must be positive")

@@ -13,7 +13,7 @@ from rgalign.ranker.fit import listnet, score
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import Parts, build, lists_with_vectors, load_rankers, loss_of, train, tune, with_vectors
 from rgalign.ranker.two_tower import TwoTower
-from rgalign.ranker.variants import VARIANTS
+from rgalign.ranker.variants import VARIANTS, headline, pairs
 
 SETTINGS = {"dim": 8, "hidden": 8, "epochs": 2, "patience": 1, "lists_per_batch": 64, "kl_weight": 0.2}
 PARTS = ("train", "dev", "valid")
@@ -142,3 +142,13 @@ def test_models_are_tuned_and_trained_on_their_own_parts(as_function, parts, vec
     assert type(trained["qe_rec", 1]) is ThreeTower
     assert json.loads((tmp_path / "qe_rec" / "seed-1" / "config.json").read_text())["query_dim"] == 6
     assert np.isfinite(score(trained["qe_rec", 1], own["qe_rec"].valid, own["qe_rec"].intents)).all()
+
+
+def test_a_control_is_compared_with_its_parent_and_a_model_with_what_it_builds_on():
+    study = pairs(list(VARIANTS))
+    assert ("qe_rec", "two_tower_text") in study
+    assert ("qe_rec/lsa", "qe_rec") in study
+    assert ("qe_rec/shuffled_query", "qe_rec/constant_query") in study
+    assert headline(list(VARIANTS)) == ("qe_rec", "two_tower_text")
+    assert pairs(["two_tower_text", "qe_rec/lsa"]) == []  # neither has its counterpart
+    assert headline(["two_tower", "two_tower_text"]) == ("two_tower_text", "two_tower")

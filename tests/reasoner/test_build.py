@@ -90,6 +90,18 @@ def test_what_was_typed_after_train_is_never_read(recipe, shop, tmp_path):
     assert prints[0] == prints[1]
 
 
+def test_an_intent_that_enters_after_train_is_not_read_beforehand(recipe, shop, tmp_path):
+    later = shop.sessions["timestamp"].max() + pd.Timedelta(days=1)
+    prints = []
+    for title in ("Speed up a drone", "Nothing of the kind"):
+        intents = shop.intents.copy()
+        intents.loc[3, ["title", "valid_from"]] = [title, later]
+        folder = tmp_path / title
+        build.build_models(recipe, replace(shop, intents=intents), {"prompt"}, folder=folder, work=tmp_path / "work")
+        prints.append(fingerprint(build.load_models(recipe, folder)["main"]))
+    assert prints[0] == prints[1]
+
+
 def test_a_pretrained_model_has_no_control_that_read_the_kb_alone(recipe, shop, tmp_path):
     hub = replace(recipe, settings={**recipe.settings, "model": "some/model"})
     with pytest.raises(ReasonerError, match=r"need reasoner\.model tiny"):
