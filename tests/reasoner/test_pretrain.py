@@ -1,4 +1,4 @@
-"""Pre-training: both losses, what looking ahead is for, a killed run goes on to the same bytes, nothing is left over."""
+"""Pre-training: both losses, what looking ahead is for, a killed run goes on to the same bytes, all faults at once."""
 
 import random
 
