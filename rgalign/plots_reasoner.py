@@ -41,13 +41,13 @@ def prompt_tokens(tokens: pd.DataFrame, width: int = 110) -> Figure:
 
 
 def pretraining(curves: pd.DataFrame) -> Figure:
-    """Loss of pre-training. curves: columns model, step, loss (nats a token)."""
+    """Loss of pre-training. curves: columns model, step, loss (nats)."""
     figure, (axes,) = panels_of(1, width=7, height=3)
     for number, (model, curve) in enumerate(curves.groupby("model", sort=False)):
         axes.plot(
             curve.step, curve.loss, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % 8], ms=3, label=model
         )
-    axes.set(title="Pre-training the tiny model", xlabel="step", ylabel="loss, nats a token")
+    axes.set(title="Pre-training the tiny model", xlabel="step", ylabel="loss, nats (next token + look ahead)")
     axes.legend(frameon=False)
     return figure
 

@@ -65,7 +65,7 @@ def _keep(executed: Path, target: Path, *, injected: bool) -> None:
         if cell.cell_type == "code":
             same = next(outputs)
             assert same.source == cell.source, f"{executed} is of another {executed.name}: run it again"
-            cell.outputs = same.outputs
+            cell.outputs = _last_words(same.outputs)
             cells += given if injected and "parameters" in cell.metadata.get("tags", []) else []
     notebook.cells = cells
     count = 0
@@ -81,6 +81,20 @@ def _keep(executed: Path, target: Path, *, injected: bool) -> None:
                     output.execution_count = count
     nbformat.write(notebook, target)
     print(f"wrote {target.relative_to(ROOT)}")
+
+
+def _last_words(outputs: list) -> list:
+    """Outputs with each stream in one piece, and of a progress bar its last state alone: hundreds are no reading."""
+    kept = []
+    for output in outputs:
+        if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n"))
+    return kept
 
 
 if __name__ == "__main__":
