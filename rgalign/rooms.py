@@ -123,7 +123,7 @@ class TinyModel(Room):
 
     hidden: int = Field(64, ge=8, description="width")
     layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1, validate_default=True, description="of the attention; they divide `hidden`")
+    heads: int = Field(2, ge=1, validate_default=True, description="of the attention; they divide `hidden`")
     min_count: int = Field(2, ge=1, description="rarer words become 'unknown'")
 
     @field_validator("heads")
@@ -140,7 +140,7 @@ class Pretraining(Room):
 
     epochs: Real = Field(3.0, gt=0)
     learning_rate: Real = Field(4e-3, gt=0, description="AdamW; warm-up, then a cosine to zero")
-    documents_per_batch: int = Field(48, ge=1, description="of about one length")
+    documents_per_batch: int = Field(48, ge=1)
     prompt_weight: Share = Field(0.0, description="of a prompt token's loss against a query token's [C]")
     ahead_weight: Real = Field(1.0, ge=0, description="of the look ahead from the prompt's end at the whole query [C]")
     kb_repeats: int = Field(10, ge=0, description="times that each KB intent is read in an epoch")

@@ -11,8 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from rgalign.artifacts import write_text
+from rgalign.evaluation.comparisons import comparisons_over_worlds
 from rgalign.evaluation.results import MODELS
 from rgalign.params import ROOT
+from rgalign.ranker.variants import VARIANTS, pairs
 
 PUBLISHED = ROOT / "outputs" / "published"
 FILES = ("tables/results.parquet", "tables/comparisons.parquet", "params.yaml", "manifest.json")
@@ -23,7 +25,7 @@ RUNS = {
     "msweb": "msweb (real), 20 sampled candidates",
 }
 METRICS = {"gauc": "GAUC", "recall@3": "Recall@3", "ndcg@3": "NDCG@3", "recall@3/kb": "Recall@3, whole KB"}
-BEGIN, END = "<!-- results: made by `make published` -->", "<!-- end of results -->"
+STUDY = "study-w"  # outputs/study-w3-lm3 and so on: worlds and LM seeds of params/study.yaml
 
 
 def publish(run: str) -> None:
@@ -39,31 +41,72 @@ def publish(run: str) -> None:
 
 def results_table() -> str:
     """The Markdown table of every published run: means over ranker seeds on the test split, whole slice."""
-    lines = [f"| data | model | {' | '.join(METRICS.values())} | GAUC against the row above (95 % interval) |"]
-    lines.append("|---" * (len(METRICS) + 3) + "|")
+    lines = [f"| data | model | {' | '.join(METRICS.values())} | GAUC, difference (95 % interval) | to |"]
+    lines.append("|---" * (len(METRICS) + 4) + "|")
     for run, title in RUNS.items():
         results = pd.read_parquet(PUBLISHED / run / "results.parquet")
         whole = results[(results.slice == "all") & (results.split == "test")]
         means = whole.pivot_table("value", "model", "metric", sort=False)
-        pairs = pd.read_parquet(PUBLISHED / run / "comparisons.parquet")
-        pairs = pairs[(pairs.slice == "all") & (pairs.metric == "gauc")].set_index("model")
+        compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet")
+        chosen = (compared.slice == "all") & (compared.metric == "gauc") & (compared.split == "test")
+        compared = compared[chosen].set_index("model")
         for model in means.index:
             figures = " | ".join(f"{means.loc[model, metric]:.3f}" for metric in METRICS)
-            against = ""
-            if model in pairs.index:
-                row = pairs.loc[model]
-                against = f"{row.difference:+.4f} [{row.ci_low:.4f}, {row.ci_high:.4f}]"
+            against = "|"
+            if model in compared.index:
+                row = compared.loc[model]
+                against = f"{_interval(row)} | {MODELS[row.against]}"
             lines.append(f"| {title} | {MODELS[model]} | {figures} | {against} |")
             title = ""
     return "\n".join(lines)
 
 
-def with_table(readme: str) -> str:
-    """The README's text with the table between its marks."""
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", f"{BEGIN}\n{results_table()}\n{END}", readme, flags=re.S)
+def study_table() -> str:
+    """QE-Rec and its controls over the study's worlds, as Markdown; the unit of the intervals is the world."""
+    results = pd.concat([pd.read_parquet(path) for path in sorted(PUBLISHED.glob(f"{STUDY}*/results.parquet"))])
+    results = results[results.split == "test"]
+    models = [name for name in VARIANTS if name in set(results.model)]
+    means = (
+        results[results.slice == "all"].pivot_table("value", ["model", "world_seed"], "metric").groupby("model").mean()
+    )
+    compared = comparisons_over_worlds(results, pairs(models))
+    rows = compared[(compared.slice == "all") & (compared.metric == "gauc")].set_index("model")
+    lines = ["| model | GAUC | Recall@3 | GAUC, difference (95 % t-interval) | error removed | to |", "|---" * 6 + "|"]
+    for model in models:
+        figures = f"{means.loc[model, 'gauc']:.4f} | {means.loc[model, 'recall@3']:.3f}"
+        against = "| |"
+        if model in rows.index:
+            row = rows.loc[model]
+            against = f"{_interval(row)} | {100 * row.relative:+.1f} % | {MODELS[row.against]}"
+        lines.append(f"| {MODELS[model]} | {figures} | {against} |")
+    slices = compared[
+        (compared.model == "qe_rec") & (compared.metric == "gauc") & compared.slice.isin(["cold", "tail"])
+    ]
+    told = "; ".join(f"{row.slice} {_interval(row)}" for row in slices.itertuples())
+    worlds, lms = (results[name].nunique() for name in ("world_seed", "lm_seed"))
+    seeds = int(results.seed.nunique())
+    lines += [
+        "",
+        f"{worlds} worlds, {lms} LM seeds, {seeds} ranker seeds each; a world counts once. QE-Rec's GAUC over",
+    ]
+    lines[-1] += f" {MODELS['two_tower_text']} by slice: {told}."
+    return "\n".join(lines)
+
+
+def _interval(row) -> str:
+    return f"{row.difference:+.4f} [{row.ci_low:.4f}, {row.ci_high:.4f}]"
+
+
+def with_tables(readme: str) -> str:
+    """The README's text with both tables between their marks."""
+    for name, table in {"results": results_table, "study": study_table}.items():
+        begin, end = f"<!-- {name}: made by `make published` -->", f"<!-- end of {name} -->"
+        readme = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", f"{begin}\n{table()}\n{end}", readme, flags=re.S)
+    return readme
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or RUNS:
+    studies = sorted(path.name for path in (ROOT / "outputs").glob(f"{STUDY}*"))
+    for name in sys.argv[1:] or [*RUNS, *studies]:
         publish(name)
-    write_text(ROOT / "README.md", with_table((ROOT / "README.md").read_text(encoding="utf-8")))
+    write_text(ROOT / "README.md", with_tables((ROOT / "README.md").read_text(encoding="utf-8")))

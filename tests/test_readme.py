@@ -4,15 +4,15 @@ import re
 
 import pandas as pd
 import pytest
-from refresh_readme import PUBLISHED, RUNS, with_table
+from refresh_readme import PUBLISHED, RUNS, STUDY, with_tables
 
 from rgalign.evaluation.results import conform
 from rgalign.params import ROOT, load
 
 
-def test_the_results_table_is_that_of_the_published_runs():
+def test_the_tables_are_those_of_the_published_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(readme) == readme, "run: make published"
+    assert with_tables(readme) == readme, "run: make published"
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -21,6 +21,16 @@ def test_published_runs_are_whole_and_were_made_with_shipped_params(run):
         conform(pd.read_parquet(PUBLISHED / run / f"{name}.parquet"), name)
     (shipped,) = [p for p in (ROOT / "params").glob("**/*.yaml") if p.stem == run]
     assert load(PUBLISHED / run / "params.yaml") == load(shipped)
+
+
+def test_the_studys_runs_differ_in_world_and_lm_alone():
+    folders = sorted(PUBLISHED.glob(f"{STUDY}*"))
+    assert len(folders) > 1
+    for folder in folders:
+        conform(pd.read_parquet(folder / "results.parquet"), "results")
+        world, lm = map(int, re.fullmatch(rf"{STUDY}(\d+)-lm(\d+)", folder.name).groups())
+        drawn = {"data.seed": world, "reasoner.seed": lm}
+        assert load(folder / "params.yaml") == load(ROOT / "params" / "study.yaml", drawn)
 
 
 def test_files_and_commands_that_the_readme_names_exist():

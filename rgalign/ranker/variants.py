@@ -49,8 +49,8 @@ VARIANTS = {
 
 
 def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
-    """(model, against) for each of `models` whose counterpart is among them, or is popularity; in their order."""
-    return [(name, VARIANTS[name].against) for name in models if VARIANTS[name].against in {"popularity", *models}]
+    """(model, against) for each of `models`, in order; against popularity where its counterpart is not trained."""
+    return [(name, own if (own := VARIANTS[name].against) in models else "popularity") for name in models]
 
 
 def headline(models: Sequence[str]) -> tuple[str, str]:

@@ -118,7 +118,7 @@ def load(
 
 
 def tiny(
-    tokenizer: PreTrainedTokenizerBase, *, hidden: int = 64, layers: int = 2, heads: int = 4, seed: int
+    tokenizer: PreTrainedTokenizerBase, *, hidden: int = 64, layers: int = 2, heads: int = 2, seed: int
 ) -> Reasoner:
     """A random causal model of Qwen3's architecture with tied embeddings, on the CPU, in float32 [C].
 

@@ -86,7 +86,7 @@ def pretrain(
 
 
 class _Documents(torch.utils.data.Dataset):
-    """One document a row: prompt and query. Rows of about one length are batched together, so little is padding."""
+    """One document a row: prompt and query."""
 
     def __init__(self, prompts, queries):
         self.rows = [
@@ -106,7 +106,10 @@ class _Documents(torch.utils.data.Dataset):
 
 
 def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
-    """ids (rows, longest) padded on the right: no token of a causal model sees what is to its right, so no mask."""
+    """ids (rows, longest), padded on the right: no token of a causal model sees what is to its right, so no mask.
+
+    Rows come in random order [C]: batches of one length would hold one kind of document each, and learn worse.
+    """
     lengths = [len(row["input_ids"]) for row in rows]
     ids = [row["input_ids"] + [pad] * (max(lengths) - own) for row, own in zip(rows, lengths, strict=True)]
     prompt = [row["prompt"] for row in rows]
@@ -217,7 +220,6 @@ def _arguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=documents_per_batch,
-        train_sampling_strategy="group_by_length",
         learning_rate=learning_rate,
         adam_beta2=0.98,  # a few thousand steps are too few for 0.999 to know its gradients
         lr_scheduler_type="cosine",
