@@ -9,6 +9,8 @@ from rgalign import artifacts
 from rgalign.params import ROOT, ParamsError, find, load, parse_assignments
 from rgalign.rooms import World
 
+DATASET = "tables/dataset"  # in a run directory
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run the command; returns the exit status."""
@@ -107,21 +109,54 @@ def world_command(options: argparse.Namespace) -> int:
 
 
 def labels_command(options: argparse.Namespace) -> int:
-    """Write a sheet for people to fill in, or read a filled one back into the data set."""
+    """Write a sheet for people to fill in, or read a filled one back into the data set or beside it in its run."""
     from rgalign.data import labels, tables
 
-    folder = Path(options.folder)
-    shop = tables.read(folder, splits=("train", "valid", "test"))
+    folder = Path(options.folder) if Path(options.folder).exists() else ROOT / options.folder
+    of_run = _is_run(folder)
+    _refuse_inside_a_run(folder)
+    dataset, target = (folder / DATASET if of_run else folder), folder / "labels.parquet"
+    if of_run and not dataset.is_dir():
+        raise artifacts.ArtifactError(f"{dataset} is not there: run 01_data first (python -m rgalign status {folder})")
+    shop = tables.read(dataset, splits=("train", "valid", "test"))
     if options.read:
         found = labels.read_sheet(options.sheet, shop.sessions, shop.intents)
-        artifacts.write_table(folder / "labels.parquet", found)
-        print(f"{len(found):,} labels: {folder / 'labels.parquet'}")
+        labels.write_labels(target, found, dataset if of_run else None)
+        print(f"{len(found):,} labels: {target}")
         return 0
     own = shop.sessions[shop.sessions.split == options.split].head(options.sessions)
-    shown = list(shop.meta.get("prompt_features") or shop.kinds)
+    shown = _shown_in_prompts(folder if of_run else None, shop.meta)
     sheet, kb = labels.export_sheet(options.sheet, own, shop.intents, kinds=shop.kinds, features=shown)
     print(f"{len(own):,} sessions to label: {sheet}\nthe intents to choose from: {kb}")
     return 0
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "params.yaml").is_file() and not (folder / "dataset.yaml").is_file()
+
+
+def _refuse_inside_a_run(folder: Path) -> None:
+    """An artifact of a stage must stay as the stage wrote it, or all that was made from it has to be made again."""
+    from rgalign.data.labels import LabelError
+
+    for run in folder.resolve().parents:
+        if _is_run(run) and (run / artifacts.MANIFEST).is_file() and folder.resolve().is_relative_to(run / "tables"):
+            raise LabelError(f"{folder} belongs to a run, which keeps its labels beside its tables: name {run}")
+
+
+def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
+    """Feature columns that people may see: those that a prompt may show, by the run's params or else the data set's."""
+    from rgalign.data.labels import LabelError
+    from rgalign.reasoner.settings import shown_features
+
+    settings, drop = {"features": None}, []
+    if run is not None:
+        params = load(run / "params.yaml")
+        settings, drop = params.reasoner.model_dump(mode="json"), params.data.features.drop
+    try:
+        return shown_features(settings, meta, drop)
+    except ValueError as error:
+        raise LabelError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,9 +190,9 @@ def _parser() -> argparse.ArgumentParser:
     world.set_defaults(command=world_command)
 
     labels = commands.add_parser("labels", help="write a labelling sheet, or read a filled one into labels.parquet")
-    labels.add_argument("folder", help="a data set, or a run's tables/dataset")
-    labels.add_argument("sheet", help="a .csv; the intents are written beside it")
-    labels.add_argument("--read", action="store_true", help="read the filled sheet back")
+    labels.add_argument("folder", help="a run (only notebook 09 runs again), or a data set (for the runs to come)")
+    labels.add_argument("sheet", help="a .csv, with what a prompt may show; the intents are written beside it")
+    labels.add_argument("--read", action="store_true", help="read the filled sheet into FOLDER/labels.parquet, anew")
     labels.add_argument("--split", default="test", choices=["train", "valid", "test"])
     labels.add_argument("--sessions", type=int, default=200, help="the first ones of the split")
     labels.set_defaults(command=labels_command)

@@ -29,12 +29,16 @@ PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook'
 
 @dataclass(frozen=True)
 class Stage:
-    """One notebook: artifacts read and written (paths in the run directory), params it depends on, data it may open."""
+    """One notebook: artifacts read and written (paths in the run directory), params it depends on, data it may open.
+
+    given  paths in the run directory that no stage writes and people may: read where they are there
+    """
 
     name: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     params: tuple[str, ...]  # sections, or dotted parts of them
+    given: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("train", "valid")
     seconds: tuple[float, float] = (5, 0)  # estimate on two cores: fixed, and per 1,000 sessions
     in_sequence: bool = True  # False: runs only when it is asked for by name
@@ -86,6 +90,7 @@ STAGES = {
                 "models/rankers",
                 "tables/valid_metrics.parquet",
             ),
+            given=("labels.parquet",),  # python -m rgalign labels
             writes=("tables/session_metrics.parquet", "tables/results.parquet", "tables/comparisons.parquet"),
             params=("evaluation", "reasoner", "data.features.drop", "ranker.models", "ranker.seeds", "run"),
             splits=("train", "valid", "test"),
@@ -136,7 +141,8 @@ def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
                 return f"{kind} {name} is missing"
             if artifacts.digest(path) != was:
                 return f"{kind} {name} changed"
-    return None
+    new = [name for name in stage.given if name not in entry["inputs"] and (run / name).exists()]
+    return f"input {', '.join(new)} is new" if new else None
 
 
 def _located(run: Path, name: str) -> Path | None:
@@ -178,6 +184,14 @@ class OpenStage:
         if artifact not in self.stage.reads and artifact not in self.stage.writes:
             raise ArtifactError(f"{self.stage.name} does not declare that it reads {artifact} (rgalign/stages.py)")
         return self.run / artifact
+
+    def given(self, artifact: str) -> Path | None:
+        """Where an input that people may give lies; None where it was not there when the stage opened."""
+        if artifact not in self.stage.given:
+            raise ArtifactError(
+                f"{self.stage.name} does not declare that it may be given {artifact} (rgalign/stages.py)"
+            )
+        return self.run / artifact if artifact in self.inputs else None
 
     def read(self, artifact: str) -> pd.DataFrame:
         """A declared parquet table."""
@@ -274,7 +288,7 @@ def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> di
     command  what mends it all, for the message
     """
     entries = artifacts.read_manifest(run)["stages"]
-    faults, inputs = [], {}
+    faults, inputs = [], {name: artifacts.digest(run / name) for name in stage.given if (run / name).exists()}
     for name in stage.reads:
         made_by = maker(name)
         entry = entries.get(made_by.name)

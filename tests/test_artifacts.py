@@ -124,6 +124,38 @@ def test_changed_params_code_and_outputs_are_each_a_reason_to_run(finished_run):
         stages.open_stage("03_rankers", SMOKE, finished_run)
 
 
+def test_what_people_give_makes_its_reader_run_again_and_nobody_else(finished_run, monkeypatch):
+    reader = stages.Stage(
+        "03_rankers", reads=("tables/dataset",), writes=("tables/x.txt",), params=(), given=("l.txt",)
+    )
+    monkeypatch.setitem(stages.STAGES, reader.name, reader)
+
+    def read() -> str | None:
+        stage = stages.open_stage(reader.name, SMOKE, finished_run)
+        artifacts.write_text(finished_run / "tables/x.txt", "x")
+        stage.finish()
+        path = stage.given("l.txt")
+        return path and path.read_text()
+
+    def reason(name: str) -> str | None:
+        return stages.reason_to_run(finished_run, stages.STAGES[name], load(SMOKE))
+
+    given = finished_run / "l.txt"
+    assert read() is None
+    assert reason(reader.name) is None, "what nobody gave is no reason"
+    given.write_text("one")
+    assert reason(reader.name) == "input l.txt is new"
+    assert read() == "one"
+    assert reason(reader.name) is None
+    given.write_text("two")
+    assert reason(reader.name) == "input l.txt changed"
+    given.unlink()
+    assert reason(reader.name) == "input l.txt is missing"
+    assert reason("01_data") is None
+    with pytest.raises(ArtifactError, match="may be given other"):
+        stages.open_stage(reader.name, SMOKE, finished_run).given("other")
+
+
 def test_inputs_made_with_other_params_are_refused(finished_run):
     with pytest.raises(ArtifactError, match=r"with other params \(data\.world\.distance 0\.5 -> 0\.0\)"):
         stages.open_stage("03_rankers", SMOKE, finished_run, {"data.world.distance": 0})

@@ -8,23 +8,30 @@ import csv
 import io
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rgalign.artifacts import atomic
+from rgalign import artifacts
 from rgalign.data.faults import SHOWN, nearest, quote
 from rgalign.data.schema import STRING
+from rgalign.data.tables import Dataset
 
 COLUMNS = ("session_id", "session", "intent_id")  # of the sheet; `intent_id` is for the human
+MADE_FOR = "sessions_sha256"  # column of a run's labels: which sessions they are of
 KB_COLUMNS = ("intent_id", "title", "description", "category")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that begins so
 DELIMITERS = (",", ";", "\t")  # spreadsheet programs save with their country's
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+LONGEST_VALUE = 1_000  # characters of one feature that the sheet shows: more than anybody reads [C]
+LONGEST_CELL = 16_000  # characters; Excel holds 32,767 UTF-16 units a cell, and an emoji takes two
+CUT = " [...]"
 
 
 class LabelError(ValueError):
-    """A labelling sheet that cannot be read back; the message lists every fault by the spreadsheet's row numbers."""
+    """A sheet or labels that cannot be written or read; the message lists every fault, a sheet's by its row numbers."""
 
 
 def export_sheet(
@@ -40,22 +47,25 @@ def export_sheet(
     path      a .csv: UTF-8 with a byte order mark, one row a session: session_id, the session in words, empty intent_id
     features  columns of `sessions` that the labeller sees, in this order; nothing else of a session leaves the house
     kinds     column -> categorical | numeric | text | history; a history's intent ids show their title
-    A cell that a spreadsheet would take for a formula gets an apostrophe in front. Raises ValueError for unknown
-    columns (all of them), FileExistsError where a file is there already: it may hold somebody's labels.
+    A cell that a spreadsheet would take for a formula gets an apostrophe in front. Of a long feature LONGEST_VALUE
+    characters are shown, of a session and of a text of the KB LONGEST_CELL; ' [...]' says that there is more.
+    Raises LabelError for another suffix and unknown columns (all of them), FileExistsError where a file is there
+    already: it may hold somebody's labels.
     """
     path = Path(path)
     kb = path.with_name(f"{path.stem}_intents.csv")
     if path.suffix.lower() != ".csv":
-        raise ValueError(f"{path} is no .csv: the sheet is written as one")
+        raise LabelError(f"{path} is no .csv: the sheet is written as one, which any spreadsheet program opens")
     if unknown := [name for name in features if name not in sessions.columns or name not in kinds]:
         lines = "\n".join(f"  {quote(name)}{nearest(name, [n for n in kinds if n in sessions])}" for name in unknown)
-        raise ValueError(f"features to be shown that are no feature columns of the sessions:\n{lines}")
+        raise LabelError(f"features to be shown that are no feature columns of the sessions:\n{lines}")
     if there := [str(file) for file in (path, kb) if file.exists()]:
         raise FileExistsError(f"{', '.join(there)} is there already and may hold labels: give another name")
     titles = {intent: title for intent, title in zip(intents.intent_id, intents.title, strict=True) if pd.notna(title)}
     words = [_in_words(row, features, kinds, titles) for row in sessions[list(features)].to_dict("records")]
     columns = {"session_id": sessions.session_id, "session": words, "intent_id": ""}
-    _write(kb, intents[[name for name in KB_COLUMNS if name in intents]])
+    texts = {name: intents[name].map(_readable) for name in KB_COLUMNS[1:] if name in intents}
+    _write(kb, pd.DataFrame({"intent_id": intents.intent_id, **texts}))
     _write(path, pd.DataFrame(columns))
     return path, kb
 
@@ -64,7 +74,7 @@ def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) 
     """The labels of a filled sheet: session_id, intent_id, in its order; rows without an intent are not labelled.
 
     Raises LabelError with every fault at once: columns missing, sessions that are unknown or labelled twice, intents
-    that the KB does not have (with the nearest that it has).
+    that the KB does not have (with the nearest that it has); or with the line at which the file is no CSV.
     """
     path = Path(path)
     sheet = _read(path)
@@ -88,6 +98,37 @@ def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) 
     return pd.DataFrame({"session_id": session.astype(dtype), "intent_id": intent.astype(dtype)}).reset_index(drop=True)
 
 
+def write_labels(path: Path, labels: pd.DataFrame, dataset: Path | None = None) -> None:
+    """The table `labels`, in place of one that is there.
+
+    dataset  the run's data set folder, for labels that lie outside of it: they bear the digest of its sessions, since
+             another seed's sessions have the same ids and would take them for their own
+    """
+    artifacts.write_table(path, labels if dataset is None else labels.assign(**{MADE_FOR: _digest(dataset)}))
+
+
+def with_labels_of_run(shop: Dataset, path: Path | None, dataset: Path) -> Dataset:
+    """The data set with the labels that `write_labels` left in a run beside it; `shop` itself where path is None.
+
+    A session that has labels in both has those of the run. Raises LabelError where they were made for other sessions.
+    """
+    if path is None:
+        return shop
+    own = pd.read_parquet(path, dtype_backend="pyarrow")
+    if MADE_FOR not in own or (own[MADE_FOR] != _digest(dataset)).any():
+        raise LabelError(
+            f"{path} was not made for the sessions of {dataset}, which may have the same ids and mean others. "
+            "Take it away, and have these sessions labelled: python -m rgalign labels RUN new-sheet.csv"
+        )
+    others = None if shop.labels is None else shop.labels[~shop.labels.session_id.isin(own.session_id)]
+    labels = pd.concat([own[["session_id", "intent_id"]], others], ignore_index=True)
+    return replace(shop, labels=labels)
+
+
+def _digest(dataset: Path) -> str:
+    return artifacts.digest(dataset / "sessions.parquet")
+
+
 def _in_words(row: dict, features: Sequence[str], kinds: Mapping[str, str], titles: Mapping[str, str]) -> str:
     """'name: value' lines; what is missing or empty is left out."""
     lines = []
@@ -99,14 +140,23 @@ def _in_words(row: dict, features: Sequence[str], kinds: Mapping[str, str], titl
         else:
             shown = "" if pd.isna(value) else _plain(f"{value:.10g}" if isinstance(value, float) else value)
         if shown:
-            lines.append(f"{name}: {shown}")
-    return "\n".join(lines)
+            lines.append(f"{name}: {_cut(shown, LONGEST_VALUE)}")
+    return _cut("\n".join(lines), LONGEST_CELL)
 
 
 def _plain(value: object) -> str:
     """One line without control characters: a customer's text cannot hide what stands beside it or feign a feature."""
     blank = ("Cc", "Cf", "Zl", "Zp")
-    return " ".join("".join(" " if unicodedata.category(c) in blank else c for c in str(value)).split())
+    text = _cut(str(value), LONGEST_CELL)  # a megabyte is not looked at letter by letter to show its beginning
+    return " ".join("".join(" " if unicodedata.category(c) in blank else c for c in text).split())
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
+
+
+def _readable(cell: object) -> str:
+    return "" if pd.isna(cell) else _cut(str(cell), LONGEST_CELL)
 
 
 def _defused(cell: object) -> str:
@@ -121,7 +171,7 @@ def _as_shown(ids: pd.Series) -> dict[str, str]:
 
 
 def _write(path: Path, frame: pd.DataFrame) -> None:
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:
+    with artifacts.atomic(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)  # all: so that an id such as 007 looks like text
         writer.writerow(frame.columns)
         writer.writerows([_defused(cell) for cell in row] for row in frame.itertuples(index=False))
@@ -129,19 +179,35 @@ def _write(path: Path, frame: pd.DataFrame) -> None:
 
 def _read(path: Path) -> pd.DataFrame:
     """session_id and intent_id as strings, stripped; the index is the spreadsheet's row (the header is row 1)."""
+    if path.suffix.lower() in SPREADSHEETS:
+        _refuse(path, ["is a spreadsheet program's own file; save the sheet as 'CSV UTF-8' and name that file"])
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         _refuse(path, [f"is not UTF-8 (byte {error.start}); save it as 'CSV UTF-8'"])
-    header = text.split("\n", 1)[0]
-    delimiter = max(DELIMITERS, key=header.count)
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    rows = _parsed(path, text)
     names = [name.strip() for name in rows[0]] if rows else []
     if missing := [name for name in ("session_id", "intent_id") if name not in names]:
         _refuse(path, [f"has no column {name}{nearest(name, names)}" for name in missing])
     places = [names.index(name) for name in ("session_id", "intent_id")]
     cells = [[row[place].strip() if place < len(row) else "" for place in places] for row in rows[1:]]
     return pd.DataFrame(cells, columns=["session_id", "intent_id"], index=np.arange(2, len(rows) + 1), dtype=object)
+
+
+def _parsed(path: Path, text: str) -> list[list[str]]:
+    """The cells, row by row."""
+    header = text.split("\n", 1)[0]
+    delimiter = max(DELIMITERS, key=header.count)
+    # strict: a quotation mark that nobody closes would otherwise swallow the rows below it without a word
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, line = [], 1
+    try:
+        for row in reader:
+            rows.append(row)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        _refuse(path, [f"row {len(rows) + 1}, which begins in line {line}, is no CSV: {error}"])
+    return rows
 
 
 def _rows(rows: pd.Index) -> str:

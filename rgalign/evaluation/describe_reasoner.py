@@ -113,38 +113,3 @@ def principal_map(embedded: Vectors, sessions: pd.DataFrame, dataset: Dataset) -
 def without_test(dataset: Dataset) -> Dataset:
     """The dataset with train's and valid's sessions alone: what models and TF-IDF may be fitted on."""
     return replace(dataset, sessions=dataset.sessions[dataset.sessions.split != "test"])
-
-
-def test_hits(
-    judge: Judge,
-    dataset: Dataset,
-    sessions: pd.DataFrame,
-    reasoner: Reasoner,
-    prompter: Prompter,
-    name: str,
-    *,
-    max_new_tokens: int,
-) -> pd.DataFrame:
-    """IHR of the greedy queries of some sessions: session_id, ihr@1, ihr@3; empty for an encoder.
-
-    The intent is the simulator's truth, else human labels where there are any, else the clicked one.
-    """
-    if reasoner.kind == "encoder":
-        return pd.DataFrame({"session_id": [], "ihr@1": [], "ihr@3": []})
-    known = dataset.truth if dataset.truth is not None else dataset.labels
-    wanted = None
-    if known is not None and len(known):
-        wanted = known.drop_duplicates("session_id").set_index("session_id")["intent_id"].astype(object)
-    written = greedy(reasoner, prompter, prompter.sessions(sessions), max_new_tokens=max_new_tokens)
-    similarity = query_judge(name, reasoner, prompter, dataset.intents).similarity(written["query"].tolist())
-    return judge.intent_hits(similarity, sessions["session_id"].tolist(), wanted)
-
-
-def with_hits(metrics: pd.DataFrame, hits: pd.DataFrame, model: str, split: str) -> pd.DataFrame:
-    """session_metrics with columns ihr@1 and ihr@3, which belong to the model that reads these queries."""
-    if hits.empty:
-        return metrics
-    joined = metrics.merge(hits, "left", "session_id")
-    others = (joined["model"] != model) | (joined["split"] != split)
-    joined.loc[others, ["ihr@1", "ihr@3"]] = np.nan
-    return joined

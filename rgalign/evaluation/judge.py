@@ -77,19 +77,21 @@ class Judge:
         return ~(self.intents.valid_from[None, :] > self.timestamps[:, None])  # NaT on either side: it exists
 
     def intent_hits(
-        self, similarity: np.ndarray, session_ids: Sequence[str], wanted: pd.Series | None = None
+        self, similarity: np.ndarray, session_ids: Sequence[str], wanted: pd.DataFrame | None = None
     ) -> pd.DataFrame:
         """IHR of the queries of some sessions: session_id, ihr@1, ihr@3 (METHOD.md 4).
 
         similarity  (session_ids, intents) of each query to each intent (evaluation.ihr)
-        wanted      session_id -> intent_id: a simulator's truth or human labels; None: the clicked intents
+        wanted      columns session_id, intent_id, any number of rows a session, each of whose intents will do
+                    (evaluation.witness); None: the clicked intents
+        NaN where nothing is wanted, or what is wanted was not in the KB yet.
         """
         rows = pd.Index(self.lists.session_id).get_indexer(list(session_ids))
         if wanted is None:
             lists = self.lists.take(rows)
             asked = clicked_in_kb(lists.candidates.numpy(), lists.clicked.numpy(), len(self.intents))
         else:
-            asked = wanted.reindex(list(session_ids)).to_numpy(dtype=object)[:, None] == self.intents.intent_id[None]
+            asked = _asked(wanted, session_ids, self.intents.intent_id)
         hits = {f"ihr@{k}": intent_hits(similarity, asked, self.exists[rows], k) for k in (1, 3)}
         return pd.DataFrame({"session_id": list(session_ids), **hits})
 
@@ -101,6 +103,18 @@ class Judge:
             np.where(shown, listed, 0), clicked, shown, **keys, model=name, seed=seed, split=self.lists.part,
             k=self.k, group=self.group, weights=self.weights, whole_kb=(over_kb, in_kb, self.exists),
         )  # fmt: skip
+
+
+def _asked(wanted: pd.DataFrame, session_ids: Sequence[str], intent_ids: np.ndarray) -> np.ndarray:
+    """(session_ids, intent_ids) bool: what is wanted; an empty intent wants nothing."""
+    places = [
+        pd.Index(list(ids), dtype=object).get_indexer(wanted[name].astype(object))
+        for name, ids in (("session_id", session_ids), ("intent_id", intent_ids))
+    ]
+    row, column = (place[(places[0] >= 0) & (places[1] >= 0)] for place in places)
+    asked = np.zeros((len(session_ids), len(intent_ids)), dtype=bool)
+    asked[row, column] = True
+    return asked
 
 
 def about(dataset: Dataset, lm_seed: int | None) -> dict[str, Any]:

@@ -53,6 +53,14 @@ def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, own if (own := VARIANTS[name].against) in models else "popularity") for name in models]
 
 
+def reader_of_prompts(models: Sequence[str]) -> str | None:
+    """The first of VARIANTS among `models` that reads each session's own prompt vector; None where none does.
+
+    What the main language model writes for a session (IHR) is a property of that model, and is listed with this reader.
+    """
+    return next((n for n, v in VARIANTS.items() if n in models and (v.vectors, v.query) == ("prompt", "own")), None)
+
+
 def headline(models: Sequence[str]) -> tuple[str, str]:
     """The pair that a notebook looks into: of the last model that is no control."""
     found = pairs(models)

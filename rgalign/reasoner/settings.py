@@ -29,7 +29,8 @@ def shown_features(
     names = list(named if named is not None else meta.get("prompt_features") or kinds)
     if unknown := [name for name in names if name not in kinds]:
         lines = "\n".join(f"  {quote(name)}{nearest(name, kinds)}" for name in unknown)
-        raise ValueError(f"reasoner.features names what is no feature column:\n{lines}")
+        where = "dataset.yaml prompt_features" if named is None else "reasoner.features"
+        raise ValueError(f"{where} names what is no feature column:\n{lines}")
     shown = [name for name in names if name not in drop and (texts or kinds[name] != "text")]
     if not shown and texts:
         raise ValueError("reasoner.features and data.features.drop leave no column to show to the reasoner")

@@ -5,10 +5,18 @@ import csv
 import pandas as pd
 import pyarrow as pa
 import pytest
-from builders import good_meta, good_tables, write_raw
+from builders import good_meta, good_tables, replaced, write_raw
 
 from rgalign.data import tables
-from rgalign.data.labels import LabelError, export_sheet, read_sheet
+from rgalign.data.labels import (
+    LONGEST_CELL,
+    LONGEST_VALUE,
+    LabelError,
+    export_sheet,
+    read_sheet,
+    with_labels_of_run,
+    write_labels,
+)
 
 KINDS = {"state": "categorical", "amount": "numeric", "note": "text", "visited": "history", "secret": "text"}
 INTENTS = pd.DataFrame(
@@ -151,9 +159,74 @@ def test_nobodys_labels_are_written_over(tmp_path):
 
 
 def test_unknown_columns_and_other_suffixes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'stat'; did you mean 'state'") as caught:
+    with pytest.raises(LabelError, match="'stat'; did you mean 'state'") as caught:
         export(tmp_path, features=["stat", "user_id", "note"])
     assert "'user_id'" in str(caught.value)
-    with pytest.raises(ValueError, match=r"no \.csv"):
+    with pytest.raises(LabelError, match=r"no \.csv"):
         export_sheet(tmp_path / "sheet.xlsx", SESSIONS, INTENTS, kinds=KINDS, features=SHOWN)
     assert not list(tmp_path.iterdir())
+
+
+def test_long_texts_are_cut_and_the_sheet_comes_back(tmp_path):
+    kinds = {f"text_{number}": "text" for number in range(40)} | {"visited": "history"}
+    row = dict.fromkeys(list(kinds)[:-1], "\U0001f600" * 1_000_000) | {"visited": [["i_track"] * 5_000]}
+    sessions = pd.DataFrame({"session_id": ["s0"], **row})
+    intents = INTENTS.assign(description="d" * 1_000_000)
+    how = {"kinds": kinds, "features": ["visited", *list(kinds)[:-1]]}
+    sheet, kb = export_sheet(tmp_path / "sheet.csv", sessions, intents, **how)
+    shown = cells(sheet)[1][1]
+    assert all(
+        len(cell.encode("utf-16-le")) // 2 <= 32_767 for path in (sheet, kb) for row in cells(path) for cell in row
+    )
+    assert len(shown) == LONGEST_CELL
+    visited, text = shown.split("\n")[:2]
+    for line, name in ((visited, "visited: "), (text, "text_0: ")):
+        assert line.endswith(" [...]")
+        assert len(line) == len(name) + LONGEST_VALUE
+    assert read_sheet(fill(sheet, ["i_track"]), sessions, intents).intent_id.tolist() == ["i_track"]
+
+
+def test_a_text_of_just_the_length_is_whole(tmp_path):
+    sessions = SESSIONS.head(1).assign(note="n" * LONGEST_VALUE)
+    sheet, _ = export(tmp_path, sessions, features=["note"])
+    assert cells(sheet)[1][1] == "note: " + "n" * LONGEST_VALUE
+
+
+def test_what_is_no_csv_is_told_with_its_line(tmp_path):
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text(f'session_id,session,intent_id\ns0,"a\nb",i_track\n007,{"x" * 200_000},\n', encoding="utf-8")
+    with pytest.raises(LabelError, match="row 3, which begins in line 4, is no CSV: field larger"):
+        read_sheet(sheet, SESSIONS, INTENTS)
+    sheet.write_text('session_id,session,intent_id\ns0,"a,i_track\n007,b,i_track\n', encoding="utf-8")
+    with pytest.raises(LabelError, match="row 2, which begins in line 2"):  # an open quotation mark swallows no row
+        read_sheet(sheet, SESSIONS, INTENTS)
+    with pytest.raises(LabelError, match=r"sheet\.xlsx fails 1 check.*\n.*save the sheet as 'CSV UTF-8'"):
+        read_sheet(tmp_path / "sheet.xlsx", SESSIONS, INTENTS)
+
+
+def test_labels_of_a_run_stand_before_those_of_its_data_set(tmp_path):
+    folder = write_raw(tmp_path / "shop", good_tables(), good_meta())  # its own label: s9 wants i1
+    shop = tables.read(folder, splits=("test",))
+    assert with_labels_of_run(shop, None, folder) is shop
+    path = tmp_path / "labels.parquet"
+    for given, expected in (
+        ({"s8": "i0"}, {"s8": "i0", "s9": "i1"}),
+        ({"s9": "i3"}, {"s9": "i3"}),
+        ({}, {"s9": "i1"}),
+    ):
+        frame = pd.DataFrame({"session_id": list(given), "intent_id": list(given.values())}, dtype="string[pyarrow]")
+        write_labels(path, frame, folder)
+        found = with_labels_of_run(shop, path, folder).labels
+        assert dict(zip(found.session_id, found.intent_id, strict=True)) == expected
+
+
+def test_labels_made_for_other_sessions_of_the_same_ids_are_refused(tmp_path):
+    folder = write_raw(tmp_path / "shop", good_tables(), good_meta())
+    path = tmp_path / "labels.parquet"
+    write_labels(path, pd.DataFrame({"session_id": ["s8"], "intent_id": ["i0"]}), folder)
+    shop = tables.read(folder, splits=("test",))
+    others = good_tables()
+    others["sessions"] = replaced(others["sessions"], "note", ["another"] * len(others["sessions"]))
+    write_raw(folder, others, good_meta())
+    with pytest.raises(LabelError, match="not made for the sessions of"):
+        with_labels_of_run(shop, path, folder)

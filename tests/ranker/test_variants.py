@@ -13,7 +13,7 @@ from rgalign.ranker.fit import listnet, score
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import Parts, build, lists_with_vectors, load_rankers, loss_of, train, tune, with_vectors
 from rgalign.ranker.two_tower import TwoTower
-from rgalign.ranker.variants import VARIANTS, headline, pairs
+from rgalign.ranker.variants import VARIANTS, headline, pairs, reader_of_prompts
 
 SETTINGS = {"dim": 8, "hidden": 8, "epochs": 2, "patience": 1, "lists_per_batch": 64, "kl_weight": 0.2}
 PARTS = ("train", "dev", "valid")
@@ -152,3 +152,9 @@ def test_a_control_is_compared_with_its_parent_and_a_model_with_what_it_builds_o
     assert headline(list(VARIANTS)) == ("qe_rec", "two_tower_text")
     assert pairs(["qe_rec/lsa"]) == [("qe_rec/lsa", "popularity")]  # its counterpart is not trained
     assert headline(["two_tower", "two_tower_text"]) == ("two_tower_text", "two_tower")
+
+
+def test_written_queries_are_listed_with_the_first_that_reads_prompts_of_its_own():
+    assert reader_of_prompts(["two_tower", "qe_rec/no_words", "qe_rec"]) == "qe_rec"
+    assert reader_of_prompts(["qe_rec/constant_query", "qe_rec/no_words"]) == "qe_rec/no_words"
+    assert reader_of_prompts(["two_tower", "qe_rec/constant_query", "qe_rec/lsa"]) is None

@@ -1,0 +1,79 @@
+"""Who says what a session wanted, and IHR by that witness (METHOD.md 4): labels, a simulator's truth, the click.
+
+witness, wanted = wanted_intents(shop, "test")
+hits = query_hits(judge, shop, wanted, reasoner, prompter, "tfidf", max_new_tokens=24)
+"""
+
+import numpy as np
+import pandas as pd
+
+from rgalign.data.prompts import Prompter
+from rgalign.data.tables import Dataset
+from rgalign.evaluation.describe_reasoner import query_judge
+from rgalign.evaluation.judge import Judge
+from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.queries import greedy
+
+METRICS = ["ihr@1", "ihr@3"]
+
+
+def wanted_intents(dataset: Dataset, split: str) -> tuple[str, pd.DataFrame]:
+    """The best witness of a split, labels | truth | click, and its rows: session_id, intent_id.
+
+    Labels where anybody labelled a session of the split, else the truth, else the clicks [C]. One witness for all: a
+    mean over some sessions by label and others by click would be neither. A session may have several rows, each of
+    whose intents will do; rows without an intent (looked at, and none fitted) are left out. The click's rows may be
+    none at all.
+    """
+    clicked = dataset.impressions[dataset.impressions["clicked"] == 1]
+    tables = {"labels": dataset.labels, "truth": dataset.truth, "click": clicked}
+    own = dataset.sessions.loc[dataset.sessions["split"] == split, "session_id"]
+    for witness, table in tables.items():
+        if table is None:
+            continue
+        said = table.loc[table["session_id"].isin(own) & table["intent_id"].notna(), ["session_id", "intent_id"]]
+        if len(said) or witness == "click":
+            return witness, said.drop_duplicates(ignore_index=True)
+    raise AssertionError("the click is the last witness")
+
+
+def query_hits(
+    judge: Judge,
+    dataset: Dataset,
+    wanted: pd.DataFrame,
+    reasoner: Reasoner,
+    prompter: Prompter,
+    name: str,
+    *,
+    max_new_tokens: int,
+) -> pd.DataFrame:
+    """IHR of the greedy query of each session that `wanted` names: session_id, ihr@1, ihr@3; empty for an encoder.
+
+    judge   of the split that these sessions are of;  name  evaluation.ihr_judge
+    wanted  session_id, intent_id (wanted_intents)
+    """
+    sessions = dataset.sessions[dataset.sessions["session_id"].isin(wanted["session_id"])]
+    if reasoner.kind == "encoder" or sessions.empty:
+        return pd.DataFrame({"session_id": [], **{metric: [] for metric in METRICS}})
+    written = greedy(reasoner, prompter, prompter.sessions(sessions), max_new_tokens=max_new_tokens)
+    similarity = query_judge(name, reasoner, prompter, dataset.intents).similarity(written["query"].tolist())
+    return judge.intent_hits(similarity, sessions["session_id"].tolist(), wanted)
+
+
+def hit_table(hits: pd.DataFrame, witness: str) -> pd.DataFrame:
+    """One row named by the witness: sessions with a wanted intent in the KB of their day, and the mean of each IHR."""
+    judged = hits["ihr@1"].notna().sum()
+    return pd.DataFrame([{"sessions": judged, **hits[METRICS].mean()}], index=pd.Index([witness], name="witness"))
+
+
+def with_hits(metrics: pd.DataFrame, hits: pd.DataFrame, model: str | None, split: str) -> pd.DataFrame:
+    """session_metrics with columns ihr@1 and ihr@3 in the rows of `model` on `split`, NaN in all others.
+
+    model  the one that the hits are listed with (ranker.variants.reader_of_prompts); None: no columns
+    """
+    if hits.empty or model is None:
+        return metrics
+    joined = metrics.merge(hits, "left", "session_id")
+    others = (joined["model"] != model) | (joined["split"] != split)
+    joined.loc[others, METRICS] = np.nan
+    return joined
