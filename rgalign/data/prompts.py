@@ -8,6 +8,7 @@ write a token of the chat template; what is too long is cut by one rule (`data.c
 """
 
 import datetime
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -24,6 +25,7 @@ QUESTION = "Question:"  # the same for a pretrained model without chat template 
 CHARACTERS_A_TOKEN = 32  # no text longer than this many characters a token of the budget is looked at
 SENTINEL = "5e55104"  # stands for the body while the chat template is split
 TODAY = datetime.date(2024, 7, 26)  # to every template, on every day [C]: Llama's own default
+CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")  # in a template
 
 
 class Prompter:
@@ -208,10 +210,21 @@ def _template(tokenizer) -> tuple[str, str]:
 
 
 def _rendered(tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    """The template's text. Templates that name the date (Llama's) get TODAY: a prompt must not change overnight."""
-    today = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
-    how = {"add_generation_prompt": add_generation_prompt, "enable_thinking": False, "tokenize": False, **today}
-    return tokenizer.apply_chat_template(messages, **how)
+    """The template's text. Templates that name the date (Llama's) get TODAY: a prompt must not change overnight.
+
+    Raises ValueError for a template that asks the clock in a way that is not understood.
+    """
+    template = tokenizer.get_chat_template()
+    template = CLOCK.sub(lambda call: repr(TODAY.strftime(call["format"])), template)
+    if re.search(r"\bstrftime_now\s*\(", template):
+        raise ValueError(
+            "the chat template asks the clock (strftime_now with a format that is no literal), so that prompts would "
+            "change from day to day; write a date into the tokenizer's chat_template"
+        )
+    how = {"add_generation_prompt": add_generation_prompt, "enable_thinking": False, "tokenize": False}
+    return tokenizer.apply_chat_template(
+        messages, chat_template=template, date_string=TODAY.strftime("%d %b %Y"), **how
+    )
 
 
 def has_ask(tokenizer) -> bool:
