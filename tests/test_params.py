@@ -172,6 +172,14 @@ def test_an_encoder_has_a_name_and_no_company():
         check({"reasoner": {"kind": "encoder", "model": "some/encoder", "others": [{}]}})
 
 
+def test_what_a_tiny_model_would_ignore_is_refused():
+    with pytest.raises(ParamsError) as error:
+        check({"reasoner": {"adapter": "some/lora", "quantize": "4bit"}})
+    for name in ("adapter", "quantize"):
+        assert f"reasoner.{name}" in str(error.value)
+    assert check({"reasoner": {"model": "some/model", "adapter": "some/lora"}}).reasoner.adapter == "some/lora"
+
+
 def test_yaml_merge_keys_are_read(tmp_path):
     text = "data: {features: &own {min_count: 3}}\nranker: {search: {<<: {trials: 4}}}"
     params = load(params_file(tmp_path, text))
