@@ -116,7 +116,7 @@ def positions(config: Any) -> int | None:
     most = getattr(text, "max_position_embeddings", None)
     if most is None or most < 1 or getattr(text, "rope_parameters", None):
         return None
-    return most - (text.pad_token_id + 1 if text.model_type in SHIFTED else 0)
+    return most - ((text.pad_token_id or 0) + 1 if text.model_type in SHIFTED else 0)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -110,6 +110,17 @@ def test_more_samples_and_more_tokens_leave_a_draw_as_it_begins(reasoner, prompt
     assert all(long.startswith(begun) for long, begun in zip(longer["query"], short["query"], strict=True))
 
 
+def test_the_numbers_behind_the_draws_are_uniform_and_unlike():
+    drawn = queries._uniform(0, 200, 5, 24)
+    assert len(np.unique(drawn[:, :4], axis=0)) == 1000
+    assert abs(np.corrcoef(drawn[:, 0], np.roll(drawn[:, 0], 1))[0, 1]) < 0.1
+    counts = np.histogram(drawn, bins=20, range=(0, 1))[0]
+    assert ((counts - 1200) ** 2 / 1200).sum() < 43.8  # chi-squared, 19 degrees, one in a thousand
+    np.testing.assert_array_equal(
+        queries._uniform(0, 3, 9, 7).reshape(3, 9, 7)[:, :5], drawn.reshape(200, 5, 24)[:3, :, :7]
+    )
+
+
 def test_a_sampled_query_has_the_log_probability_of_the_untempered_model(reasoner, prompter, prompts, monkeypatch):
     seen = drawn_ids(monkeypatch, prompter)
     settings = {"samples": 3, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 6}
