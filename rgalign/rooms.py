@@ -141,7 +141,9 @@ class Pretraining(Room):
     epochs: Real = Field(3.0, gt=0)
     learning_rate: Real = Field(4e-3, gt=0, description="AdamW; warm-up, then a cosine to zero")
     documents_per_batch: int = Field(48, ge=1)
-    prompt_weight: Share = Field(0.0, description="of a prompt token's loss against a query token's [C]")
+    prompt_weight: Share | None = Field(
+        None, description="of a prompt token's loss against a query token's [C]; empty: 0, or 1 without transcripts"
+    )
     ahead_weight: Real = Field(1.0, ge=0, description="of the look ahead from the prompt's end at the whole query [C]")
     kb_repeats: int = Field(10, ge=0, description="times that each KB intent is read in an epoch")
 
@@ -181,6 +183,13 @@ class Reasoner(Room):
     pretraining: Pretraining = Pretraining()
     queries: Sampling = Sampling()
     others: Annotated[tuple[OtherModel, ...], BeforeValidator(_tuple_from_yaml)] = ()
+
+    @field_validator("adapter", "quantize")
+    @classmethod
+    def for_pretrained_models(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("model") == "tiny":
+            raise ValueError("is for a pretrained model; reasoner.model is tiny")
+        return value
 
     @field_validator("others")
     @classmethod

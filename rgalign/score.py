@@ -19,7 +19,7 @@ from rgalign.data.prompts import Prompter
 from rgalign.data.schema import YAML_FILE, as_types, read_yaml, to_frame
 from rgalign.params import ROOT
 from rgalign.params import load as load_params
-from rgalign.reasoner import model, settings
+from rgalign.reasoner import settings, source
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.queries import greedy
 
@@ -77,18 +77,22 @@ class Scorer:
         return to_frame(pa.table(columns))
 
 
-def load(run_dir: str | Path) -> Scorer:
+def load(run_dir: str | Path, *, device: str = "auto") -> Scorer:
     """The scorer of a run directory, as given or seen from the project's root.
 
-    Raises ArtifactError that lists what the run lacks and says what to type.
+    device  auto (cuda where there is one) | cpu | cuda | ..: where it serves, whatever the run was made on
+    The model is the run's own: its dtype, adapter and quantisation, and its content where it was taken as it is.
+    Raises ArtifactError that lists what the run lacks and says what to type, ReasonerError where its model
+    cannot be had.
     """
     run = _find(run_dir)
     params = load_params(run / PARAMS)
     room = params.reasoner.model_dump(mode="json")
     meta: dict[str, Any] = read_yaml(run / DATASET / YAML_FILE)
     intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))
-    reasoner = model.load(str(run / REASONER), kind=room["kind"], device=params.run.device)
-    prompter = settings.prompter(room, meta, intents, reasoner.tokenizer, drop=params.data.features.drop)
+    reasoner = source.load_saved(run / REASONER, kind=room["kind"], dtype=room["dtype"], device=device)
+    own = {"ends": reasoner.ends, "positions": reasoner.positions}
+    prompter = settings.prompter(room, meta, intents, reasoner.tokenizer, drop=params.data.features.drop, **own)
     return Scorer(reasoner, prompter, dict(meta["features"]), room["queries"]["max_new_tokens"])
 
 

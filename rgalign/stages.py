@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
-from rgalign import artifacts, provenance
+from rgalign import artifacts, outside, provenance
 from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, Params, dump, flat, load
 
@@ -42,6 +42,7 @@ class Stage:
     splits: tuple[str, ...] = ("train", "valid")
     seconds: tuple[float, float] = (5, 0)  # estimate on two cores: fixed, and per 1,000 sessions
     in_sequence: bool = True  # False: runs only when it is asked for by name
+    models: bool = False  # reads the language models outside the run directory that params name
 
 
 STAGES = {
@@ -66,6 +67,7 @@ STAGES = {
             ),
             params=("reasoner", "ranker.models", "data.features.drop", "evaluation.ihr_judge", "run"),
             seconds=(10, 3),
+            models=True,
         ),
         Stage(
             "03_rankers",
@@ -136,23 +138,13 @@ def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
         return f"code changed: {', '.join(changed)}"
     for kind, base in (("input", entry["inputs"]), ("output", entry["outputs"])):
         for name, was in base.items():
-            path = _located(run, name)
+            path = outside.located(run, name)
             if path is None or not path.exists():
                 return f"{kind} {name} is missing"
-            if artifacts.digest(path) != was:
+            if outside.digest(name, path) != was:
                 return f"{kind} {name} changed"
     new = [name for name in stage.given if name not in entry["inputs"] and (run / name).exists()]
     return f"input {', '.join(new)} is new" if new else None
-
-
-def _located(run: Path, name: str) -> Path | None:
-    """Where an input or output of a manifest lies; None for outside data that is not on this machine."""
-    if not name.startswith("data:"):
-        return run / name
-    try:
-        return artifacts.data_path(name.removeprefix("data:"))
-    except ArtifactError:
-        return None
 
 
 def params_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -200,7 +192,7 @@ class OpenStage:
     def use_data(self) -> Path:
         """The data outside the run directory that `data.path` names; its digest goes into the manifest."""
         path = artifacts.data_path(str(self.params.data.path))
-        self.inputs[f"data:{self.params.data.path}"] = artifacts.digest(path)
+        self.inputs[f"{outside.DATA}{self.params.data.path}"] = artifacts.digest(path)
         return path
 
     def writing(self, artifact: str) -> AbstractContextManager[Path]:
@@ -274,6 +266,8 @@ def open_stage(
     artifacts.sweep(*(run / name for name in stage.writes))
     command = f"python -m rgalign run {params_file}" + (f" --run-dir {run_dir}" if str(run_dir) else "")
     inputs = _checked_inputs(run, stage, params, command)
+    if stage.models:
+        inputs |= outside.models(params)
     text = dump(params)
     if not (run / "params.yaml").exists() or (run / "params.yaml").read_text(encoding="utf-8") != text:
         artifacts.write_text(run / "params.yaml", text)

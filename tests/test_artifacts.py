@@ -1,6 +1,7 @@
 """Atomic writes, digests, the manifest, and the stage's door."""
 
 import json
+import shutil
 from typing import ClassVar
 
 import pandas as pd
@@ -154,6 +155,26 @@ def test_what_people_give_makes_its_reader_run_again_and_nobody_else(finished_ru
     assert reason("01_data") is None
     with pytest.raises(ArtifactError, match="may be given other"):
         stages.open_stage(reader.name, SMOKE, finished_run).given("other")
+
+
+def test_a_models_weights_are_an_input_of_the_reasoners_stage(finished_run, tmp_path_factory):
+    """Replaced in their folder, under the same names and sizes, they are a reason to run."""
+    folder = tmp_path_factory.mktemp("model")
+    weights = folder / "model.safetensors"
+    weights.write_text("one")
+    params = load(SMOKE, {"reasoner.model": str(folder)})
+    stage = stages.open_stage("02_reasoner", SMOKE, finished_run, {"reasoner.model": str(folder)})
+    for name in stage.stage.writes:
+        with stage.writing(name) as temporary:
+            temporary.write_text(name)
+    stage.finish()
+    assert stages.reason_to_run(finished_run, stage.stage, params) is None
+    (folder / ".cache").write_text("of the downloader")
+    assert stages.reason_to_run(finished_run, stage.stage, params) is None
+    weights.write_text("two")
+    assert stages.reason_to_run(finished_run, stage.stage, params) == f"input model:{folder} changed"
+    shutil.rmtree(folder)
+    assert stages.reason_to_run(finished_run, stage.stage, params) == f"input model:{folder} is missing"
 
 
 def test_inputs_made_with_other_params_are_refused(finished_run):

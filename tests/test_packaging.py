@@ -72,6 +72,7 @@ FLOORS = tuple(
         "rooms",
         "params",
         "artifacts",
+        "outside",
         "provenance",
         "seeding",
         "stages",

@@ -23,6 +23,7 @@ from rgalign.plots import MODEL_STYLE
 from rgalign.ranker.fit import fit
 from rgalign.ranker.three_tower import ThreeTowerConfig
 from rgalign.ranker.variants import VARIANTS
+from rgalign.reasoner.build import prompt_weight
 from rgalign.reasoner.pretrain import pretrain
 from rgalign.rooms import CORE_RANKERS, RANKERS, Params, Pretraining, RankerSettings
 
@@ -157,7 +158,9 @@ def test_rankers_and_their_defaults_are_the_same_wherever_they_are_named():
 
 
 def test_pre_training_has_the_same_defaults_in_the_schema_and_in_the_function():
+    """An empty prompt_weight is what notebook 02 makes of it where there are transcripts."""
     schema = Pretraining().model_dump()
+    schema["prompt_weight"] = prompt_weight(schema["prompt_weight"], asked=True)
     function = {n: p.default for n, p in inspect.signature(pretrain).parameters.items() if n in schema}
     assert function == {key: value for key, value in schema.items() if key != "kb_repeats"}
 
@@ -167,6 +170,14 @@ def test_an_encoder_has_a_name_and_no_company():
         check({"reasoner": {"kind": "encoder"}})
     with pytest.raises(ParamsError, match=r"reasoner\.others .*write queries"):
         check({"reasoner": {"kind": "encoder", "model": "some/encoder", "others": [{}]}})
+
+
+def test_what_a_tiny_model_would_ignore_is_refused():
+    with pytest.raises(ParamsError) as error:
+        check({"reasoner": {"adapter": "some/lora", "quantize": "4bit"}})
+    for name in ("adapter", "quantize"):
+        assert f"reasoner.{name}" in str(error.value)
+    assert check({"reasoner": {"model": "some/model", "adapter": "some/lora"}}).reasoner.adapter == "some/lora"
 
 
 def test_yaml_merge_keys_are_read(tmp_path):

@@ -5,14 +5,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from data.builders import good_meta, good_tables, write_raw
+from reasoner import small_models
 
 from rgalign import score
 from rgalign.artifacts import ArtifactError, write_text
 from rgalign.data.schema import to_frame
 from rgalign.params import dump
 from rgalign.params import load as load_params
-from rgalign.reasoner import settings
+from rgalign.reasoner import settings, source
 from rgalign.reasoner.model import save, tiny
 from rgalign.reasoner.queries import greedy
 from rgalign.reasoner.tokenizer import build, count_words
@@ -51,6 +53,19 @@ def test_queries_are_those_of_the_runs_own_model_and_prompt(run, sessions):
     assert found["query"].tolist() == asked["query"].tolist()
     np.testing.assert_array_equal(found.log_probability, asked.log_probability)
     assert asked.tokens.max() <= 5
+
+
+def test_a_run_is_served_by_its_own_model_in_its_own_dtype(run, sessions, tmp_path):
+    folder = small_models.qwen3(tmp_path / "qwen")
+    own = {**OVERRIDES, "reasoner.model": str(folder), "reasoner.dtype": "bfloat16"}
+    write_raw(tmp_path / score.DATASET, good_tables(), good_meta())
+    write_text(tmp_path / score.PARAMS, dump(load_params("params/smoke.yaml", own)))
+    how = {"kind": "causal", "dtype": "bfloat16", "quantize": None}
+    source.name_source(tmp_path / score.REASONER, str(folder), **how)
+    scorer = score.load(tmp_path, device="cpu")
+    assert {weight.dtype for weight in scorer.reasoner.model.parameters()} == {torch.bfloat16}
+    assert scorer.prompter.layout == "lines"
+    assert len(scorer.queries(sessions)) == len(sessions)
 
 
 def test_plain_pandas_frames_in_any_order_of_columns_will_do(run, sessions):

@@ -7,14 +7,16 @@ A prompt is head + body + tail. The body is tokenised piece by piece without spe
 write a token of the chat template; what is too long is cut by one rule (`data.cutting`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import datetime
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pandas as pd
 import pyarrow as pa
 
 from rgalign.data import columns, verbal
 from rgalign.data.cutting import Piece, cut
-from rgalign.data.faults import nearest, quote
+from rgalign.data.faults import count_rows, nearest, quote
 from rgalign.data.schema import KINDS
 from rgalign.data.verbal import LAYOUTS, Phrase
 
@@ -22,6 +24,8 @@ ASK = "<|ask|>"  # the tiny tokenizer's mark between a prompt and its query
 QUESTION = "Question:"  # the same for a pretrained model without chat template [C]
 CHARACTERS_A_TOKEN = 32  # no text longer than this many characters a token of the budget is looked at
 SENTINEL = "5e55104"  # stands for the body while the chat template is split
+TODAY = datetime.date(2024, 7, 26)  # to every template, on every day [C]: Llama's own default
+CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")  # in a template
 
 
 class Prompter:
@@ -35,12 +39,14 @@ class Prompter:
     max_tokens   budget of a whole prompt; a query has as much again at most (see `queries`)
     titles       intent_id -> title: entries of a history that are KB ids are shown by title
     ask          False for encoders: the body stands between the tokenizer's own special tokens, and nothing is asked
+    ends         ids with which the model ends what it writes, beside the tokenizer's own (Reasoner.ends)
     Raises ValueError naming all faults.
     """
 
     head: tuple[int, ...]  # shared by all prompts: the chat template's beginning and the instruction
     tail: tuple[int, ...]  # what asks: a mark, or the template's generation prompt with thinking switched off
-    end_id: int  # closes a query
+    end_id: int  # closes a query that is given: the chat template's own end of a turn, else the end of text
+    ends: frozenset[int]  # any of them ends a query that is written
 
     def __init__(
         self,
@@ -53,14 +59,16 @@ class Prompter:
         max_tokens: int = 256,
         titles: Mapping[str, str] | None = None,
         ask: bool = True,
+        ends: Collection[int] = (),
     ):
         self.tokenizer, self.features, self.kinds, self.layout = tokenizer, list(features), dict(kinds), layout
         self.max_tokens, self.titles = max_tokens, titles
         faults = [*_faults_of_features(self.features, self.kinds), *_faults_of_tokenizer(tokenizer, layout, ask)]
         if faults:
             raise ValueError("the prompt cannot be made:\n" + "\n".join(f"  {fault}" for fault in faults))
-        self.end_id = next(i for i in _ends(tokenizer) if i is not None)
         self._controls = _controls(tokenizer)
+        self.end_id = next(i for i in (*self._turn_end(ask), *_ends(tokenizer)) if i is not None)
+        self.ends = frozenset({self.end_id, tokenizer.eos_token_id, *ends} - {None})
         if layout == "compact":
             instruction = verbal.compact_text(instruction)
         before, told, after = self._frame_of(instruction, ask)
@@ -107,9 +115,8 @@ class Prompter:
         return [[*query[: self.max_tokens - 1], self.end_id] for query in ids]
 
     def text(self, ids: Sequence[int]) -> str:
-        """A sampled query as text: cut at end_id, special tokens left out, stripped."""
-        ids = list(ids)
-        ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        """A sampled query as text: cut at the first end, special tokens left out, stripped."""
+        ids = ids[: next((place for place, i in enumerate(ids) if i in self.ends), len(ids))]
         return self.tokenizer.decode([i for i in ids if i not in self._controls], skip_special_tokens=True).strip()
 
     def explain(self, row: pd.Series) -> pd.DataFrame:
@@ -166,6 +173,15 @@ class Prompter:
         found = self.tokenizer(texts, **plain)["input_ids"]
         return [ids if self._controls.isdisjoint(ids) else [i for i in ids if i not in self._controls] for ids in found]
 
+    def _turn_end(self, ask: bool) -> list[int]:
+        """The token with which the chat template closes an answer (gemma's <end_of_turn>), which may not be the
+        tokenizer's end of text: in a list, empty where there is none."""
+        if not ask or not getattr(self.tokenizer, "chat_template", None):
+            return []
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": SENTINEL}]
+        after = _rendered(self.tokenizer, messages, add_generation_prompt=False).rpartition(SENTINEL)[2]
+        return [i for i in self.tokenizer(after, add_special_tokens=False)["input_ids"] if i in self._controls][:1]
+
     def _frame_of(self, instruction: str, ask: bool) -> tuple[list[int], list[int], list[int]]:
         """Ids of what stands before the instruction, of the instruction, and after the body."""
 
@@ -186,12 +202,34 @@ class Prompter:
 
 def _template(tokenizer) -> tuple[str, str]:
     """The chat template's text before and after the user's words, thinking switched off."""
-    message = [{"role": "user", "content": SENTINEL}]
-    text = tokenizer.apply_chat_template(message, add_generation_prompt=True, enable_thinking=False, tokenize=False)
+    text = _rendered(tokenizer, [{"role": "user", "content": SENTINEL}], add_generation_prompt=True)
     if text.count(SENTINEL) != 1:
         raise ValueError(f"the chat template puts the user's words {text.count(SENTINEL)} times; once is needed")
     before, after = text.split(SENTINEL)
     return before, after
+
+
+def _rendered(tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    """The template's text. Templates that name the date (Llama's) get TODAY: a prompt must not change overnight.
+
+    Raises ValueError for a template that asks the clock in a way that is not understood.
+    """
+    template = tokenizer.get_chat_template()
+    template = CLOCK.sub(lambda call: repr(TODAY.strftime(call["format"])), template)
+    if re.search(r"\bstrftime_now\s*\(", template):
+        raise ValueError(
+            "the chat template asks the clock (strftime_now with a format that is no literal), so that prompts would "
+            "change from day to day; write a date into the tokenizer's chat_template"
+        )
+    how = {"add_generation_prompt": add_generation_prompt, "enable_thinking": False, "tokenize": False}
+    return tokenizer.apply_chat_template(
+        messages, chat_template=template, date_string=TODAY.strftime("%d %b %Y"), **how
+    )
+
+
+def has_ask(tokenizer) -> bool:
+    """Whether its vocabulary has the mark ASK, as a tiny model's has: only then can it be asked in compact layout."""
+    return tokenizer.convert_tokens_to_ids(ASK) not in (None, tokenizer.unk_token_id)
 
 
 def _controls(tokenizer) -> frozenset[int]:
@@ -227,7 +265,7 @@ def _faults_of_tokenizer(tokenizer, layout: str, ask: bool) -> list[str]:
         faults.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
     if ask and tokenizer.eos_token_id is None:
         faults.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
-    if ask and layout == "compact" and tokenizer.convert_tokens_to_ids(ASK) in (None, tokenizer.unk_token_id):
+    if ask and layout == "compact" and not has_ask(tokenizer):
         faults.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
     return faults
 
@@ -235,6 +273,9 @@ def _faults_of_tokenizer(tokenizer, layout: str, ask: bool) -> list[str]:
 def _sessions_of(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> pa.Table | pd.DataFrame:
     if "session_id" not in frame or sessions is None:
         raise ValueError("transcripts need a column features, or a column session_id and the sessions it names")
+    if (bare := frame["session_id"].isna().to_numpy()).any():
+        what = count_rows(bare, "has neither features nor a session_id", "transcript")
+        raise ValueError(f"{what}: it has no prompt; fill in either, or take these transcripts out")
     place = pd.Index(sessions["session_id"]).get_indexer(frame["session_id"])
     if (place < 0).any():
         missing = frame["session_id"][place < 0].iloc[0]

@@ -1,9 +1,11 @@
 """What a run's params ask for: its language models, and one way of embedding for each set of vectors a ranker reads.
 
-models/reasoner/<name>/   a reasoner (reasoner.model.save): main, other-1, .., kb_lm
+models/reasoner/<name>/   a reasoner, or where it was taken from (reasoner.source): main, other-1, .., kb_lm
 """
 
+import copy
 import shutil
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +14,17 @@ from typing import Any
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
+from rgalign.data import verbal
 from rgalign.data.prompts import Prompter
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.reasoner import lsa, queries, tokenizer
 from rgalign.reasoner.embed_shards import embed_to_shards, gather
-from rgalign.reasoner.model import Reasoner, ReasonerError, load, save, tiny
+from rgalign.reasoner.folder import positions
+from rgalign.reasoner.model import Reasoner, ReasonerError, look, save, tiny
 from rgalign.reasoner.pretrain import pretrain
 from rgalign.reasoner.settings import TINY, prompter, shown_features
+from rgalign.reasoner.source import load_saved, name_source
 from rgalign.seeding import seeded
 
 MAIN, KB_LM = "main", "kb_lm"
@@ -43,15 +48,17 @@ class Recipe:
         return self.settings["model"] == TINY
 
     def prompter(self, dataset: Dataset, reasoner: Reasoner, *, texts: bool = True) -> Prompter:
-        put = {"drop": self.drop, "texts": texts}
+        """The prompter for this one of the run's models."""
+        put = {"drop": self.drop, "texts": texts, "ends": reasoner.ends, "positions": reasoner.positions}
         return prompter(self.settings, dataset.meta, dataset.intents, reasoner.tokenizer, **put)
 
 
 def build_models(
     recipe: Recipe, dataset: Dataset, vectors: Collection[str], *, folder: Path, work: Path
 ) -> pd.DataFrame:
-    """Build or load every model of the run and save it below `folder`. Returns the curves of pre-training.
+    """Build every model of the run and save it below `folder`, or name it there. Returns the curves of pre-training.
 
+    A pretrained model's folder, tokenizer and prompts are tried before anything is trained; its weights are left alone.
     dataset  without its test split; clicks are not read
     vectors  the sets of vectors that will be asked for (ranker.variants)
     work     for checkpoints, by which a killed call goes on where it stood
@@ -66,27 +73,31 @@ def build_models(
         wanted[f"other-{number}"] = (other["model"], other["seed"], other["tiny"])
     if KB_LM in vectors:
         wanted[KB_LM] = wanted[MAIN]
+    for name, (source, _, _) in wanted.items():
+        if source != TINY:
+            _take(recipe, dataset, source, folder / name, adapter=settings["adapter"] if name == MAIN else None)
     curves, words = [], _vocabulary(recipe, dataset)
     for name, (source, seed, size) in wanted.items():
         if source == TINY:
             reasoner, curve = _tiny(recipe, dataset, words, seed, size, work / name, kb_only=name == KB_LM)
             curves.append(curve.drop(columns="seconds").assign(model=name))  # seconds differ from run to run
-        else:
-            reasoner = load_pretrained(recipe, source, adapter=settings["adapter"] if name == MAIN else None)
-        save(reasoner, folder / name)
+            save(reasoner, folder / name)
     return pd.concat(curves) if curves else pd.DataFrame({"model": [], "step": [], "loss": []})
 
 
-def load_pretrained(recipe: Recipe, source: str, adapter: str | None = None) -> Reasoner:
-    """A hub model or folder, as the params say."""
+def _take(recipe: Recipe, dataset: Dataset, model: str, folder: Path, adapter: str | None) -> None:
+    """Name a hub model or folder as the params say, once it is known that it can be prompted."""
     how = {key: recipe.settings[key] for key in ("kind", "dtype", "quantize")}
-    return load(source, adapter=adapter, device=recipe.device, **how)
+    found = look(model, adapter=adapter, device=recipe.device, **how)
+    most = positions(found.config)
+    prompter(recipe.settings, dataset.meta, dataset.intents, found.tokenizer, drop=recipe.drop, positions=most)
+    name_source(folder, model, adapter=adapter, **how)
 
 
 def load_models(recipe: Recipe, folder: Path) -> dict[str, Reasoner]:
-    """name -> the reasoner that `build_models` saved."""
+    """name -> the reasoner that `build_models` saved or named."""
     how = {"kind": recipe.settings["kind"], "dtype": recipe.settings["dtype"], "device": recipe.device}
-    return {path.name: load(str(path), **how) for path in sorted(folder.iterdir()) if path.is_dir()}
+    return {path.name: load_saved(path, **how) for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,9 +168,13 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
 
 def untrained(reasoner: Reasoner, seed: int) -> Reasoner:
     """The same architecture and tokenizer with weights drawn anew: the control qe_rec/random_lm."""
+    plain = reasoner.plain
+    config = copy.deepcopy(plain.config)
+    if hasattr(config, "quantization_config"):  # random weights need no packing
+        del config.quantization_config
     with seeded(seed):
-        drawn = type(reasoner.model)(reasoner.model.config)
-    model = drawn.to(reasoner.device, next(reasoner.model.parameters()).dtype)
+        drawn = type(plain)(config)
+    model = drawn.to(reasoner.device, plain.dtype)
     return replace(reasoner, model=model.eval())
 
 
@@ -175,7 +190,9 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
         sessions=_train(dataset),
         transcripts=_transcripts(dataset),
     )
-    return tokenizer.build(counts, min_count=settings["tiny"]["min_count"])
+    enough = settings["tiny"]["min_count"]
+    told = verbal.compact_text(settings["instruction"] or "").split()
+    return tokenizer.build(counts | Counter(dict.fromkeys(told, enough)), min_count=enough)
 
 
 def _tiny(recipe, dataset, words, seed, size, work, *, kb_only: bool) -> tuple[Reasoner, pd.DataFrame]:
@@ -183,16 +200,20 @@ def _tiny(recipe, dataset, words, seed, size, work, *, kb_only: bool) -> tuple[R
     how = dict(recipe.settings["pretraining"])
     own_repeats = how.pop("kb_repeats")
     repeats = KB_ALONE_REPEATS if kb_only else own_repeats
-    writer = {**recipe.settings, "model": TINY, "kind": "causal"}
-    put = prompter(writer, dataset.meta, dataset.intents, words, drop=recipe.drop)
+    put = prompter(recipe.settings, dataset.meta, dataset.intents, words, drop=recipe.drop)
     prompts, asked = ([], []) if kb_only else _documents(dataset, put)
-    if not kb_only and _transcripts(dataset) is None:
-        how["prompt_weight"] = 1.0  # nobody asks anything in these documents: the sessions' own text is all there is
+    how["prompt_weight"] = prompt_weight(how["prompt_weight"], asked=kb_only or _transcripts(dataset) is not None)
     known = _known_intents(dataset)
     titles = put.queries(known["title"].fillna("").tolist())
     prompts = prompts + put.intents(known) * repeats
     asked = asked + titles * repeats
     return pretrain(reasoner, prompts, asked, folder=work, seed=seed, **how)
+
+
+def prompt_weight(given: float | None, *, asked: bool) -> float:
+    """reasoner.pretraining.prompt_weight as given; empty: 0, or 1 where nobody asks anything in the documents, so that
+    the sessions' own text is all there is."""
+    return given if given is not None else (0.0 if asked else 1.0)
 
 
 def _documents(dataset: Dataset, put: Prompter) -> tuple[list[list[int]], list[list[int]]]:

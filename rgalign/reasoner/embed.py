@@ -138,6 +138,9 @@ def _check(reasoner: Reasoner, sequences: Sequence[Sequence[int]], prefix: int, 
     lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
     if (empty := np.flatnonzero(lengths == 0)).size:
         faults.append(f"{empty.size} sequences have no token (first: number {empty[0]})")
+    if reasoner.positions is not None and (long := np.flatnonzero(lengths > reasoner.positions)).size:
+        most = f"the model's {reasoner.positions} positions"
+        faults.append(f"{long.size} sequences are longer than {most} (longest: {lengths.max()}); lower max_tokens")
     flat = np.fromiter((token for ids in sequences for token in ids), dtype=np.int64, count=int(lengths.sum()))
     known = reasoner.model.get_input_embeddings().weight.shape[0]
     if (foreign := flat[(flat < 0) | (flat >= known)]).size:

@@ -1,16 +1,20 @@
 """Model folders, read with care: local files alone, safetensors alone, and never code that lies beside the weights."""
 
+import inspect
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from rgalign.outside import PICKLED, model_folder
 
 CONFIG = "config.json"
 VOCABULARIES = (
@@ -21,7 +25,8 @@ VOCABULARIES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+# Their positions begin behind the pad token's id, so they have so many fewer than their config says.
+SHIFTED = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "mpnet")
 
 
 class ReasonerError(ValueError):
@@ -35,23 +40,9 @@ def refuse(subject: str, faults: list[str]) -> None:
 
 
 def locate(model: str, subject: str = "model") -> Path:
-    """Where a model lies: a folder, the `model/` of an installed package, or Hugging Face's cache, in this order.
-
-    Nothing is downloaded and no package is imported [C]: a run must not depend on the network. Raises ReasonerError
-    that says how to get what is missing.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    """Where a model lies (outside.model_folder). Raises ReasonerError that says how to get what is missing."""
+    if (folder := model_folder(model)) is not None:
         return folder
-    package = model.replace("-", "_")
-    if package.isidentifier() and (spec := find_spec(package)) is not None:
-        for place in spec.submodule_search_locations or ():
-            if (Path(place) / "model").is_dir():
-                return Path(place) / "model"
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        pass
     raise ReasonerError(
         f"{subject} {model!r} is not on this machine: there is no such folder, no installed package that carries it, "
         "and it is not in Hugging Face's cache (models are never downloaded in a run). One of these gets it:\n"
@@ -89,7 +80,7 @@ def folder_faults(folder: Path) -> list[str]:
 
 
 def causal_faults(folder: Path) -> list[str]:
-    """Why this folder's config is not that of a causal language model; empty where it is."""
+    """Why this folder's config is not that of a causal language model that can be used here; empty where it is."""
     config = read_json(folder / CONFIG)
     kind, found = config.get("model_type"), config.get("architectures") or []
     wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
@@ -99,9 +90,33 @@ def causal_faults(folder: Path) -> list[str]:
     if wanted not in found:
         named = ", ".join(found) or "no architecture"
         return [f"its config names {named}; a causal language model of type {kind} is a {wanted}{hint}"]
-    if config.get("is_decoder") is False:
-        return [f"its config says is_decoder: false, so its {wanted} looks at later tokens too{hint}"]
-    return []
+    # Every config may say is_decoder (GPT-NeoX's says false); only encoders that can be turned into decoders heed it.
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
+        return [f"its config does not say is_decoder: true, so its {wanted} looks at later tokens too{hint}"]
+    return _unsupported(wanted, config)
+
+
+def _unsupported(architecture: str, config: dict) -> list[str]:
+    """What a causal model lacks that queries and embeddings are made with."""
+    faults = []
+    if "past_key_values" not in inspect.signature(getattr(transformers, architecture).forward).parameters:
+        faults.append(f"not supported: {architecture} keeps no keys and values of its prompt (past_key_values)")
+    narrow, hidden = config.get("word_embed_proj_dim"), config.get("hidden_size")
+    if narrow is not None and narrow != hidden:
+        faults.append(f"not supported: its last states are {narrow} wide and the rest {hidden} (word_embed_proj_dim)")
+    return faults
+
+
+def positions(config: Any) -> int | None:
+    """Most tokens that a model with absolute positions can read; None where they are rotary or without end.
+
+    config  of transformers
+    """
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    if most is None or most < 1 or getattr(text, "rope_parameters", None):
+        return None
+    return most - ((text.pad_token_id or 0) + 1 if text.model_type in SHIFTED else 0)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -14,17 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
 from rgalign.artifacts import atomic, digest
+from rgalign.outside import given_folder
 from rgalign.reasoner.adapter import adapted
-from rgalign.reasoner.encoder import read_encoder, write_encoder
+from rgalign.reasoner.encoder import Encoder, read_encoder, write_encoder
 from rgalign.reasoner.folder import (
     ReasonerError,
     causal_faults,
@@ -32,11 +35,12 @@ from rgalign.reasoner.folder import (
     load_tokenizer,
     load_weights,
     locate,
+    positions,
     refuse,
 )
 from rgalign.seeding import seeded
 
-__all__ = ["Reasoner", "ReasonerError", "fingerprint", "load", "save", "tiny"]
+__all__ = ["Reasoner", "ReasonerError", "fingerprint", "load", "look", "save", "tiny"]
 
 KINDS = ("causal", "encoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,10 +73,65 @@ class Reasoner:
         return next(self.model.parameters()).device
 
     @property
+    def plain(self) -> nn.Module:
+        """The model without peft's wrapper (a LoRA adapter stays active in it)."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
     def trunk(self) -> nn.Module:
-        """The model without its language head and without peft's wrapper (a LoRA adapter stays active in it)."""
-        plain = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return plain.base_model
+        """The plain model without its language head."""
+        return self.plain.base_model
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids with which this model ends what it writes: its tokenizer's end of text, and what its configs list."""
+        configs = (getattr(self.plain, "generation_config", None), self.plain.config.get_text_config())
+        said = [self.tokenizer.eos_token_id, *(getattr(config, "eos_token_id", None) for config in configs)]
+        return frozenset(i for ids in said if ids is not None for i in (ids if isinstance(ids, list) else [ids]))
+
+    @property
+    def positions(self) -> int | None:
+        """Most tokens it can read at once; None where nothing but memory limits it."""
+        return positions(self.plain.config)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's folder with what is known of it before its weights are read. encoder: None for a causal model."""
+
+    name: str
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    config: PreTrainedConfig
+    encoder: Encoder | None
+
+
+def look(
+    model: str,
+    *,
+    kind: str = "causal",
+    adapter: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    quantize: str | None = None,
+) -> Found:
+    """Finds the model that `load` would load, and refuses what can be refused before any weight is read."""
+    refuse(f"model {model!r} with these settings", _setting_faults(kind, adapter, dtype, device, quantize))
+    folder = locate(model)
+    name = folder.resolve().name if given_folder(model) is not None else model
+    encoder = read_encoder(folder) if kind == "encoder" else None
+    place = encoder.transformer if encoder else folder
+    refuse(str(folder), folder_faults(place) or ([] if encoder else causal_faults(place)))
+    if adapter:
+        locate(adapter, "adapter")
+    tokenizer = load_tokenizer(place)
+    if encoder and encoder.max_tokens:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.max_tokens)
+    try:
+        config = AutoConfig.from_pretrained(place, local_files_only=True)
+    except Exception as error:  # whatever a broken file makes a config class raise
+        raise ReasonerError(f"the config in {place} cannot be read: {error}") from None
+    return Found(name, place, tokenizer, config, encoder)
 
 
 def load(
@@ -93,28 +152,26 @@ def load(
     quantize  8bit | 4bit, by bitsandbytes on CUDA
     Raises ReasonerError that lists all that is wrong.
     """
-    faults = _setting_faults(kind, adapter, dtype, device, quantize)
-    refuse(f"model {model!r} with these settings", faults)
-    folder = locate(model)
-    name = folder.resolve().name if Path(model).expanduser().is_dir() else model
+    found = look(model, kind=kind, adapter=adapter, dtype=dtype, device=device, quantize=quantize)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
-    if kind == "encoder":
-        return _load_encoder(name, folder, where, options)
-    faults = folder_faults(folder)
-    refuse(str(folder), faults or causal_faults(folder))
     if quantize:
         settings = (
             {"load_in_8bit": True} if quantize == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
         )
         options |= {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": where}}
-    tokenizer = load_tokenizer(folder)
-    loaded = load_weights(AutoModelForCausalLM, folder, **options)
-    _check_vocabulary(folder, tokenizer, loaded)
-    loaded.name_or_path = loaded.config.name_or_path = name  # peft writes it into its adapters: no machine's paths
+    auto, spare = (AutoModel, ("pooler.",)) if found.encoder else (AutoModelForCausalLM, ())
+    loaded = load_weights(auto, found.folder, spare=spare, **options)
+    _check_vocabulary(found.folder, found.tokenizer, loaded)
+    loaded.name_or_path = loaded.config.name_or_path = (
+        found.name
+    )  # peft writes it into its adapters: no machine's paths
     if adapter:
-        loaded = adapted(loaded, locate(adapter, "adapter"), name, merge=not quantize)
-    return Reasoner(name, "causal", loaded if quantize else loaded.to(where), tokenizer)
+        loaded = adapted(loaded, locate(adapter, "adapter"), found.name, merge=not quantize)
+    put = loaded if quantize else loaded.to(where)
+    if found.encoder:
+        return Reasoner(found.name, kind, put, found.tokenizer, found.encoder.pooling, found.encoder.normalize)
+    return Reasoner(found.name, kind, put, found.tokenizer)
 
 
 def tiny(
@@ -183,18 +240,6 @@ def fingerprint(reasoner: Reasoner) -> str:
         reasoner.tokenizer.save_pretrained(folder)
         hashed.update(digest(Path(folder)).encode())
     return hashed.hexdigest()
-
-
-def _load_encoder(name: str, folder: Path, device: str, options: dict[str, Any]) -> Reasoner:
-    encoder = read_encoder(folder)
-    refuse(str(folder), folder_faults(encoder.transformer))
-    tokenizer = load_tokenizer(encoder.transformer)
-    if encoder.max_tokens:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.max_tokens)
-    model = load_weights(AutoModel, encoder.transformer, spare=("pooler.",), **options)
-    _check_vocabulary(folder, tokenizer, model)
-    model.name_or_path = model.config.name_or_path = name
-    return Reasoner(name, "encoder", model.to(device), tokenizer, encoder.pooling, encoder.normalize)
 
 
 def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:

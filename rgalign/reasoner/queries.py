@@ -37,15 +37,15 @@ def sample(
     prompts  token ids (Prompter.sessions); top_p  the smallest set of tokens that holds this share of the probability
     Columns: row (place in prompts), candidate (0.. in order of drawing), query (may be ""), log_probability (nats, sum
     over the query's tokens, the end token included, of the untempered model; of the first drawn), tokens (their
-    number), count (how often it was drawn). The draws depend on seed, row and candidate alone: torch's state is neither
-    read nor moved. Raises ValueError with every fault of the arguments, ReasonerError for an encoder.
+    number), count (how often it was drawn). A draw depends on seed, row and its own number alone: more samples, prompts
+    or new tokens leave it as it begins; torch's state is neither read nor moved. Raises ValueError with every fault of
+    the arguments, ReasonerError for an encoder.
     """
     faults = [f"samples is {samples}; expected 1 or more"] if samples < 1 else []
     faults += [f"temperature is {temperature}; expected more than 0"] if not temperature > 0 else []
     faults += [f"top_p is {top_p}; expected more than 0 and at most 1"] if not 0 < top_p <= 1 else []
     _check(reasoner, prompts, max_new_tokens, faults)
-    uniform = np.random.default_rng(seed).random((len(prompts) * samples, max_new_tokens), dtype=np.float32)
-    uniform = torch.from_numpy(uniform)
+    uniform = torch.from_numpy(_uniform(seed, len(prompts), samples, max_new_tokens))
 
     def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
         return _invert((logits / temperature).softmax(-1), uniform[draws, step].to(logits.device), top_p)
@@ -71,12 +71,34 @@ def greedy(
     return _write(reasoner, prompter, prompts, 1, choose, max_new_tokens, tokens_per_batch, progress)
 
 
+def _uniform(seed: int, rows: int, samples: int, steps: int) -> np.ndarray:
+    """(rows * samples, steps) float32 in 0 to 1; a line depends on seed, row and number alone, and its beginning not on
+    its length.
+
+    Philox is a generator of counters: row and number are its upper words, the lower ones count through the line. (A
+    generator a line would do as well, at ten times the cost.)
+    """
+    bits = np.random.Philox(seed)
+    start, generator = bits.state, np.random.Generator(bits)
+    drawn = np.empty((rows * samples, steps), dtype=np.float32)
+    for line in range(len(drawn)):
+        start["state"]["counter"][:] = (0, 0, line % samples, line // samples)
+        bits.state = start  # as fresh: nothing is left of the line before
+        generator.random(out=drawn[line], dtype=np.float32)
+    return drawn
+
+
 def _check(reasoner: Reasoner, prompts: Sequence[Sequence[int]], max_new_tokens: int, faults: list[str]) -> None:
     if reasoner.kind != "causal":
         raise ReasonerError(f"{reasoner.name} is an encoder: it embeds, it cannot write queries; load a causal LM")
     empty = [row for row, prompt in enumerate(prompts) if not len(prompt)]
     faults += [f"{len(empty)} prompts have no token (first: {empty[0]})"] if empty else []
     faults += [f"max_new_tokens is {max_new_tokens}; expected 1 or more"] if max_new_tokens < 1 else []
+    longest, most = max(map(len, prompts), default=0), reasoner.positions
+    if most is not None and longest + max_new_tokens > most:
+        faults.append(
+            f"a prompt of {longest} tokens and a query of {max_new_tokens}; the model can read {most} at most"
+        )
     if faults:
         raise ValueError("no query can be written:\n  " + "\n  ".join(faults))
 
@@ -112,11 +134,12 @@ def _write(
     training = model.training
     model.eval()
     try:
+        ends = torch.tensor(sorted(prompter.ends))
         with torch.inference_mode(), tqdm(total=len(prompts), desc="queries", disable=not progress) as bar:
             for rows in _batches(prompts, samples, max_new_tokens, tokens_per_batch):
                 ids, mask = _padded([prompts[row] for row in rows], reasoner.tokenizer.pad_token_id, reasoner.device)
                 draws = (torch.tensor(rows)[:, None] * samples + torch.arange(samples)).flatten()
-                tokens, log_probability = _decode(model, ids, mask, draws, choose, prompter.end_id, max_new_tokens)
+                tokens, log_probability = _decode(model, ids, mask, draws, choose, ends, max_new_tokens)
                 written += zip(draws.tolist(), tokens.tolist(), log_probability.tolist(), strict=True)
                 bar.update(len(rows))
     finally:
@@ -149,12 +172,12 @@ def _padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tup
 
 
 def _decode(
-    model: torch.nn.Module, ids: Tensor, mask: Tensor, draws: Tensor, choose: Choose, end: int, max_new_tokens: int
+    model: torch.nn.Module, ids: Tensor, mask: Tensor, draws: Tensor, choose: Choose, ends: Tensor, max_new_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """What is written for each of `draws` (draws,), equally many a prompt: (tokens (draws, new), log-probabilities).
 
-    ids, mask  (prompts, length); tokens are -1 behind the end token. Draws that have ended stay in the cache, idle,
-    until so many have that taking them out is worth a copy of the cache.
+    ids, mask  (prompts, length); ends  ids that end a query; tokens are -1 behind the first of them. Draws that have
+    ended stay in the cache, idle, until so many have that taking them out is worth a copy of the cache.
     """
     samples = len(draws) // len(ids)
     position = mask.cumsum(1)
@@ -175,7 +198,7 @@ def _decode(
         token = chosen.cpu()
         tokens[held[writing], step] = token[writing]
         log_probability[held[writing]] += gained.cpu().double()[writing]
-        writing &= token != end
+        writing &= torch.isin(token, ends, invert=True)
         if not writing.any() or step + 1 == max_new_tokens:
             break
         if writing.sum() < DROP_BELOW * len(held):

@@ -1,12 +1,12 @@
 """From a run's params to a prompter and to models: one place, so that every stage and `score` read alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from rgalign.data.faults import nearest, quote
-from rgalign.data.prompts import Prompter
+from rgalign.data.prompts import Prompter, has_ask
 
 TINY = "tiny"
 INSTRUCTION = (  # [C]: the paper shows no prompt
@@ -45,9 +45,18 @@ def prompter(
     *,
     drop: Sequence[str] = (),
     texts: bool = True,
+    ends: Collection[int] = (),
+    positions: int | None = None,
 ) -> Prompter:
-    """The prompter of a run, for its tokenizer. Arguments as in `shown_features`; Prompter's faults are raised."""
-    own = settings["model"] == TINY
+    """The prompter of one of a run's models, for its tokenizer. Arguments as in `shown_features`.
+
+    ends, positions  the model's own (Reasoner)
+    The layout is the tokenizer's affair: a run may have tiny models beside pretrained ones. Raises ValueError with
+    Prompter's faults, and where prompt and query are longer than the model's positions.
+    """
+    own = has_ask(tokenizer)
+    if positions is not None:
+        _check_room(settings, positions)
     instruction = settings["instruction"]
     if instruction is None:  # the tiny model knows no words but the shop's; an embedder is told nothing
         instruction = "" if own or settings["kind"] == "encoder" else INSTRUCTION
@@ -60,4 +69,16 @@ def prompter(
         max_tokens=settings["max_tokens"],
         titles=dict(zip(intents["intent_id"], intents["title"].fillna(""), strict=True)),
         ask=settings["kind"] == "causal",
+        ends=ends,
     )
+
+
+def _check_room(settings: Mapping[str, Any], positions: int) -> None:
+    prompt, query = settings["max_tokens"], settings["queries"]["max_new_tokens"] if settings["kind"] == "causal" else 0
+    if prompt + query > positions:
+        asked = f"reasoner.max_tokens is {prompt}" + (
+            f", reasoner.queries.max_new_tokens {query}: {prompt + query} together" if query else ""
+        )
+        raise ValueError(
+            f"{asked}; the model can read {positions} tokens at most: lower max_tokens to {positions - query}"
+        )

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prompt_tokenizers import pretrained, tiny
+from prompt_tokenizers import TEMPLATE, pretrained, tiny
 from tokenizers import processors
 
-from rgalign.data.prompts import ASK, Prompter
+from rgalign.data.prompts import ASK, Prompter, _template
 from rgalign.data.verbal import compact_words, intent_phrases
 
 KINDS = {"state": "categorical", "days": "numeric", "recent": "history", "note": "text", "secret": "text"}
@@ -55,6 +55,44 @@ def test_golden_tokens_with_a_chat_template_and_thinking_off():
     assert tokens(own, own.head) == head
     assert tokens(own, own.tail) == tail
     assert own.end_id == own.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_query_closes_with_the_templates_own_end_of_a_turn():
+    """As gemma's: the tokenizer's end of text is another token, and both end what is written."""
+    tokenizer = pretrained()
+    turn, text = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    tokenizer.eos_token = "<|endoftext|>"
+    own = prompter(tokenizer, layout="lines", ends=[tokenizer.convert_tokens_to_ids("/")])
+    (query,) = own.queries(["ok"])
+    assert query[-1] == own.end_id == turn
+    for end in (turn, text, tokenizer.convert_tokens_to_ids("/")):
+        assert own.text([*query[:-1], end, *query[:-1]]) == own.text(query) == "ok"
+    plain = pretrained(None)
+    plain.eos_token = "<|endoftext|>"
+    assert prompter(plain, layout="lines").end_id == text
+
+
+LLAMA = """{% if not date_string is defined %}
+{% if strftime_now is defined %}{% set date_string = strftime_now("%d %b %Y") %}{% endif %}{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("dated", "words"),
+    [
+        ("{{ strftime_now('%Y-%m-%d') }}", "2024-07-26"),
+        (LLAMA + "{{ date_string }}", "26 Jul 2024"),
+        ('{% set today = strftime_now( "%B %d, %Y" ) %}{{ today }}', "July 26, 2024"),
+    ],
+)
+def test_what_a_template_says_of_today_never_changes(dated, words):
+    own = prompter(pretrained(dated + TEMPLATE), layout="lines")
+    before, _ = _template(own.tokenizer)
+    assert before.strip().startswith(words)
+
+
+def test_a_template_that_asks_the_clock_all_the_same_is_refused():
+    with pytest.raises(ValueError, match="the chat template asks the clock"):
+        prompter(pretrained("{% set f = '%Y' %}{{ strftime_now(f) }}" + TEMPLATE), layout="lines")
 
 
 def test_golden_tokens_without_a_chat_template():
@@ -236,6 +274,8 @@ def test_transcripts_may_name_sessions():
     known = frame({"state": "to ship"}, {"note": "ok"}).assign(session_id=["s0", "s1"])
     rows = pd.DataFrame({"session_id": ["s1", "s0"], "typed_query": ["it", "ok"]})
     assert own.transcripts(rows, known)[0] == own.sessions(known)[::-1]
+    with pytest.raises(ValueError, match=r"1 transcript.* has neither features nor a session_id"):
+        own.transcripts(rows.assign(session_id=["s1", None]), known)
     with pytest.raises(ValueError, match="1 transcripts name a session that is not there"):
         own.transcripts(rows.assign(session_id=["s1", "s9"]), known)
 

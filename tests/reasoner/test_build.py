@@ -69,6 +69,24 @@ def test_models_have_their_own_seeds_and_sizes_and_repeat(recipe, shop, tmp_path
     assert {n: fingerprint(m) for n, m in one.items()} == {n: fingerprint(m) for n, m in again.items()}
 
 
+def test_a_prompt_weight_that_is_set_is_obeyed(recipe, shop, tmp_path):
+    assert [build.prompt_weight(None, asked=asked) for asked in (True, False)] == [0.0, 1.0]
+    mute, prints = replace(shop, transcripts=None), []
+    for number, weight in enumerate((None, 1.0, 0.0)):
+        own = {**recipe.settings, "pretraining": {**recipe.settings["pretraining"], "prompt_weight": weight}}
+        folder, put = tmp_path / str(number), replace(recipe, settings=own)
+        build.build_models(put, mute, {"prompt"}, folder=folder, work=tmp_path / "work")
+        prints.append(fingerprint(build.load_models(put, folder)["main"]))
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_the_words_of_an_instruction_are_in_the_tiny_vocabulary(recipe, shop, tmp_path):
+    told = replace(recipe, settings={**recipe.settings, "instruction": "Quoth the zebra"})
+    build.build_models(told, shop, {"prompt"}, folder=tmp_path / "built", work=tmp_path / "work")
+    main = build.load_models(told, tmp_path / "built")["main"]
+    assert main.tokenizer.convert_ids_to_tokens(told.prompter(shop, main).head) == ["quoth", "the", "zebra"]
+
+
 def test_without_transcripts_the_model_reads_the_kb_and_train_alone(recipe, shop, tmp_path):
     mute = replace(shop, transcripts=None)
     curves = build.build_models(recipe, mute, {"prompt"}, folder=tmp_path / "built", work=tmp_path / "work")

@@ -1,6 +1,7 @@
 """LSA against a decomposition written out with numpy."""
 
 import numpy as np
+import pytest
 
 from rgalign.reasoner import lsa
 
@@ -21,3 +22,9 @@ def test_a_prompt_of_unknown_words_is_zero_and_fits_repeat():
     assert not first[0].any()
     assert first[1].any()
     np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("documents", [[], [[7], [8]], [[7], [7], [8]]])
+def test_documents_without_common_words_are_one_clear_error(documents):
+    with pytest.raises(ValueError, match="fewer than two words stand in two of them"):
+        lsa.fit(documents, dim=4, seed=0)

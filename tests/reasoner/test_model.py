@@ -7,7 +7,18 @@ import pytest
 import small_models
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen3ForCausalLM,
+)
 
 from rgalign.artifacts import digest
 from rgalign.reasoner.model import Reasoner, ReasonerError, fingerprint, load, save, tiny
@@ -115,6 +126,73 @@ def test_a_bert_is_not_causal_though_transformers_has_a_head_for_it(tmp_path):
     assert "BertModel" in text
     assert "BertLMHeadModel" in text
     assert "kind: encoder" in text
+
+
+def saved(folder, model):
+    model.save_pretrained(folder)
+    small_models.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+WIDTHS = {"vocab_size": small_models.WORDS + 3, "hidden_size": 32, "num_hidden_layers": 1}
+HEADS = {"num_attention_heads": 2, "intermediate_size": 48}
+
+
+def test_a_saved_gpt_neox_is_causal_whatever_its_config_says_of_decoders(tmp_path):
+    folder = saved(tmp_path / "neox", GPTNeoXForCausalLM(GPTNeoXConfig(**WIDTHS, **HEADS)))
+    config = json.loads((tmp_path / "neox" / "config.json").read_text())
+    (tmp_path / "neox" / "config.json").write_text(json.dumps(config | {"is_decoder": False}))
+    model = load(folder).model
+    with torch.inference_mode():  # what comes later changes nothing
+        one, other = (model(torch.tensor([[5, 6, last]])).logits[0, :2] for last in (7, 8))
+    torch.testing.assert_close(one, other)
+
+
+def test_a_bert_with_a_language_head_is_causal_only_as_a_decoder(tmp_path):
+    for decodes in (False, True):
+        model = BertLMHeadModel(BertConfig(**WIDTHS, **HEADS, is_decoder=decodes))
+        folder = saved(tmp_path / str(decodes), model)
+        if decodes:
+            assert load(folder).kind == "causal"
+        else:
+            assert "looks at later tokens too" in refusal(folder)
+
+
+def test_architectures_that_cannot_be_used_are_refused_before_weights_are_read(tmp_path, monkeypatch):
+    mamba = saved(tmp_path / "mamba", MambaForCausalLM(MambaConfig(**WIDTHS)))
+    narrow = OPTConfig(**WIDTHS, num_attention_heads=2, ffn_dim=48, word_embed_proj_dim=16, pad_token_id=0)
+    opt = saved(tmp_path / "opt", OPTForCausalLM(narrow))
+    monkeypatch.setattr("rgalign.reasoner.model.load_weights", lambda *_, **__: 1 / 0)
+    assert "not supported: MambaForCausalLM keeps no keys and values" in refusal(mamba)
+    assert "not supported: its last states are 16 wide and the rest 32" in refusal(opt)
+
+
+def test_a_model_ends_with_any_token_that_its_configs_name(folder):
+    assert load(str(folder)).ends == {2}  # the tokenizer's
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    assert load(str(folder)).ends == {2, 7, 9}
+
+
+def test_positions_end_where_they_are_absolute(folder, tmp_path):
+    assert load(str(folder)).positions is None  # rotary
+    assert (
+        load(
+            saved(
+                tmp_path / "opt",
+                OPTForCausalLM(
+                    OPTConfig(
+                        **WIDTHS,
+                        num_attention_heads=2,
+                        ffn_dim=48,
+                        word_embed_proj_dim=32,
+                        max_position_embeddings=40,
+                        pad_token_id=0,
+                    )
+                ),
+            )
+        ).positions
+        == 40
+    )
 
 
 def test_a_classifier_on_a_causal_trunk_is_refused(folder):

@@ -82,6 +82,45 @@ def test_greedy_writes_what_transformers_generates(reasoner, prompter, prompts):
     assert len(lengths) > 2, "the case should hold queries that end and queries that are cut"
 
 
+def test_any_of_the_ends_ends_a_query(reasoner, prompts):
+    ends = [reasoner.tokenizer.convert_tokens_to_ids(f"w{number}") for number in (1, 4)]
+    many = Prompter(reasoner.tokenizer, features=["note"], kinds={"note": "text"}, ends=ends)
+    ours = queries.greedy(reasoner, many, prompts, max_new_tokens=9, tokens_per_batch=150, progress=False)
+    how = {"do_sample": False, "max_new_tokens": 9, "eos_token_id": sorted(many.ends), "pad_token_id": 0}
+    stopped = 0
+    for prompt, row in zip(prompts, ours.itertuples(), strict=True):
+        ids = torch.tensor([prompt])
+        theirs = reasoner.model.generate(ids, attention_mask=torch.ones_like(ids), **how)[0, len(prompt) :].tolist()
+        assert row.tokens == len(theirs)
+        stopped += theirs[-1] in ends
+        assert row.query == many.text([*theirs, *prompt])[: len(row.query)]
+        assert "w1" not in row.query.split()
+    assert stopped > 0, "the case should hold queries that end with another token than the tokenizer's"
+    drawn = queries.sample(reasoner, many, prompts, samples=3, max_new_tokens=9, seed=0, progress=False)
+    assert not drawn["query"].str.split().map({"w1", "w4"}.intersection).any()
+
+
+def test_more_samples_and_more_tokens_leave_a_draw_as_it_begins(reasoner, prompter, prompts):
+    few = queries.sample(reasoner, prompter, prompts, samples=2, max_new_tokens=4, seed=3, progress=False)
+    more = queries.sample(reasoner, prompter, prompts, samples=5, max_new_tokens=4, seed=3, progress=False)
+    first = more.merge(few[["row", "candidate"]])  # what was drawn first stands first
+    pd.testing.assert_frame_equal(first.drop(columns="count"), few.drop(columns="count"), rtol=1e-4)
+    longer = queries.sample(reasoner, prompter, prompts, samples=1, max_new_tokens=9, seed=3, progress=False)
+    short = queries.sample(reasoner, prompter, prompts, samples=1, max_new_tokens=4, seed=3, progress=False)
+    assert all(long.startswith(begun) for long, begun in zip(longer["query"], short["query"], strict=True))
+
+
+def test_the_numbers_behind_the_draws_are_uniform_and_unlike():
+    drawn = queries._uniform(0, 200, 5, 24)
+    assert len(np.unique(drawn[:, :4], axis=0)) == 1000
+    assert abs(np.corrcoef(drawn[:, 0], np.roll(drawn[:, 0], 1))[0, 1]) < 0.1
+    counts = np.histogram(drawn, bins=20, range=(0, 1))[0]
+    assert ((counts - 1200) ** 2 / 1200).sum() < 43.8  # chi-squared, 19 degrees, one in a thousand
+    np.testing.assert_array_equal(
+        queries._uniform(0, 3, 9, 7).reshape(3, 9, 7)[:, :5], drawn.reshape(200, 5, 24)[:3, :, :7]
+    )
+
+
 def test_a_sampled_query_has_the_log_probability_of_the_untempered_model(reasoner, prompter, prompts, monkeypatch):
     seen = drawn_ids(monkeypatch, prompter)
     settings = {"samples": 3, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 6}
