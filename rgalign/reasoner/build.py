@@ -217,12 +217,15 @@ def prompt_weight(given: float | None, *, asked: bool) -> float:
 
 
 def _documents(dataset: Dataset, put: Prompter) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and queries of the transcripts; without any, the prompts of train's sessions, which ask nothing."""
+    """Prompts and queries of the transcripts; without any, the prompts of train's sessions, each asked to say itself.
+
+    Where nobody asks anything, the state at a prompt's end learns nothing unless it must hold what the prompt said [C].
+    """
     transcripts = _transcripts(dataset)
     if transcripts is not None:
         return put.transcripts(transcripts, _train(dataset))
     prompts = put.sessions(_train(dataset))
-    return prompts, [[put.end_id]] * len(prompts)
+    return prompts, [[*prompt[len(put.head) : len(prompt) - len(put.tail)], put.end_id] for prompt in prompts]
 
 
 def _transcripts(dataset: Dataset) -> pd.DataFrame | None:

@@ -87,8 +87,13 @@ def test_the_words_of_an_instruction_are_in_the_tiny_vocabulary(recipe, shop, tm
     assert main.tokenizer.convert_ids_to_tokens(told.prompter(shop, main).head) == ["quoth", "the", "zebra"]
 
 
-def test_without_transcripts_the_model_reads_the_kb_and_train_alone(recipe, shop, tmp_path):
+def test_without_transcripts_the_model_reads_the_kb_and_train_alone(recipe, models, shop, tmp_path):
     mute = replace(shop, transcripts=None)
+    main = models["main"]
+    put = recipe.prompter(mute, main)
+    for prompt, said in zip(*build._documents(mute, put), strict=True):
+        assert [*put.head, *said[:-1], *put.tail] == prompt, "a session says itself"
+        assert said[-1] == put.end_id
     curves = build.build_models(recipe, mute, {"prompt"}, folder=tmp_path / "built", work=tmp_path / "work")
     assert curves["loss"].iloc[-1] < curves["loss"].iloc[0]
 
