@@ -45,7 +45,8 @@ class Judge:
         timestamps = dataset.sessions.set_index("session_id")["timestamp"].reindex(lists.session_id)
         sampled, log_inclusion = dataset.meta.get("sampled_negatives"), None
         if sampled:
-            clicks = sum(np.bincount(own.candidates[own.clicked].numpy(), minlength=len(intents)) for own in seen)
+            none = np.zeros(len(intents))
+        clicks = sum((np.bincount(own.candidates[own.clicked].numpy(), minlength=len(intents)) for own in seen), none)
             log_inclusion = candidates.log_inclusion(clicks, sampled)
         when = timestamps.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
         return cls(lists, intents, when, log_inclusion, **how)
