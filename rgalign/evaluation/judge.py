@@ -46,7 +46,9 @@ class Judge:
         sampled, log_inclusion = dataset.meta.get("sampled_negatives"), None
         if sampled:
             none = np.zeros(len(intents))
-        clicks = sum((np.bincount(own.candidates[own.clicked].numpy(), minlength=len(intents)) for own in seen), none)
+            clicks = sum(
+                (np.bincount(own.candidates[own.clicked].numpy(), minlength=len(intents)) for own in seen), none
+            )
             log_inclusion = candidates.log_inclusion(clicks, sampled)
         when = timestamps.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
         return cls(lists, intents, when, log_inclusion, **how)

@@ -134,3 +134,11 @@ def test_hits_stand_with_one_model_on_one_split():
     np.testing.assert_array_equal(found["ihr@1"], [1, np.nan, np.nan, np.nan])
     assert witness.with_hits(metrics, hits, None, "test") is metrics
     assert witness.with_hits(metrics, hits.head(0), "a", "test") is metrics
+
+
+def test_a_judge_that_has_seen_no_list_knows_how_sampled_candidates_were_drawn(shop, bench):
+    """Notebook 02 judges queries before any list is learnt from: without clicks negatives are drawn evenly."""
+    sampled = {"sampled_negatives": {"popularity": 1, "uniform": 1, "smoothing": 0.5}}
+    own = replace(shop, meta=sampled, sessions=shop.sessions.assign(timestamp=pd.NaT))
+    judge = Judge.of(own, bench.lists, bench.intents, ())
+    assert np.ptp(judge.log_inclusion) == pytest.approx(0, abs=1e-6)
