@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 
 from rgalign.artifacts import write_text
-from rgalign.evaluation.comparisons import comparisons_over_worlds
 from rgalign.evaluation.results import MODELS
 from rgalign.params import ROOT
 from rgalign.ranker.variants import VARIANTS, pairs
@@ -21,6 +20,7 @@ FILES = ("tables/results.parquet", "tables/comparisons.parquet", "params.yaml", 
 RUNS = {
     "quickstart": "ShopWorld (simulated), quickstart",
     "cfpb2014": "cfpb2014 (real), 20 sampled candidates",
+    "cfpb2014-minilm": "cfpb2014, MiniLM for the LM",
     "cfpb2014-no-product": "cfpb2014 without product columns",
     "msweb": "msweb (real), 20 sampled candidates",
 }
@@ -62,35 +62,34 @@ def results_table() -> str:
 
 
 def study_table() -> str:
-    """QE-Rec and its controls over the study's worlds, as Markdown; the unit of the intervals is the world."""
-    results = pd.concat([pd.read_parquet(path) for path in sorted(PUBLISHED.glob(f"{STUDY}*/results.parquet"))])
-    results = results[results.split == "test"]
-    models = [name for name in VARIANTS if name in set(results.model)]
-    means = (
-        results[results.slice == "all"].pivot_table("value", ["model", "world_seed"], "metric").groupby("model").mean()
-    )
-    compared = comparisons_over_worlds(results, pairs(models))
-    rows = compared[(compared.slice == "all") & (compared.metric == "gauc")].set_index("model")
-    lines = ["| model | GAUC | Recall@3 | GAUC, difference (95 % t-interval) | error removed | to |", "|---" * 6 + "|"]
-    for model in models:
-        figures = f"{means.loc[model, 'gauc']:.4f} | {means.loc[model, 'recall@3']:.3f}"
-        against = "| |"
-        if model in rows.index:
-            row = rows.loc[model]
-            against = f"{_interval(row)} | {100 * row.relative:+.1f} % | {MODELS[row.against]}"
-        lines.append(f"| {MODELS[model]} | {figures} | {against} |")
-    slices = compared[
-        (compared.model == "qe_rec") & (compared.metric == "gauc") & compared.slice.isin(["cold", "tail"])
+    """QE-Rec and its controls in each of the study's worlds, as Markdown; intervals are those of the sessions."""
+    folders = sorted(PUBLISHED.glob(f"{STUDY}*"))
+    results = pd.concat([pd.read_parquet(folder / "results.parquet") for folder in folders])
+    whole = results[(results.slice == "all") & (results.split == "test")]
+    means = whole.pivot_table("value", "model", "metric")
+    found = [pd.read_parquet(folder / "comparisons.parquet").query("split == 'test'") for folder in folders]
+    worlds = [f"world {world}" for world in sorted(whole.world_seed.unique())]
+    lines = [
+        f"| model | GAUC | Recall@3 | {' | '.join(worlds)} | error removed | to |",
+        "|---" * (5 + len(worlds)) + "|",
     ]
-    told = "; ".join(f"{row.slice} {_interval(row)}" for row in slices.itertuples())
-    worlds, lms = (results[name].nunique() for name in ("world_seed", "lm_seed"))
-    seeds = int(results.seed.nunique())
-    lines += [
-        "",
-        f"{worlds} worlds, {lms} LM seeds, {seeds} ranker seeds each; a world counts once. QE-Rec's GAUC over",
-    ]
-    lines[-1] += f" {MODELS['two_tower_text']} by slice: {told}."
+    for model, against in pairs([name for name in VARIANTS if name in means.index]):
+        rows = [_row(compared, model, "all") for compared in found]
+        removed = 100 * sum(row.relative for row in rows) / len(rows)
+        cells = [f"{means.loc[model, 'gauc']:.4f}", f"{means.loc[model, 'recall@3']:.3f}", *map(_interval, rows)]
+        lines.append(f"| {' | '.join([MODELS[model], *cells])} | {removed:+.1f} % | {MODELS[against]} |")
+    lines += ["", "QE-Rec's difference by slice:"]
+    for name in ("cold", "tail", "shuffled"):
+        told = ", ".join(_interval(_row(compared, "qe_rec", name)) for compared in found)
+        lines[-1] += f" {name} {told};"
+    seeds = whole.groupby("model").seed.nunique().max()
+    lines[-1] = lines[-1][:-1] + f". Means over {seeds} ranker seeds; each world has an LM of its own seed."
     return "\n".join(lines)
+
+
+def _row(compared: pd.DataFrame, model: str, name: str) -> pd.Series:
+    """GAUC's row of a model in a slice."""
+    return compared[(compared.model == model) & (compared.slice == name) & (compared.metric == "gauc")].iloc[0]
 
 
 def _interval(row) -> str:
