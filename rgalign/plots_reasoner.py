@@ -47,7 +47,7 @@ def pretraining(curves: pd.DataFrame) -> Figure:
         axes.plot(
             curve.step, curve.loss, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % 8], ms=3, label=model
         )
-    axes.set(title="Pre-training the tiny model", xlabel="step", ylabel="loss, nats (next token + look ahead)")
+    axes.set(title="Pre-training the tiny model", xlabel="step", ylabel="both losses, nats")
     axes.legend(frameon=False)
     return figure
 
