@@ -23,6 +23,7 @@ RUNS = {
     "cfpb2014-minilm": "cfpb2014, MiniLM for the LM",
     "cfpb2014-no-product": "cfpb2014 without product columns",
     "msweb": "msweb (real), 20 sampled candidates",
+    "msweb-minilm": "msweb, MiniLM for the LM",
 }
 METRICS = {"gauc": "GAUC", "recall@3": "Recall@3", "ndcg@3": "NDCG@3", "recall@3/kb": "Recall@3, whole KB"}
 STUDY = "study-w"  # outputs/study-w3-lm3 and so on: worlds and LM seeds of params/study.yaml
