@@ -11,7 +11,7 @@ PIP_ARGS ?=
 PARAMS ?= params/quickstart.yaml
 LAB_SETTINGS = .venv/share/jupyter/lab/settings
 export PYTHONHASHSEED = 0
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 1000
 export PYTHONPATH := $(CURDIR)
 
 ifdef PYTHON
