@@ -5,33 +5,20 @@ METHOD.md 2.1 [C]. Never on clicks. Two losses: the next token, and at the promp
 
 import copy
 import json
-import random
-import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging
+from transformers import TrainerCallback
 
-from rgalign.artifacts import write_text
+from rgalign.reasoner import training
 from rgalign.reasoner.model import Reasoner, fingerprint
-
-COMPLETE = "complete"  # mark in a checkpoint's folder, written last: a killed writer leaves none
-SETTINGS = "settings.json"  # what the checkpoints beside it belong to
-CHECKPOINTS, LOGS = 8, 40  # a run has about so many
 
 
 def pretrain(
@@ -66,23 +53,35 @@ def pretrain(
     weights = {"prompt_weight": prompt_weight, "ahead_weight": ahead_weight}
     _check(reasoner, prompts, queries, weights, documents_per_batch, epochs)
     documents = _Documents(prompts, queries)
-    settings = dict(epochs=epochs, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, seed=seed)
-    settings |= {"documents_per_batch": documents_per_batch}
-    identity = {"reasoner": fingerprint(reasoner), "documents": documents.digest(), **weights, **settings}
     model = copy.deepcopy(reasoner.model).train()
-    with _borrowed_state():
-        model.ahead = _ahead_head(reasoner)
-        arguments = _arguments(folder, len(documents), reasoner.device, **settings)
-        collate = partial(_collate, pad=reasoner.tokenizer.pad_token_id)
-        trainer = _Trainer(model, arguments, collate, documents, callbacks=[_Mark(), *callbacks], **weights)
-        trainer.remove_callback(PrinterCallback)
-        if progress:
-            trainer.add_callback(_Bar())
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder, identity))
-    shutil.rmtree(folder)
+    model.ahead = _ahead_head(reasoner)
+
+    def both(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
+        states = model.base_model(input_ids=batch["ids"], use_cache=False).last_hidden_state
+        head = model.get_output_embeddings()
+        loss = next_token_loss(states, head, **batch, prompt_weight=prompt_weight)
+        return (loss + ahead_weight * ahead_loss(states, head, model.ahead, **batch) if ahead_weight else loss), {}
+
+    curve = training.train(
+        model,
+        documents,
+        partial(_collate, pad=reasoner.tokenizer.pad_token_id),
+        both,
+        folder=folder,
+        identity={"reasoner": fingerprint(reasoner), "documents": documents.digest(), **weights},
+        seed=seed,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        documents_per_batch=documents_per_batch,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        beta2=0.98,  # a few thousand steps are too few for 0.999 to know its gradients
+        title="pre-training",
+        progress=progress,
+        callbacks=callbacks,
+    )
     del model.ahead
-    curve = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
-    return replace(reasoner, model=model.eval()), curve[["step", "loss", "seconds"]]
+    return replace(reasoner, model=model.eval()), curve
 
 
 class _Documents(torch.utils.data.Dataset):
@@ -118,30 +117,9 @@ def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
 
 def _ahead_head(reasoner: Reasoner) -> nn.Linear:
     """The look ahead's own map of the prompt's last state; the identity at first, and thrown away after training."""
-    head = nn.Linear(reasoner.hidden_size, reasoner.hidden_size, bias=False)
+    head = nn.utils.skip_init(nn.Linear, *2 * [reasoner.hidden_size], bias=False, device=reasoner.device)
     nn.init.eye_(head.weight)
-    return head.to(reasoner.device)
-
-
-class _Trainer(Trainer):
-    """Both losses by their weights, and the seconds of all calls in the log."""
-
-    def __init__(self, *arguments, prompt_weight: float, ahead_weight: float, **more):
-        super().__init__(*arguments, **more)
-        self.prompt_weight, self.ahead_weight = prompt_weight, ahead_weight
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
-        states = model.base_model(input_ids=inputs["ids"], use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
-        loss = next_token_loss(states, head, **inputs, prompt_weight=self.prompt_weight)
-        if self.ahead_weight:
-            loss = loss + self.ahead_weight * ahead_loss(states, head, model.ahead, **inputs)
-        return (loss, None) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if not hasattr(self, "began"):
-            self.began = time.perf_counter() - max((e.get("seconds", 0) for e in self.state.log_history), default=0)
-        super().log({**logs, "seconds": time.perf_counter() - self.began}, start_time)
+    return head
 
 
 def next_token_loss(
@@ -177,105 +155,6 @@ def ahead_loss(
     log_p = head(ahead(last)).float().log_softmax(dim=1)
     losses = -(log_p.gather(1, ids) * word).sum(dim=1) / word.sum(dim=1).clamp(min=1)
     return losses.sum() / word.any(dim=1).sum().clamp(min=1)
-
-
-class _Mark(TrainerCallback):
-    """Marks a checkpoint as whole once everything of it is written."""
-
-    def on_save(self, args, state, control, **_) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-class _Bar(TrainerCallback):
-    """A progress bar over steps, with the last logged loss."""
-
-    def on_train_begin(self, args, state, control, **_) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="pre-training", unit="step")
-
-    def on_step_end(self, args, state, control, **_) -> None:
-        self.bar.update(1)
-
-    def on_log(self, args, state, control, logs=None, **_) -> None:
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-
-    def on_train_end(self, args, state, control, **_) -> None:
-        self.bar.close()
-
-
-def _arguments(
-    folder: Path,
-    documents: int,
-    device: torch.device,
-    *,
-    epochs: float,
-    learning_rate: float,
-    warmup: float,
-    weight_decay: float,
-    documents_per_batch: int,
-    seed: int,
-) -> TrainingArguments:
-    steps = max(1, round(epochs * -(-documents // documents_per_batch)))
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=documents_per_batch,
-        learning_rate=learning_rate,
-        adam_beta2=0.98,  # a few thousand steps are too few for 0.999 to know its gradients
-        lr_scheduler_type="cosine",
-        warmup_steps=round(warmup * steps),
-        weight_decay=weight_decay,
-        seed=seed,
-        data_seed=seed,
-        logging_steps=max(1, steps // LOGS),
-        logging_nan_inf_filter=False,
-        save_steps=max(1, steps // CHECKPOINTS),
-        save_total_limit=1,
-        use_cpu=device.type == "cpu",
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_pin_memory=device.type != "cpu",
-        remove_unused_columns=False,
-    )
-
-
-def _last_checkpoint(folder: Path, identity: dict) -> str | None:
-    """The newest whole checkpoint of this very call; all others are removed, and the folder is made."""
-    text = json.dumps(identity, sort_keys=True)
-    said = folder / SETTINGS
-    if not said.exists() or said.read_text(encoding="utf-8") != text:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(said, text)
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / COMPLETE).exists():
-            shutil.rmtree(checkpoint)
-    whole = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return str(whole[-1]) if whole else None
-
-
-@contextmanager
-def _borrowed_state() -> Iterator[None]:
-    """Trainer seeds python, numpy and torch and sets accelerate up anew; afterwards all is as it was.
-
-    Its own bars (one a checkpoint) and remarks are silent meanwhile.
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState, GradientState)]
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            logging.set_verbosity(verbosity)
-            if bars:
-                logging.enable_progress_bar()
-            random.setstate(python)
-            np.random.set_state(numpy)
-            for state, was in shared:
-                state._shared_state.clear()
-                state._shared_state.update(was)
 
 
 def _check(reasoner: Reasoner, prompts, queries, weights: dict, documents_per_batch: int, epochs: float) -> None:
