@@ -75,6 +75,7 @@ FLOORS = tuple(
         "outside",
         "provenance",
         "seeding",
+        "parallel",
         "stages",
         "data",
         "reasoner",

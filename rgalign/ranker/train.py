@@ -19,6 +19,7 @@ from rgalign.data import shards
 from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
+from rgalign.parallel import each
 from rgalign.ranker import store
 from rgalign.ranker.fit import Loss, fit, listnet
 from rgalign.ranker.losses import listnet_kl
@@ -171,19 +172,47 @@ def train(
     *,
     folder: Path,
     positions: int,
-    **runtime: Any,
+    workers: int = 1,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """Train every model with every seed and save it at once. Returns the learning curves, one row an epoch."""
-    curves = []
-    for name, own in settings.items():
-        mine, loss = _parts_of(parts, name), loss_of(name, own)
-        for seed in seeds:
-            model = build(name, mine, own, positions=positions, seed=seed)
-            fitted = fit(model, mine.train, mine.dev, mine.intents, seed=seed, loss=loss, **_fitting(own), **runtime)
-            store.save(folder / name / f"seed-{seed}", fitted.model)
-            curve = fitted.curve.drop(columns="seconds")
-            curves.append(curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch))
+    """Train every model with every seed and save it at once. Returns the learning curves, one row an epoch.
+
+    workers  rankers trained at once, on a CPU; on another device they come one after the other
+    """
+    accelerator = accelerator or Accelerator()
+    if accelerator.device.type != "cpu":
+        workers = 1
+    # an accelerator's state belongs to its process: another one makes its own
+    runtime = {"accelerator": accelerator, "progress": progress}
+    if workers > 1:
+        runtime = {"precision": accelerator.mixed_precision, "progress": False}
+    jobs = (
+        {
+            "name": name,
+            "parts": _parts_of(parts, name),
+            "own": own,
+            "folder": folder / name / f"seed-{seed}",
+            "positions": positions,
+            "seed": seed,
+            **runtime,
+        }
+        for name, own in settings.items()
+        for seed in seeds
+    )
+    total = len(settings) * len(seeds)
+    curves = each(_train_one, jobs, total=total, workers=workers, title="rankers", progress=progress)
     return pd.concat(curves, ignore_index=True)
+
+
+def _train_one(name, parts, own, folder, positions, seed, progress, accelerator=None, precision=None) -> pd.DataFrame:
+    model = build(name, parts, own, positions=positions, seed=seed)
+    how = {"accelerator": accelerator or Accelerator(cpu=True, mixed_precision=precision), "progress": progress}
+    learnt = (parts.train, parts.dev, parts.intents)
+    fitted = fit(model, *learnt, seed=seed, loss=loss_of(name, own), **_fitting(own), **how)
+    store.save(folder, fitted.model)
+    curve = fitted.curve.drop(columns="seconds")
+    return curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch)
 
 
 def load_rankers(folder: Path, models: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], nn.Module]:

@@ -3,10 +3,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import BUCKETS, CATEGORIES, KB
 
+from rgalign.artifacts import digest
 from rgalign.data.vectors import Vectors
 from rgalign.ranker import store
 from rgalign.ranker.fit import listnet, score
@@ -142,6 +144,15 @@ def test_models_are_tuned_and_trained_on_their_own_parts(as_function, parts, vec
     assert type(trained["qe_rec", 1]) is ThreeTower
     assert json.loads((tmp_path / "qe_rec" / "seed-1" / "config.json").read_text())["query_dim"] == 6
     assert np.isfinite(score(trained["qe_rec", 1], own["qe_rec"].valid, own["qe_rec"].intents)).all()
+
+
+def test_rankers_side_by_side_are_those_that_come_one_after_the_other(parts, tmp_path):
+    fixed = {"two_tower": {**SETTINGS, "learning_rate": 1e-2}, "two_tower_text": SETTINGS}
+    put = {"positions": 6, "progress": False}
+    alone = train(fixed, [0, 1], parts, folder=tmp_path / "alone", **put)
+    both = train(fixed, [0, 1], parts, folder=tmp_path / "both", workers=2, **put)
+    pd.testing.assert_frame_equal(both, alone)
+    assert digest(tmp_path / "both") == digest(tmp_path / "alone")
 
 
 def test_a_control_is_compared_with_its_parent_and_a_model_with_what_it_builds_on():
