@@ -79,6 +79,7 @@ FLOORS = tuple(
         "data",
         "reasoner",
         "ranker",
+        "alignment",
         "evaluation",
         "score",
         "benchmarks",
