@@ -80,6 +80,7 @@ FLOORS = tuple(
         "data",
         "reasoner",
         "ranker",
+        "alignment",
         "evaluation",
         "score",
         "benchmarks",

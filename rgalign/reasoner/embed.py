@@ -119,13 +119,32 @@ def _encode(reasoner: Reasoner, sequences: list[tuple[int, ...]], shared: _Prefi
         states = reasoner.trunk(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
     else:
         states = reasoner.trunk(input_ids=ids, use_cache=False).last_hidden_state
+    return pool(reasoner, states, lengths, pooling, before=(skip, shared.state_sum) if shared else (0, 0))
+
+
+def pool(
+    reasoner: Reasoner,
+    states: Tensor,
+    lengths: Tensor,
+    pooling: str | None = None,
+    *,
+    before: tuple[int, Tensor | int] = (0, 0),
+) -> Tensor:
+    """The vector of each row, (rows, hidden) float32, as the reasoner makes it; differentiable.
+
+    states   (rows, tokens, hidden) final hidden states, padded on the right
+    lengths  (rows,) tokens that count, from the left
+    pooling  last | mean | cls; default: the reasoner's own
+    before   number of tokens that were run before these, and the sum of their states; for the mean
+    """
+    pooling = pooling or reasoner.pooling
     if pooling == "last":
-        pooled = states[torch.arange(len(ids), device=ids.device), lengths - 1].float()
+        pooled = states[torch.arange(len(states), device=states.device), lengths - 1].float()
     elif pooling == "cls":
         pooled = states[:, 0].float()
     else:
-        total = (states.float() * real[..., None]).sum(dim=1) + (shared.state_sum if shared else 0)
-        pooled = total / (lengths[:, None] + skip)
+        real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+        pooled = ((states.float() * real[..., None]).sum(dim=1) + before[1]) / (lengths[:, None] + before[0])
     return torch.nn.functional.normalize(pooled, dim=1) if reasoner.normalize else pooled
 
 

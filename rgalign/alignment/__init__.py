@@ -1,0 +1,1 @@
+"""Ranking-guided alignment: the trained ranker teaches the reasoner (METHOD.md 2.3)."""

@@ -1,0 +1,106 @@
+"""InfoNCE from a session's query to the intents of the knowledge base, and back (METHOD.md 2.3, step 3 [P])."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rgalign.alignment.gather import evened, gathered
+
+SIMILARITIES = ("cosine", "dot")
+
+
+def contrastive_loss(
+    query: Tensor,
+    intents: Tensor,
+    clicked: Tensor,
+    hard: Tensor,
+    *,
+    temperature: float,
+    similarity: str,
+    in_batch: bool,
+    symmetric: float,
+) -> Tensor:
+    """`info_nce` + symmetric * `session_nce` of this process's rows, against the rows of all processes.
+
+    in_batch   whether the intents clicked in other rows are negatives; False: the hard ones alone
+    symmetric  weight of the other direction [C: 0]
+    The rest as of `info_nce`. Averaged over processes it is what one process with all rows would find. Intents are
+    frozen, so their row numbers are all that `info_nce` needs of other processes; `session_nce` needs their queries.
+    """
+    everyone = gathered(clicked)
+    how = {"temperature": temperature, "similarity": similarity}
+    loss = info_nce(query, intents, clicked, hard, negatives=everyone if in_batch else everyone[:0], **how)
+    if symmetric:
+        loss = loss + symmetric * session_nce(query, intents, clicked, gathered(query), everyone, **how)
+    return evened(loss, len(query))
+
+
+def info_nce(
+    query: Tensor,
+    intents: Tensor,
+    clicked: Tensor,
+    hard: Tensor,
+    *,
+    negatives: Tensor,
+    temperature: float = 0.2,
+    similarity: str = "cosine",
+) -> Tensor:
+    """Mean over rows of -log p(clicked intent | query) in nats, p a softmax over it and the row's negatives.
+
+    query        (rows, dim)
+    intents      (kb, dim) vectors of the whole knowledge base
+    clicked      (rows,) row of the clicked intent in `intents`
+    hard         (rows, h) rows of a row's own negatives, -1: none
+    negatives    (n,) rows that are negatives of every row, as the intents clicked anywhere in the batch
+    temperature  > 0; similarities are divided by it [C: 0.2]
+    similarity   cosine | dot; dot is q.v / sqrt(dim), as the ranker's query branch has it: at temperature 1, with the
+                 whole KB as negatives, the loss is -log of the reward model's own p(clicked | query) over the KB
+    A row's negatives are a set [C]: an intent that is there twice, in the batch or as a hard one too, counts once
+    (twice would push popular intents away by how often they are clicked, which the full softmax over the KB does
+    not), and the clicked one is never among them. A row without negatives counts as 0.
+    """
+    count, rows = len(intents), torch.arange(len(query), device=query.device)
+    compared = torch.zeros(len(query), count + 1, dtype=torch.bool, device=query.device)
+    compared[:, negatives] = True
+    compared[rows[:, None], hard] = True  # -1 is the last column, which stands for no intent
+    compared[rows, clicked] = True
+    scores = _similarities(query, intents, similarity) / temperature
+    return functional.cross_entropy(scores.masked_fill(~compared[:, :count], -torch.inf), clicked)
+
+
+def session_nce(
+    query: Tensor,
+    intents: Tensor,
+    clicked: Tensor,
+    others: Tensor,
+    others_clicked: Tensor,
+    *,
+    temperature: float = 0.2,
+    similarity: str = "cosine",
+) -> Tensor:
+    """Mean over rows of -log p(own session | clicked intent): against the sessions that clicked another intent.
+
+    others, others_clicked  (sessions, dim) and (sessions,): queries and clicked intents of all sessions of the batch;
+                            those that clicked a row's own intent, itself among them, are not its negatives
+    The rest as of `info_nce`. In nats; a row without negatives counts as 0.
+    """
+    wanted = intents[clicked]
+    scores = _similarities(wanted, others, similarity).masked_fill(clicked[:, None] == others_clicked, -torch.inf)
+    own = torch.linalg.vecdot(*_scaled(query, wanted, similarity))
+    logits = torch.cat([own[:, None], scores], dim=1) / temperature
+    return functional.cross_entropy(logits, torch.zeros_like(clicked))
+
+
+def _similarities(left: Tensor, right: Tensor, similarity: str) -> Tensor:
+    """(rows, dim), (columns, dim) -> (rows, columns)."""
+    left, right = _scaled(left, right, similarity)
+    return left @ right.T
+
+
+def _scaled(left: Tensor, right: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
+    """Both sides (.., dim) so that their inner product is the similarity."""
+    if similarity == "cosine":
+        return functional.normalize(left, dim=-1), functional.normalize(right, dim=-1)
+    if similarity == "dot":
+        return left * left.shape[-1] ** -0.5, right
+    raise ValueError(f"similarity {similarity!r} is none of {', '.join(SIMILARITIES)}")

@@ -1,0 +1,243 @@
+"""RG-CL: its loss is that of the embeddings, only the reasoner learns, a killed run goes on to the same bytes."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import BertConfig, BertModel, TrainerCallback
+
+from rgalign.alignment.collapse import alignment, effective_rank, uniformity
+from rgalign.alignment.contrastive import RankingSpace, contrastive
+from rgalign.alignment.info_nce import info_nce, session_nce
+from rgalign.data.lists import Bag, QueryIntents
+from rgalign.ranker.three_tower import ThreeTower, ThreeTowerConfig
+from rgalign.reasoner.embed import embed
+from rgalign.reasoner.model import Reasoner, fingerprint, tiny
+from rgalign.reasoner.tokenizer import build
+from rgalign.seeding import seeded
+
+KB, HIDDEN = 6, 16
+TOKENIZER = build({f"w{number}": 2 for number in range(20)})
+PROMPTS = [[4 + n % KB, *(4 + (7 * n + i) % 13 for i in range(n % 4)), 2] for n in range(48)]
+QUERIES = [[prompt[0] + 9, *prompt[1:2], 3] for prompt in PROMPTS]
+CLICKED = np.arange(48) % KB  # the prompt's first token says which
+HARD = np.array([[(n + 1) % KB, -1 if n % 3 else n % KB] for n in range(48)])
+ROWS = {"clicked": CLICKED, "hard": HARD}
+SETTINGS = dict(seed=3, epochs=4, documents_per_batch=8, progress=False)
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
+
+
+def reasoner(seed=0):
+    return tiny(TOKENIZER, hidden=HIDDEN, layers=2, heads=2, seed=seed)
+
+
+def encoder(pooling, normalize):
+    """Without dropout, so that training sees what embedding sees."""
+    config = BertConfig(
+        vocab_size=len(TOKENIZER), hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=32, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, initializer_range=0.3,
+    )  # fmt: skip
+    with seeded(1):
+        model = BertModel(config)
+    return Reasoner("bert", "encoder", model.eval(), TOKENIZER, pooling, normalize)
+
+
+def ranker(query_dim=HIDDEN):
+    """Left in training mode, with dropout: the space must be without."""
+    sizes = dict(field_sizes=(3,), history_sizes=(), word_buckets=1, intent_ids=KB + 2, categories=3, positions=0)
+    model = ThreeTower(ThreeTowerConfig(**sizes, text=False, dim=8, query_dim=query_dim, query_hidden=12), seed=5)
+    model.query.layers[0].set(torch.randn(50, query_dim, generator=torch.Generator().manual_seed(0)) / 4 + 0.1)
+    return model.train()
+
+
+def knowledge_base(query_dim=HIDDEN):
+    text = torch.randn(KB, query_dim, generator=torch.Generator().manual_seed(2))
+    ids, none = torch.arange(KB), Bag(torch.empty(0, dtype=torch.int32), torch.zeros(KB + 1, dtype=torch.long))
+    return QueryIntents(ids.numpy().astype(str), np.full(KB, "NaT", "datetime64[us]"), ids + 2, ids % 3, none, text)
+
+
+SPACE = RankingSpace.of(ranker(), knowledge_base())
+
+
+def one_step(given, tmp_path, **more):
+    """The curve of a single step over all sessions at once: of the reasoner as it was given."""
+    how = {**ROWS, **SETTINGS, "epochs": 1, "documents_per_batch": 48, **more}
+    _, curve = contrastive(given, PROMPTS, space=SPACE, folder=tmp_path, **how)
+    (row,) = curve.to_dict("records")
+    return row
+
+
+def in_space(given):
+    with torch.no_grad():
+        return SPACE.queries(torch.tensor(embed(given, PROMPTS, progress=False)))
+
+
+GIVEN = {
+    "causal": reasoner,
+    "mean": lambda: encoder("mean", True),
+    "cls": lambda: encoder("cls", False),
+    "last": lambda: encoder("last", False),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_the_loss_is_info_nce_of_the_embeddings_that_will_be_served(kind, tmp_path):
+    given = GIVEN[kind]()
+    query, clicked, hard = in_space(given), torch.tensor(CLICKED), torch.tensor(HARD)
+    texts = QUERIES if kind == "causal" else None  # what follows the prompt must not be heard
+    found = one_step(given, tmp_path, queries=texts, temperature=0.3, symmetric=0.5)
+    forth = info_nce(query, SPACE.intents, clicked, hard, negatives=clicked, temperature=0.3)
+    back = session_nce(query, SPACE.intents, clicked, query, clicked, temperature=0.3)
+    assert found["contrastive"] == pytest.approx(float(forth + 0.5 * back), abs=1e-5)
+    assert found["effective_rank"] == pytest.approx(float(effective_rank(query)), abs=1e-4)
+    assert found["uniformity"] == pytest.approx(float(uniformity(query)), abs=1e-4)
+    assert found["alignment"] == pytest.approx(float(alignment(query, SPACE.intents[clicked])), abs=1e-4)
+
+
+def test_without_the_batch_only_hard_negatives_count(tmp_path):
+    query, hard = in_space(reasoner()), torch.tensor(HARD)
+    expected = info_nce(
+        query, SPACE.intents, torch.tensor(CLICKED), hard, negatives=hard[:0, 0], similarity="dot", temperature=1.0
+    )
+    found = one_step(reasoner(), tmp_path, in_batch=False, similarity="dot", temperature=1.0)
+    assert found["loss"] == found["contrastive"] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_the_language_term_is_the_mean_over_the_queries_tokens_alone(tmp_path):
+    given, losses = reasoner(), []
+    for prompt, query in zip(PROMPTS, QUERIES, strict=True):
+        with torch.no_grad():
+            logits = given.model(input_ids=torch.tensor([[*prompt, *query]])).logits[0, len(prompt) - 1 : -1]
+        losses += functional.cross_entropy(logits, torch.tensor(query), reduction="none").tolist()
+    found = one_step(given, tmp_path, queries=QUERIES, lm_weight=0.25)
+    assert found["language"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert found["loss"] == pytest.approx(found["contrastive"] + 0.25 * found["language"], abs=1e-5)
+    without = one_step(given, tmp_path, queries=QUERIES, lm_weight=0)
+    assert "language" not in without
+    assert without["loss"] == without["contrastive"] == pytest.approx(found["contrastive"], abs=1e-5)
+
+
+def test_the_space_is_the_rankers_own_and_the_ranker_stays_as_it_was():
+    model, intents = ranker(), knowledge_base()
+    vectors = torch.randn(5, HIDDEN, requires_grad=True)
+    space = RankingSpace.of(model, intents)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in space.tower.parameters())
+    assert not space.intents.requires_grad
+    assert space.queries(vectors).requires_grad
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(space.queries(vectors), model.query.layers(vectors))
+        torch.testing.assert_close(space.intents, model.intent(intents)[0])
+
+
+@pytest.mark.parametrize("kind", ["causal", "mean"])
+def test_queries_move_to_the_clicked_intents_and_only_the_reasoner_learns(kind, tmp_path):
+    given = GIVEN[kind]()
+    before, space_before = fingerprint(given), SPACE.digest()
+    texts = QUERIES if kind == "causal" else None
+    how = {**ROWS, **SETTINGS, "epochs": 20, "learning_rate": 5e-3, "queries": texts}
+    found, curve = contrastive(given, PROMPTS, space=SPACE, folder=tmp_path, **how)
+    assert fingerprint(given) == before
+    assert SPACE.digest() == space_before
+    assert all(parameter.grad is None for parameter in SPACE.tower.parameters())
+    assert not found.model.training
+
+    def top(model):
+        """Share of sessions whose nearest intent is the clicked one."""
+        cosine = functional.cosine_similarity(in_space(model)[:, None], SPACE.intents[None], dim=2)
+        return float((cosine.argmax(dim=1).numpy() == CLICKED).mean())
+
+    assert top(given) < 0.5
+    assert top(found) > 0.95
+    assert curve["alignment"].iloc[-1] < curve["alignment"].iloc[0] / 2
+    language = ["language"] if texts else []
+    watched = ["alignment", "contrastive", "effective_rank", *language, "uniformity"]
+    assert list(curve) == ["step", "loss", *watched, "seconds"]
+
+
+class _Killed(Exception):
+    pass
+
+
+class _Kill(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise _Killed
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["all", "lora"])
+def test_a_killed_run_goes_on_to_the_same_bytes(lora, tmp_path):
+    def run(folder, *callbacks):
+        how = {**ROWS, **SETTINGS, "queries": QUERIES, "lora": lora, "neftune": 5.0, "callbacks": callbacks}
+        return contrastive(reasoner(), PROMPTS, space=SPACE, folder=tmp_path / folder, **how)
+
+    whole, curve = run("whole")
+    with pytest.raises(_Killed):
+        run("work", _Kill(13))
+    assert list((tmp_path / "work").glob("checkpoint-*"))
+    steps = []
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            steps.append(state.global_step)
+
+    resumed, again = run("work", Steps())
+    assert steps[0] > 1
+    assert fingerprint(resumed) == fingerprint(whole) != fingerprint(reasoner())
+    repeatable = curve.columns.drop("seconds")
+    assert again[repeatable].equals(curve[repeatable])
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"temperature": 0.3}, {"clicked": CLICKED[::-1].copy()}, {"space": RankingSpace(SPACE.tower, -SPACE.intents)}],
+    ids=["settings", "data", "ranker"],
+)
+def test_checkpoints_of_another_call_are_not_used(change, tmp_path):
+    how = {**ROWS, **SETTINGS, "space": SPACE, "folder": tmp_path}
+    with pytest.raises(_Killed):
+        contrastive(reasoner(), PROMPTS, **{**how, **change}, callbacks=[_Kill(20)])
+    steps = []
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            steps.append(state.global_step)
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        contrastive(reasoner(), PROMPTS, **how, callbacks=[Steps()])
+    assert steps == [0]
+
+
+def test_all_faults_at_once(tmp_path):
+    how = {"space": SPACE, "folder": tmp_path, "seed": 0}
+    wide = Reasoner("wide", "encoder", tiny(TOKENIZER, hidden=24, seed=0).model, TOKENIZER, "mean")
+    with pytest.raises(ValueError, match="cannot begin") as error:
+        contrastive(
+            wide, [*PROMPTS[:3], []], clicked=[0, 6, -1], hard=[[7], [-2]], queries=QUERIES[:2], **how,
+            epochs=0, temperature=0, similarity="euclid", lm_weight=1.0, symmetric=-1,
+        )  # fmt: skip
+    for part in [
+        "prompts 4, clicked 3, hard 2, queries 2",
+        "1 prompts or queries have no token",
+        "clicked has 2 values outside 0 to 5 (first: 6)",
+        "hard has 2 values outside -1 to 5 (first: 7)",
+        "vectors of 24, the ranker reads 16",
+        "kind encoder and cannot learn to write",
+        "epochs 0, temperature 0",
+        "'euclid' is none of cosine, dot",
+        "symmetric -1",
+    ]:
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match="no session") as error:
+        contrastive(encoder("mean", True), [], clicked=[], hard=np.zeros((0, 2)), in_batch=False, **how)
+    assert "no row has a negative" in str(error.value)
+    with pytest.raises(ValueError, match="up to 40 tokens are more than the model's 32 positions"):
+        contrastive(encoder("cls", True), [[5] * 40], clicked=[0], hard=[[1]], **how)
