@@ -107,7 +107,7 @@ class Documents(Dataset):
 
 
 def right_padded(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
-    """A batch of rows of Documents: ids (rows, longest); prompt (rows,), the prompt's tokens; length (rows,), all tokens.
+    """A batch of rows of Documents: ids (rows, longest); prompt (rows,), tokens of the prompt; length (rows,), of both.
 
     Padded on the right: no token of a causal model sees what is to its right, so no mask. The end token may be the pad
     token: what is padding is told by length alone.
