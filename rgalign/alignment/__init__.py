@@ -1,1 +1,1 @@
-"""Ranking-guided alignment: the trained ranker teaches the reasoner (METHOD.md 2.3)."""
+"""Ranking-guided alignment (METHOD.md 2.3): the reasoner is tuned by what the ranker makes of its queries."""

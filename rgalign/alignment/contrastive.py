@@ -122,7 +122,7 @@ def contrastive(
         partial(_collate, pad=reasoner.tokenizer.pad_token_id),
         partial(_objective, reasoner=reasoner, space=space.to(reasoner.device), **how),
         folder=folder,
-        identity=identity | {"lora": lora and {**lora, "targets": list(lora["targets"])}},
+        identity=identity | {"lora": lora and dict(lora)},
         seed=seed,
         epochs=epochs,
         learning_rate=learning_rate,

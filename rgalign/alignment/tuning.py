@@ -1,32 +1,138 @@
-"""What is trained of a reasoner: all its weights, or a LoRA adapter."""
+"""What the stages that tune a reasoner share: the model to be trained, and the log-probabilities of its queries."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
-from torch import nn
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
 
+from rgalign.reasoner import training
 from rgalign.reasoner.model import Reasoner
 from rgalign.seeding import seeded
 
 
 def trainable(reasoner: Reasoner, lora: Mapping[str, Any] | None, *, seed: int) -> nn.Module:
-    """A copy of the reasoner's model, ready to be trained.
+    """A deep copy of the reasoner's model, ready to be trained.
 
-    lora  rank, alpha, dropout, targets (names of modules) of an adapter, drawn from `seed`; None: all weights learn
+    lora  rank, alpha and, where they differ from these, dropout 0, targets "all-linear" (peft's target_modules): low-
+          rank matrices beside the frozen weights (Hu et al. 2022), the first drawn from `seed`, the second zero, so
+          that nothing is changed at first. None: all weights
+    An adapter of a stage before is trained on, as it is. Raises ValueError for an encoder with lora, and where lora
+    asks for another rank or alpha than that adapter has.
     """
-    model = copy.deepcopy(reasoner.model).train()
+    model = copy.deepcopy(reasoner.model)
+    if isinstance(model, PeftModel):
+        _check_adapter(model, lora)
+        model.set_adapter(model.active_adapter)  # read from a folder it is frozen
+    elif lora is None:
+        return model.requires_grad_(True).train()
+    elif reasoner.kind != "causal":
+        raise ValueError(f"{reasoner.name} is an encoder, which takes no adapter; set lora to None: all weights")
+    else:
+        with seeded(seed):
+            model = get_peft_model(model, _config(**lora))
+    for config in model.peft_config.values():
+        if isinstance(config.target_modules, set):  # in no order: its file would differ from run to run
+            config.target_modules = sorted(config.target_modules)
+    # peft would ask the network whether the vocabulary grew; the method is copied with the model (a stage after this)
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    return model.train()
+
+
+def _config(
+    *, rank: int, alpha: float, dropout: float = 0.0, targets: str | Sequence[str] = "all-linear"
+) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def _check_adapter(model: PeftModel, lora: Mapping[str, Any] | None) -> None:
     if lora is None:
-        return model
-    config = LoraConfig(
-        r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=list(lora["targets"])
-    )
-    with seeded(seed):
-        return get_peft_model(model, config)
+        return
+    own, asked = model.peft_config[model.active_adapter], _config(**lora)
+    if (asked.r, asked.lora_alpha) != (own.r, own.lora_alpha):
+        raise ValueError(
+            f"the reasoner has an adapter of rank {own.r} and alpha {own.lora_alpha}, which would be trained on; lora "
+            f"asks for rank {asked.r} and alpha {asked.lora_alpha}: use the same in every stage, or merge it first"
+        )
 
 
 def tuned(reasoner: Reasoner, model: nn.Module) -> Reasoner:
-    """The reasoner with this trained model in its place."""
+    """The reasoner with this model in place of its own, in eval mode."""
     return replace(reasoner, model=model.eval())
+
+
+def query_log_probabilities(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """(rows,) float32: log p(query | prompt) in nats, summed over the query's tokens, the end token included.
+
+    batch  ids (rows, longest), prompt (rows,), length (rows,), as of `training.right_padded`
+    Only the states before a query's tokens reach the language head. They are picked as they enter it: so the model
+    does to its logits whatever it does after the head (Gemma caps them), and no logits of prompts are ever made.
+    """
+    ids, place = batch["ids"], torch.arange(1, batch["ids"].shape[1], device=batch["ids"].device)
+    asked = (place >= batch["prompt"][:, None]) & (place < batch["length"][:, None])  # (rows, longest - 1)
+
+    def pick(head: nn.Module, states: tuple[Tensor]) -> tuple[Tensor]:
+        return (states[0][:, :-1][asked][None],)  # (1, query tokens, hidden)
+
+    with model.get_output_embeddings().register_forward_pre_hook(pick):
+        logits = model(input_ids=ids, use_cache=False).logits[0]
+    log_p = -functional.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
+    # by place and not by index_add: on a GPU that adds in any order
+    return torch.zeros(asked.shape, device=ids.device).masked_scatter(asked, log_p).sum(dim=1)
+
+
+@torch.no_grad()
+def log_probabilities(
+    reasoner: Reasoner,
+    prompts: Sequence[Sequence[int]],
+    queries: Sequence[Sequence[int]],
+    *,
+    documents_per_batch: int = 64,
+    title: str = "log-probabilities",
+    progress: bool = True,
+) -> np.ndarray:
+    """(documents,) float32: `query_log_probabilities` of given queries, in eval mode; a batch has about one length."""
+    documents = training.Documents(prompts, queries)
+    order = sorted(range(len(documents)), key=lambda row: (len(documents[row]["input_ids"]), row))
+    found = np.empty(len(documents), dtype=np.float32)
+    was_training = reasoner.model.training
+    reasoner.model.eval()
+    try:
+        for start in tqdm(range(0, len(order), documents_per_batch), desc=title, disable=not progress):
+            rows = order[start : start + documents_per_batch]
+            batch = training.right_padded([documents[row] for row in rows], reasoner.tokenizer.pad_token_id)
+            batch = {name: value.to(reasoner.device) for name, value in batch.items()}
+            found[rows] = query_log_probabilities(reasoner.model, batch).cpu().numpy()
+    finally:
+        reasoner.model.train(was_training)
+    return found
+
+
+class Watch(TrainerCallback):
+    """Shows the model in training to an onlooker, who may stop it; the training does not notice being watched.
+
+    look   (reasoner in eval mode, step) -> whether to stop. After a kill it is asked again only for steps behind the
+           last checkpoint, some of which it may have seen before
+    steps  optimiser steps between two looks
+    """
+
+    def __init__(self, reasoner: Reasoner, look: Callable[[Reasoner, int], bool], steps: int):
+        self.reasoner, self.look, self.steps = reasoner, look, steps
+
+    def on_step_end(self, args, state, control, model: nn.Module, **_) -> None:
+        if state.global_step % self.steps:
+            return
+        with training.kept_random_states():
+            stop = self.look(tuned(self.reasoner, model), state.global_step)
+        model.train()
+        if stop:
+            control.should_training_stop = control.should_log = True
+            control.should_save = False  # Trainer forgets that it was to stop: it would go on from this checkpoint

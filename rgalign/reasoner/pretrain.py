@@ -4,11 +4,9 @@ METHOD.md 2.1 [C]. Never on clicks. Two losses: the next token, and at the promp
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
@@ -52,7 +50,7 @@ def pretrain(
     """
     weights = {"prompt_weight": prompt_weight, "ahead_weight": ahead_weight}
     _check(reasoner, prompts, queries, weights, documents_per_batch, epochs)
-    documents = _Documents(prompts, queries)
+    documents = training.Documents(prompts, queries)
     model = copy.deepcopy(reasoner.model).train()
     model.ahead = _ahead_head(reasoner)
 
@@ -65,7 +63,7 @@ def pretrain(
     curve = training.train(
         model,
         documents,
-        partial(_collate, pad=reasoner.tokenizer.pad_token_id),
+        partial(training.right_padded, pad=reasoner.tokenizer.pad_token_id),
         both,
         folder=folder,
         identity={"reasoner": fingerprint(reasoner), "documents": documents.digest(), **weights},
@@ -82,37 +80,6 @@ def pretrain(
     )
     del model.ahead
     return replace(reasoner, model=model.eval()), curve
-
-
-class _Documents(torch.utils.data.Dataset):
-    """One document a row: prompt and query."""
-
-    def __init__(self, prompts, queries):
-        self.rows = [
-            {"input_ids": [*prompt, *query], "prompt": len(prompt)}
-            for prompt, query in zip(prompts, queries, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict:
-        return self.rows[row]
-
-    def digest(self) -> str:
-        """SHA-256 of all documents."""
-        return sha256(json.dumps(self.rows).encode()).hexdigest()
-
-
-def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
-    """ids (rows, longest), padded on the right: no token of a causal model sees what is to its right, so no mask.
-
-    Rows come in random order [C]: batches of one length would hold one kind of document each, and learn worse.
-    """
-    lengths = [len(row["input_ids"]) for row in rows]
-    ids = [row["input_ids"] + [pad] * (max(lengths) - own) for row, own in zip(rows, lengths, strict=True)]
-    prompt = [row["prompt"] for row in rows]
-    return {"ids": torch.tensor(ids), "prompt": torch.tensor(prompt), "length": torch.tensor(lengths)}
 
 
 def _ahead_head(reasoner: Reasoner) -> nn.Linear:
@@ -158,15 +125,7 @@ def ahead_loss(
 
 
 def _check(reasoner: Reasoner, prompts, queries, weights: dict, documents_per_batch: int, epochs: float) -> None:
-    faults = []
-    if reasoner.kind != "causal":
-        faults.append(f"{reasoner.name} is of kind {reasoner.kind}; only a causal model learns to write")
-    if len(prompts) != len(queries):
-        faults.append(f"there are {len(prompts)} prompts and {len(queries)} queries; each prompt needs its query")
-    if not prompts:
-        faults.append("there is no transcript to learn from")
-    if short := sum(not prompt or not query for prompt, query in zip(prompts, queries, strict=False)):
-        faults.append(f"{short} prompts or queries have no token")
+    faults = training.document_faults(reasoner, prompts, queries)
     if not 0 <= weights["prompt_weight"] <= 1:
         faults.append(f"prompt_weight is {weights['prompt_weight']}; expected 0 to 1")
     if not weights["ahead_weight"] >= 0:

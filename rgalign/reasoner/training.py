@@ -1,6 +1,7 @@
 """transformers.Trainer for every stage that trains a language model: silent, seeded, resumable to the same bytes.
 
-An objective is any function of (model, batch) that returns a loss and what else is worth a line in the curve.
+An objective is any function of (model, batch) that returns a loss and what else is worth a line in the curve. Documents
+are prompt and query as token ids; which tokens are the query's is told by position, never by the pad token's id.
 """
 
 import json
@@ -10,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from rgalign.artifacts import write_text
+from rgalign.reasoner.model import Reasoner
 
 Objective = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
 
@@ -81,6 +84,58 @@ def train(
 
 
 OWN_LOGS = ("epoch", "grad_norm", "learning_rate", "train_runtime")  # what Trainer adds by itself
+
+
+class Documents(Dataset):
+    """One document a row: prompt and query, as token ids."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]):
+        self.rows = [
+            {"input_ids": [*prompt, *query], "prompt": len(prompt)}
+            for prompt, query in zip(prompts, queries, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict:
+        return self.rows[row]
+
+    def digest(self) -> str:
+        """SHA-256 of all documents."""
+        return sha256(json.dumps(self.rows).encode()).hexdigest()
+
+
+def right_padded(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
+    """A batch of rows of Documents: ids (rows, longest); prompt (rows,), tokens of the prompt; length (rows,), of both.
+
+    Padded on the right: no token of a causal model sees what is to its right, so no mask. The end token may be the pad
+    token: what is padding is told by length alone.
+    Rows come in random order [C]: batches of one length would hold one kind of document each, and learn worse.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    ids = [row["input_ids"] + [pad] * (max(lengths) - own) for row, own in zip(rows, lengths, strict=True)]
+    prompt = [row["prompt"] for row in rows]
+    return {"ids": torch.tensor(ids), "prompt": torch.tensor(prompt), "length": torch.tensor(lengths)}
+
+
+def document_faults(
+    reasoner: Reasoner, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]
+) -> list[str]:
+    """Why this reasoner cannot learn to write these queries; empty where it can."""
+    faults = []
+    if reasoner.kind != "causal":
+        faults.append(f"{reasoner.name} is of kind {reasoner.kind}; only a causal model learns to write")
+    if len(prompts) != len(queries):
+        faults.append(f"there are {len(prompts)} prompts and {len(queries)} queries; each prompt needs its query")
+    if not len(prompts):
+        faults.append("there is no document to learn from")
+    if short := sum(not len(prompt) or not len(query) for prompt, query in zip(prompts, queries, strict=False)):
+        faults.append(f"{short} prompts or queries have no token")
+    longest = max((len(prompt) + len(query) for prompt, query in zip(prompts, queries, strict=False)), default=0)
+    if reasoner.positions is not None and longest > reasoner.positions:
+        faults.append(f"a prompt and its query have {longest} tokens; the model can read {reasoner.positions} at most")
+    return faults
 
 
 class _Trainer(Trainer):
@@ -186,25 +241,34 @@ def _last_checkpoint(folder: Path, identity: dict) -> str | None:
 
 
 @contextmanager
+def kept_random_states() -> Iterator[None]:
+    """Afterwards python, numpy and torch draw on as if nothing had been drawn inside."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
 def _borrowed_state() -> Iterator[None]:
     """Trainer seeds python, numpy and torch and sets accelerate up anew; afterwards all is as it was.
 
     Its own bars (one a checkpoint) and remarks are silent meanwhile.
     """
-    python, numpy = random.getstate(), np.random.get_state()
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState, GradientState)]
-    with torch.random.fork_rng():
+    with kept_random_states():
         try:
             yield
         finally:
             logging.set_verbosity(verbosity)
             if bars:
                 logging.enable_progress_bar()
-            random.setstate(python)
-            np.random.set_state(numpy)
             for state, was in shared:
                 state._shared_state.clear()
                 state._shared_state.update(was)

@@ -12,8 +12,9 @@ from torch.nn import functional
 from transformers import TrainerCallback
 
 from rgalign.reasoner.model import fingerprint, tiny
-from rgalign.reasoner.pretrain import _collate, _Documents, ahead_loss, next_token_loss, pretrain
+from rgalign.reasoner.pretrain import ahead_loss, next_token_loss, pretrain
 from rgalign.reasoner.tokenizer import build
+from rgalign.reasoner.training import Documents, right_padded
 
 TOKENIZER = build({f"w{number}": 2 for number in range(20)})
 PROMPTS = [[4 + (7 * n + i) % 9 for i in range(2 + n % 4)] + [2] for n in range(60)]
@@ -26,7 +27,7 @@ def reasoner(seed=0):
 
 
 def batch(prompts=PROMPTS, queries=QUERIES) -> dict[str, torch.Tensor]:
-    return _collate([_Documents(prompts, queries)[row] for row in range(len(prompts))], TOKENIZER.pad_token_id)
+    return right_padded(Documents(prompts, queries).rows, TOKENIZER.pad_token_id)
 
 
 def states(model, ids):

@@ -1,0 +1,164 @@
+"""RG-DPO: what the reward model likes best against what it likes least (METHOD.md 2.3, stage 2).
+
+The reference is the checkpoint that training begins from; its log-probabilities are computed once and stored:
+
+reference = reference_log_probabilities(reasoner, pairs)
+aligned, curve = dpo(reasoner, pairs, reference=reference, folder=work, seed=0)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
+from rgalign.alignment.pairs import PairDocuments, Pairs, paired, reference_faults, reference_log_probabilities
+from rgalign.alignment.tuning import Watch, query_log_probabilities, trainable, tuned
+from rgalign.data.faults import nearest
+from rgalign.reasoner import training
+from rgalign.reasoner.model import Reasoner, fingerprint
+
+__all__ = ["Pairs", "dpo", "reference_log_probabilities"]
+
+# By how many nats a token's log-probability may move when its batch is padded otherwise.
+ROUNDING = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+def dpo(
+    reasoner: Reasoner,
+    pairs: Pairs,
+    *,
+    reference: pd.DataFrame,
+    folder: Path,
+    seed: int,
+    objective: str = "dpo",
+    beta: float = 0.3,
+    sft_weight: float = 1.0,
+    length_normalised: bool = False,
+    min_margin: float = 0.0,
+    lora: Mapping[str, Any] | None = None,
+    epochs: float = 1.0,
+    learning_rate: float = 1e-4,
+    pairs_per_batch: int = 32,
+    warmup: float = 0.05,
+    weight_decay: float = 0.01,
+    watch: Callable[[Reasoner, int], bool] | None = None,
+    watch_steps: int = 50,
+    progress: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[Reasoner, pd.DataFrame]:
+    """A reasoner aligned by preference pairs, and its curve; curve.attrs["left_out"] counts pairs below the margin.
+
+    reference          of `reference_log_probabilities`, by this very reasoner of these very pairs
+    objective          a name of objectives.OBJECTIVES; beta is its scale [C: 0.2 to 0.3; below, the reward is hacked]
+    sft_weight         of the chosen queries' -log p per token beside it; keeps them likely, not just likelier [C]
+    length_normalised  whether the objective sees log-probabilities per token
+    min_margin         pairs whose rewards do not differ by more are left out [C: the paper warns of weak negatives]
+    lora               as of `tuning.trainable`; folder, seed and the loop's settings: as of `training.train`
+    watch              called with the policy in eval mode and the step, every `watch_steps` steps; True stops training
+    Curve: step, loss, accuracy (share of pairs with a margin above 0), chosen_ratio and rejected_ratio (log of policy
+    to reference, nats a query), margin (beta times what the objective sees), seconds.
+    Raises ValueError that lists all faults, or says that the reference is not what this reasoner says.
+    """
+    positive = dict(beta=beta, epochs=epochs, pairs_per_batch=pairs_per_batch, watch_steps=watch_steps)
+    checkpoint = fingerprint(reasoner)
+    _check(reasoner, pairs, objective, sft_weight, min_margin, positive, reference_faults(reference, checkpoint, pairs))
+    documents = PairDocuments(pairs, reference, np.flatnonzero(pairs.above(min_margin)))
+    collate = partial(paired, pad=reasoner.tokenizer.pad_token_id)
+    model = trainable(reasoner, lora, seed=seed)
+    _check_start(model, collate(documents.rows[:pairs_per_batch]))
+    how = dict(objective=objective, beta=beta, sft_weight=sft_weight, length_normalised=length_normalised)
+    identity = {"stage": "dpo", "reasoner": checkpoint, "pairs": documents.digest(), **how}
+    curve = training.train(
+        model,
+        documents,
+        collate,
+        partial(_loss, **how),
+        folder=folder,
+        identity={**identity, "lora": lora and dict(lora)},
+        seed=seed,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        documents_per_batch=pairs_per_batch,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        title="RG-DPO",
+        progress=progress,
+        callbacks=[*callbacks, *([Watch(reasoner, watch, watch_steps)] if watch else [])],
+    )
+    curve.attrs["left_out"] = len(pairs) - len(documents)
+    return tuned(reasoner, model), curve
+
+
+def _loss(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    objective: str,
+    beta: float,
+    sft_weight: float,
+    length_normalised: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss of a batch of `paired`, and what of it is worth a line in the curve."""
+    tokens = batch["length"] - batch["prompt"]
+    parts = query_log_probabilities(model, batch), batch["reference"], tokens, batch["reward"]
+    pairs = PairLogProbabilities(*(half for part in parts for half in part.chunk(2)))
+    seen = pairs.per_token() if length_normalised else pairs
+    loss = OBJECTIVES[objective](seen, beta).mean()
+    if sft_weight:
+        loss = loss + sft_weight * OBJECTIVES["sft"](pairs, beta).mean()
+    return loss, {
+        "accuracy": (seen.margin > 0).float().mean(),
+        "chosen_ratio": (pairs.chosen - pairs.reference_chosen).mean(),
+        "margin": beta * seen.margin.mean(),
+        "rejected_ratio": (pairs.rejected - pairs.reference_rejected).mean(),
+    }
+
+
+def _check_start(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    """Policy and reference agree before the first step, so that the first DPO loss is ln 2; without dropout."""
+    weights = next(model.parameters())
+    batch = {name: value.to(weights.device) for name, value in batch.items()}
+    with torch.no_grad():
+        found = query_log_probabilities(model.eval(), batch)
+    model.train()
+    gap = ((found - batch["reference"]).abs() / (batch["length"] - batch["prompt"])).max()
+    if not gap <= ROUNDING.get(weights.dtype, ROUNDING[torch.bfloat16]):
+        raise ValueError(
+            f"RG-DPO cannot begin: the reference is not what this reasoner says ({float(gap):.3g} nats a token apart "
+            "in the first batch); make it anew: reference_log_probabilities(reasoner, pairs)"
+        )
+
+
+def _check(
+    reasoner: Reasoner,
+    pairs: Pairs,
+    objective: str,
+    sft_weight: float,
+    min_margin: float,
+    positive: Mapping[str, float],
+    more: Sequence[str],
+) -> None:
+    """Raises ValueError that lists all faults; positive are the settings that must be, more are faults known before."""
+    faults = list(more)
+    if objective not in OBJECTIVES:
+        faults.append(f"objective is {objective!r}; expected {' | '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}")
+    faults += [f"{name} is {value}; expected more than 0" for name, value in positive.items() if not value > 0]
+    if not sft_weight >= 0:
+        faults.append(f"sft_weight is {sft_weight}; expected 0 or more")
+    both = [training.document_faults(reasoner, pairs.prompts, queries) for queries in (pairs.chosen, pairs.rejected)]
+    faults += dict.fromkeys([*both[0], *both[1]])
+    if not pairs.above(min_margin).any():
+        margin = np.max(np.asarray(pairs.reward_chosen) - np.asarray(pairs.reward_rejected))
+        faults.append(
+            f"none of {len(pairs)} pairs has a reward margin above {min_margin} (the widest: {margin:.3g}); "
+            "lower min_margin"
+        )
+    if faults:
+        raise ValueError("RG-DPO cannot begin:\n" + "\n".join(f"  {fault}" for fault in faults))

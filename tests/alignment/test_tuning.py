@@ -1,0 +1,189 @@
+"""Log-probabilities against documents taken alone; adapters begin as nothing, are saved, loaded and trained on."""
+
+import socket
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import small_pairs
+import torch
+from peft import PeftModel
+from small_pairs import CHOSEN, LORA, PROMPTS
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+from rgalign.alignment.tuning import log_probabilities, query_log_probabilities, trainable, tuned
+from rgalign.artifacts import digest
+from rgalign.reasoner.model import fingerprint, load, save
+from rgalign.reasoner.training import Documents, right_padded
+
+IDS = torch.tensor([[5, 6, 7, 2]])
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    tried = []
+
+    def refuse(*address):
+        tried.append(address)  # peft makes a warning of whatever is raised
+        raise OSError("the network was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield
+    assert not tried
+
+
+def alone(model, prompt: list[int], query: list[int]) -> float:
+    """log p(query | prompt) of one document without padding, from all its logits."""
+    ids = torch.tensor([[*prompt, *query]])
+    log_p = model(input_ids=ids).logits[0].log_softmax(-1)
+    return sum(float(log_p[len(prompt) + place - 1, token]) for place, token in enumerate(query))
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.mark.parametrize("pad_is_end", [False, True])
+def test_a_query_counts_by_position_though_its_end_token_is_the_pad_token(pad_is_end):
+    reasoner = small_pairs.reasoner(pad_is_end=pad_is_end)
+    pad = reasoner.tokenizer.pad_token_id
+    assert (pad == small_pairs.END) == pad_is_end
+    with torch.no_grad():
+        found = query_log_probabilities(reasoner.model, right_padded(Documents(PROMPTS, CHOSEN).rows, pad))
+        expected = [alone(reasoner.model, *document) for document in zip(PROMPTS, CHOSEN, strict=True)]
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    assert log_probabilities(reasoner, PROMPTS, CHOSEN, documents_per_batch=5, progress=False) == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_only_query_tokens_are_put_through_the_head_and_what_follows_it_is_the_models_own():
+    config = Gemma2Config(
+        vocab_size=24, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, final_logit_softcapping=1.5, initializer_range=1.0, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, seen = Gemma2ForCausalLM(config).eval(), []
+    with torch.no_grad():
+        expected = [alone(model, *document) for document in zip(PROMPTS, CHOSEN, strict=True)]
+        with model.lm_head.register_forward_hook(lambda head, given, made: seen.append(made.shape[:-1].numel())):
+            found = query_log_probabilities(model, right_padded(Documents(PROMPTS, CHOSEN).rows, 0))
+    assert seen == [sum(map(len, CHOSEN))]
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_scoring_leaves_the_model_in_its_mode():
+    reasoner = small_pairs.reasoner()
+    reasoner.model.train()
+    log_probabilities(reasoner, PROMPTS, CHOSEN, progress=False)
+    assert reasoner.model.training
+
+
+def test_an_adapter_changes_nothing_at_first_and_alone_is_trained():
+    reasoner = small_pairs.reasoner()
+    before, random_before = fingerprint(reasoner), torch.get_rng_state()
+    one, same, other = (trainable(reasoner, LORA, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), random_before)
+    assert fingerprint(reasoner) == before
+    assert one.training
+    torch.testing.assert_close(logits(one.eval()), logits(reasoner.model))
+    assert {"lora_" in name for name, weight in one.named_parameters() if weight.requires_grad} == {True}
+    assert (
+        fingerprint(tuned(reasoner, one)) == fingerprint(tuned(reasoner, same)) != fingerprint(tuned(reasoner, other))
+    )
+
+
+def test_without_lora_all_weights_of_a_copy_are_trained():
+    reasoner = small_pairs.reasoner()
+    reasoner.model.requires_grad_(False)
+    model = trainable(reasoner, None, seed=0)
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert not any(weight.requires_grad for weight in reasoner.model.parameters())
+
+
+def moved(reasoner, lora):
+    """The reasoner after something like training: what can be trained is somewhere else."""
+    model = trainable(reasoner, lora, seed=0)
+    with torch.no_grad():
+        for number, (_, weight) in enumerate(model.named_parameters()):
+            if weight.requires_grad:
+                weight += torch.from_numpy(np.random.default_rng(number).normal(size=weight.shape) / 3).float()
+    return tuned(reasoner, model)
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A base model with a name, as any that is loaded has: peft would look for it on the hub."""
+    save(small_pairs.reasoner(), tmp_path / "base")
+    return load(str(tmp_path / "base"))
+
+
+@pytest.fixture
+def adapter(base, tmp_path):
+    reasoner = moved(base, LORA)
+    save(reasoner, tmp_path / "adapter")
+    return reasoner
+
+
+def test_an_adapter_is_saved_alone_and_loaded_on_its_base(adapter, tmp_path):
+    assert not list((tmp_path / "adapter").glob("model*"))
+    again = load(str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(again.model), logits(adapter.model), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(logits(again.model), logits(load(str(tmp_path / "base")).model), atol=1e-2)
+
+
+def test_an_adapter_loads_with_plain_peft(adapter, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = PeftModel.from_pretrained(model, tmp_path / "adapter")
+    torch.testing.assert_close(logits(model), logits(adapter.model), atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_adapter_gives_the_same_bytes(adapter, base, tmp_path):
+    save(moved(base, LORA), tmp_path / "again")
+    assert digest(tmp_path / "again") == digest(tmp_path / "adapter")
+    config = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    names = [line.strip(' ,"') for line in config.split('"target_modules": [')[1].split("]")[0].split()]
+    assert names == sorted(names)  # a set's order would change with python's hash seed
+    assert str(tmp_path) not in config
+
+
+def test_all_weights_are_saved_and_loaded(base, tmp_path):
+    reasoner = moved(base, None)
+    save(reasoner, tmp_path / "whole")
+    assert fingerprint(load(str(tmp_path / "whole"))) == fingerprint(reasoner)
+
+
+def test_the_next_stage_trains_the_very_adapter_on(adapter, tmp_path):
+    assert fingerprint(tuned(adapter, trainable(adapter, LORA, seed=7))) == fingerprint(adapter)
+    later = moved(adapter, None)
+    save(later, tmp_path / "later")
+    again = load(str(tmp_path / "base"), adapter=str(tmp_path / "later"))
+    torch.testing.assert_close(logits(again.model), logits(later.model), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits(later.model), logits(adapter.model), atol=1e-2)
+
+
+def test_an_adapter_from_a_folder_can_be_trained_though_peft_froze_it(adapter, base, tmp_path):
+    model = PeftModel.from_pretrained(load(str(tmp_path / "base")).model, tmp_path / "adapter")
+    assert not any(weight.requires_grad for weight in model.parameters())
+    model = trainable(replace(base, model=model), LORA, seed=7)
+    assert {"lora_" in name for name, weight in model.named_parameters() if weight.requires_grad} == {True}
+
+
+def test_another_rank_than_the_adapters_is_refused(adapter):
+    with pytest.raises(ValueError, match=r"rank 2 and alpha 4.* asks for rank 8 and alpha 4"):
+        trainable(adapter, {**LORA, "rank": 8}, seed=0)
+
+
+def test_a_misspelt_setting_of_lora_is_refused():
+    with pytest.raises(TypeError, match="alhpa"):
+        trainable(small_pairs.reasoner(), {"rank": 2, "alhpa": 4}, seed=0)
+
+
+def test_an_encoder_takes_no_adapter():
+    encoder = replace(small_pairs.reasoner(), kind="encoder")
+    with pytest.raises(ValueError, match="takes no adapter"):
+        trainable(encoder, LORA, seed=0)
+    assert trainable(encoder, None, seed=0).training
