@@ -1,4 +1,4 @@
-"""The stages of a run: what each reads and writes, and the door through which its notebook comes in.
+"""The door through which a notebook comes in to its stage (declared in plan.py), and whether a stage must run.
 
 A notebook opens its stage, reads and writes through it, and closes it with `finish`, which checks that all that
 was declared is there and writes the manifest entry. The same door serves JupyterLab, papermill and the pipeline.
@@ -22,106 +22,10 @@ from threadpoolctl import threadpool_limits
 
 from rgalign import artifacts, outside, provenance
 from rgalign.artifacts import ArtifactError
-from rgalign.params import ROOT, Params, dump, flat, load
+from rgalign.params import ROOT, Params, dump, load
+from rgalign.plan import STAGES, Stage, maker, stage_params
 
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One notebook: artifacts read and written (paths in the run directory), params it depends on, data it may open.
-
-    given  paths in the run directory that no stage writes and people may: read where they are there
-    """
-
-    name: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    params: tuple[str, ...]  # sections, or dotted parts of them
-    given: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ("train", "valid")
-    seconds: tuple[float, float] = (5, 0)  # estimate on two cores: fixed, and per 1,000 sessions
-    in_sequence: bool = True  # False: runs only when it is asked for by name
-    models: bool = False  # reads the language models outside the run directory that params name
-
-
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage(
-            "01_data",
-            reads=(),
-            writes=("tables/dataset", "tables/encoded", "tables/encoded_test"),
-            params=("data",),
-            splits=("train", "valid", "test"),  # checks and encodes all; shows train and valid only
-            seconds=(8, 0.3),
-        ),
-        Stage(
-            "02_reasoner",
-            reads=("tables/dataset", "tables/encoded"),
-            writes=(
-                "models/reasoner",
-                "tables/pretraining.parquet",
-                "tables/queries.parquet",
-                "tables/embeddings",
-            ),
-            params=("reasoner", "ranker.models", "data.features.drop", "evaluation.ihr_judge", "run"),
-            seconds=(10, 3),
-            models=True,
-        ),
-        Stage(
-            "03_rankers",
-            reads=("tables/dataset", "tables/encoded", "tables/embeddings", "tables/queries.parquet"),
-            writes=(
-                "models/rankers",
-                "tables/search.parquet",
-                "tables/learning_curves.parquet",
-                "tables/valid_metrics.parquet",
-            ),
-            params=("ranker", "run", "evaluation"),
-            seconds=(8, 3),
-        ),
-        Stage(
-            "09_evaluation",
-            reads=(
-                "tables/dataset",
-                "tables/encoded",
-                "tables/encoded_test",
-                "tables/embeddings",
-                "models/reasoner",
-                "models/rankers",
-                "tables/valid_metrics.parquet",
-            ),
-            given=("labels.parquet",),  # python -m rgalign labels
-            writes=("tables/session_metrics.parquet", "tables/results.parquet", "tables/comparisons.parquet"),
-            params=("evaluation", "reasoner", "data.features.drop", "ranker.models", "ranker.seeds", "run"),
-            splits=("train", "valid", "test"),
-            seconds=(8, 0.3),
-        ),
-        Stage(
-            "91_benchmarks",
-            reads=(),
-            writes=("tables/benchmarks.parquet",),
-            params=("run", "data.seed"),
-            seconds=(240, 0),
-            in_sequence=False,
-        ),
-    )
-}
-
-
-def maker(artifact: str) -> Stage:
-    """The stage that writes an artifact."""
-    return next(stage for stage in STAGES.values() if artifact in stage.writes)
-
-
-def stage_params(stage: Stage, params: Params) -> dict[str, Any]:
-    """The leaves of the params that a stage depends on."""
-    return {
-        key: value
-        for key, value in flat(params).items()
-        if any(key == part or key.startswith(part + ".") for part in stage.params)
-    }
 
 
 def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
@@ -174,15 +78,13 @@ class OpenStage:
     def path(self, artifact: str) -> Path:
         """Where a declared input lies."""
         if artifact not in self.stage.reads and artifact not in self.stage.writes:
-            raise ArtifactError(f"{self.stage.name} does not declare that it reads {artifact} (rgalign/stages.py)")
+            raise ArtifactError(f"{self.stage.name} does not declare that it reads {artifact} (rgalign/plan.py)")
         return self.run / artifact
 
     def given(self, artifact: str) -> Path | None:
         """Where an input that people may give lies; None where it was not there when the stage opened."""
         if artifact not in self.stage.given:
-            raise ArtifactError(
-                f"{self.stage.name} does not declare that it may be given {artifact} (rgalign/stages.py)"
-            )
+            raise ArtifactError(f"{self.stage.name} does not declare that it may be given {artifact} (rgalign/plan.py)")
         return self.run / artifact if artifact in self.inputs else None
 
     def read(self, artifact: str) -> pd.DataFrame:
@@ -217,7 +119,7 @@ class OpenStage:
 
     def _declared_output(self, artifact: str) -> Path:
         if artifact not in self.stage.writes:
-            raise ArtifactError(f"{self.stage.name} does not declare that it writes {artifact} (rgalign/stages.py)")
+            raise ArtifactError(f"{self.stage.name} does not declare that it writes {artifact} (rgalign/plan.py)")
         return self.run / artifact
 
     def finish(self) -> pd.DataFrame:

@@ -75,6 +75,7 @@ FLOORS = tuple(
         "outside",
         "provenance",
         "seeding",
+        "plan",
         "stages",
         "data",
         "reasoner",
