@@ -81,6 +81,21 @@ STAGES = {
             seconds=(8, 0.3),
         ),
         Stage(
+            "90_ablation",  # over a folder of runs, whose manifests it reads (OpenStage.use)
+            reads=(),
+            given=("sweep.json",),
+            writes=(
+                "tables/results.parquet",
+                "tables/comparisons.parquet",
+                "tables/worlds.parquet",
+                "tables/stage_seconds.parquet",
+            ),
+            params=("evaluation.bootstrap", "run.seed"),
+            splits=("train", "valid", "test"),
+            seconds=(10, 0),
+            in_sequence=False,
+        ),
+        Stage(
             "91_benchmarks",
             reads=(),
             writes=("tables/benchmarks.parquet",),

@@ -33,6 +33,12 @@ def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
     entry = artifacts.read_manifest(run)["stages"].get(stage.name)
     if entry is None:
         return "has not run"
+    return change_since(entry, run, stage, params) or changed_file(run, "output", entry["outputs"])
+
+
+def change_since(entry: Mapping[str, Any], run: Path, stage: Stage, params: Params) -> str | None:
+    """What a stage would meet now in `run` and did not when `entry` was written, there or in another run: params, code,
+    inputs. None where all are the same, so that its outputs would be too."""
     if changes := params_changes(entry["params"], stage_params(stage, params)):
         return f"params changed: {changes}"
     changed = [
@@ -40,15 +46,22 @@ def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
     ]
     if changed:
         return f"code changed: {', '.join(changed)}"
-    for kind, base in (("input", entry["inputs"]), ("output", entry["outputs"])):
-        for name, was in base.items():
-            path = outside.located(run, name)
-            if path is None or not path.exists():
-                return f"{kind} {name} is missing"
-            if outside.digest(name, path) != was:
-                return f"{kind} {name} changed"
     new = [name for name in stage.given if name not in entry["inputs"] and (run / name).exists()]
-    return f"input {', '.join(new)} is new" if new else None
+    return f"input {', '.join(new)} is new" if new else changed_file(run, "input", entry["inputs"])
+
+
+def changed_file(run: Path, kind: str, digests: Mapping[str, str]) -> str | None:
+    """'output models/rankers changed' (or is missing) for the first of these that is; None where all are as they were.
+
+    kind  input or output, for the message
+    """
+    for name, was in digests.items():
+        path = outside.located(run, name)
+        if path is None or not path.exists():
+            return f"{kind} {name} is missing"
+        if outside.digest(name, path) != was:
+            return f"{kind} {name} changed"
+    return None
 
 
 def params_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -96,6 +109,11 @@ class OpenStage:
         path = artifacts.data_path(str(self.params.data.path))
         self.inputs[f"{outside.DATA}{self.params.data.path}"] = artifacts.digest(path)
         return path
+
+    def use(self, file: str) -> Path:
+        """A file of a run below this one (a study's folder holds runs); its digest goes into the manifest."""
+        self.inputs[file] = artifacts.digest(self.run / file)
+        return self.run / file
 
     def writing(self, artifact: str) -> AbstractContextManager[Path]:
         """A temporary path for a declared output; renamed when the block ends well."""
@@ -170,12 +188,17 @@ def open_stage(
     inputs = _checked_inputs(run, stage, params, command)
     if stage.models:
         inputs |= outside.models(params)
-    text = dump(params)
-    if not (run / "params.yaml").exists() or (run / "params.yaml").read_text(encoding="utf-8") != text:
-        artifacts.write_text(run / "params.yaml", text)
+    write_params(run, params)
     _pin_threads(params.run.threads)
     code = provenance.code_in_use(stage.name)
     return OpenStage(stage, run, params, inputs, code, datetime.datetime.now(datetime.UTC))
+
+
+def write_params(run: Path, params: Params) -> None:
+    """Write a run's resolved params.yaml, unless it says the same already."""
+    text, path = dump(params), run / "params.yaml"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        artifacts.write_text(path, text)
 
 
 def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> dict[str, str]:

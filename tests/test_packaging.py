@@ -87,6 +87,8 @@ FLOORS = tuple(
         "plots",
         "plots_reasoner",
         "pipeline",
+        "sharing",
+        "sweep",
         "__main__",
     ]
 )
