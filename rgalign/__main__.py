@@ -78,7 +78,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     stages = pipeline.chosen(None, options.through)
     runs = sweep.runs_of(options.params, options.seeds, overrides, out)
     planned = sweep.plan(runs, stages)
-    print(sweep.by_run(planned).to_string())
+    print(sweep.by_run(planned).to_string(index=False))
     print(f"{len(runs)} runs, about {planned.seconds.sum():.0f} s in all, in {out}")
     for note in sweep.notes(runs):
         print(f"note: {note}")

@@ -165,8 +165,9 @@ def _finished_elsewhere(runs: Sequence[Run], stages: Sequence[Stage]) -> set[str
 def by_run(planned: pd.DataFrame) -> pd.DataFrame:
     """The plan with one row a run: the numbers of its stages to run, to share and done, and the seconds."""
     counts = pd.crosstab(planned["run"], planned["action"]).reindex(columns=["run", "share", "done"], fill_value=0)
-    table = counts.assign(seconds=planned.groupby("run")["seconds"].sum().round())
-    return table.loc[list(dict.fromkeys(planned["run"]))].rename_axis("").rename_axis(columns="")
+    table = counts.assign(seconds=planned.groupby("run")["seconds"].sum().round().astype(int))
+    table = table.loc[list(dict.fromkeys(planned["run"]))].rename(columns={"run": "to run", "share": "to share"})
+    return table.rename_axis(columns=None).reset_index()
 
 
 def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str, str]:

@@ -185,6 +185,24 @@ def test_two_worlds_have_each_their_own_interval_and_none_together(tmp_path, sho
     )
 
 
+def test_data_that_know_no_world_are_one_world_however_many_seeds(tmp_path, shop):
+    dataset, masks = shop
+    for seed in (0, 1, 2):
+        sessions = made_up_sessions(seed, "main", None, ids=list(masks.index))
+        run = add_run(tmp_path, MAIN, seed, distance=None, sessions=sessions, slices=masks)
+        tables.write(dataset, run / "tables/dataset")
+    runs = study.runs_of(tmp_path)
+    table = study.results_of(tmp_path, runs)
+    compared, _ = over.compare(tmp_path, runs, table, PAIRS, **DRAWS)
+    (row,) = compared.query("model == 'rgalign_rec' and metric == 'gauc' and slice == 'all'").itertuples()
+    values = table.query("metric == 'gauc' and slice == 'all'").groupby("model")["value"].mean()
+    assert row.worlds == 1
+    assert row.difference == pytest.approx(values["rgalign_rec"] - values["qe_rec"])
+    assert row.ci_low < row.difference < row.ci_high
+    rows = over.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs)
+    assert rows["gauc"].tolist() == pytest.approx(values[rows["model"]].tolist())
+
+
 def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     add_run(tmp_path, MAIN, 0)
     add_run(tmp_path, "params/other.yaml", 0)
