@@ -1,4 +1,4 @@
-"""The command line: python -m rgalign run | status | check | world | labels."""
+"""The command line: python -m rgalign run | sweep | status | check | world | labels."""
 
 import argparse
 import os
@@ -59,8 +59,8 @@ def run_command(options: argparse.Namespace) -> int:
         print(f"about {table.seconds.sum():.0f} s in all, in {run}")
         return 0
     parameters = {
-        "params_file": _portable(find(options.params)),
-        "run_dir": _portable(run),
+        "params_file": artifacts.portable(find(options.params)),
+        "run_dir": artifacts.portable(run),
         "overrides": overrides,
     }
     run.mkdir(parents=True, exist_ok=True)
@@ -69,9 +69,25 @@ def run_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _portable(path: Path) -> str:
-    """Relative to the project where it lies inside, so that an executed notebook runs again after a move."""
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+def sweep_command(options: argparse.Namespace) -> int:
+    """Run each params file with each seed, then notebook 90 over all that has finished."""
+    overrides = parse_assignments(options.set)
+    from rgalign import pipeline, sweep
+
+    out = Path(os.path.abspath(options.out)) if options.out else ROOT / "outputs" / "study"
+    stages = pipeline.chosen(None, options.through)
+    runs = sweep.runs_of(options.params, options.seeds, overrides, out)
+    planned = sweep.plan(runs, stages)
+    print(sweep.by_run(planned).to_string(index=False))
+    print(f"{len(runs)} runs, about {planned.seconds.sum():.0f} s in all, in {out}")
+    for note in sweep.notes(runs):
+        print(f"note: {note}")
+    if options.dry_run:
+        return 0
+    failures = sweep.execute(runs, stages, out)
+    failures |= sweep.execute_study(runs, out)
+    print(sweep.outcome(runs, failures).to_string(index=False))
+    return 1 if failures else 0
 
 
 def status_command(options: argparse.Namespace) -> int:
@@ -172,6 +188,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run also what is unchanged")
     run.add_argument("--dry-run", action="store_true", help="say what would run and about how long")
     run.set_defaults(command=run_command)
+
+    sweep = commands.add_parser("sweep", help="run params files with many seeds, then notebook 90 over all of them")
+    sweep.add_argument("params", nargs="+", help="for example params/quickstart.yaml params/ablations/*.yaml")
+    sweep.add_argument("--seeds", required=True, help="a count (5: seeds 0 to 4) or a list (5,6,8)")
+    sweep.add_argument("--out", help="a folder of runs; default: outputs/study")
+    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter of all")
+    sweep.add_argument("--through", metavar="STAGE", help="end here")
+    sweep.add_argument("--dry-run", action="store_true", help="say what would run and about how long")
+    sweep.set_defaults(command=sweep_command)
 
     status = commands.add_parser("status", help="state, seconds and memory of each stage of a run")
     status.add_argument("run", help="for example outputs/quickstart")

@@ -136,6 +136,11 @@ def run_directory(run_dir: str | Path, params_file: str | Path) -> Path:
     return (ROOT / run_dir) if str(run_dir) else ROOT / "outputs" / Path(params_file).stem
 
 
+def portable(path: Path) -> str:
+    """Relative to the project where it lies inside, so that an executed notebook runs again after a move."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -64,7 +64,7 @@ def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.
             why = f"follows {', '.join(sorted(waits))}"
         if why is not None:
             upstream.add(stage.name)
-        rows.append((stage.name, "run" if why else "skip", why or "unchanged", _estimate(stage, params, entries)))
+        rows.append((stage.name, "run" if why else "skip", why or "unchanged", estimate(stage, params, entries)))
     table = pd.DataFrame(rows, columns=["stage", "action", "why", "seconds"])
     table.loc[table.action == "skip", "seconds"] = 0.0
     return table
@@ -217,8 +217,8 @@ def _export_html(notebook: Path) -> None:
     artifacts.write_text(notebook.with_suffix(".html"), html)
 
 
-def _estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
-    """Seconds the stage took last time in this run, else a rough figure from the size of the data."""
+def estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
+    """Seconds the stage took last time, by these manifest entries, else a rough figure from the size of the data."""
     if stage.name in entries:
         return entries[stage.name]["seconds"]
     sessions = params.data.world.sessions if params.data.source == "shopworld" else 20_000

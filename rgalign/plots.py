@@ -160,6 +160,24 @@ def differences(comparisons: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def gain_by_distance(comparisons: pd.DataFrame) -> Figure:
+    """A model's gain at each distance between what the LM has read and the shop, with 95 % intervals.
+
+    comparisons  columns label, model, distance, difference, ci_low, ci_high
+    """
+    figure, (axes,) = panels_of(1, width=7, height=3)
+    for number, (label, part) in enumerate(comparisons.sort_values("distance").groupby("label", sort=False)):
+        place = part.distance + 0.008 * number  # side by side, or one interval would hide the other
+        colour, marker = _style(part.model.iloc[0])
+        errors = np.abs(np.stack([part.difference - part.ci_low, part.ci_high - part.difference]))
+        axes.errorbar(place, part.difference, errors, color=colour, marker=marker, label=label, capsize=3)
+    axes.axhline(0, color="#000000", linewidth=0.8, linestyle="--")
+    axes.set(title="Gain against distance", xlabel="distance between the LM's chats and this shop (0: its own kind)")
+    axes.set_ylabel("difference in GAUC (95 % interval)")
+    axes.legend(frameon=False)
+    return figure
+
+
 def distance_to_oracle(values: pd.DataFrame) -> Figure:
     """GAUC of every model on one line, from chance to the oracle. values: columns model, value."""
     figure, (axes,) = panels_of(1, width=9, height=1.9)

@@ -1,4 +1,4 @@
-"""The stages of a run: what each reads and writes, and the door through which its notebook comes in.
+"""The door through which a notebook comes in to its stage (declared in plan.py), and whether a stage must run.
 
 A notebook opens its stage, reads and writes through it, and closes it with `finish`, which checks that all that
 was declared is there and writes the manifest entry. The same door serves JupyterLab, papermill and the pipeline.
@@ -22,106 +22,10 @@ from threadpoolctl import threadpool_limits
 
 from rgalign import artifacts, outside, provenance
 from rgalign.artifacts import ArtifactError
-from rgalign.params import ROOT, Params, dump, flat, load
+from rgalign.params import ROOT, Params, dump, load
+from rgalign.plan import STAGES, Stage, maker, stage_params
 
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One notebook: artifacts read and written (paths in the run directory), params it depends on, data it may open.
-
-    given  paths in the run directory that no stage writes and people may: read where they are there
-    """
-
-    name: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    params: tuple[str, ...]  # sections, or dotted parts of them
-    given: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ("train", "valid")
-    seconds: tuple[float, float] = (5, 0)  # estimate on two cores: fixed, and per 1,000 sessions
-    in_sequence: bool = True  # False: runs only when it is asked for by name
-    models: bool = False  # reads the language models outside the run directory that params name
-
-
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage(
-            "01_data",
-            reads=(),
-            writes=("tables/dataset", "tables/encoded", "tables/encoded_test"),
-            params=("data",),
-            splits=("train", "valid", "test"),  # checks and encodes all; shows train and valid only
-            seconds=(8, 0.3),
-        ),
-        Stage(
-            "02_reasoner",
-            reads=("tables/dataset", "tables/encoded"),
-            writes=(
-                "models/reasoner",
-                "tables/pretraining.parquet",
-                "tables/queries.parquet",
-                "tables/embeddings",
-            ),
-            params=("reasoner", "ranker.models", "data.features.drop", "evaluation.ihr_judge", "run"),
-            seconds=(10, 3),
-            models=True,
-        ),
-        Stage(
-            "03_rankers",
-            reads=("tables/dataset", "tables/encoded", "tables/embeddings", "tables/queries.parquet"),
-            writes=(
-                "models/rankers",
-                "tables/search.parquet",
-                "tables/learning_curves.parquet",
-                "tables/valid_metrics.parquet",
-            ),
-            params=("ranker", "run", "evaluation"),
-            seconds=(8, 3),
-        ),
-        Stage(
-            "09_evaluation",
-            reads=(
-                "tables/dataset",
-                "tables/encoded",
-                "tables/encoded_test",
-                "tables/embeddings",
-                "models/reasoner",
-                "models/rankers",
-                "tables/valid_metrics.parquet",
-            ),
-            given=("labels.parquet",),  # python -m rgalign labels
-            writes=("tables/session_metrics.parquet", "tables/results.parquet", "tables/comparisons.parquet"),
-            params=("evaluation", "reasoner", "data.features.drop", "ranker.models", "ranker.seeds", "run"),
-            splits=("train", "valid", "test"),
-            seconds=(8, 0.3),
-        ),
-        Stage(
-            "91_benchmarks",
-            reads=(),
-            writes=("tables/benchmarks.parquet",),
-            params=("run", "data.seed"),
-            seconds=(240, 0),
-            in_sequence=False,
-        ),
-    )
-}
-
-
-def maker(artifact: str) -> Stage:
-    """The stage that writes an artifact."""
-    return next(stage for stage in STAGES.values() if artifact in stage.writes)
-
-
-def stage_params(stage: Stage, params: Params) -> dict[str, Any]:
-    """The leaves of the params that a stage depends on."""
-    return {
-        key: value
-        for key, value in flat(params).items()
-        if any(key == part or key.startswith(part + ".") for part in stage.params)
-    }
 
 
 def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
@@ -129,6 +33,12 @@ def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
     entry = artifacts.read_manifest(run)["stages"].get(stage.name)
     if entry is None:
         return "has not run"
+    return change_since(entry, run, stage, params) or changed_file(run, "output", entry["outputs"])
+
+
+def change_since(entry: Mapping[str, Any], run: Path, stage: Stage, params: Params) -> str | None:
+    """What a stage would meet now in `run` and did not when `entry` was written, there or in another run: params, code,
+    inputs. None where all are the same, so that its outputs would be too."""
     if changes := params_changes(entry["params"], stage_params(stage, params)):
         return f"params changed: {changes}"
     changed = [
@@ -136,15 +46,22 @@ def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
     ]
     if changed:
         return f"code changed: {', '.join(changed)}"
-    for kind, base in (("input", entry["inputs"]), ("output", entry["outputs"])):
-        for name, was in base.items():
-            path = outside.located(run, name)
-            if path is None or not path.exists():
-                return f"{kind} {name} is missing"
-            if outside.digest(name, path) != was:
-                return f"{kind} {name} changed"
     new = [name for name in stage.given if name not in entry["inputs"] and (run / name).exists()]
-    return f"input {', '.join(new)} is new" if new else None
+    return f"input {', '.join(new)} is new" if new else changed_file(run, "input", entry["inputs"])
+
+
+def changed_file(run: Path, kind: str, digests: Mapping[str, str]) -> str | None:
+    """'output models/rankers changed' (or is missing) for the first of these that is; None where all are as they were.
+
+    kind  input or output, for the message
+    """
+    for name, was in digests.items():
+        path = outside.located(run, name)
+        if path is None or not path.exists():
+            return f"{kind} {name} is missing"
+        if outside.digest(name, path) != was:
+            return f"{kind} {name} changed"
+    return None
 
 
 def params_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -174,15 +91,13 @@ class OpenStage:
     def path(self, artifact: str) -> Path:
         """Where a declared input lies."""
         if artifact not in self.stage.reads and artifact not in self.stage.writes:
-            raise ArtifactError(f"{self.stage.name} does not declare that it reads {artifact} (rgalign/stages.py)")
+            raise ArtifactError(f"{self.stage.name} does not declare that it reads {artifact} (rgalign/plan.py)")
         return self.run / artifact
 
     def given(self, artifact: str) -> Path | None:
         """Where an input that people may give lies; None where it was not there when the stage opened."""
         if artifact not in self.stage.given:
-            raise ArtifactError(
-                f"{self.stage.name} does not declare that it may be given {artifact} (rgalign/stages.py)"
-            )
+            raise ArtifactError(f"{self.stage.name} does not declare that it may be given {artifact} (rgalign/plan.py)")
         return self.run / artifact if artifact in self.inputs else None
 
     def read(self, artifact: str) -> pd.DataFrame:
@@ -194,6 +109,11 @@ class OpenStage:
         path = artifacts.data_path(str(self.params.data.path))
         self.inputs[f"{outside.DATA}{self.params.data.path}"] = artifacts.digest(path)
         return path
+
+    def use(self, file: str) -> Path:
+        """A file of a run below this one (a study's folder holds runs); its digest goes into the manifest."""
+        self.inputs[file] = artifacts.digest(self.run / file)
+        return self.run / file
 
     def writing(self, artifact: str) -> AbstractContextManager[Path]:
         """A temporary path for a declared output; renamed when the block ends well."""
@@ -217,7 +137,7 @@ class OpenStage:
 
     def _declared_output(self, artifact: str) -> Path:
         if artifact not in self.stage.writes:
-            raise ArtifactError(f"{self.stage.name} does not declare that it writes {artifact} (rgalign/stages.py)")
+            raise ArtifactError(f"{self.stage.name} does not declare that it writes {artifact} (rgalign/plan.py)")
         return self.run / artifact
 
     def finish(self) -> pd.DataFrame:
@@ -268,12 +188,17 @@ def open_stage(
     inputs = _checked_inputs(run, stage, params, command)
     if stage.models:
         inputs |= outside.models(params)
-    text = dump(params)
-    if not (run / "params.yaml").exists() or (run / "params.yaml").read_text(encoding="utf-8") != text:
-        artifacts.write_text(run / "params.yaml", text)
+    write_params(run, params)
     _pin_threads(params.run.threads)
     code = provenance.code_in_use(stage.name)
     return OpenStage(stage, run, params, inputs, code, datetime.datetime.now(datetime.UTC))
+
+
+def write_params(run: Path, params: Params) -> None:
+    """Write a run's resolved params.yaml, unless it says the same already."""
+    text, path = dump(params), run / "params.yaml"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        artifacts.write_text(path, text)
 
 
 def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Make the committed notebook outputs anew: `make notebooks` (quickstart, for readers), `make references` (nbval).
 
-91 is executed by hand, since its outputs are those of a machine: python tests/refresh_notebooks.py benchmarks.
+90 and 91 are executed by hand, since their outputs are those of a study and of a machine:
+python tests/refresh_notebooks.py study | benchmarks.
 
 Outputs are executed, never typed; the tests compare with them and never write them.
 """
@@ -39,10 +40,18 @@ def for_readers(name: str) -> None:
 
 def benchmarks() -> None:
     """Execute 91 (or reuse its run) and put its outputs, measured on this machine, into notebooks/."""
-    run, name = ROOT / "outputs" / "benchmarks", "91_benchmarks.ipynb"
-    parameters = {"params_file": "params/quickstart.yaml", "run_dir": "outputs/benchmarks", "overrides": {}}
-    _execute(run, parameters, pipeline.chosen("91"))
-    _keep(run / "notebooks" / name, ROOT / "notebooks" / name, injected=False)
+    _outside_the_sequence("91_benchmarks", "outputs/benchmarks")
+
+
+def study() -> None:
+    """Execute 90 over the runs that a sweep left in outputs/study and put its outputs into notebooks/."""
+    _outside_the_sequence("90_ablation", "outputs/study")
+
+
+def _outside_the_sequence(name: str, folder: str) -> None:
+    parameters = {"params_file": "params/quickstart.yaml", "run_dir": folder, "overrides": {}}
+    _execute(ROOT / folder, parameters, pipeline.chosen(name))
+    _keep(ROOT / folder / "notebooks" / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb", injected=False)
 
 
 def _execute(run: Path, parameters: dict, stages: list[Stage] | None = None) -> None:
@@ -98,4 +107,4 @@ def _last_words(outputs: list) -> list:
 
 
 if __name__ == "__main__":
-    {"smoke": references, "benchmarks": benchmarks}.get(sys.argv[1], lambda: for_readers(sys.argv[1]))()
+    {"smoke": references, "study": study, "benchmarks": benchmarks}.get(sys.argv[1], lambda: for_readers(sys.argv[1]))()

@@ -26,12 +26,22 @@ RUNS = {
     "msweb-minilm": "msweb, MiniLM for the LM",
 }
 METRICS = {"gauc": "GAUC", "recall@3": "Recall@3", "ndcg@3": "NDCG@3", "recall@3/kb": "Recall@3, whole KB"}
+SWEPT = "study"  # outputs/study: what a sweep ran and notebook 90 made of it
+SWEPT_FILES = (
+    "tables/results.parquet",
+    "tables/comparisons.parquet",
+    "tables/worlds.parquet",
+    "tables/stage_seconds.parquet",
+    "params.yaml",
+    "manifest.json",
+    "sweep.json",
+)
 STUDY = "study-w"  # outputs/study-w3-lm3 and so on: worlds and LM seeds of params/study.yaml
 
 
 def publish(run: str) -> None:
-    """Copy the small files of outputs/<run> to outputs/published/<run>."""
-    for name in FILES:
+    """Copy the small files of outputs/<run>, a run or the folder of a sweep, to outputs/published/<run>."""
+    for name in SWEPT_FILES if run == SWEPT else FILES:
         target = PUBLISHED / run / Path(name).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / "outputs" / run / name, target)
@@ -107,6 +117,7 @@ def with_tables(readme: str) -> str:
 
 if __name__ == "__main__":
     studies = sorted(path.name for path in (ROOT / "outputs").glob(f"{STUDY}*"))
-    for name in sys.argv[1:] or [*RUNS, *studies]:
+    swept = [SWEPT] if (ROOT / "outputs" / SWEPT).is_dir() else []
+    for name in sys.argv[1:] or [*RUNS, *studies, *swept]:
         publish(name)
     write_text(ROOT / "README.md", with_tables((ROOT / "README.md").read_text(encoding="utf-8")))

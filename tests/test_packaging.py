@@ -76,6 +76,7 @@ FLOORS = tuple(
         "provenance",
         "seeding",
         "parallel",
+        "plan",
         "stages",
         "data",
         "reasoner",
@@ -88,6 +89,8 @@ FLOORS = tuple(
         "plots",
         "plots_reasoner",
         "pipeline",
+        "sharing",
+        "sweep",
         "__main__",
     ]
 )

@@ -1,10 +1,12 @@
 """The README quotes what was measured: its table is that of outputs/published/."""
 
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from refresh_readme import PUBLISHED, RUNS, STUDY, with_tables
+import refresh_readme
+from refresh_readme import PUBLISHED, RUNS, STUDY, SWEPT_FILES, with_tables
 
 from rgalign.evaluation.results import conform
 from rgalign.params import ROOT, load
@@ -31,6 +33,24 @@ def test_the_studys_runs_differ_in_world_and_lm_alone():
         world, lm = map(int, re.fullmatch(rf"{STUDY}(\d+)-lm(\d+)", folder.name).groups())
         drawn = {"data.seed": world, "reasoner.seed": lm}
         assert load(folder / "params.yaml") == load(ROOT / "params" / "study.yaml", drawn)
+
+
+def test_a_sweep_is_published_as_its_small_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(refresh_readme, "ROOT", tmp_path)
+    monkeypatch.setattr(refresh_readme, "PUBLISHED", tmp_path / "outputs" / "published")
+    for name in (*SWEPT_FILES, "models/weights"):
+        (tmp_path / "outputs/study" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "outputs/study" / name).write_text(name)
+    refresh_readme.publish("study")
+    published = {path.name for path in (tmp_path / "outputs/published/study").iterdir()}
+    assert published == {Path(name).name for name in SWEPT_FILES}
+
+
+def test_what_is_published_names_no_folder_of_a_machine():
+    for path in PUBLISHED.rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert str(ROOT) not in text
+        assert str(Path.home()) not in text
 
 
 def test_files_and_commands_that_the_readme_names_exist():

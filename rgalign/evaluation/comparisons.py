@@ -11,6 +11,8 @@ import pandas as pd
 from rgalign.evaluation import bootstrap, metrics
 from rgalign.evaluation.results import COLUMNS, GAUC_WEIGHT, conform, metric_names, slice_masks
 
+COMPARED = ["metric", "slice", "split", "distance"]  # what two models share where they are compared
+
 
 def comparisons(
     sessions: pd.DataFrame,
@@ -46,33 +48,50 @@ def comparisons(
     return conform(pd.DataFrame(rows, columns=list(COLUMNS["comparisons"])), "comparisons")
 
 
+def by_world(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Each world's values of both models of each pair: metric, slice, split, distance, world_seed, model, against, new,
+    old, difference, relative, seeds.
+
+    results  results rows of many worlds. A world has one row a pair, by the mean over its LM seeds, of those in which
+             both models have a value: an LM is noise that both must share. No row where there is none
+    seeds    the smallest number of ranker seeds that an LM seed has, of the model that has more
+    """
+    rows = []
+    for key, part in conform(results, "results").groupby(COMPARED, dropna=False):
+        by_draw = part.groupby(["world_seed", "lm_seed", "model"], dropna=False)
+        values = by_draw["value"].mean(skipna=False).unstack()
+        seeds = by_draw["seed"].nunique(dropna=False).unstack()
+        for model, against in pairs:
+            if not {model, against} <= set(values):
+                continue
+            both = values[[model, against]].dropna()
+            most = seeds.loc[both.index, [model, against]].max(axis=1)
+            fixed = dict(zip(COMPARED, key, strict=True)) | {"model": model, "against": against}
+            for world, own in both.groupby("world_seed", dropna=False):
+                new, old = own.mean()
+                of_world = {"world_seed": world, "new": new, "old": old, "seeds": most.loc[own.index].min()}
+                rows.append(fixed | of_world | difference_of(key[0], new, old))
+    names = [*COMPARED, "world_seed", "model", "against", "new", "old", "seeds", "difference", "relative"]
+    return pd.DataFrame(rows, columns=names).astype({"world_seed": "Int64", "distance": "float64"})
+
+
 def comparisons_over_worlds(
     results: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, level: float = 0.95
 ) -> pd.DataFrame:
     """The comparisons rows of a study: the unit is the world, the interval Student's (bootstrap.over_worlds).
 
-    results  results rows of many worlds; a world counts once, by the mean over its LM seeds and ranker seeds
-    Worlds that lack one of the two models do not count, and a pair with less than two worlds has no row. `seeds` is
-    the smallest number of ranker seeds that a world has, of the model that has more.
+    Worlds count as in `by_world`: once each, those that lack one of the two models not at all. A pair with less than
+    two worlds has no row. `seeds` is the smallest number of ranker seeds that a world has.
     """
-    results = conform(results, "results")
-    keys = ["metric", "slice", "split", "distance"]
     rows = []
-    for key, part in results.groupby(keys, dropna=False):
-        by_world = part.groupby(["world_seed", "model"])
-        values = by_world["value"].mean(skipna=False).unstack()
-        seeds = by_world["seed"].nunique(dropna=False).unstack()
-        for model, against in pairs:
-            if not {model, against} <= set(values):
-                continue
-            both = values[[model, against]].dropna()
-            if len(both) < 2:
-                continue
-            new, old = both.to_numpy().T
-            interval = bootstrap.over_worlds(new - old, level=level)
-            row = dict(zip(keys, key, strict=True)) | {"model": model, "against": against, "worlds": len(both)}
-            row["seeds"] = seeds.loc[both.index, [model, against]].min().max()
-            rows.append(row | _difference(key[0], new.mean(), old.mean(), interval.low, interval.high))
+    worlds = by_world(results, pairs).dropna(subset="world_seed")
+    for key, part in worlds.groupby([*COMPARED, "model", "against"], dropna=False):
+        if len(part) < 2:
+            continue
+        interval = bootstrap.over_worlds(part["difference"], level=level)
+        row = dict(zip([*COMPARED, "model", "against"], key, strict=True))
+        row |= {"worlds": len(part), "seeds": part["seeds"].min(), "ci_low": interval.low, "ci_high": interval.high}
+        rows.append(row | difference_of(row["metric"], part["new"].mean(), part["old"].mean()))
     return conform(pd.DataFrame(rows, columns=list(COLUMNS["comparisons"])), "comparisons")
 
 
@@ -123,9 +142,13 @@ def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **interval) -> list[dict]:
     ends = bootstrap.over_users(ours - theirs, weight, new["user_id"].to_numpy(dtype=object), **interval)
     means = [[metrics.average_auc(*row).value for row in zip(values, weight, strict=True)] for values in (ours, theirs)]
     of_metric = zip(names, *means, ends.low, ends.high, strict=True)
-    return [{"metric": name, **_difference(name, *figures)} for name, *figures in of_metric]
+    return [
+        {"metric": name, **difference_of(name, new, old), "ci_low": low, "ci_high": high}
+        for name, new, old, low, high in of_metric
+    ]
 
 
-def _difference(metric: str, new: float, old: float, low: float, high: float) -> dict:
+def difference_of(metric: str, new: float, old: float) -> dict[str, float]:
+    """The difference of two values of a metric, and what it is relatively: error reduction of GAUC, gain of others."""
     relative = metrics.relative_error_reduction if metric == "gauc" else metrics.relative_gain
-    return {"difference": new - old, "relative": relative(new, old), "ci_low": low, "ci_high": high}
+    return {"difference": new - old, "relative": relative(new, old)}

@@ -32,6 +32,18 @@ MODELS = {
     "qe_rec/constant_query": "QE-Rec, constant query",
     "qe_rec/shuffled_query": "QE-Rec, shuffled queries",
     "rgalign_rec": "RGAlign-Rec",
+    "rgalign_rec/no_alignment": "QE-Rec retrained once more",  # from here on: params/ablations/<name>.yaml
+    "rgalign_rec/random_sft": "RGAlign-Rec, SFT on random candidates",
+    "rgalign_rec/sft_only": "RGAlign-Rec, RG-SFT alone",
+    "rgalign_rec/no_cl": "RGAlign-Rec without RG-CL",
+    "rgalign_rec/no_dpo": "RGAlign-Rec without RG-DPO",
+    "rgalign_rec/cl_only": "RGAlign-Rec, RG-CL alone",
+    "rgalign_rec/one_llm": "RGAlign-Rec, candidates of one LLM",
+    "rgalign_rec/no_neftune": "RGAlign-Rec without NEFTune",
+    "rgalign_rec/naive_dpo": "RGAlign-Rec, naive DPO",
+    "rgalign_rec/old_ranker": "RGAlign-Rec, ranker not retrained",
+    "rgalign_rec/end_to_end": "ranking loss through the LM",
+    "rgalign_rec/no_words": "RGAlign-Rec without the hashed words",
     "oracle_discrete": "oracle, discrete features",
     "oracle": "oracle",
 }
@@ -173,7 +185,7 @@ def conform(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     else:
         faults += [f"column {name} is not known" for name in extra]
     named = {name for column in ("model", "against") if column in frame for name in frame[column].unique()}
-    faults += [_unknown_model(name) for name in sorted(named - set(MODELS), key=str)]
+    faults += [unknown_model(name) for name in sorted(named - set(MODELS), key=str)]
     if not faults and (twice := frame.duplicated(ORDER[table]).sum()):
         faults.append(f"{twice} rows repeat another's {', '.join(ORDER[table])}")
     if faults:
@@ -223,6 +235,7 @@ def _rank_of_model(column: pd.Series) -> pd.Series:
     return column.map(list(MODELS).index) if column.name in ("model", "against") else column
 
 
-def _unknown_model(name) -> str:
+def unknown_model(name) -> str:
+    """That a name is none of MODELS, and which is nearest."""
     near = difflib.get_close_matches(str(name), MODELS, n=1)
     return f"model {name!r} is not in results.MODELS" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -1,0 +1,271 @@
+"""Many runs: each params file with each seed, one after the other, stages that are the same shared (sharing.py).
+
+A run that fails does not stop the rest. The same command goes on where it stood. OUT/sweep.json says what was run; the
+study over the runs is notebook 90's.
+"""
+
+import datetime
+import hashlib
+import json
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rgalign import artifacts, pipeline, provenance, sharing
+from rgalign.evaluation import study
+from rgalign.params import ROOT, Params, ParamsError, find, load
+from rgalign.plan import STAGES, Stage, maker, stage_params
+from rgalign.stages import reason_to_run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep: a params file with a seed."""
+
+    folder: Path
+    params_file: str  # as notebooks are given it
+    overrides: Mapping[str, Any]
+    params: Params
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What goes into each notebook's parameters cell."""
+        return {
+            "params_file": self.params_file,
+            "run_dir": artifacts.portable(self.folder),
+            "overrides": dict(self.overrides),
+        }
+
+
+def seeds_of(text: str) -> list[int]:
+    """'5' -> [0, 1, 2, 3, 4]; '5,6,8' -> [5, 6, 8]; '5,' -> [5]. Raises ParamsError."""
+    listed = [part.strip() for part in text.removesuffix(",").split(",")]
+    if all(part.isdecimal() for part in listed):
+        seeds = [int(part) for part in listed] if "," in text else list(range(int(text)))
+        if seeds and len(set(seeds)) == len(seeds):
+            return seeds
+    raise ParamsError(f"--seeds is {text!r}; expected a count (5 means 0,1,2,3,4) or different seeds (5,6,8; one: 5,)")
+
+
+def runs_of(files: Sequence[str], seeds: str, overrides: Mapping[str, Any], out: Path) -> list[Run]:
+    """OUT/<params name>-s<seed> for each params file and seed; what --set changes stands in the name as well.
+
+    Raises ParamsError with every fault of the whole command before anything runs.
+    """
+    faults, runs, numbers = [], [], [0]
+    try:
+        numbers = seeds_of(seeds)
+    except ParamsError as error:
+        faults.append(str(error))
+    if "run.seed" in overrides:
+        faults.append("--set run.seed has no place here: --seeds gives every run its own")
+    if out.exists() and not out.is_dir():
+        faults.append(f"--out {out} is a file; expected a folder")
+    before = study.read_sweep(out)["runs"]
+    for file in files:
+        try:
+            runs += [_run(file, seed, overrides, out, before) for seed in numbers]
+        except (ParamsError, ValueError, artifacts.ArtifactError) as error:
+            faults.append(str(error))
+    names = [run.folder.name for run in runs]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        faults.append(f"two runs would be called {', '.join(doubled)}: give each params file once")
+    if faults:
+        raise ParamsError("the sweep cannot start:\n  " + "\n".join(dict.fromkeys(faults)).replace("\n", "\n  "))
+    return runs
+
+
+def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: Mapping[str, Any]) -> Run:
+    path = find(file)
+    study.model_of(artifacts.portable(path))  # an ablation's name is known, or nothing starts
+    own = {**overrides, "run.seed": seed}
+    params = load(path, own)
+    if params.data.path:
+        artifacts.data_path(params.data.path)
+    changed = [f"{key.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+]+', '_', str(v))}" for key, v in overrides.items()]
+    run = Run(out / "-".join([path.stem, *changed, f"s{seed}"]), artifacts.portable(path), own, params)
+    was = before.get(run.folder.name)
+    if was is not None and (was["params_file"], was["overrides"]) != (run.params_file, dict(overrides)):
+        raise ParamsError(
+            f"{run.folder.name} was made with {was['params_file']} {was['overrides'] or ''} before; give another --out"
+        )
+    return run
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """What the seeds do not change, because a params file or --set gives it a seed of its own."""
+    found = []
+    for file in dict.fromkeys(run.params_file for run in runs):
+        own = [run.params for run in runs if run.params_file == file]
+        drawn = {"reasoner.seed": ("LM", {p.reasoner.seed for p in own})}
+        if own[0].data.source == "shopworld":
+            drawn["data.seed"] = ("world", {p.data.seed for p in own})
+        for key, (what, values) in drawn.items():
+            if len(values) < len(own):
+                found.append(f"{file}: {key} is fixed, so all its runs have the same {what}; --set {key}=null frees it")
+    return found
+
+
+def plan(runs: Sequence[Run], stages: Sequence[Stage]) -> pd.DataFrame:
+    """What the sweep would do: run, stage, action (run | share | done), and estimated seconds of what is run.
+
+    A forecast: a stage is shared if another run that is finished or stands earlier in the plan has the same params and
+    seed from its first input on; whether its bytes are the same is seen when its turn comes.
+    """
+    tables = {run.folder: pipeline.plan(run.folder, run.params, list(stages), forced=False) for run in runs}
+    keys = {run.folder: _keys(run.params) for run in runs}
+    known = _finished_elsewhere(runs, stages)
+    for folder, table in tables.items():
+        known |= {keys[folder][name] for name in table.stage[table.action == "skip"]}
+    rows = []
+    for run in runs:
+        entries = {name: entry for near in sharing.neighbours(run.folder) for name, entry in _entries(near).items()}
+        entries |= _entries(run.folder)
+        for name, action in tables[run.folder][["stage", "action"]].itertuples(index=False):
+            key = keys[run.folder][name]
+            action = "done" if action == "skip" else "share" if key in known else "run"
+            known.add(key)
+            seconds = pipeline.estimate(STAGES[name], run.params, entries) if action == "run" else 0.0
+            rows.append((run.folder.name, name, action, seconds))
+    return pd.DataFrame(rows, columns=["run", "stage", "action", "seconds"])
+
+
+def _keys(params: Params) -> dict[str, str]:
+    """One key a stage: equal where the stage and all that it follows from have the same params and seed."""
+    keys: dict[str, str] = {}
+    for stage in STAGES.values():
+        above = sorted({keys[maker(name).name] for name in stage.reads})
+        said = json.dumps([stage.name, stage_params(stage, params), params.run.seed, above], sort_keys=True)
+        keys[stage.name] = hashlib.sha256(said.encode()).hexdigest()
+    return keys
+
+
+def _finished_elsewhere(runs: Sequence[Run], stages: Sequence[Stage]) -> set[str]:
+    """Keys of the stages that runs in the same folder, but not of this sweep, have finished."""
+    planned = {run.folder for run in runs}
+    found = set()
+    for folder in sharing.neighbours(runs[0].folder):
+        if folder in planned or not (folder / "params.yaml").is_file():
+            continue
+        try:
+            params = load(folder / "params.yaml")
+            ended = [stage for stage in stages if reason_to_run(folder, stage, params) is None]
+        except (ParamsError, artifacts.ArtifactError):  # of another version, or torn: nothing to share
+            continue
+        keys = _keys(params)
+        found |= {keys[stage.name] for stage in ended}
+    return found
+
+
+def by_run(planned: pd.DataFrame) -> pd.DataFrame:
+    """The plan with one row a run: the numbers of its stages to run, to share and done, and the seconds."""
+    counts = pd.crosstab(planned["run"], planned["action"]).reindex(columns=["run", "share", "done"], fill_value=0)
+    table = counts.assign(seconds=planned.groupby("run")["seconds"].sum().round().astype(int))
+    table = table.loc[list(dict.fromkeys(planned["run"]))].rename(columns={"run": "to run", "share": "to share"})
+    return table.rename_axis(columns=None).reset_index()
+
+
+def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str, str]:
+    """Run all, one after the other; returns {run: what went wrong} of those that failed. OUT/sweep.json is kept."""
+    failures: dict[str, str] = {}
+    started = _now()
+    for number, run in enumerate(runs):
+        name = run.folder.name
+        print(f"[{number + 1}/{len(runs)}] {name}", flush=True)
+        _write_manifest(out, runs, number + 1, failures, started)
+        try:
+            _execute_run(run, stages)
+        except Exception as error:  # whatever it is, the rest of a night's work goes on
+            if not isinstance(error, pipeline.StageFailed | artifacts.ArtifactError | OSError):
+                traceback.print_exc()
+            failures[name] = str(error) or type(error).__name__
+            print(f"{name} failed: {error}", flush=True)
+        finally:
+            _write_manifest(out, runs, number + 1, failures, started)
+    return failures
+
+
+def _execute_run(run: Run, stages: Sequence[Stage]) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        why = reason_to_run(run.folder, stage, run.params)
+        other = sharing.twin(run.folder, stage, run.params) if why else None
+        if other is None:
+            pipeline.execute(run.folder, [stage], run.parameters, run.params, forced=False)
+        else:
+            sharing.take_over(run.folder, stage, run.params, other)
+            print(f"{stage.name}: {why}; taken over from {other.name}", flush=True)
+
+
+def execute_study(runs: Sequence[Run], out: Path) -> dict[str, str]:
+    """Execute notebook 90 over all that has finished in OUT; returns {its name: what went wrong} if it fails.
+
+    Where no run has results yet (a sweep through 03, say) it waits.
+    """
+    if not any(study.EVALUATION in _entries(path.parent) for path in out.glob(f"*/{artifacts.MANIFEST}")):
+        print(f"{study.STAGE}: waits for a run with results")
+        return {}
+    overrides = {key: value for key, value in runs[0].overrides.items() if key != "run.seed"}
+    params = load(runs[0].params_file, overrides)
+    parameters = {**runs[0].parameters, "run_dir": artifacts.portable(out), "overrides": overrides}
+    try:
+        pipeline.execute(out, [STAGES[study.STAGE]], parameters, params, forced=True)
+    except pipeline.StageFailed as error:
+        print(f"{study.STAGE} failed: {error}", flush=True)
+        return {study.STAGE: str(error)}
+    print(f"the study: {out / 'tables'}; read {out / 'notebooks' / study.STAGE}.html")
+    return {}
+
+
+def outcome(runs: Sequence[Run], failures: Mapping[str, str]) -> pd.DataFrame:
+    """One row a run: state, stages that ran and that were shared, seconds of those that ran, what went wrong."""
+    rows = []
+    for run in runs:
+        entries, wrong = _entries(run.folder), failures.get(run.folder.name)
+        ran = [entry["seconds"] for entry in entries.values() if sharing.SHARED not in entry]
+        state = "failed" if wrong else "done"
+        rows.append((run.folder.name, state, len(ran), len(entries) - len(ran), round(sum(ran)), _short(wrong or "")))
+    rows += [(name, "failed", 0, 0, 0, _short(wrong)) for name, wrong in failures.items() if name == study.STAGE]
+    return pd.DataFrame(rows, columns=["run", "state", "ran", "shared", "seconds", "what went wrong"])
+
+
+def _write_manifest(out: Path, runs: Sequence[Run], begun: int, failures: Mapping[str, str], started: str) -> None:
+    """OUT/sweep.json: every run of this sweep and of those before it in the same folder, by name.
+
+    begun  how many of `runs` have begun: what is known of the others stays
+    """
+    told = study.read_sweep(out)["runs"]
+    for number, run in enumerate(runs):
+        name = run.folder.name
+        stages = {
+            s: f"shared with {e[sharing.SHARED]}" if sharing.SHARED in e else "ran"
+            for s, e in _entries(run.folder).items()
+        }
+        overrides = {key: value for key, value in run.overrides.items() if key != "run.seed"}
+        wrong = _short(failures.get(name, "")) if number < begun else told.get(name, {}).get("failed", "")
+        told[name] = {"params_file": run.params_file, "seed": run.params.run.seed, "overrides": overrides}
+        told[name] |= {"stages": stages, "failed": wrong}
+    said = {"started": started, "ended": _now(), "versions": provenance.versions(), "runs": dict(sorted(told.items()))}
+    artifacts.write_text(out / study.SWEEP, json.dumps(said, indent=2) + "\n")
+
+
+def _entries(run: Path) -> dict[str, Any]:
+    """A run's manifest entries by stage; none where its manifest is torn, which the run itself will tell."""
+    try:
+        return artifacts.read_manifest(run)["stages"]
+    except artifacts.ArtifactError:
+        return {}
+
+
+def _short(error: str) -> str:
+    """The first two lines of an error, without this machine's paths: the table is published."""
+    return " ".join(line.strip() for line in error.splitlines()[:2]).replace(f"{ROOT}/", "")[:300]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

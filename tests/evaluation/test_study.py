@@ -1,0 +1,248 @@
+"""A study over made-up runs: what is gathered, its intervals against scipy's, and notebook 90 over it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from small_studies import PAIRS, add_run, made_up_sessions, tell
+
+from rgalign import artifacts, pipeline
+from rgalign.artifacts import ArtifactError
+from rgalign.data import tables, world
+from rgalign.evaluation import bootstrap, results, study
+from rgalign.evaluation import study_compare as over
+from rgalign.evaluation.slices import session_slices
+from rgalign.params import load
+
+MAIN, ABLATION = "params/quickstart.yaml", "params/ablations/no_neftune.yaml"
+DRAWS = {"seed": 0, "replicates": 100}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four worlds at distance 0.5, of which one lacks the ablation, three at 1.0, and a run that failed."""
+    out = tmp_path_factory.mktemp("study")
+    for seed in range(4):
+        add_run(out, MAIN, seed)
+        if seed < 3:
+            add_run(out, ABLATION, seed)
+            add_run(out, MAIN, seed, distance=1.0)
+    tell(out, "no_neftune-s3", ABLATION, 3, failed="notebooks/05_rg_sft.ipynb failed in cell 4")
+    return out
+
+
+@pytest.fixture(scope="module")
+def gathered(folder):
+    """runs, results, pairs, comparisons, worlds."""
+    runs = study.runs_of(folder)
+    table, pairs = study.results_of(folder, runs), study.pairs_of(folder, runs)
+    return runs, table, pairs, *over.compare(folder, runs, table, pairs, **DRAWS)
+
+
+def row_of(compared, model, against, metric="gauc", name="all", distance=0.5):
+    same = (compared["model"] == model) & (compared["against"] == against) & (compared["distance"] == distance)
+    (row,) = compared[same & (compared["metric"] == metric) & (compared["slice"] == name)].itertuples()
+    return row
+
+
+def test_an_ablations_params_file_names_its_model():
+    assert study.model_of(ABLATION) == "rgalign_rec/no_neftune"
+    assert not study.model_of(MAIN)
+    with pytest.raises(ValueError, match=r"no_neftun\.yaml .*did you mean 'rgalign_rec/no_neftune'"):
+        study.model_of("params/ablations/no_neftun.yaml")
+
+
+def test_each_run_says_what_it_is_and_a_failed_one_why(gathered):
+    runs = gathered[0].set_index("run")
+    assert runs.loc["no_neftune-s0", ["recipe", "ablation", "seed", "state"]].tolist() == [
+        "no_neftune", "rgalign_rec/no_neftune", 0, "finished",
+    ]  # fmt: skip
+    assert runs.loc["quickstart-distance=1.0-s2", ["distance", "world_seed"]].tolist() == [1.0, 2]
+    assert "05_rg_sft" in runs.loc["no_neftune-s3", "state"]
+    assert (runs["state"] == "finished").sum() == 10
+
+
+def test_an_ablation_gives_its_own_row_alone_and_the_rest_stands_once(gathered):
+    _, table, pairs, *_ = gathered
+    assert set(table[table["recipe"] == "no_neftune"]["model"]) == {"rgalign_rec/no_neftune"}
+    assert not table.duplicated(results.ORDER["results"]).any()
+    assert set(table["slice"]) == set(study.SLICES)
+    assert pairs == [*PAIRS, ("rgalign_rec/no_neftune", "rgalign_rec")]
+
+
+@pytest.mark.parametrize(("model", "against", "worlds"), [(*PAIRS[2], 4), ("rgalign_rec/no_neftune", "rgalign_rec", 3)])
+@pytest.mark.parametrize(("metric", "name"), [("gauc", "all"), ("recall@3", "all"), ("gauc", "cold")])
+def test_intervals_are_those_of_a_paired_t_test_over_world_means(gathered, model, against, worlds, metric, name):
+    _, table, _, compared, by_world = gathered
+    row = row_of(compared, model, against, metric, name)
+    chosen = (table["metric"] == metric) & (table["slice"] == name) & (table["distance"] == 0.5)
+    means = table[chosen].groupby(["world_seed", "model"])["value"].mean().unstack()[[model, against]].dropna()
+    assert (row.worlds, row.seeds) == (len(means), 2) == (worlds, 2)
+    theirs = stats.ttest_rel(means[model], means[against]).confidence_interval(0.95)
+    assert (row.ci_low, row.ci_high) == pytest.approx(tuple(theirs), abs=1e-9)
+    new, old = means.mean()
+    assert row.relative == pytest.approx((1 - (1 - new) / (1 - old)) if metric == "gauc" else new / old - 1)
+    own = by_world[(by_world["model"] == model) & (by_world["metric"] == metric) & (by_world["slice"] == name)]
+    own = own[own["distance"] == 0.5].set_index("world_seed")["difference"]
+    assert own.to_dict() == pytest.approx((means[model] - means[against]).to_dict())
+    assert by_world["ci_low"].isna().all()
+
+
+def test_each_distance_has_its_own_comparisons(gathered):
+    compared = gathered[3]
+    pair = PAIRS[2]
+    assert [row_of(compared, *pair, distance=d).worlds for d in (0.5, 1.0)] == [4, 3]
+    assert compared[compared["model"] == "rgalign_rec/no_neftune"]["distance"].unique() == [0.5]
+
+
+def test_lm_seeds_that_only_one_of_two_models_has_do_not_count(tmp_path):
+    for seed in (0, 1, 2):
+        add_run(tmp_path, MAIN, seed, world=seed // 2, sessions=made_up_sessions(seed, "main", 0.5))
+    add_run(tmp_path, ABLATION, 0, world=0)
+    add_run(tmp_path, ABLATION, 2, world=1)
+    runs = study.runs_of(tmp_path)
+    table = study.results_of(tmp_path, runs).drop(columns="recipe")
+    whole = over.by_world(table, [("rgalign_rec/no_neftune", "rgalign_rec")])
+    (row,) = whole[(whole["metric"] == "gauc") & (whole["slice"] == "all") & (whole["world_seed"] == 0)].itertuples()
+    chosen = (table["metric"] == "gauc") & (table["slice"] == "all") & (table["model"] == "rgalign_rec")
+    assert row.old == pytest.approx(table[chosen & (table["lm_seed"] == 0)]["value"].mean())
+
+
+def test_the_stage_table_says_means_verdicts_and_seconds(gathered, folder):
+    runs, table, _, compared, _ = gathered
+    seconds = study.stage_seconds(folder, runs)
+    rows = over.stage_table(table, compared, seconds, runs)
+    assert list(rows["model"][:5]) == [
+        "popularity",
+        "two_tower_text",
+        "qe_rec",
+        "rgalign_rec",
+        "rgalign_rec/no_neftune",
+    ]
+    chosen = (table["model"] == "qe_rec") & (table["metric"] == "gauc") & (table["slice"] == "tail")
+    tail = table[chosen & (table["distance"] == 0.5)]["value"].mean()
+    assert rows.loc[2, "tail"] == pytest.approx(tail)
+    assert rows["seconds"][:5].isna().tolist() == [True, False, False, False, False]
+    assert rows["seconds"][2] == 60
+    crossing = (rows["ci_low"] < 0) & (rows["ci_high"] > 0)
+    assert (rows["says"][crossing] == "not shown: crosses zero").all()
+    assert (rows["says"][rows["ci_low"] > 0] == "gain").all()
+    assert over.main_distance(runs) == 0.5
+
+
+@pytest.fixture(scope="module")
+def shop():
+    """A small ShopWorld and the slices of its test sessions."""
+    shop = world.generate(seed=7, sessions=400, users=200, transcripts=0)
+    own = {name: shop.sessions[shop.sessions["split"] == name] for name in ("train", "test")}
+    shown = {name: shop.impressions[shop.impressions["session_id"].isin(s["session_id"])] for name, s in own.items()}
+    return shop, session_slices(own["test"], shown["test"], shown["train"])
+
+
+def small_world(folder, shop, seed):
+    """A main run and an ablation of one world, its data set beside them."""
+    dataset, masks = shop
+    for params_file in (MAIN, ABLATION):
+        sessions = made_up_sessions(seed, params_file, 0.5, ids=list(masks.index))
+        run = add_run(folder, params_file, seed, sessions=sessions, slices=masks)
+        tables.write(dataset, run / "tables/dataset")
+
+
+def test_in_one_world_the_intervals_are_those_of_its_users(tmp_path, shop):
+    small_world(tmp_path, shop, 0)
+    runs = study.runs_of(tmp_path)
+    table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
+    compared, worlds = over.compare(tmp_path, runs, table, pairs, **DRAWS)
+    tail = row_of(compared, "rgalign_rec/no_neftune", "rgalign_rec", "gauc", "tail")
+    ours, theirs = (
+        study.table_of(tmp_path, run, "session_metrics").query("model == 'rgalign_rec'")
+        for run in ("no_neftune-s0", "quickstart-s0")
+    )
+    wide = [part.pivot(index="session_id", columns="seed", values="gauc").mean(axis=1) for part in (ours, theirs)]
+    users = ours.drop_duplicates("session_id").set_index("session_id")["user_id"].loc[wide[0].index]
+    weight = np.where(shop[1].loc[wide[0].index, "tail"], 12.0, 0)
+    own = bootstrap.over_users((wide[0] - wide[1]).to_numpy(), weight, users.to_numpy(dtype=object), **DRAWS)
+    assert tail.worlds == 1
+    assert (tail.difference, tail.ci_low, tail.ci_high) == pytest.approx((own.estimate, own.low, own.high), abs=1e-9)
+    assert over.verdict(tail).endswith("(in one world)")
+    assert worlds["ci_low"].notna().all()
+
+
+def test_two_worlds_have_each_their_own_interval_and_none_together(tmp_path, shop):
+    for seed in (0, 1):
+        small_world(tmp_path, shop, seed)
+    runs = study.runs_of(tmp_path)
+    table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
+    compared, worlds = over.compare(tmp_path, runs, table, pairs, **DRAWS)
+    row = row_of(compared, *PAIRS[1])
+    assert (row.worlds, np.isnan(row.ci_low)) == (2, True)
+    assert over.verdict(row) == "two worlds: see each"
+    assert worlds[["ci_low", "ci_high"]].notna().all(axis=None)
+    assert row.difference == pytest.approx(
+        worlds.query("model == 'qe_rec' and metric == 'gauc' and slice == 'all'")["difference"].mean()
+    )
+
+
+def test_data_that_know_no_world_are_one_world_however_many_seeds(tmp_path, shop):
+    dataset, masks = shop
+    for seed in (0, 1, 2):
+        sessions = made_up_sessions(seed, "main", None, ids=list(masks.index))
+        run = add_run(tmp_path, MAIN, seed, distance=None, sessions=sessions, slices=masks)
+        tables.write(dataset, run / "tables/dataset")
+    runs = study.runs_of(tmp_path)
+    table = study.results_of(tmp_path, runs)
+    compared, _ = over.compare(tmp_path, runs, table, PAIRS, **DRAWS)
+    (row,) = compared.query("model == 'rgalign_rec' and metric == 'gauc' and slice == 'all'").itertuples()
+    values = table.query("metric == 'gauc' and slice == 'all'").groupby("model")["value"].mean()
+    assert row.worlds == 1
+    assert row.difference == pytest.approx(values["rgalign_rec"] - values["qe_rec"])
+    assert row.ci_low < row.difference < row.ci_high
+    rows = over.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs)
+    assert rows["gauc"].tolist() == pytest.approx(values[rows["model"]].tolist())
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path):
+    add_run(tmp_path, MAIN, 0)
+    add_run(tmp_path, "params/other.yaml", 0)
+    with pytest.raises(ValueError, match=r"other and quickstart differ in rgalign_rec of world 0 at distance 0\.5"):
+        study.results_of(tmp_path, study.runs_of(tmp_path))
+
+
+def test_results_that_were_altered_or_are_stale_do_not_count(tmp_path):
+    for seed in (0, 1):
+        add_run(tmp_path, MAIN, seed)
+    entry = artifacts.read_manifest(tmp_path / "quickstart-s1")["stages"]
+    artifacts.record_stage(
+        tmp_path / "quickstart-s1", "03_rankers", entry["03_rankers"] | {"outputs": {"models/rankers": "new"}}
+    )
+    artifacts.record_stage(
+        tmp_path / "quickstart-s1", "09_evaluation", entry["09_evaluation"] | {"inputs": {"models/rankers": "old"}}
+    )
+    states = study.runs_of(tmp_path).set_index("run")["state"]
+    assert states["quickstart-s1"] == "09_evaluation is older than models/rankers: run it again"
+    artifacts.write_text(tmp_path / "quickstart-s0" / "tables/results.parquet", "altered")
+    with pytest.raises(ArtifactError, match=r"quickstart-s0/tables/results\.parquet was altered"):
+        study.runs_of(tmp_path)
+
+
+def test_a_folder_without_results_says_what_to_type(tmp_path):
+    with pytest.raises(ArtifactError, match=r"python -m rgalign sweep"):
+        study.runs_of(tmp_path)
+
+
+def test_notebook_90_runs_over_a_study(folder):
+    parameters = {"params_file": "params/smoke.yaml", "run_dir": str(folder), "overrides": {}}
+    stage = pipeline.stage_named("90")
+    pipeline.execute(folder, [stage], parameters, load("params/smoke.yaml"), forced=True)
+    written = {name: pd.read_parquet(folder / f"tables/{name}.parquet") for name in ("results", "comparisons")}
+    for name, table in written.items():
+        results.conform(table, name)
+    assert written["comparisons"]["worlds"].isin([3, 4]).all()
+    executed = json.loads((folder / "notebooks/90_ablation.ipynb").read_text(encoding="utf-8"))
+    outputs = json.dumps([cell.get("outputs") for cell in executed["cells"]])
+    assert "not shown: crosses zero" in outputs
+    assert outputs.count("image/png") == 2
+    entry = artifacts.read_manifest(folder)["stages"]["90_ablation"]
+    assert "quickstart-s0/manifest.json" in entry["inputs"]
