@@ -7,15 +7,16 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
+
+from rgalign.rooms_alignment import Alignment
+from rgalign.rooms_base import Names, Real, Room, Seed, Seeds, Share, all_different, tuple_from_yaml
 
 RankerName = Literal[  # rankers that can be trained (ranker/variants.py); all but the first two and qe_rec are controls
     "two_tower",
@@ -33,37 +34,6 @@ RankerName = Literal[  # rankers that can be trained (ranker/variants.py); all b
 ]
 RANKERS = get_args(RankerName)
 CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
-
-
-def _float_from_yaml(value: Any) -> Any:
-    """YAML 1.1 reads `1e-5` (no dot) as a string; people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _all_different(values: tuple) -> tuple:
-    if len(set(values)) < len(values):
-        raise ValueError("each may stand once")
-    return values
-
-
-def _tuple_from_yaml(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Real = Annotated[float, BeforeValidator(_float_from_yaml), Field(allow_inf_nan=False)]
-Share = Annotated[Real, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
-Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_tuple_from_yaml), AfterValidator(_all_different)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_yaml)]
-
-
-class Room(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
 class World(Room):
@@ -182,7 +152,7 @@ class Reasoner(Room):
     tiny: TinyModel = TinyModel()
     pretraining: Pretraining = Pretraining()
     queries: Sampling = Sampling()
-    others: Annotated[tuple[OtherModel, ...], BeforeValidator(_tuple_from_yaml)] = ()
+    others: Annotated[tuple[OtherModel, ...], BeforeValidator(tuple_from_yaml)] = ()
 
     @field_validator("adapter", "quantize")
     @classmethod
@@ -243,8 +213,8 @@ class RankerSettings(Room):
 
 
 class Ranker(RankerSettings):
-    models: Annotated[tuple[RankerName, ...], BeforeValidator(_tuple_from_yaml), AfterValidator(_all_different)] = (
-        Field(CORE_RANKERS, min_length=1)
+    models: Annotated[tuple[RankerName, ...], BeforeValidator(tuple_from_yaml), AfterValidator(all_different)] = Field(
+        CORE_RANKERS, min_length=1
     )
     seeds: Seeds | None = Field(None, min_length=1, description="one ranker a seed; empty: three from run.seed")
     position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
@@ -288,8 +258,18 @@ class Params(Room):
     data: Data = Data()
     reasoner: Reasoner = Reasoner()
     ranker: Ranker = Ranker()
+    alignment: Alignment = Alignment()
     evaluation: Evaluation = Evaluation()
     run: RunRoom = RunRoom()
+
+    @field_validator("alignment")
+    @classmethod
+    def what_an_encoder_can_learn(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
+        reasoner = info.data.get("reasoner")
+        writing = [step for step in alignment.steps if step != "cl"]
+        if writing and reasoner is not None and reasoner.kind == "encoder":
+            raise ValueError(f"steps {', '.join(writing)} need a model that writes; an encoder goes through cl alone")
+        return alignment
 
     @model_validator(mode="before")
     @classmethod

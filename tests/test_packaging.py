@@ -69,6 +69,8 @@ def test_nothing_in_the_package_runs_data_as_code(path):
 
 FLOORS = tuple(
     [
+        "rooms_base",
+        "rooms_alignment",
         "rooms",
         "params",
         "artifacts",

@@ -4,10 +4,9 @@ METHOD.md 2.3, step 3 [P]: InfoNCE pulls e_q, through the frozen ranker's query 
 space]. Only the reasoner learns. It is the one stage of alignment that an encoder can go through: nothing is decoded.
 """
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,55 +19,21 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from rgalign.alignment.collapse import alignment, effective_rank, uniformity
-from rgalign.alignment.gather import evened
-from rgalign.alignment.info_nce import SIMILARITIES, contrastive_loss
+from rgalign.alignment.gather import evened, gathered
+from rgalign.alignment.info_nce import SIMILARITIES, contrastive_loss, ranker_nce
+from rgalign.alignment.space import RankingSpace, space_faults
 from rgalign.alignment.tuning import trainable, tuned
-from rgalign.data.lists import QueryIntents
-from rgalign.ranker.three_tower import QueryTower, ThreeTower
 from rgalign.reasoner import training
 from rgalign.reasoner.embed import pool
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.pretrain import next_token_loss
 
 
-@dataclass(frozen=True, eq=False)
-class RankingSpace:
-    """A frozen ranker's space of queries and intents; gradients pass through it, and none stays in it.
-
-    tower    maps e_q into it, whitening included; without dropout
-    intents  (kb, dim) float32, the intent tower's vectors of the whole knowledge base
-    """
-
-    tower: QueryTower
-    intents: Tensor
-
-    @classmethod
-    def of(cls, ranker: ThreeTower, intents: QueryIntents) -> "RankingSpace":
-        """A copy of what is needed; the ranker itself stays as it was. Raises ValueError for intents without texts."""
-        still = copy.deepcopy(ranker).train(False).requires_grad_(False)
-        vectors, _ = still.intent(intents.to(still.intent.bias.weight.device))
-        return cls(still.query, vectors)
-
-    def queries(self, vectors: Tensor) -> Tensor:
-        """e_q (rows, hidden) -> (rows, dim)."""
-        return self.tower.layers(vectors)
-
-    def to(self, device: torch.device) -> "RankingSpace":
-        return RankingSpace(copy.deepcopy(self.tower).to(device), self.intents.to(device))
-
-    def digest(self) -> str:
-        """SHA-256 of all numbers in it."""
-        hashed = sha256()
-        for value in (*self.tower.state_dict().values(), self.intents):
-            hashed.update(value.cpu().contiguous().numpy().tobytes())
-        return hashed.hexdigest()
-
-
 def contrastive(
     reasoner: Reasoner,
     prompts: Sequence[Sequence[int]],
     *,
-    space: RankingSpace,
+    spaces: Sequence[RankingSpace],
     clicked: Sequence[int] | np.ndarray | Tensor,
     hard: Sequence[Sequence[int]] | np.ndarray | Tensor,
     queries: Sequence[Sequence[int]] | None = None,
@@ -78,11 +43,11 @@ def contrastive(
     epochs: float = 4.0,
     learning_rate: float = 1.5e-3,
     documents_per_batch: int = 48,
-    temperature: float = 0.2,
-    similarity: str = "cosine",
-    in_batch: bool = True,
+    temperature: float = 1.0,
+    similarity: str = "ranker",
+    in_batch: bool = False,
     symmetric: float = 0.0,
-    lm_weight: float = 1.0,
+    lm_weight: float = 0.0,
     neftune: float | None = None,
     warmup: float = 0.05,
     weight_decay: float = 0.01,
@@ -92,12 +57,15 @@ def contrastive(
     """A copy of the reasoner, aligned, and its curve. e_q is the prompt's vector as `embed` makes it.
 
     prompts     token ids of sessions with a click
-    clicked     (rows,) row of the clicked intent in the space's knowledge base
+    spaces      of one ranker or several, frozen; the loss is the mean over them: no one ranker is to be flattered
+    clicked     (rows,) row of the clicked intent in the knowledge base
     hard        (rows, h) rows of hard negatives, -1: none; intents that the reward model ranks high, not clicked [C]
     queries     token ids, end id last, of each session's query, for a language term beside it (causal only): the
                 reasoner is not to forget how to write; only these tokens count. None: no such term
     lora        rank, alpha, dropout, targets of an adapter (alignment.tuning); None: all weights learn
-    in_batch, temperature, similarity, symmetric   as of `info_nce.contrastive_loss`
+    similarity  ranker: the ranker's score of session and intent (info_nce.ranker_nce); cosine | dot: of the query
+                branch alone (info_nce.info_nce) [C]
+    in_batch, temperature, symmetric   as of `info_nce.contrastive_loss`; symmetric is not for the ranker's score
     lm_weight   of the language term, mean nats a token of the queries; 0: no such term [C]
     The rest as of `reasoner.training.train`; all defaults are choices [C] (those of a tiny model).
     Curve: step, loss, seconds; contrastive and, where there is one, language: its two parts; effective_rank,
@@ -107,20 +75,22 @@ def contrastive(
     queries = queries if lm_weight else None
     how = dict(temperature=temperature, similarity=similarity, in_batch=in_batch, symmetric=symmetric)
     clicked, hard = np.asarray(clicked, dtype=np.int64), np.asarray(hard, dtype=np.int64)
-    faults = _row_faults(prompts, queries, clicked, hard, len(space.intents))
-    faults += _fit_faults(reasoner, space, prompts, queries)
+    faults = space_faults(spaces, len(prompts), scored=similarity == "ranker")
+    faults += _row_faults(prompts, queries, clicked, hard, min((len(space.intents) for space in spaces), default=0))
+    faults += _fit_faults(reasoner, spaces, prompts, queries)
     faults += _setting_faults(hard, documents_per_batch, epochs, lm_weight, **how)
     if faults:
         raise ValueError("contrastive alignment cannot begin:\n" + "\n".join(f"  {fault}" for fault in faults))
     documents = _Sessions(prompts, queries, clicked, hard)
     how["lm_weight"] = lm_weight if queries is not None else 0.0
-    identity = {"reasoner": fingerprint(reasoner), "documents": documents.digest(), "space": space.digest(), **how}
+    identity = {"reasoner": fingerprint(reasoner), "documents": documents.digest()}
+    identity |= {"spaces": [space.digest() for space in spaces], **how}
     model = trainable(reasoner, lora, seed=seed)
     curve = training.train(
         model,
         documents,
         partial(_collate, pad=reasoner.tokenizer.pad_token_id),
-        partial(_objective, reasoner=reasoner, space=space.to(reasoner.device), **how),
+        partial(_objective, reasoner=reasoner, spaces=[space.to(reasoner.device) for space in spaces], **how),
         folder=folder,
         identity=identity | {"lora": lora and dict(lora)},
         seed=seed,
@@ -138,7 +108,13 @@ def contrastive(
 
 
 def _objective(
-    model: nn.Module, batch: dict[str, Tensor], *, reasoner: Reasoner, space: RankingSpace, lm_weight: float, **how
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    *,
+    reasoner: Reasoner,
+    spaces: Sequence[RankingSpace],
+    lm_weight: float,
+    **how,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch and what else the curve shows; one run of the model serves both terms."""
     reasoner = replace(reasoner, model=model)
@@ -146,10 +122,12 @@ def _objective(
     real = torch.arange(ids.shape[1], device=ids.device) < length[:, None]
     causal = reasoner.kind == "causal"  # no token sees what is to its right, neither its query nor padding: no mask
     states = reasoner.trunk(ids, **({"use_cache": False} if causal else {"attention_mask": real.long()}))[0]
-    query = space.queries(pool(reasoner, states, prompt))
-    loss = contrastive_loss(query, space.intents, clicked, batch["hard"], **how)
+    vectors = pool(reasoner, states, prompt)
+    queries = [space.queries(vectors) for space in spaces]
+    losses = [_contrast(space, query, batch, **how) for space, query in zip(spaces, queries, strict=True)]
+    loss, query = torch.stack(losses).mean(), queries[0]
     values = {"contrastive": loss, "effective_rank": effective_rank(query)}
-    values["alignment"] = alignment(query, space.intents[clicked])
+    values["alignment"] = alignment(query, spaces[0].intents[clicked])
     if len(query) > 1:
         values["uniformity"] = uniformity(query)
     if lm_weight:
@@ -160,14 +138,27 @@ def _objective(
     return loss, values
 
 
+def _contrast(space: RankingSpace, query: Tensor, batch: dict[str, Tensor], *, similarity: str, **how) -> Tensor:
+    """The loss in one ranker's space; averaged over processes it is what one process with all rows would find."""
+    clicked, hard = batch["clicked"], batch["hard"]
+    if similarity != "ranker":
+        return contrastive_loss(query, space.intents, clicked, hard, similarity=similarity, **how)
+    everyone = gathered(clicked) if how["in_batch"] else clicked[:0]
+    score = partial(space.scores, query, batch["session"])
+    put = {"negatives": everyone, "temperature": how["temperature"]}
+    return evened(ranker_nce(score, len(space.intents), clicked, hard, **put), len(query))
+
+
 class _Sessions(torch.utils.data.Dataset):
     """One session a row: prompt and query, clicked intent, hard negatives."""
 
     def __init__(self, prompts, queries, clicked: np.ndarray, hard: np.ndarray):
         queries = queries if queries is not None else [[]] * len(prompts)
         self.rows = [
-            {"input_ids": [*prompt, *query], "prompt": len(prompt), "clicked": own, "hard": negatives}
-            for prompt, query, own, negatives in zip(prompts, queries, clicked.tolist(), hard.tolist(), strict=True)
+            {"input_ids": [*p, *q], "prompt": len(p), "clicked": own, "hard": negatives, "session": session}
+            for session, (p, q, own, negatives) in enumerate(
+                zip(prompts, queries, clicked.tolist(), hard.tolist(), strict=True)
+            )
         ]
 
     def __len__(self) -> int:
@@ -182,10 +173,10 @@ class _Sessions(torch.utils.data.Dataset):
 
 
 def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
-    """ids (rows, longest), padded on the right; prompt, length and clicked (rows,); hard (rows, h)."""
+    """ids (rows, longest), padded on the right; prompt, length, clicked and session (rows,); hard (rows, h)."""
     lengths = [len(row["input_ids"]) for row in rows]
     ids = [row["input_ids"] + [pad] * (max(lengths) - own) for row, own in zip(rows, lengths, strict=True)]
-    columns = {name: torch.tensor([row[name] for row in rows]) for name in ("prompt", "clicked")}
+    columns = {name: torch.tensor([row[name] for row in rows]) for name in ("prompt", "clicked", "session")}
     hard = torch.tensor([row["hard"] for row in rows], dtype=torch.long)  # else, where h is 0, it is float
     return {"ids": torch.tensor(ids), "length": torch.tensor(lengths), "hard": hard, **columns}
 
@@ -209,13 +200,12 @@ def _row_faults(prompts, queries, clicked: np.ndarray, hard: np.ndarray, kb: int
     return faults
 
 
-def _fit_faults(reasoner: Reasoner, space: RankingSpace, prompts, queries) -> list[str]:
-    faults = []
-    if reasoner.hidden_size != space.tower.query_dim:
-        faults.append(
-            f"{reasoner.name} makes vectors of {reasoner.hidden_size}, the ranker reads {space.tower.query_dim}: "
-            "it was trained on another reasoner's"
-        )
+def _fit_faults(reasoner: Reasoner, spaces: Sequence[RankingSpace], prompts, queries) -> list[str]:
+    faults = [
+        f"{reasoner.name} makes vectors of {reasoner.hidden_size}, the ranker reads {width}: "
+        "it was trained on another reasoner's"
+        for width in sorted({space.query_dim for space in spaces} - {reasoner.hidden_size})
+    ]
     if reasoner.kind != "causal" and queries is not None:
         faults.append(f"{reasoner.name} is of kind {reasoner.kind} and cannot learn to write: leave queries out")
     longest = max(map(len, prompts), default=0) + max(map(len, queries or ()), default=0)
@@ -243,6 +233,8 @@ def _setting_faults(
         faults.append(f"similarity {similarity!r} is none of {', '.join(SIMILARITIES)}")
     if not (lm_weight >= 0 and symmetric >= 0):
         faults.append(f"lm_weight is {lm_weight}, symmetric {symmetric}; expected 0 or more")
+    if symmetric and similarity == "ranker":
+        faults.append("symmetric is for cosine and dot; a ranker's score is no distance")
     if not (hard >= 0).any() and (not in_batch or documents_per_batch < 2):
         faults.append("no row has a negative: give hard negatives, or in_batch with documents_per_batch of 2 or more")
     return faults

@@ -1,12 +1,14 @@
 """InfoNCE from a session's query to the intents of the knowledge base, and back (METHOD.md 2.3, step 3 [P])."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from rgalign.alignment.gather import evened, gathered
 
-SIMILARITIES = ("cosine", "dot")
+SIMILARITIES = ("ranker", "cosine", "dot")
 
 
 def contrastive_loss(
@@ -59,13 +61,41 @@ def info_nce(
     (twice would push popular intents away by how often they are clicked, which the full softmax over the KB does
     not), and the clicked one is never among them. A row without negatives counts as 0.
     """
-    count, rows = len(intents), torch.arange(len(query), device=query.device)
-    compared = torch.zeros(len(query), count + 1, dtype=torch.bool, device=query.device)
-    compared[:, negatives] = True
-    compared[rows[:, None], hard] = True  # -1 is the last column, which stands for no intent
-    compared[rows, clicked] = True
     scores = _similarities(query, intents, similarity) / temperature
-    return functional.cross_entropy(scores.masked_fill(~compared[:, :count], -torch.inf), clicked)
+    others = ~compared(len(intents), clicked, hard, negatives)
+    return functional.cross_entropy(scores.masked_fill(others, -torch.inf), clicked)
+
+
+def compared(intents: int, clicked: Tensor, hard: Tensor, negatives: Tensor) -> Tensor:
+    """(rows, intents) bool: the clicked intent of each row and its negatives. Arguments as of `info_nce`."""
+    rows = torch.arange(len(clicked), device=clicked.device)
+    found = torch.zeros(len(clicked), intents + 1, dtype=torch.bool, device=clicked.device)
+    found[:, negatives] = True
+    found[rows[:, None], hard] = True  # -1 is the last column, which stands for no intent
+    found[rows, clicked] = True
+    return found[:, :intents]
+
+
+def ranker_nce(
+    score: Callable[[Tensor], Tensor],
+    intents: int,
+    clicked: Tensor,
+    hard: Tensor,
+    *,
+    negatives: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """`info_nce` with the frozen ranker's own score of a session and an intent for the similarity [C].
+
+    score    rows of the knowledge base (columns,) -> scores (rows, columns) of the batch's sessions
+    intents  how many the knowledge base has
+    At temperature 1, with a shown list's intents for negatives, it is the ranker's ListNet loss (of one click).
+    """
+    chosen = compared(intents, clicked, hard, negatives)
+    columns = chosen.any(dim=0).nonzero()[:, 0]  # what nobody is compared with need not be scored
+    logits = score(columns) / temperature
+    place = torch.searchsorted(columns, clicked)
+    return functional.cross_entropy(logits.masked_fill(~chosen[:, columns], -torch.inf), place)
 
 
 def session_nce(

@@ -1,5 +1,7 @@
 """RG-CL: its loss is that of the embeddings, only the reasoner learns, a killed run goes on to the same bytes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel, TrainerCallback
 
 from rgalign.alignment.collapse import alignment, effective_rank, uniformity
-from rgalign.alignment.contrastive import RankingSpace, contrastive
+from rgalign.alignment.contrastive import contrastive
 from rgalign.alignment.info_nce import info_nce, session_nce
-from rgalign.data.lists import Bag, QueryIntents
+from rgalign.alignment.space import RankingSpace
+from rgalign.data.lists import Bag, QueryIntents, QueryLists
+from rgalign.ranker.losses import listnet_loss
 from rgalign.ranker.three_tower import ThreeTower, ThreeTowerConfig
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, fingerprint, tiny
@@ -23,7 +27,10 @@ QUERIES = [[prompt[0] + 9, *prompt[1:2], 3] for prompt in PROMPTS]
 CLICKED = np.arange(48) % KB  # the prompt's first token says which
 HARD = np.array([[(n + 1) % KB, -1 if n % 3 else n % KB] for n in range(48)])
 ROWS = {"clicked": CLICKED, "hard": HARD}
-SETTINGS = dict(seed=3, epochs=4, documents_per_batch=8, progress=False)
+SETTINGS = dict(
+    seed=3, epochs=4, documents_per_batch=8, progress=False, similarity="cosine", temperature=0.2, in_batch=True,
+    learning_rate=1.5e-3, lm_weight=1.0,
+)  # fmt: skip
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
 
 
@@ -43,10 +50,10 @@ def encoder(pooling, normalize):
     return Reasoner("bert", "encoder", model.eval(), TOKENIZER, pooling, normalize)
 
 
-def ranker(query_dim=HIDDEN):
+def ranker(query_dim=HIDDEN, seed=5):
     """Left in training mode, with dropout: the space must be without."""
     sizes = dict(field_sizes=(3,), history_sizes=(), word_buckets=1, intent_ids=KB + 2, categories=3, positions=0)
-    model = ThreeTower(ThreeTowerConfig(**sizes, text=False, dim=8, query_dim=query_dim, query_hidden=12), seed=5)
+    model = ThreeTower(ThreeTowerConfig(**sizes, text=False, dim=8, query_dim=query_dim, query_hidden=12), seed=seed)
     model.query.layers[0].set(torch.randn(50, query_dim, generator=torch.Generator().manual_seed(0)) / 4 + 0.1)
     return model.train()
 
@@ -62,8 +69,8 @@ SPACE = RankingSpace.of(ranker(), knowledge_base())
 
 def one_step(given, tmp_path, **more):
     """The curve of a single step over all sessions at once: of the reasoner as it was given."""
-    how = {**ROWS, **SETTINGS, "epochs": 1, "documents_per_batch": 48, **more}
-    _, curve = contrastive(given, PROMPTS, space=SPACE, folder=tmp_path, **how)
+    how = {**ROWS, **SETTINGS, "spaces": [SPACE], "epochs": 1, "documents_per_batch": 48, **more}
+    _, curve = contrastive(given, PROMPTS, folder=tmp_path, **how)
     (row,) = curve.to_dict("records")
     return row
 
@@ -104,6 +111,45 @@ def test_without_the_batch_only_hard_negatives_count(tmp_path):
     assert found["loss"] == found["contrastive"] == pytest.approx(float(expected), abs=1e-5)
 
 
+def lists_of(given) -> QueryLists:
+    """Every session with its clicked intent first, and the shown ones behind it that are its hard negatives."""
+    shown = torch.cat([torch.tensor(CLICKED)[:, None], torch.tensor(HARD)], dim=1)
+    shown[(shown == shown[:, :1]) & (torch.arange(3) > 0)] = -1  # the click is no negative of its own
+    none = Bag(torch.empty(0, dtype=torch.int32), torch.zeros(len(shown) + 1, dtype=torch.long))
+    names, fields = np.arange(len(shown)).astype(str), torch.arange(len(shown))[:, None] % 3
+    clicked = torch.arange(3).expand(shown.shape) == 0
+    query = torch.tensor(embed(given, PROMPTS, progress=False))
+    return QueryLists("train", names, names, fields, (), none, shown, clicked, query)
+
+
+def test_by_the_rankers_score_it_is_the_mean_of_the_frozen_rankers_own_losses(tmp_path):
+    given, kb = reasoner(), knowledge_base()
+    lists, rankers = lists_of(given), [ranker(), ranker(seed=6)]
+    spaces = [RankingSpace.of(each, kb, lists) for each in rankers]
+    how = {"similarity": "ranker", "temperature": 1.0, "in_batch": False, "lm_weight": 0.0}
+    with torch.no_grad():
+        losses = [listnet_loss(each.eval()(lists, kb), lists.clicked, lists.shown) for each in rankers]
+    found = one_step(given, tmp_path, spaces=spaces, **how)
+    assert found["loss"] == pytest.approx(float(sum(losses)) / 2, abs=1e-5)
+    whole_kb = one_step(given, tmp_path, spaces=spaces[:1], **how | {"in_batch": True})
+    everything = replace(
+        lists, candidates=torch.arange(KB).expand(48, -1), clicked=torch.tensor(CLICKED)[:, None] == torch.arange(KB)
+    )
+    with torch.no_grad():
+        expected = listnet_loss(rankers[0](everything, kb), everything.clicked, everything.shown)
+    assert whole_kb["loss"] == pytest.approx(float(expected), abs=1e-5)  # all intents are clicked in the batch
+
+
+def test_the_rankers_score_teaches_the_reasoner_and_leaves_the_ranker_alone(tmp_path):
+    given, kb = reasoner(), knowledge_base()
+    space = RankingSpace.of(ranker(), kb, lists_of(given))
+    before = space.digest()
+    how = {**ROWS, **SETTINGS, "similarity": "ranker", "epochs": 20, "learning_rate": 5e-3}
+    _, curve = contrastive(given, PROMPTS, spaces=[space], folder=tmp_path, **how)
+    assert curve["contrastive"].iloc[-1] < curve["contrastive"].iloc[0] / 2
+    assert space.digest() == before
+
+
 def test_the_language_term_is_the_mean_over_the_queries_tokens_alone(tmp_path):
     given, losses = reasoner(), []
     for prompt, query in zip(PROMPTS, QUERIES, strict=True):
@@ -124,7 +170,7 @@ def test_the_space_is_the_rankers_own_and_the_ranker_stays_as_it_was():
     space = RankingSpace.of(model, intents)
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not any(parameter.requires_grad for parameter in space.tower.parameters())
+    assert not any(parameter.requires_grad for parameter in space.ranker.parameters())
     assert not space.intents.requires_grad
     assert space.queries(vectors).requires_grad
     model.eval()
@@ -139,10 +185,10 @@ def test_queries_move_to_the_clicked_intents_and_only_the_reasoner_learns(kind, 
     before, space_before = fingerprint(given), SPACE.digest()
     texts = QUERIES if kind == "causal" else None
     how = {**ROWS, **SETTINGS, "epochs": 20, "learning_rate": 5e-3, "queries": texts}
-    found, curve = contrastive(given, PROMPTS, space=SPACE, folder=tmp_path, **how)
+    found, curve = contrastive(given, PROMPTS, spaces=[SPACE], folder=tmp_path, **how)
     assert fingerprint(given) == before
     assert SPACE.digest() == space_before
-    assert all(parameter.grad is None for parameter in SPACE.tower.parameters())
+    assert all(parameter.grad is None for parameter in SPACE.ranker.parameters())
     assert not found.model.training
 
     def top(model):
@@ -175,7 +221,7 @@ class _Kill(TrainerCallback):
 def test_a_killed_run_goes_on_to_the_same_bytes(lora, tmp_path):
     def run(folder, *callbacks):
         how = {**ROWS, **SETTINGS, "queries": QUERIES, "lora": lora, "neftune": 5.0, "callbacks": callbacks}
-        return contrastive(reasoner(), PROMPTS, space=SPACE, folder=tmp_path / folder, **how)
+        return contrastive(reasoner(), PROMPTS, spaces=[SPACE], folder=tmp_path / folder, **how)
 
     whole, curve = run("whole")
     with pytest.raises(_Killed):
@@ -197,11 +243,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lora, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"temperature": 0.3}, {"clicked": CLICKED[::-1].copy()}, {"space": RankingSpace(SPACE.tower, -SPACE.intents)}],
+    [{"temperature": 0.3}, {"clicked": CLICKED[::-1].copy()}, {"spaces": [replace(SPACE, intents=-SPACE.intents)]}],
     ids=["settings", "data", "ranker"],
 )
 def test_checkpoints_of_another_call_are_not_used(change, tmp_path):
-    how = {**ROWS, **SETTINGS, "space": SPACE, "folder": tmp_path}
+    how = {**ROWS, **SETTINGS, "spaces": [SPACE], "folder": tmp_path}
     with pytest.raises(_Killed):
         contrastive(reasoner(), PROMPTS, **{**how, **change}, callbacks=[_Kill(20)])
     steps = []
@@ -217,7 +263,7 @@ def test_checkpoints_of_another_call_are_not_used(change, tmp_path):
 
 
 def test_all_faults_at_once(tmp_path):
-    how = {"space": SPACE, "folder": tmp_path, "seed": 0}
+    how = {"spaces": [SPACE], "folder": tmp_path, "seed": 0}
     wide = Reasoner("wide", "encoder", tiny(TOKENIZER, hidden=24, seed=0).model, TOKENIZER, "mean")
     with pytest.raises(ValueError, match="cannot begin") as error:
         contrastive(
@@ -232,10 +278,15 @@ def test_all_faults_at_once(tmp_path):
         "vectors of 24, the ranker reads 16",
         "kind encoder and cannot learn to write",
         "epochs 0, temperature 0",
-        "'euclid' is none of cosine, dot",
+        "'euclid' is none of ranker, cosine, dot",
         "symmetric -1",
     ]:
         assert part in str(error.value)
+    with pytest.raises(ValueError, match="know \\[None\\] users, the prompts are of 1"):
+        contrastive(reasoner(), PROMPTS[:1], clicked=[0], hard=[[1]], **how)
+    with pytest.raises(ValueError, match="a ranker's score is no distance"):
+        contrastive(reasoner(), PROMPTS[:1], clicked=[0], hard=[[1]], symmetric=1.0, **how)
+    how["similarity"] = "cosine"
     with pytest.raises(ValueError, match="no session") as error:
         contrastive(encoder("mean", True), [], clicked=[], hard=np.zeros((0, 2)), in_batch=False, **how)
     assert "no row has a negative" in str(error.value)

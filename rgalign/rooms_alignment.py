@@ -1,0 +1,120 @@
+"""The params of ranking-guided alignment (METHOD.md 2.3): notebooks 04 to 08."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+
+from rgalign.rooms_base import Real, Room, Share, all_different, tuple_from_yaml
+
+Step = Literal["sft", "dpo", "cl"]
+ORDER = ("sft", "dpo", "cl")
+WEIGHT_DECAY = Field(0.01, ge=0)
+
+
+class Lora(Room):
+    """A low-rank adapter beside the frozen weights, through peft; for models of billions of parameters."""
+
+    rank: int = Field(16, ge=1)
+    alpha: Real = Field(32, gt=0)
+    dropout: Share = Field(0.0, lt=1)
+    targets: str = Field("all-linear", description="peft's target_modules")
+
+
+class Candidates(Room):
+    """What every LLM writes for a session with a click: its greedy query and these."""
+
+    samples: int = Field(4, ge=1, description="a session and LLM")
+    temperature: Real = Field(1.0, gt=0)
+    top_p: Share = Field(1.0, gt=0)
+    llms: Literal["all", "one"] = Field("all", description="one: the main LLM alone writes as many as all would")
+
+
+class Reward(Room):
+    form: Literal["list", "kb"] = Field(
+        "kb", description="softmax over the shown list, or of the query branch over the KB [C]"
+    )
+    null_share: Share = Field(0.1, lt=1, description="of training sessions that hear the null query [C]")
+    compared: bool = Field(
+        True, description="one more of another seed and one on a single LLM's queries, to judge it by"
+    )
+
+
+class Sft(Room):
+    select: Literal["best", "random"] = Field("best", description="of a session's candidates: by reward, or any")
+    min_reward: Real | None = Field(None, description="nats; a session whose best query earns less teaches nothing")
+    epochs: Real = Field(3.0, gt=0)
+    learning_rate: Real = Field(6e-4, gt=0)
+    documents_per_batch: int = Field(48, ge=1)
+    neftune: Real = Field(5.0, ge=0, description="NEFTune's alpha [P: NEFTune]; 0: no noise")
+    weight_decay: Real = WEIGHT_DECAY
+
+
+class Dpo(Room):
+    objective: Literal["dpo", "ipo", "sft"] = "dpo"
+    beta: Real = Field(0.3, gt=0, description="small ones let the policy run away from its reference [C]")
+    sft_weight: Real = Field(1.0, ge=0, description="of the chosen queries' -log p per token beside it [C]")
+    length_normalised: bool = False
+    min_margin: Real = Field(0.1, ge=0, description="nats of reward between chosen and rejected, at least [C]")
+    margin_quantile: Share = Field(0.5, lt=1, description="share of the pairs with the smallest margins left out [C]")
+    epochs: Real = Field(1.0, gt=0)
+    learning_rate: Real = Field(1e-4, gt=0)
+    pairs_per_batch: int = Field(32, ge=1)
+    weight_decay: Real = WEIGHT_DECAY
+    looks: int = Field(4, ge=0, description="times that ranking and writing are looked at while it trains; 0: never")
+    tolerance: Real = Field(
+        0.005, ge=0, description="GAUC on valid that may be lost while the reward rises; more stops training [C]"
+    )
+
+
+class Contrastive(Room):
+    similarity: Literal["ranker", "cosine", "dot"] = Field(
+        "ranker", description="the frozen ranker's score of a pair, or of the query branch alone [C]"
+    )
+    temperature: Real = Field(1.0, gt=0)
+    hard: int = Field(16, ge=0, description="negatives a session: what the ranker ranks highest and nobody clicked")
+    in_batch: bool = Field(False, description="the other sessions' clicked intents are negatives too")
+    symmetric: Real = Field(0.0, ge=0, description="weight of the same loss from intent to session; not for ranker")
+    lm_weight: Real = Field(0.0, ge=0, description="of the language loss on the best queries beside it [C]")
+    epochs: Real = Field(4.0, gt=0)
+    learning_rate: Real = Field(1e-3, gt=0)
+    documents_per_batch: int = Field(64, ge=1)
+    neftune: Real = Field(0.0, ge=0)
+    weight_decay: Real = WEIGHT_DECAY
+
+    @field_validator("symmetric")
+    @classmethod
+    def not_for_the_rankers_score(cls, symmetric: float, info) -> float:
+        if symmetric and info.data.get("similarity") == "ranker":
+            raise ValueError("a session's score of an intent is no distance; set similarity to cosine or dot")
+        return symmetric
+
+
+class ClosedLoop(Room):
+    """Queries and embeddings anew, and the ranker trained on them."""
+
+    rounds: int = Field(1, ge=1, le=10, description="at most; stops when GAUC on the development users stops rising")
+    ranker: Literal["warm", "scratch", "frozen"] = Field(
+        "warm", description="goes on from QE-Rec, begins anew, or is QE-Rec as it was [C]"
+    )
+    learning_rate: Real = Field(3e-4, gt=0, description="of the warm ranker")
+    patience: int = Field(3, ge=1, description="epochs without a better GAUC on the development users")
+
+
+class Alignment(Room):
+    steps: Annotated[tuple[Step, ...], BeforeValidator(tuple_from_yaml), AfterValidator(all_different)] = Field(
+        ORDER, description="in this order; what is left out is switched off"
+    )
+    lora: Lora | None = Field(None, description="empty: all weights learn, as a tiny model may")
+    candidates: Candidates = Candidates()
+    reward: Reward = Reward()
+    sft: Sft = Sft()
+    dpo: Dpo = Dpo()
+    cl: Contrastive = Contrastive()
+    loop: ClosedLoop = ClosedLoop()
+
+    @field_validator("steps")
+    @classmethod
+    def in_their_order(cls, steps: tuple[str, ...]) -> tuple[str, ...]:
+        if list(steps) != sorted(steps, key=ORDER.index):
+            raise ValueError(f"expected them in the order {', '.join(ORDER)}")
+        return steps
