@@ -19,7 +19,8 @@ import pandas as pd
 
 from rgalign import artifacts
 from rgalign.params import ROOT, Params
-from rgalign.stages import STAGES, Stage, reason_to_run
+from rgalign.plan import STAGES, Stage, needed
+from rgalign.stages import reason_to_run
 
 
 class StageFailed(RuntimeError):
@@ -57,7 +58,7 @@ def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.
     """
     entries = artifacts.read_manifest(run)["stages"]
     rows, upstream = [], set()
-    for stage in stages:
+    for stage in (stage for stage in stages if needed(stage, params)):
         why = "forced" if forced else reason_to_run(run, stage, params)
         waits = [name for name in upstream if set(STAGES[name].writes) & set(stage.reads)]
         if why is None and waits:
@@ -76,7 +77,7 @@ def execute(run: Path, stages: list[Stage], parameters: Mapping[str, Any], param
     parameters   what goes into each notebook's parameters cell: params_file, run_dir, overrides
     """
     artifacts.sweep(*(run / "notebooks" / f"{stage.name}.ipynb" for stage in stages))
-    for stage in stages:
+    for stage in (stage for stage in stages if needed(stage, params)):
         why = "forced" if forced else reason_to_run(run, stage, params)
         if why is None:
             print(f"{stage.name}: unchanged, skipped", flush=True)
@@ -97,7 +98,7 @@ def status(run: Path) -> pd.DataFrame:
     entries = artifacts.read_manifest(run)["stages"]
     rows = []
     for stage in STAGES.values():
-        if not stage.in_sequence and stage.name not in entries:
+        if not needed(stage, params) or (not stage.in_sequence and stage.name not in entries):
             continue
         why = reason_to_run(run, stage, params)
         entry = entries.get(stage.name, {})

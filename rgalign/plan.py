@@ -25,7 +25,12 @@ class Stage:
     seconds: tuple[float, float] = (5, 0)  # estimate on two cores: fixed, and per 1,000 sessions
     in_sequence: bool = True  # False: runs only when it is asked for by name
     models: bool = False  # reads the language models outside the run directory that params name
+    aligns: bool = False  # part of the alignment, which a run may do without (alignment.loop.rounds 0)
 
+
+# What every stage of the alignment reads, and the params it depends on.
+LEARNT = ("tables/dataset", "tables/encoded", "tables/embeddings", "models/reasoner", "models/rankers")
+ALIGNED = ("reasoner", "ranker", "data.features.drop", "evaluation.ihr_judge", "run")
 
 STAGES = {
     stage.name: stage
@@ -64,6 +69,68 @@ STAGES = {
             seconds=(8, 3),
         ),
         Stage(
+            "04_reward_model",
+            reads=("tables/dataset", "tables/encoded", "models/reasoner"),
+            writes=("tables/candidates.parquet", "models/reward", "tables/reward_judged.parquet"),
+            params=("alignment.candidates", "alignment.reward", *ALIGNED),
+            seconds=(10, 3),
+            aligns=True,
+        ),
+        Stage(
+            "05_rg_sft",
+            reads=(*LEARNT, "tables/candidates.parquet", "models/reward"),
+            writes=("tables/best_of_n.parquet", "tables/sft.parquet", "tables/row_sft.parquet", "models/sft"),
+            params=("alignment.reward", "alignment.sft", "alignment.lora", *ALIGNED),
+            seconds=(10, 1.5),
+            aligns=True,
+        ),
+        Stage(
+            "06_rg_dpo",
+            reads=(*LEARNT, "tables/candidates.parquet", "models/reward", "models/sft"),
+            writes=(
+                "tables/preferences.parquet",
+                "tables/reference.parquet",
+                "tables/dpo.parquet",
+                "tables/dpo_watch.parquet",
+                "tables/row_dpo.parquet",
+                "models/dpo",
+            ),
+            params=("alignment.reward", "alignment.dpo", "alignment.lora", *ALIGNED),
+            seconds=(10, 1.5),
+            aligns=True,
+        ),
+        Stage(
+            "07_rg_cl",
+            reads=(*LEARNT, "tables/best_of_n.parquet", "models/reward", "models/dpo"),
+            writes=("tables/cl.parquet", "tables/row_cl.parquet", "models/cl"),
+            params=("alignment.reward", "alignment.cl", "alignment.lora", *ALIGNED),
+            seconds=(10, 1.5),
+            aligns=True,
+        ),
+        Stage(
+            "08_closed_loop",
+            reads=(
+                *LEARNT,
+                "models/cl",
+                "tables/valid_metrics.parquet",
+                "tables/row_sft.parquet",
+                "tables/row_dpo.parquet",
+                "tables/row_cl.parquet",
+            ),
+            writes=(
+                "models/rgalign",
+                "models/aligned_rankers",
+                "tables/aligned_embeddings",
+                "tables/rounds.parquet",
+                "tables/stage_rows.parquet",
+                "tables/aligned_curves.parquet",
+                "tables/aligned_valid_metrics.parquet",
+            ),
+            params=("alignment", "evaluation", *ALIGNED),
+            seconds=(10, 1.5),
+            aligns=True,
+        ),
+        Stage(
             "09_evaluation",
             reads=(
                 "tables/dataset",
@@ -73,10 +140,14 @@ STAGES = {
                 "models/reasoner",
                 "models/rankers",
                 "tables/valid_metrics.parquet",
+                "models/rgalign",
+                "models/aligned_rankers",
+                "tables/aligned_embeddings",
+                "tables/aligned_valid_metrics.parquet",
             ),
             given=("labels.parquet",),  # python -m rgalign labels
             writes=("tables/session_metrics.parquet", "tables/results.parquet", "tables/comparisons.parquet"),
-            params=("evaluation", "reasoner", "data.features.drop", "ranker.models", "ranker.seeds", "run"),
+            params=("evaluation", "ranker.models", "alignment.loop.rounds", *ALIGNED),
             splits=("train", "valid", "test"),
             seconds=(8, 0.3),
         ),
@@ -110,6 +181,16 @@ STAGES = {
 def maker(artifact: str) -> Stage:
     """The stage that writes an artifact."""
     return next(stage for stage in STAGES.values() if artifact in stage.writes)
+
+
+def needed(stage: Stage, params: Params) -> bool:
+    """Whether a run of these params has this stage."""
+    return params.alignment.loop.rounds > 0 or not stage.aligns
+
+
+def reads_of(stage: Stage, params: Params) -> tuple[str, ...]:
+    """What a stage reads in a run of these params: of stages that it has."""
+    return tuple(name for name in stage.reads if needed(maker(name), params))
 
 
 def stage_params(stage: Stage, params: Params) -> dict[str, Any]:

@@ -266,9 +266,11 @@ class Params(Room):
     @classmethod
     def what_an_encoder_can_learn(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
         reasoner = info.data.get("reasoner")
-        writing = [step for step in alignment.steps if step != "cl"]
-        if writing and reasoner is not None and reasoner.kind == "encoder":
-            raise ValueError(f"steps {', '.join(writing)} need a model that writes; an encoder goes through cl alone")
+        writing = [name for name in ("sft", "dpo") if getattr(alignment, name).use]
+        if alignment.loop.rounds and writing and reasoner is not None and reasoner.kind == "encoder":
+            raise ValueError(
+                f"an encoder writes nothing that {' and '.join(writing)} could use: set their use to false"
+            )
         return alignment
 
     @model_validator(mode="before")

@@ -1,13 +1,11 @@
 """The params of ranking-guided alignment (METHOD.md 2.3): notebooks 04 to 08."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from rgalign.rooms_base import Real, Room, Share, all_different, tuple_from_yaml
+from rgalign.rooms_base import Real, Room, Share
 
-Step = Literal["sft", "dpo", "cl"]
-ORDER = ("sft", "dpo", "cl")
 WEIGHT_DECAY = Field(0.01, ge=0)
 
 
@@ -30,8 +28,8 @@ class Candidates(Room):
 
 
 class Reward(Room):
-    form: Literal["list", "kb"] = Field(
-        "kb", description="softmax over the shown list, or of the query branch over the KB [C]"
+    form: Literal["auto", "list", "kb"] = Field(
+        "auto", description="softmax over the shown list, or of the query branch over the KB [C]"
     )
     null_share: Share = Field(0.1, lt=1, description="of training sessions that hear the null query [C]")
     compared: bool = Field(
@@ -40,6 +38,7 @@ class Reward(Room):
 
 
 class Sft(Room):
+    use: bool = Field(True, description="False switches this step off")
     select: Literal["best", "random"] = Field("best", description="of a session's candidates: by reward, or any")
     min_reward: Real | None = Field(None, description="nats; a session whose best query earns less teaches nothing")
     epochs: Real = Field(3.0, gt=0)
@@ -50,6 +49,7 @@ class Sft(Room):
 
 
 class Dpo(Room):
+    use: bool = Field(True, description="False switches this step off")
     objective: Literal["dpo", "ipo", "sft"] = "dpo"
     beta: Real = Field(0.3, gt=0, description="small ones let the policy run away from its reference [C]")
     sft_weight: Real = Field(1.0, ge=0, description="of the chosen queries' -log p per token beside it [C]")
@@ -67,6 +67,7 @@ class Dpo(Room):
 
 
 class Contrastive(Room):
+    use: bool = Field(True, description="False switches this step off")
     similarity: Literal["ranker", "cosine", "dot"] = Field(
         "ranker", description="the frozen ranker's score of a pair, or of the query branch alone [C]"
     )
@@ -83,7 +84,7 @@ class Contrastive(Room):
 
     @field_validator("symmetric")
     @classmethod
-    def not_for_the_rankers_score(cls, symmetric: float, info) -> float:
+    def not_for_the_rankers_score(cls, symmetric: float, info: ValidationInfo) -> float:
         if symmetric and info.data.get("similarity") == "ranker":
             raise ValueError("a session's score of an intent is no distance; set similarity to cosine or dot")
         return symmetric
@@ -92,18 +93,18 @@ class Contrastive(Room):
 class ClosedLoop(Room):
     """Queries and embeddings anew, and the ranker trained on them."""
 
-    rounds: int = Field(1, ge=1, le=10, description="at most; stops when GAUC on the development users stops rising")
+    rounds: int = Field(
+        1, ge=0, le=10, description="at most, while GAUC on the development users rises; 0: no alignment at all"
+    )
     ranker: Literal["warm", "scratch", "frozen"] = Field(
         "warm", description="goes on from QE-Rec, begins anew, or is QE-Rec as it was [C]"
     )
     learning_rate: Real = Field(3e-4, gt=0, description="of the warm ranker")
     patience: int = Field(3, ge=1, description="epochs without a better GAUC on the development users")
+    look_sessions: int = Field(2000, ge=1, description="of each part, by which a step is looked at")
 
 
 class Alignment(Room):
-    steps: Annotated[tuple[Step, ...], BeforeValidator(tuple_from_yaml), AfterValidator(all_different)] = Field(
-        ORDER, description="in this order; what is left out is switched off"
-    )
     lora: Lora | None = Field(None, description="empty: all weights learn, as a tiny model may")
     candidates: Candidates = Candidates()
     reward: Reward = Reward()
@@ -111,10 +112,3 @@ class Alignment(Room):
     dpo: Dpo = Dpo()
     cl: Contrastive = Contrastive()
     loop: ClosedLoop = ClosedLoop()
-
-    @field_validator("steps")
-    @classmethod
-    def in_their_order(cls, steps: tuple[str, ...]) -> tuple[str, ...]:
-        if list(steps) != sorted(steps, key=ORDER.index):
-            raise ValueError(f"expected them in the order {', '.join(ORDER)}")
-        return steps

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from rgalign import artifacts, outside, provenance
 from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, Params, dump, load
-from rgalign.plan import STAGES, Stage, maker, stage_params
+from rgalign.plan import STAGES, Stage, maker, reads_of, stage_params
 
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
 
@@ -208,7 +208,7 @@ def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> di
     """
     entries = artifacts.read_manifest(run)["stages"]
     faults, inputs = [], {name: artifacts.digest(run / name) for name in stage.given if (run / name).exists()}
-    for name in stage.reads:
+    for name in reads_of(stage, params):
         made_by = maker(name)
         entry = entries.get(made_by.name)
         if entry is None or not (run / name).exists():

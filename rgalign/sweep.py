@@ -19,7 +19,7 @@ import pandas as pd
 from rgalign import artifacts, pipeline, provenance, sharing
 from rgalign.evaluation import study
 from rgalign.params import ROOT, Params, ParamsError, find, load
-from rgalign.plan import STAGES, Stage, maker, stage_params
+from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 from rgalign.stages import reason_to_run
 
 
@@ -139,7 +139,7 @@ def _keys(params: Params) -> dict[str, str]:
     """One key a stage: equal where the stage and all that it follows from have the same params and seed."""
     keys: dict[str, str] = {}
     for stage in STAGES.values():
-        above = sorted({keys[maker(name).name] for name in stage.reads})
+        above = sorted({keys[maker(name).name] for name in reads_of(stage, params)})
         said = json.dumps([stage.name, stage_params(stage, params), params.run.seed, above], sort_keys=True)
         keys[stage.name] = hashlib.sha256(said.encode()).hexdigest()
     return keys
@@ -192,7 +192,7 @@ def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str
 
 def _execute_run(run: Run, stages: Sequence[Stage]) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
-    for stage in stages:
+    for stage in (stage for stage in stages if needed(stage, run.params)):
         why = reason_to_run(run.folder, stage, run.params)
         other = sharing.twin(run.folder, stage, run.params) if why else None
         if other is None:

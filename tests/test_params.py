@@ -152,7 +152,7 @@ def test_rankers_and_their_defaults_are_the_same_wherever_they_are_named():
     shape.pop("query_dim")  # the reasoner's, no setting
     loop = {n: p.default for n, p in inspect.signature(fit).parameters.items() if n in defaults}
     assert {**shape, **loop, "kl_weight": 0.2} == defaults
-    assert tuple(VARIANTS) == RANKERS
+    assert tuple(name for name in VARIANTS if name != "rgalign_rec") == RANKERS  # which notebook 08 trains
     assert set(RANKERS) < set(MODELS)
     assert set(CORE_RANKERS) < set(MODEL_STYLE) < set(MODELS)
 

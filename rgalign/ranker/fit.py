@@ -55,6 +55,7 @@ def fit(
     lists_per_batch: int = 128,
     learning_rate: float = 4e-3,
     weight_decay: float = 0.01,
+    from_start: bool = False,
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> Fitted:
@@ -63,13 +64,14 @@ def fit(
     train, dev   lists of these two parts, users apart; lists without a click say nothing and are left out
     seed         of the order of lists and of dropout; the same seed gives the same bytes on the same machine and
                  number of threads, and the caller's random state stays as it was
+    from_start   the weights given count as epoch 0 and stay where no epoch is better: for a ranker trained before
     loss         mean over the lists of a batch; with several processes a batch is shared out and gradients averaged
     accelerator  device, precision and processes; by default accelerate's own choice
     Raises ValueError for lists of another part, TrainingError when the loss is not finite.
     """
     refuse_other_parts("fit", train=train, dev=dev)
     accelerator = accelerator or Accelerator()
-    train, dev = _with_click(train), _with_click(dev)
+    train, dev = with_click(train), with_click(dev)
     if len(train) < accelerator.num_processes or lists_per_batch < 2 * accelerator.num_processes:
         raise ValueError(
             f"{len(train)} training lists have a click, in batches of {lists_per_batch}: too few for "
@@ -81,7 +83,10 @@ def fit(
     )
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     order = torch.Generator().manual_seed(seed)
-    rows, best, best_epoch = [], {}, 0
+    rows, best, best_epoch, best_gauc = [], {}, 0, -math.inf
+    if from_start:
+        best, best_gauc = _weights(model), _dev_gauc(accelerator.unwrap_model(wrapped), dev, intents, accelerator)
+        rows.append((0, math.nan, best_gauc, 0.0))
     bar = tqdm(range(1, epochs + 1), "ranker", delay=5, disable=not (progress and accelerator.is_main_process))
     with seeded(seed + accelerator.process_index):
         for epoch in bar:
@@ -96,9 +101,8 @@ def fit(
             dev_gauc = _dev_gauc(accelerator.unwrap_model(wrapped), dev, intents, accelerator)
             rows.append((epoch, train_loss, dev_gauc, time.perf_counter() - started))
             bar.set_postfix(loss=f"{train_loss:.4f}", dev_gauc=f"{dev_gauc:.4f}", refresh=False)
-            if not best or dev_gauc > rows[best_epoch - 1][2]:
-                best_epoch = epoch
-                best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            if dev_gauc > best_gauc:
+                best, best_epoch, best_gauc = _weights(model), epoch, dev_gauc
             elif epoch - best_epoch >= patience:
                 break
     bar.close()
@@ -138,7 +142,11 @@ def refuse_other_parts(who: str, **lists: Lists) -> None:
         )
 
 
-def _with_click(lists: Lists) -> Lists:
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def with_click(lists: Lists) -> Lists:
     has_click = lists.clicked.any(dim=1)
     return lists if has_click.all() else lists.take(has_click.nonzero().squeeze(1))
 

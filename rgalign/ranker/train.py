@@ -172,12 +172,14 @@ def train(
     *,
     folder: Path,
     positions: int,
+    start: Path | None = None,
     workers: int = 1,
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train every model with every seed and save it at once. Returns the learning curves, one row an epoch.
 
+    start    folder with seed-<seed>/ of trained rankers to go on from; they are kept where no epoch is better
     workers  rankers trained at once, on a CPU; on another device they come one after the other
     """
     accelerator = accelerator or Accelerator()
@@ -195,6 +197,7 @@ def train(
             "folder": folder / name / f"seed-{seed}",
             "positions": positions,
             "seed": seed,
+            "start": start and start / f"seed-{seed}",
             **runtime,
         }
         for name, own in settings.items()
@@ -205,11 +208,14 @@ def train(
     return pd.concat(curves, ignore_index=True)
 
 
-def _train_one(name, parts, own, folder, positions, seed, progress, accelerator=None, precision=None) -> pd.DataFrame:
-    model = build(name, parts, own, positions=positions, seed=seed)
+def _train_one(
+    name, parts, own, folder, positions, seed, start, progress, accelerator=None, precision=None
+) -> pd.DataFrame:
+    model = store.load(start) if start else build(name, parts, own, positions=positions, seed=seed)
     how = {"accelerator": accelerator or Accelerator(cpu=True, mixed_precision=precision), "progress": progress}
     learnt = (parts.train, parts.dev, parts.intents)
-    fitted = fit(model, *learnt, seed=seed, loss=loss_of(name, own), **_fitting(own), **how)
+    how |= {"loss": loss_of(name, own), "from_start": start is not None, **_fitting(own)}
+    fitted = fit(model, *learnt, seed=seed, **how)
     store.save(folder, fitted.model)
     curve = fitted.curve.drop(columns="seconds")
     return curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch)

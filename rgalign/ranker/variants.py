@@ -22,6 +22,7 @@ class Variant:
                kb_lm         a model pre-trained on the knowledge base's text alone
                lsa           TF-IDF and singular vectors of the same texts: no language model
                mean          mean over the prompt's states instead of the last one
+               aligned       the state at the end of the prompt of the aligned model
     query    own: each session has its own vector; constant: all have the mean of train; shuffled: another session's
     """
 
@@ -45,6 +46,7 @@ VARIANTS = {
     "qe_rec/lsa": Variant("three_tower", "qe_rec", words=True, vectors="lsa"),
     "qe_rec/constant_query": Variant("three_tower", "qe_rec", words=True, vectors="prompt", query="constant"),
     "qe_rec/shuffled_query": Variant("three_tower", "qe_rec/constant_query", True, "prompt", "shuffled"),
+    "rgalign_rec": Variant("three_tower", "qe_rec", words=True, vectors="aligned"),  # trained by notebook 08
 }
 
 

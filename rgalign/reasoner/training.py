@@ -5,6 +5,7 @@ are prompt and query as token ids; which tokens are the query's is told by posit
 """
 
 import json
+import math
 import random
 import shutil
 import time
@@ -66,6 +67,7 @@ def train(
     neftune        NEFTune's alpha: noise on embeddings in training (Jain et al. 2023); None: none
     title          of the progress bar
     Runs on the model's device, in one process; random states and accelerate's state stay the caller's.
+    Raises TrainingError when the loss is not finite.
     """
     settings = dict(epochs=epochs, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, seed=seed)
     settings |= dict(documents_per_batch=documents_per_batch, beta2=beta2, neftune=neftune)
@@ -138,6 +140,10 @@ def document_faults(
     return faults
 
 
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the step and the parameter to change."""
+
+
 class _Trainer(Trainer):
     """The objective's loss; its other values, as means since the last log, and the seconds of all calls in the log."""
 
@@ -152,6 +158,11 @@ class _Trainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if not math.isfinite(logs.get("loss", 0)):
+            raise TrainingError(
+                f"the loss of the language model is {logs['loss']} at step {self.state.global_step}: lower this stage's "
+                f"learning_rate (it is {self.args.learning_rate:g})"
+            )
         if not hasattr(self, "began"):
             self.began = time.perf_counter() - max((e.get("seconds", 0) for e in self.state.log_history), default=0)
         means = {name: float(torch.stack(values).mean()) for name, values in self.seen.items()}

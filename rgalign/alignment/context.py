@@ -1,0 +1,141 @@
+"""What every step of a run's alignment works with, and where the aligned models lie on disk.
+
+models/sft, models/dpo, models/cl, models/rgalign   a reasoner each: whole, or its adapter alone (peft)
+A step that is switched off hands on what it was given. The test split is nowhere in reach.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from accelerate import Accelerator
+
+from rgalign.artifacts import atomic
+from rgalign.data import tables, vectors
+from rgalign.data.lists import Lists
+from rgalign.data.tables import Dataset
+from rgalign.data.vectors import Vectors
+from rgalign.params import Params
+from rgalign.ranker import train as rankers
+from rgalign.ranker.fit import with_click
+from rgalign.ranker.three_tower import ThreeTower
+from rgalign.ranker.train import Parts
+from rgalign.reasoner import build
+from rgalign.reasoner.adapter import adapted
+from rgalign.reasoner.build import MAIN, Recipe
+from rgalign.reasoner.model import Reasoner, save
+from rgalign.reasoner.source import load_saved
+from rgalign.stages import OpenStage
+
+QE_REC, RGALIGN_REC = "qe_rec", "rgalign_rec"
+ADAPTER = "adapter_config.json"  # of a folder that holds an adapter alone
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """A run as its alignment sees it.
+
+    shop      train and valid;  parts  encoded, with the vectors that the reasoner made before its alignment
+    rankers   seed -> QE-Rec of notebook 03;  models  folder of the language models of notebook 02
+    """
+
+    params: Params
+    shop: Dataset
+    parts: Parts
+    recipe: Recipe
+    rankers: Mapping[int, ThreeTower]
+    models: Path
+    rankers_folder: Path
+
+    @classmethod
+    def of(cls, stage: OpenStage) -> "Context":
+        """From a stage's declared inputs. Raises ValueError where the run has trained no QE-Rec."""
+        params = stage.params
+        if QE_REC not in params.ranker.models:
+            raise ValueError(
+                f"ranker.models is {', '.join(params.ranker.models)}; the alignment needs {QE_REC} among them "
+                "(or set alignment.loop.rounds to 0: no alignment)"
+            )
+        pair = (vectors.load(stage.path("tables/embeddings") / "prompt" / kind) for kind in ("sessions", "intents"))
+        parts = rankers.load_parts(stage.path("tables/encoded"))
+        folder = stage.path("models/rankers")
+        trained = rankers.load_rankers(folder, [QE_REC], params.ranker.seeds)
+        return cls(
+            params,
+            tables.read(stage.path("tables/dataset")),
+            rankers.with_vectors(parts, QE_REC, *pair, seed=params.reasoner.seed),
+            build.Recipe(params.reasoner.model_dump(), params.data.features.drop, params.run.device),
+            {seed: model for (_, seed), model in trained.items()},
+            stage.path("models/reasoner"),
+            folder / QE_REC,
+        )
+
+    @property
+    def writes(self) -> bool:
+        """Whether the reasoner writes queries; an encoder only embeds."""
+        return self.params.reasoner.kind == "causal"
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return rankers.accelerator(self.params.run.device, self.params.run.precision)
+
+    @property
+    def settings(self) -> dict:
+        """What QE-Rec is built and trained with."""
+        return self.params.ranker.settings()[QE_REC]
+
+    @property
+    def positions(self) -> int:
+        """Candidates of the longest list, for the position bias; 0: positions are not real, or not to be learnt."""
+        real = self.params.ranker.position_bias and self.shop.meta.get("position_is_real", True)
+        return self.parts.train.candidates.shape[1] if real else 0
+
+    @property
+    def learners(self) -> Lists:
+        """Lists of train's part with a click: what the reasoner may learn from. Development users are not among it."""
+        return with_click(self.parts.train)
+
+    def main(self) -> Reasoner:
+        """The reasoner before its alignment."""
+        return self.language_models(MAIN)[MAIN]
+
+    def language_models(self, *names: str) -> dict[str, Reasoner]:
+        """The run's language models by name; all of them where none is named."""
+        how = {"kind": self.params.reasoner.kind, "dtype": self.params.reasoner.dtype, "device": self.params.run.device}
+        found = names or sorted(path.name for path in self.models.iterdir() if path.name != build.KB_LM)
+        return {name: load_saved(self.models / name, **how) for name in found}
+
+    def sessions(self, lists: Lists) -> pd.DataFrame:
+        """The sessions of these lists, in their order."""
+        return self.shop.sessions.set_index("session_id", drop=False).loc[list(lists.session_id)].reset_index(drop=True)
+
+    def prompts(self, reasoner: Reasoner, lists: Lists) -> list[list[int]]:
+        """Token ids, one prompt a list."""
+        return self.recipe.prompter(self.shop, reasoner).sessions(self.sessions(lists))
+
+    def embedded(self, reasoner: Reasoner, work: Path) -> Vectors:
+        """Vectors of all sessions of train and valid, as notebook 02 makes them."""
+        return self.embedding(reasoner).sessions(self.shop.sessions, work)
+
+    def embedding(self, reasoner: Reasoner) -> build.Embedding:
+        return build.embedding("prompt", self.recipe, {MAIN: reasoner}, self.shop)
+
+    def save(self, reasoner: Reasoner, folder: Path) -> None:
+        """Write a step's reasoner: an adapter alone where it has one, which belongs to models/reasoner/main."""
+        save(reasoner, folder)
+
+    def load(self, folder: Path) -> Reasoner:
+        """What a step wrote; an adapter stays one, so that the next step trains it on."""
+        how = {"kind": self.params.reasoner.kind, "dtype": self.params.reasoner.dtype, "device": self.params.run.device}
+        if not (folder / ADAPTER).is_file():
+            return load_saved(folder, **how)
+        base = self.main()
+        return replace(base, model=adapted(base.model, folder, base.name, merge=False))
+
+
+def hand_on(start: Path, folder: Path) -> None:
+    """What a step that is switched off writes: a copy of what it was given."""
+    with atomic(folder) as temporary:
+        shutil.copytree(start, temporary)

@@ -1,0 +1,136 @@
+"""The closed loop (METHOD.md 2.3, step 4): embeddings anew by the aligned reasoner, the ranker trained on them, again.
+
+The knowledge base keeps the vectors that it had before the alignment: they are part of the space that the reasoner was
+pulled into [C].
+"""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from rgalign.alignment.context import MAIN, RGALIGN_REC, Context
+from rgalign.alignment.rewarding import Reader, Rewarder, train_models, write_candidates
+from rgalign.alignment.steps import best_queries, preference_pairs, pull_to_clicks, tune_by_best, tune_by_pairs
+from rgalign.artifacts import atomic
+from rgalign.data.vectors import Vectors
+from rgalign.evaluation.metrics import gauc_of_lists
+from rgalign.ranker import store
+from rgalign.ranker import train as rankers
+from rgalign.ranker.fit import score
+from rgalign.ranker.train import Parts
+from rgalign.reasoner.model import Reasoner
+
+CURVE = {"epoch": 0, "train_loss": float("nan"), "best": True}  # of a ranker that is not trained on
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What a round ended with.
+
+    vectors  of all sessions of train and valid;  folder  of the rankers, seed-<seed>/ each
+    dev, valid  GAUC, mean over ranker seeds
+    """
+
+    reasoner: Reasoner
+    vectors: Vectors
+    folder: Path
+    curves: pd.DataFrame
+    dev: float
+    valid: float
+    seconds: float
+
+
+def close(context: Context, reasoner: Reasoner, folder: Path, work: Path) -> Turn:
+    """Embed with the aligned reasoner and train the rankers on it (alignment.loop): one turn of the loop.
+
+    folder  where seed-<seed>/ of every ranker is written
+    """
+    began = time.perf_counter()
+    own, seeds = context.params.alignment.loop, context.params.ranker.seeds
+    vectors = context.embedded(reasoner, work)
+    parts = with_aligned(context, vectors)
+    if own.ranker == "frozen":
+        for seed, model in context.rankers.items():
+            store.save(folder / f"seed-{seed}", model)
+        curves = pd.DataFrame([{**CURVE, "dev_gauc": float("nan"), "seed": seed} for seed in seeds])
+    else:
+        settings = dict(context.settings)
+        if own.ranker == "warm":
+            settings |= {"learning_rate": own.learning_rate, "patience": own.patience}
+        with atomic(folder) as temporary:
+            curves = rankers.train(
+                {RGALIGN_REC: settings},
+                seeds,
+                parts,
+                folder=temporary / "trained",
+                positions=context.positions,
+                start=context.rankers_folder if own.ranker == "warm" else None,
+                workers=context.params.run.workers,
+                accelerator=context.accelerator,
+            )
+            for path in (temporary / "trained" / RGALIGN_REC).iterdir():
+                path.rename(temporary / path.name)
+            (temporary / "trained" / RGALIGN_REC).rmdir()
+            (temporary / "trained").rmdir()
+    trained = [store.load(folder / f"seed-{seed}") for seed in seeds]
+    dev, valid = (
+        sum(_gauc(model, lists, parts) for model in trained) / len(trained) for lists in (parts.dev, parts.valid)
+    )
+    return Turn(reasoner, vectors, folder, curves, dev, valid, time.perf_counter() - began)
+
+
+def with_aligned(context: Context, sessions: Vectors) -> Parts:
+    """The run's encoded parts with the aligned reasoner's vectors of the sessions."""
+    intents = context.parts.intents
+    texts = Vectors(intents.intent_id, intents.text.numpy())
+    return rankers.with_vectors(context.parts, RGALIGN_REC, sessions, texts, seed=context.params.reasoner.seed)
+
+
+def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> Turn:
+    """One more round, from candidates to rankers, with the reasoner and the rankers of the last one.
+
+    form  of the reward; each round trains its reward model anew [C]
+    """
+    began = time.perf_counter()
+    how = context.params.alignment
+    seeds = context.params.ranker.seeds
+    trained = {seed: store.load(turn.folder / f"seed-{seed}") for seed in seeds}
+    parts = with_aligned(context, turn.vectors)
+    context = replace(context, parts=parts, rankers=trained, rankers_folder=turn.folder)
+    reasoner, best = turn.reasoner, None
+    if context.writes and (how.sft.use or how.dpo.use):
+        reader = Reader(context, context.main())
+        candidates = write_candidates(context, {**context.language_models(), MAIN: reasoner})
+        train_models(context, reader, candidates, work / "reward")
+        scored = Rewarder.of(reader, work / "reward", form).scored(candidates)
+        best = best_queries(context, scored)
+        if how.sft.use:
+            reasoner, _ = tune_by_best(context, reasoner, best, work / "sft")
+        if how.dpo.use:
+            pairs, _ = preference_pairs(context, reasoner, scored)
+            reasoner, _, _ = tune_by_pairs(context, reasoner, pairs, work / "dpo")
+    if how.cl.use:
+        reasoner, _ = pull_to_clicks(context, reasoner, best, work / "cl")
+    turned = close(context, reasoner, folder, work / "embed")
+    return replace(turned, seconds=time.perf_counter() - began)
+
+
+def rounds(context: Context, reasoner: Reasoner, form: str, work: Path) -> tuple[Turn, pd.DataFrame]:
+    """The loop: at most alignment.loop.rounds turns, while GAUC on the development users rises. Returns the best turn,
+    and every turn's figures: round, dev, valid (GAUC), seconds, kept."""
+    best = close(context, reasoner, work / "rankers-1", work / "embed")
+    turns = [best]
+    for number in range(2, context.params.alignment.loop.rounds + 1):
+        turn = again(context, best, form, work / f"rankers-{number}", work / f"round-{number}")
+        turns.append(turn)
+        if turn.dev <= best.dev:
+            break
+        best = turn
+    rows = [(i, t.dev, t.valid, round(t.seconds, 1), t is best) for i, t in enumerate(turns, start=1)]
+    return best, pd.DataFrame(rows, columns=["round", "dev", "valid", "seconds", "kept"])
+
+
+def _gauc(model, lists, parts: Parts) -> float:
+    return gauc_of_lists(score(model, lists, parts.intents), lists.clicked.numpy(), lists.shown.numpy()).value

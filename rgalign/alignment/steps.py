@@ -1,0 +1,147 @@
+"""The three steps that tune the reasoner, each from params and artifacts to a reasoner and its tables."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rgalign.alignment import preferences
+from rgalign.alignment.context import Context
+from rgalign.alignment.contrastive import contrastive
+from rgalign.alignment.dpo import dpo, reference_log_probabilities
+from rgalign.alignment.sft import sft
+from rgalign.alignment.space import RankingSpace
+from rgalign.data.lists import Lists
+from rgalign.ranker.fit import score
+from rgalign.reasoner.model import Reasoner
+from rgalign.seeding import derived
+
+SFT_LOOP = ("epochs", "learning_rate", "documents_per_batch", "neftune", "weight_decay")
+DPO_LOOP = ("epochs", "learning_rate", "pairs_per_batch", "weight_decay")
+DPO_LOSS = ("objective", "beta", "sft_weight", "length_normalised")
+CL_LOOP = ("epochs", "learning_rate", "documents_per_batch", "weight_decay")
+CL_LOSS = ("similarity", "temperature", "in_batch", "symmetric", "lm_weight")
+
+
+def best_queries(context: Context, scored: pd.DataFrame) -> pd.DataFrame:
+    """RG-SFT's targets: one query a session of train's part (preferences.best_of_n).
+
+    scored  candidates with their reward; those of other parts' sessions are left aside
+    """
+    own, learners = context.params.alignment.sft, context.learners
+    how = {"select": own.select, "min_reward": own.min_reward, "seed": derived(context.params.run.seed, "best of n")}
+    return preferences.best_of_n(_learnt(scored, learners), train=learners, **how)
+
+
+def tune_by_best(context: Context, start: Reasoner, best: pd.DataFrame, work: Path) -> tuple[Reasoner, pd.DataFrame]:
+    """RG-SFT (METHOD.md 2.3, step 2): the reasoner learns to write each session's best query. Returns its curve too."""
+    how = context.params.alignment
+    prompter = context.recipe.prompter(context.shop, start)
+    prompts = _prompts_by_session(context, start)
+    return sft(
+        start,
+        [prompts[session] for session in best["session_id"]],
+        prompter.queries(best["query"].tolist()),
+        folder=work,
+        seed=derived(context.params.run.seed, "sft"),
+        lora=how.lora and how.lora.model_dump(),
+        **how.sft.model_dump(include=set(SFT_LOOP)),
+    )
+
+
+def preference_pairs(context: Context, start: Reasoner, scored: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """RG-DPO's pairs, and what each filter left (preferences.pairs). Arguments as of `best_queries`."""
+    how = context.params.alignment.dpo.model_dump(include={"min_margin", "margin_quantile"})
+    prompter, learners = context.recipe.prompter(context.shop, start), context.learners
+    scored = _learnt(scored, learners)
+    return preferences.pairs(scored, _prompts_by_session(context, start), prompter, train=learners, **how)
+
+
+def tune_by_pairs(
+    context: Context,
+    start: Reasoner,
+    pairs: pd.DataFrame,
+    work: Path,
+    watch: Callable[[Reasoner, int], bool] | None = None,
+) -> tuple[Reasoner, pd.DataFrame, pd.DataFrame]:
+    """RG-DPO (METHOD.md 2.3, step 2): best against worst. Returns reasoner, curve and the reference.
+
+    watch  called `alignment.dpo.looks` times; True stops training
+    """
+    how, own = context.params.alignment, context.params.alignment.dpo
+    prompter = context.recipe.prompter(context.shop, start)
+    given = preferences.to_pairs(pairs, _prompts_by_session(context, start), prompter)
+    reference = reference_log_probabilities(start, given)
+    steps = max(1, round(own.epochs * -(-len(given) // own.pairs_per_batch)))
+    aligned, curve = dpo(
+        start,
+        given,
+        reference=reference,
+        folder=work,
+        seed=derived(context.params.run.seed, "dpo"),
+        lora=how.lora and how.lora.model_dump(),
+        watch=watch if own.looks else None,
+        watch_steps=max(1, steps // max(1, own.looks)),
+        **own.model_dump(include={*DPO_LOOP, *DPO_LOSS}),
+    )
+    return aligned, curve, reference
+
+
+def pull_to_clicks(
+    context: Context, start: Reasoner, best: pd.DataFrame | None, work: Path
+) -> tuple[Reasoner, pd.DataFrame]:
+    """RG-CL (METHOD.md 2.3, step 3): the embedding is pulled to the clicked intents in the frozen rankers' space.
+
+    best  best_queries, for the language term beside it; None or alignment.cl.lm_weight 0: none
+    Hard negatives are those of a session's shown intents that the rankers like best and nobody clicked [C].
+    """
+    how, own = context.params.alignment, context.params.alignment.cl
+    learners, queries = context.learners, None
+    if best is not None and own.lm_weight:
+        learners = learners.take(np.flatnonzero(pd.Index(learners.session_id).isin(best["session_id"])))
+        asked = best.set_index("session_id")["query"].loc[list(learners.session_id)]
+        queries = context.recipe.prompter(context.shop, start).queries(asked.tolist())
+    rankers = list(context.rankers.values())
+    intents = context.parts.intents
+    scores = np.mean([score(ranker, learners, intents) for ranker in rankers], axis=0)
+    return contrastive(
+        start,
+        context.prompts(start, learners),
+        spaces=[RankingSpace.of(ranker, intents, learners) for ranker in rankers],
+        clicked=first_click(learners),
+        hard=hard_negatives(learners, scores, own.hard),
+        queries=queries,
+        folder=work,
+        seed=derived(context.params.run.seed, "cl"),
+        lora=how.lora and how.lora.model_dump(),
+        neftune=own.neftune or None,
+        **own.model_dump(include={*CL_LOOP, *CL_LOSS}),
+    )
+
+
+def first_click(lists: Lists) -> np.ndarray:
+    """(lists,) row in the knowledge base of the first clicked intent."""
+    place = lists.clicked.int().argmax(dim=1, keepdim=True)
+    return lists.candidates.long().gather(1, place).squeeze(1).numpy()
+
+
+def hard_negatives(lists: Lists, scores: np.ndarray, count: int) -> np.ndarray:
+    """(lists, count) rows in the knowledge base of the shown, unclicked intents with the highest scores; -1: no more.
+
+    scores  (lists, candidates), -inf where padded
+    """
+    candidates = lists.candidates.numpy().astype(np.int64)
+    passed_over = np.where((lists.shown & ~lists.clicked).numpy(), scores, -np.inf)
+    order = np.argsort(-passed_over, axis=1, kind="stable")[:, :count]
+    found = np.take_along_axis(candidates, order, axis=1)
+    return np.where(np.isfinite(np.take_along_axis(passed_over, order, axis=1)), found, -1)
+
+
+def _learnt(scored: pd.DataFrame, learners: Lists) -> pd.DataFrame:
+    return scored[scored["session_id"].isin(learners.session_id.tolist())]
+
+
+def _prompts_by_session(context: Context, reasoner: Reasoner) -> dict[str, list[int]]:
+    learners = context.learners
+    return dict(zip(learners.session_id.tolist(), context.prompts(reasoner, learners), strict=True))
