@@ -106,6 +106,13 @@ class Intents:
     def __len__(self) -> int:
         return len(self.id)
 
+    def existing(self, timestamps: np.ndarray) -> np.ndarray:
+        """(rows, intents) bool: the intent was in the KB at each of these times (rows,); without a date it always was.
+
+        timestamps  datetime64, NaT where unknown: then every intent was
+        """
+        return ~(self.valid_from[None, :] > np.asarray(timestamps)[:, None])
+
     def to(self, device: torch.device | str) -> "Intents":
         """The same intents with their tensors on a device; ids and dates stay on the host."""
         return replace(self, **_moved(self, device))

@@ -77,7 +77,7 @@ class Judge:
     @property
     def exists(self) -> np.ndarray:
         """(lists, intents) bool: the intent was in the KB at the session's time; without a date it always was."""
-        return ~(self.intents.valid_from[None, :] > self.timestamps[:, None])  # NaT on either side: it exists
+        return self.intents.existing(self.timestamps)
 
     def intent_hits(
         self, similarity: np.ndarray, session_ids: Sequence[str], wanted: pd.DataFrame | None = None

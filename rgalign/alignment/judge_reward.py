@@ -1,0 +1,147 @@
+"""Is the reward model a good judge? Each question is one function that returns a small table.
+
+Rewards are (rows,) in nats, a row a candidate; NaN (empty query, no click) is left out. All but calibration compare
+queries inside their session, as best of N does.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from rgalign.alignment.candidates import refuse_strangers
+from rgalign.data.lists import Lists
+from rgalign.evaluation.metrics import gauc
+
+# What may be said differently while the same is asked: {} is the query; `without` are words that are dropped [C].
+REWRITES: Mapping[str, Mapping[str, object]] = {
+    "greeting in front": {"as": "hello , {}"},
+    "please behind": {"as": "{} please"},
+    "fillers dropped": {"as": "{}", "without": ("a", "an", "the", "my", "is", "do", "does", "i", "please")},
+}
+
+
+def rewritten(name: str, queries: Sequence[str]) -> list[str]:
+    """The queries as REWRITES[name] puts them; an empty one stays empty, and one of fillers alone as it was."""
+    without = REWRITES[name].get("without", ())
+    kept = [" ".join(word for word in query.split() if word.lower() not in without) or query for query in queries]
+    return [REWRITES[name]["as"].format(query) if query.strip() else query for query in kept]
+
+
+def right_over_wrong(rewards: Mapping[str, np.ndarray], right: np.ndarray, session_id: Sequence[str]) -> pd.DataFrame:
+    """Does it tell right queries from wrong ones? Columns: judge, auc, sessions, left_out.
+
+    rewards  name of a judge (a form, a reward model) -> its rewards
+    right    (rows,) bool: the query leads to what was clicked, as the fixed judge of IHR reads it
+    auc      of right against wrong queries inside a session, its mean over sessions; left_out have but one kind
+    """
+    right, session_id = np.asarray(right, dtype=bool), np.asarray(session_id, dtype=object)
+    rows = []
+    for name, reward in rewards.items():
+        known = np.isfinite(reward)
+        found = gauc(np.asarray(reward)[known], right[known], session_id[known], weights="uniform")
+        rows.append((name, found.value, found.groups, found.left_out))
+    return pd.DataFrame(rows, columns=["judge", "auc", "sessions", "left_out"])
+
+
+def choose_form(
+    rewards: Mapping[str, np.ndarray], right: np.ndarray, session_id: Sequence[str], *, dev: Lists
+) -> tuple[str, pd.DataFrame]:
+    """The form of reward (reward.REWARDS) with the higher AUC on the development users, and the table it is read from.
+
+    Arguments as of `right_over_wrong`; dev: the development users of train, whose sessions these must be. `right` is
+    judged by clicks, never by the simulator's truth. The first of equal ones. Raises ValueError for another part's
+    sessions, and where no session has right and wrong queries.
+    """
+    refuse_strangers("choose_form", session_id, dev=dev)
+    table = right_over_wrong(rewards, right, session_id)
+    if table["auc"].isna().all():
+        raise ValueError("no session of the development users has right and wrong queries: the form cannot be chosen")
+    return str(table["judge"][table["auc"].idxmax()]), table
+
+
+def agreement(rewards: Mapping[str, np.ndarray], session_id: Sequence[str]) -> pd.DataFrame:
+    """Do reward models rank a session's queries alike? Mean over sessions of rank correlations.
+
+    Columns: first, second, spearman, kendall, sessions, left_out (fewer than two different rewards).
+    """
+    rows = []
+    for one, other in combinations(rewards, 2):
+        found = _correlations(rewards[one], rewards[other], session_id)
+        rows.append((one, other, *found.mean(axis=0), len(found), pd.Series(session_id).nunique() - len(found)))
+    return pd.DataFrame(rows, columns=["first", "second", "spearman", "kendall", "sessions", "left_out"])
+
+
+def calibration(probabilities: np.ndarray, clicked: np.ndarray, *, bins: int = 10) -> pd.DataFrame:
+    """Reliability of the list softmax: how often the likeliest candidate was clicked, by how likely it was said to be.
+
+    probabilities, clicked  (lists, candidates); lists without a click are left out
+    Columns: low, high (of a bin of equal width), lists, confidence, hit (means; NaN where no list falls). Clicks on a
+    list follow positions as well, which the softmax does not know: see how far off that makes it.
+    """
+    probabilities, clicked = np.asarray(probabilities), np.asarray(clicked, dtype=bool)
+    has_click = clicked.any(axis=1)
+    top = probabilities[has_click].argmax(axis=1)
+    said = np.take_along_axis(probabilities[has_click], top[:, None], axis=1)[:, 0].astype(float)
+    hit = np.take_along_axis(clicked[has_click], top[:, None], axis=1)[:, 0]
+    place = np.minimum((said * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(place, values, minlength=bins) / count for values in (said, hit)]
+    edges = np.linspace(0, 1, bins + 1)
+    columns = {"low": edges[:-1], "high": edges[1:], "lists": count, "confidence": means[0], "hit": means[1]}
+    return pd.DataFrame(columns)
+
+
+def expected_calibration_error(table: pd.DataFrame) -> float:
+    """Mean over lists of |hit - confidence| of their bin (Guo et al. 2017), from `calibration`; NaN without lists."""
+    there = table[table["lists"] > 0]
+    if there.empty:
+        return float("nan")
+    return float(np.average((there["hit"] - there["confidence"]).abs(), weights=there["lists"]))
+
+
+def stability(
+    reward: np.ndarray, rewards_rewritten: Mapping[str, np.ndarray], session_id: Sequence[str]
+) -> pd.DataFrame:
+    """Does the reward stay where the query is only put differently? One row a rewrite (REWRITES).
+
+    reward             of the queries as they are;  rewards_rewritten  rewrite -> those of the same queries, rewritten
+    Columns: rewrite, queries, shift and distance (mean difference and its mean size, nats), of_spread (distance as a
+    share of the mean deviation from the session's mean: 1 is as much as another query), spearman (inside a session).
+    """
+    reward = np.asarray(reward, dtype=float)
+    spread = np.nanmean(np.abs(reward - pd.Series(reward).groupby(np.asarray(session_id)).transform("mean")))
+    rows = []
+    for name, other in rewards_rewritten.items():
+        moved = np.asarray(other, dtype=float) - reward
+        moved = moved[np.isfinite(moved)]
+        distance, found = np.abs(moved).mean(), _correlations(reward, other, session_id)
+        of_spread = distance / spread if spread else np.nan
+        rows.append((name, len(moved), moved.mean(), distance, of_spread, found["spearman"].mean()))
+    return pd.DataFrame(rows, columns=["rewrite", "queries", "shift", "distance", "of_spread", "spearman"])
+
+
+def length_effect(reward: np.ndarray, tokens: np.ndarray, session_id: Sequence[str]) -> pd.DataFrame:
+    """Does it reward length? Rank correlation of reward with tokens: columns spearman (mean over sessions), kendall,
+    sessions, overall (spearman over all rows)."""
+    known = np.isfinite(reward)
+    found = _correlations(reward, tokens, session_id)
+    overall = stats.spearmanr(np.asarray(reward)[known], np.asarray(tokens)[known]).statistic
+    columns = ["spearman", "kendall", "sessions", "overall"]
+    return pd.DataFrame([(*found.mean(axis=0), len(found), overall)], columns=columns)
+
+
+def _correlations(one: np.ndarray, other: np.ndarray, session_id: Sequence[str]) -> pd.DataFrame:
+    """spearman and kendall (tau-b) of every session in which both have different values."""
+    frame = pd.DataFrame({"one": np.asarray(one, float), "other": np.asarray(other, float)})
+    frame["session"] = np.asarray(session_id, dtype=object)
+    frame = frame[np.isfinite(frame[["one", "other"]]).all(axis=1)]
+    rows = [
+        (stats.spearmanr(own["one"], own["other"]).statistic, stats.kendalltau(own["one"], own["other"]).statistic)
+        for _, own in frame.groupby("session", sort=False)
+        if own["one"].nunique() > 1 and own["other"].nunique() > 1
+    ]
+    return pd.DataFrame(rows, columns=["spearman", "kendall"], dtype=float)

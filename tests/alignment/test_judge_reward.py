@@ -1,0 +1,115 @@
+"""Each question about the reward model against scikit-learn, scipy or arithmetic."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_rewards as shop
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from rgalign.alignment.judge_reward import (
+    REWRITES,
+    agreement,
+    calibration,
+    choose_form,
+    expected_calibration_error,
+    length_effect,
+    rewritten,
+    right_over_wrong,
+    stability,
+)
+
+RNG = np.random.default_rng(0)
+SESSION = np.repeat([f"dev{i}" for i in range(20)], 6)
+RIGHT = RNG.random(120) < 0.4
+RIGHT[:6] = True  # has no wrong query
+RIGHT[6:12] = False
+GOOD, POOR = RIGHT + RNG.normal(size=120), RIGHT + 4 * RNG.normal(size=120)
+GOOD[17] = np.nan  # an empty query
+
+
+def by_session(value):
+    known = np.isfinite(GOOD)
+    frame = pd.DataFrame({"session": SESSION, "right": RIGHT, "good": GOOD, "poor": POOR})[known]
+    return pd.Series({session: value(own) for session, own in frame.groupby("session")})
+
+
+def test_right_over_wrong_is_the_mean_auc_of_sessions():
+    table = right_over_wrong({"good": GOOD, "poor": POOR}, RIGHT, SESSION).set_index("judge")
+    expected = by_session(lambda own: roc_auc_score(own.right, own.good) if 0 < own.right.sum() < len(own) else np.nan)
+    assert table.loc["good", "auc"] == pytest.approx(expected.mean())
+    assert table.loc["good", ["sessions", "left_out"]].tolist() == [expected.notna().sum(), expected.isna().sum()]
+    deaf = right_over_wrong({"deaf": np.zeros(120)}, RIGHT, SESSION)
+    assert deaf["auc"].item() == 0.5
+
+
+def test_the_form_is_chosen_on_development_users_alone():
+    dev = shop.lists("dev", 20)
+    form, table = choose_form({"list": POOR, "kb": GOOD}, RIGHT, SESSION, dev=dev)
+    assert form == "kb"
+    assert table["judge"].tolist() == ["list", "kb"]
+    assert choose_form({"list": GOOD, "kb": GOOD}, RIGHT, SESSION, dev=dev)[0] == "list"
+    for part in ("train", "valid", "test"):
+        with pytest.raises(ValueError, match=f"choose_form refuses: dev holds lists of part '{part}'"):
+            choose_form({"kb": GOOD}, RIGHT, SESSION, dev=shop.lists(part, 20))
+    with pytest.raises(ValueError, match=r"1 sessions are not of part dev \(first: 'dev19'\)"):
+        choose_form({"kb": GOOD}, RIGHT, SESSION, dev=shop.lists("dev", 19))
+    with pytest.raises(ValueError, match="has right and wrong queries"):
+        choose_form({"kb": GOOD}, np.ones(120, bool), SESSION, dev=dev)
+
+
+def test_agreement_is_the_mean_rank_correlation_of_sessions():
+    constant = np.where(SESSION == "dev3", 1.0, POOR)
+    table = agreement({"good": GOOD, "poor": POOR, "constant": constant}, SESSION)
+    assert table[["first", "second"]].to_numpy().tolist() == [
+        ["good", "poor"], ["good", "constant"], ["poor", "constant"]
+    ]  # fmt: skip
+    for name in ("spearman", "kendall"):
+        correlation = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}[name]
+        expected = by_session(lambda own: correlation(own.good, own.poor).statistic).mean()  # noqa: B023
+        assert table[name][0] == pytest.approx(expected)
+    assert table[["sessions", "left_out"]].to_numpy().tolist() == [[20, 0], [19, 1], [19, 1]]
+    assert table["kendall"][2] == pytest.approx(1)
+
+
+def test_calibration_by_hand():
+    said = np.array([[0.95, 0.05, 0], [0.15, 0.85, 0], [0.9, 0.1, 0], [0.4, 0.3, 0.3], [1, 0, 0], [0.5, 0.5, 0]])
+    clicked = np.zeros((6, 3), bool)
+    clicked[[0, 1, 2, 3, 4], [0, 1, 1, 0, 0]] = True  # the last list has no click
+    table = calibration(said, clicked, bins=2)
+    assert table["lists"].tolist() == [1, 4]
+    assert table["confidence"].tolist() == pytest.approx([0.4, (0.95 + 0.85 + 0.9 + 1) / 4])
+    assert table["hit"].tolist() == pytest.approx([1, 0.75])
+    assert expected_calibration_error(table) == pytest.approx((0.6 + 4 * abs(0.925 - 0.75)) / 5)
+    assert calibration(said, clicked)["lists"].sum() == 5
+    assert np.isnan(expected_calibration_error(calibration(said[:0], clicked[:0])))
+
+
+def test_a_calibrated_model_has_hardly_any_error():
+    rng = np.random.default_rng(1)
+    said = rng.dirichlet([0.5] * 4, size=20_000)
+    clicked = (said.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)[:, None] == np.arange(4)
+    assert expected_calibration_error(calibration(said, clicked)) < 0.02
+
+
+def test_rewrites_say_the_same_otherwise():
+    queries = ["where is my parcel", "", "is my", "Please refund"]
+    assert rewritten("greeting in front", queries)[:2] == ["hello , where is my parcel", ""]
+    assert rewritten("please behind", queries)[0] == "where is my parcel please"
+    assert rewritten("fillers dropped", queries) == ["where parcel", "", "is my", "refund"]
+    assert all(len(rewritten(name, queries)) == 4 for name in REWRITES)
+
+
+def test_stability_in_nats_and_against_another_query():
+    reward = np.array([1.0, 3.0, np.nan, 0.0, 4.0])  # spread: (1 + 1 + 2 + 2) / 4
+    shifted = reward + np.array([0.5, -0.5, 0, 0.5, 0.5])
+    table = stability(reward, {"same": reward, "shifted": shifted}, ["a", "a", "a", "b", "b"])
+    assert table.set_index("rewrite").loc["same"].tolist() == pytest.approx([4, 0, 0, 0, 1])
+    assert table.set_index("rewrite").loc["shifted"].tolist() == pytest.approx([4, 0.25, 0.5, 0.5 / 1.5, 1])
+
+
+def test_a_reward_of_length_is_found_out():
+    tokens = RNG.integers(2, 12, size=120)
+    found = length_effect(tokens * 2.0, tokens, SESSION).iloc[0]
+    assert found[["spearman", "overall"]].tolist() == pytest.approx([1, 1])
+    assert abs(length_effect(GOOD, tokens, SESSION)["overall"].item()) < 0.3
