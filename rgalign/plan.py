@@ -70,7 +70,7 @@ STAGES = {
         ),
         Stage(
             "04_reward_model",
-            reads=("tables/dataset", "tables/encoded", "models/reasoner"),
+            reads=LEARNT,
             writes=("tables/candidates.parquet", "models/reward", "tables/reward_judged.parquet"),
             params=("alignment.candidates", "alignment.reward", *ALIGNED),
             seconds=(10, 3),

@@ -5,7 +5,7 @@ A step that is switched off hands on what it was given. The test split is nowher
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,6 +110,10 @@ class Context:
     def sessions(self, lists: Lists) -> pd.DataFrame:
         """The sessions of these lists, in their order."""
         return self.shop.sessions.set_index("session_id", drop=False).loc[list(lists.session_id)].reset_index(drop=True)
+
+    def rows_of(self, lists: Lists, session_ids: Sequence[str]) -> Lists:
+        """One list a session id, in their order; a session may come many times."""
+        return lists.take(pd.Index(lists.session_id).get_indexer(list(session_ids)))
 
     def prompts(self, reasoner: Reasoner, lists: Lists) -> list[list[int]]:
         """Token ids, one prompt a list."""

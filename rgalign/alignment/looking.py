@@ -8,18 +8,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rgalign.alignment.context import Context
-from rgalign.alignment.reward import RewardModel
+from rgalign.alignment.context import QE_REC, Context
+from rgalign.alignment.rewarding import Rewarder
+from rgalign.alignment.steps import with_own_vectors
 from rgalign.alignment.tuning import log_probabilities
-from rgalign.data.lists import Lists, QueryLists, with_queries
+from rgalign.data.lists import Lists
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker.fit import fit, score, with_click
 from rgalign.ranker.train import loss_of
 from rgalign.reasoner import queries
-from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
 
-QE_REC = "qe_rec"
 REFIT = {"epochs": 3, "patience": 3, "learning_rate": 1e-3}  # of a query tower that knows all but the new vectors [C]
 
 # (queries of the watched sessions, in their order) -> {"ihr@1": .., "ihr@3": ..}; evaluation stands above this room
@@ -37,11 +36,11 @@ class Lookout:
     train: Lists
     dev: Lists
     valid: Lists
-    reward: RewardModel | None = None
+    reward: Rewarder | None = None
     hits: Hits | None = None
 
     @classmethod
-    def of(cls, context: Context, reward: RewardModel | None = None, hits: Hits | None = None) -> "Lookout":
+    def of(cls, context: Context, reward: Rewarder | None = None, hits: Hits | None = None) -> "Lookout":
         """With at most alignment.loop.look_sessions of each part."""
         most = context.params.alignment.loop.look_sessions
         train, dev, valid = (with_click(getattr(context.parts, part)) for part in ("train", "dev", "valid"))
@@ -53,7 +52,7 @@ class Lookout:
 
         The old tower on new vectors would lose what has only moved; a whole new ranker would take minutes.
         """
-        own = [self._with_vectors(reasoner, lists) for lists in (self.train, self.dev, self.valid)]
+        own = [with_own_vectors(self.context, reasoner, lists) for lists in (self.train, self.dev, self.valid)]
         intents, settings = self.context.parts.intents, self.context.settings
         seed, ranker = next(iter(self.context.rankers.items()))
         ranker = copy.deepcopy(ranker).requires_grad_(False)
@@ -81,11 +80,6 @@ class Lookout:
         rewards = self.reward.of_texts(self.valid, texts["query"].tolist())
         found |= {"reward": float(np.nanmean(rewards)), **(self.hits(texts["query"].tolist()) if self.hits else {})}
         return found | {"tokens": float(texts["tokens"].mean()), "distinct": texts["query"].nunique() / len(texts)}
-
-    def _with_vectors(self, reasoner: Reasoner, lists: Lists) -> QueryLists:
-        prompter = self.context.recipe.prompter(self.context.shop, reasoner)
-        prompts = prompter.sessions(self.context.sessions(lists))
-        return with_queries(lists, embed(reasoner, prompts, prefix=len(prompter.head), progress=False))
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ pulled into [C].
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import score
+from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import Parts
 from rgalign.reasoner.model import Reasoner
 
@@ -74,7 +76,7 @@ def close(context: Context, reasoner: Reasoner, folder: Path, work: Path) -> Tur
                 path.rename(temporary / path.name)
             (temporary / "trained" / RGALIGN_REC).rmdir()
             (temporary / "trained").rmdir()
-    trained = [store.load(folder / f"seed-{seed}") for seed in seeds]
+    trained = load_rankers(folder, seeds).values()
     dev, valid = (
         sum(_gauc(model, lists, parts) for model in trained) / len(trained) for lists in (parts.dev, parts.valid)
     )
@@ -83,9 +85,28 @@ def close(context: Context, reasoner: Reasoner, folder: Path, work: Path) -> Tur
 
 def with_aligned(context: Context, sessions: Vectors) -> Parts:
     """The run's encoded parts with the aligned reasoner's vectors of the sessions."""
-    intents = context.parts.intents
-    texts = Vectors(intents.intent_id, intents.text.numpy())
+    texts = intent_vectors(context)
     return rankers.with_vectors(context.parts, RGALIGN_REC, sessions, texts, seed=context.params.reasoner.seed)
+
+
+def intent_vectors(context: Context) -> Vectors:
+    """The knowledge base's vectors, from before the alignment."""
+    intents = context.parts.intents
+    return Vectors(intents.intent_id, intents.text.numpy())
+
+
+def before(context: Context) -> dict[str, float]:
+    """dev and valid, GAUC of QE-Rec before the alignment: mean over ranker seeds."""
+    return {
+        name: sum(_gauc(each, getattr(context.parts, name), context.parts) for each in context.rankers.values())
+        / len(context.rankers)
+        for name in ("dev", "valid")
+    }
+
+
+def load_rankers(folder: Path, seeds: Sequence[int]) -> dict[int, ThreeTower]:
+    """seed -> the ranker that the loop ended with."""
+    return {seed: store.load(folder / f"seed-{seed}") for seed in seeds}
 
 
 def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> Turn:
@@ -95,8 +116,7 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
     """
     began = time.perf_counter()
     how = context.params.alignment
-    seeds = context.params.ranker.seeds
-    trained = {seed: store.load(turn.folder / f"seed-{seed}") for seed in seeds}
+    trained = load_rankers(turn.folder, context.params.ranker.seeds)
     parts = with_aligned(context, turn.vectors)
     context = replace(context, parts=parts, rankers=trained, rankers_folder=turn.folder)
     reasoner, best = turn.reasoner, None

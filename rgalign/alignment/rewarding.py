@@ -14,7 +14,7 @@ import pandas as pd
 from rgalign.alignment import candidates as writing
 from rgalign.alignment.context import MAIN, Context
 from rgalign.alignment.cross_sampling import query_vectors
-from rgalign.alignment.reward import ALL, ONE, RewardModel, load_reward_model, scored, train_reward_models
+from rgalign.alignment.reward import ALL, ONE, REWARDS, RewardModel, load_reward_model, scored, train_reward_models
 from rgalign.artifacts import write_text
 from rgalign.data.lists import Lists
 from rgalign.data.vectors import Vectors
@@ -48,7 +48,13 @@ def write_candidates(context: Context, models: dict[str, Reasoner]) -> pd.DataFr
     )
 
 
+EMPTY = {name: "object" for name in writing.COLUMNS} | {"tokens": "int64", "count": "int64", "reward": "float64"}
 FORM = "form.json"  # beside the models: the form of reward that was chosen
+
+
+def no_candidates() -> pd.DataFrame:
+    """The empty table of a run whose reasoner writes nothing."""
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in EMPTY.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +99,27 @@ def train_models(context: Context, reader: Reader, candidates: pd.DataFrame, fol
     return pd.concat(curves, ignore_index=True)
 
 
+def both_forms(reader: Reader, folder: Path, candidates: pd.DataFrame) -> dict[str, np.ndarray]:
+    """form -> the rewards that it gives these candidates: what judge_reward.choose_form compares."""
+    own = Rewarder.of(reader, folder)
+    return {form: own.scored(candidates, form=form)["reward"].to_numpy() for form in REWARDS}
+
+
+def rivals(reader: Reader, folder: Path, candidates: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What the models that were trained to compare with give these candidates (alignment.reward.compared)."""
+    form, first = form_of(folder), reader.context.params.ranker.seeds[0]
+    others = {"another seed": (ALL, first + 1), "trained on one LLM": (ONE, first)}
+    return {
+        name: Rewarder.of(reader, folder, form, name=kind, seed=seed).scored(candidates)["reward"].to_numpy()
+        for name, (kind, seed) in others.items()
+    }
+
+
+def form_of(folder: Path) -> str:
+    """The form that `save_form` wrote."""
+    return json.loads((folder / FORM).read_text(encoding="utf-8"))["form"]
+
+
 def save_form(folder: Path, form: str) -> None:
     """Write which form of reward was chosen."""
     write_text(folder / FORM, json.dumps({"form": form}) + "\n")
@@ -112,8 +139,7 @@ class Rewarder:
     @classmethod
     def load(cls, context: Context, folder: Path) -> "Rewarder":
         """The run's own, of notebook 04, with the form that was chosen there."""
-        form = json.loads((folder / FORM).read_text(encoding="utf-8"))["form"]
-        return cls.of(Reader(context, context.main()), folder, form)
+        return cls.of(Reader(context, context.main()), folder, form_of(folder))
 
     @classmethod
     def of(

@@ -12,9 +12,11 @@ from rgalign.alignment.contrastive import contrastive
 from rgalign.alignment.dpo import dpo, reference_log_probabilities
 from rgalign.alignment.sft import sft
 from rgalign.alignment.space import RankingSpace
-from rgalign.data.lists import Lists
+from rgalign.data.lists import Lists, QueryLists, with_queries
 from rgalign.ranker.fit import score
+from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
+from rgalign.rooms_alignment import Dpo
 from rgalign.seeding import derived
 
 SFT_LOOP = ("epochs", "learning_rate", "documents_per_batch", "neftune", "weight_decay")
@@ -73,7 +75,7 @@ def tune_by_pairs(
     prompter = context.recipe.prompter(context.shop, start)
     given = preferences.to_pairs(pairs, _prompts_by_session(context, start), prompter)
     reference = reference_log_probabilities(start, given)
-    steps = max(1, round(own.epochs * -(-len(given) // own.pairs_per_batch)))
+    steps = steps_of(own, len(given))
     aligned, curve = dpo(
         start,
         given,
@@ -86,6 +88,21 @@ def tune_by_pairs(
         **own.model_dump(include={*DPO_LOOP, *DPO_LOSS}),
     )
     return aligned, curve, reference
+
+
+def steps_of(how: Dpo, pairs: int) -> int:
+    """Optimiser steps of RG-DPO on so many pairs."""
+    return max(1, round(how.epochs * -(-pairs // how.pairs_per_batch))) if how.use and pairs else 0
+
+
+def no_pairs() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What `preference_pairs` gives where the step is switched off."""
+    return pd.DataFrame(columns=preferences.COLUMNS), pd.DataFrame(columns=["filter", "of", "left"])
+
+
+def no_reference() -> pd.DataFrame:
+    """The reference of no pairs."""
+    return pd.DataFrame(columns=["reference_chosen", "reference_rejected", "checkpoint", "pairs"])
 
 
 def pull_to_clicks(
@@ -102,15 +119,12 @@ def pull_to_clicks(
         learners = learners.take(np.flatnonzero(pd.Index(learners.session_id).isin(best["session_id"])))
         asked = best.set_index("session_id")["query"].loc[list(learners.session_id)]
         queries = context.recipe.prompter(context.shop, start).queries(asked.tolist())
-    rankers = list(context.rankers.values())
-    intents = context.parts.intents
-    scores = np.mean([score(ranker, learners, intents) for ranker in rankers], axis=0)
     return contrastive(
         start,
         context.prompts(start, learners),
-        spaces=[RankingSpace.of(ranker, intents, learners) for ranker in rankers],
+        spaces=[RankingSpace.of(each, context.parts.intents, learners) for each in context.rankers.values()],
         clicked=first_click(learners),
-        hard=hard_negatives(learners, scores, own.hard),
+        hard=hard_negatives(learners, mean_scores(context, learners), own.hard),
         queries=queries,
         folder=work,
         seed=derived(context.params.run.seed, "cl"),
@@ -118,6 +132,18 @@ def pull_to_clicks(
         neftune=own.neftune or None,
         **own.model_dump(include={*CL_LOOP, *CL_LOSS}),
     )
+
+
+def mean_scores(context: Context, lists: QueryLists) -> np.ndarray:
+    """(lists, candidates) scores of the run's QE-Rec, mean over its seeds; -inf where padded."""
+    return np.mean([score(each, lists, context.parts.intents) for each in context.rankers.values()], axis=0)
+
+
+def with_own_vectors(context: Context, reasoner: Reasoner, lists: Lists) -> QueryLists:
+    """The lists with the vectors that this reasoner makes of their sessions."""
+    prompter = context.recipe.prompter(context.shop, reasoner)
+    prompts = prompter.sessions(context.sessions(lists))
+    return with_queries(lists, embed(reasoner, prompts, prefix=len(prompter.head), progress=False))
 
 
 def first_click(lists: Lists) -> np.ndarray:

@@ -160,7 +160,7 @@ class _Trainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not math.isfinite(logs.get("loss", 0)):
             raise TrainingError(
-                f"the loss of the language model is {logs['loss']} at step {self.state.global_step}: lower this stage's "
+                f"the language model's loss is {logs['loss']} at step {self.state.global_step}: lower this stage's "
                 f"learning_rate (it is {self.args.learning_rate:g})"
             )
         if not hasattr(self, "began"):
