@@ -1,0 +1,160 @@
+"""Preference data: the best of N for RG-SFT, best against worse for RG-DPO (METHOD.md 2.3, step 2).
+
+`scored` is always candidates (alignment.candidates) with a column `reward` (alignment.reward.scored).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from rgalign.alignment.candidates import refuse_strangers, written
+from rgalign.alignment.pairs import Pairs
+from rgalign.data.faults import nearest
+from rgalign.data.lists import Lists
+from rgalign.data.prompts import Prompter
+
+COLUMNS = [
+    *("prompt", "chosen", "rejected", "reward_chosen", "reward_rejected", "source_chosen", "source_rejected"),
+    "session_id",  # TRL leaves it alone
+]
+
+
+def best(candidates: pd.DataFrame, seed: int) -> pd.Series:
+    """What the reward model likes best; the first of equals."""
+    return candidates["reward"]
+
+
+def random(candidates: pd.DataFrame, seed: int) -> pd.Series:
+    """Any, as likely as it was written: the control that learns as much and is not ranked [C].
+
+    Of independent exponential waiting times, the first to end is i with a chance in proportion to its rate.
+    """
+    waited = np.random.default_rng(seed).exponential(size=len(candidates)) / candidates["count"]
+    return -waited
+
+
+SELECTIONS: dict[str, Callable[[pd.DataFrame, int], pd.Series]] = {"best": best, "random": random}
+
+
+def best_of_n(
+    scored: pd.DataFrame, *, train: Lists, select: str = "best", min_reward: float | None = None, seed: int
+) -> pd.DataFrame:
+    """One row of `scored` a session: what RG-SFT learns to write. Empty queries and those without a reward are out.
+
+    train       the lists whose sessions these must be: development users and other parts are refused
+    select      a name of SELECTIONS
+    min_reward  nats; sessions whose best query is below are left out, whatever is selected, so that the control learns
+                from the same sessions; None: none is
+    Sessions keep their order. Raises ValueError that lists all faults.
+    """
+    refuse_strangers("best_of_n", scored["session_id"], train=train)
+    if select not in SELECTIONS:
+        raise ValueError(f"select is {select!r}; expected {' | '.join(SELECTIONS)}{nearest(select, SELECTIONS)}")
+    kept = scored[written(scored) & scored["reward"].notna()]
+    if min_reward is not None:
+        kept = kept[kept.groupby("session_id")["reward"].transform("max") >= min_reward]
+    value = SELECTIONS[select](kept, seed).to_numpy()
+    first = kept.assign(value=value).reset_index(drop=True).groupby("session_id", sort=False)["value"].idxmax()
+    return kept.iloc[first.to_numpy()].reset_index(drop=True)
+
+
+def pairs(
+    scored: pd.DataFrame,
+    prompts: Mapping[str, Sequence[int]],
+    prompter: Prompter,
+    *,
+    train: Lists,
+    rejected_quantile: float = 1.0,
+    pairs_per_session: int = 1,
+    min_margin: float = 0.0,
+    margin_quantile: float = 0.5,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Preference pairs (COLUMNS), and what each filter left: columns filter, of (queries | pairs), left.
+
+    prompts            session_id -> token ids;  prompter: of the model that is to be aligned, which reads prompts and
+                       queries: queries that have the same tokens for it are the same query, of which the first counts
+    train              the lists whose sessions these must be: development users and other parts are refused
+    rejected_quantile  the rejected query is the one at this quantile of its session's margins behind the best (the
+                       chosen one); 1: the worst, 0: the second best [C]
+    pairs_per_session  at most; the further ones reject the next better queries
+    min_margin         nats; a pair's margin exceeds it [C]
+    margin_quantile    of all margins so far; narrower pairs go; 0.5: the wider half stays [C]
+    `prompt` is text from which `prompter`'s tokenizer makes the prompt's ids again (`prompt_text`); chosen and rejected
+    are the queries as written. Raises ValueError that lists all faults.
+    """
+    refuse_strangers("pairs", scored["session_id"], train=train)
+    _check(scored, prompts, rejected_quantile, pairs_per_session, min_margin, margin_quantile)
+    left = [("written", "queries", len(scored))]
+    kept = scored[written(scored)]
+    ids = kept["query"].map({text: tuple(prompter.queries([text])[0]) for text in kept["query"].unique()})
+    kept = kept[ids.map(len) > 1]  # one token: the end
+    left.append(("not empty", "queries", len(kept)))
+    kept = kept[kept["reward"].notna()]
+    left.append(("session has a click", "queries", len(kept)))
+    kept = kept[~kept.assign(ids=ids[kept.index]).duplicated(["session_id", "ids"])]
+    left.append(("different in its session", "queries", len(kept)))
+    found = _chosen_and_rejected(kept, rejected_quantile, pairs_per_session)
+    left.append(("best against another", "pairs", len(found)))
+    margin = found["reward_chosen"] - found["reward_rejected"]
+    found, margin = found[margin > min_margin], margin[margin > min_margin]
+    left.append((f"margin over {min_margin:g}", "pairs", len(found)))
+    if len(found):
+        found = found[margin >= np.quantile(margin, margin_quantile)]
+    left.append((f"margin from quantile {margin_quantile:g}", "pairs", len(found)))
+    texts = {session: prompt_text(prompter, prompts[session]) for session in found["session_id"].unique()}
+    found = found.assign(prompt=found["session_id"].map(texts))[COLUMNS].reset_index(drop=True)
+    return found, pd.DataFrame(left, columns=["filter", "of", "left"])
+
+
+def prompt_text(prompter: Prompter, ids: Sequence[int]) -> str:
+    """A prompt as text, control tokens included, for a library that tokenises by itself.
+
+    Tokenised again it gives the same ids wherever decoding loses nothing: with the tiny tokenizer always, but for a
+    word that it does not know, which stays unknown; a text in which a customer wrote out a control token does not. A
+    begin token that the tokenizer puts in front of every text is left out, so that it does not come twice.
+    """
+    tokenizer = prompter.tokenizer
+    added = tokenizer("")["input_ids"][:1]
+    ids = ids[1:] if added and added == list(ids[:1]) else ids
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def to_pairs(frame: pd.DataFrame, prompts: Mapping[str, Sequence[int]], prompter: Prompter) -> Pairs:
+    """What `pairs` found, or a parquet table of it, as token ids for RG-DPO. Arguments as of `pairs`."""
+    chosen, rejected = (prompter.queries(frame[side].tolist()) for side in ("chosen", "rejected"))
+    rewards = (frame[f"reward_{side}"].to_numpy(dtype=float) for side in ("chosen", "rejected"))
+    return Pairs([prompts[session] for session in frame["session_id"]], chosen, rejected, *rewards)
+
+
+def _chosen_and_rejected(kept: pd.DataFrame, quantile: float, most: int) -> pd.DataFrame:
+    """Best against others of its session; sessions in their order, the widest margin first."""
+    ranked = kept.assign(session=pd.factorize(kept["session_id"])[0])
+    ranked = ranked.sort_values(["session", "reward"], ascending=[True, False], kind="stable")
+    rank = ranked.groupby("session").cumcount()
+    others = ranked.groupby("session")["reward"].transform("size") - 1
+    last = np.ceil(quantile * others - 1e-9).clip(lower=1)  # 0.7 * 10 is a little more than 7
+    rejected = ranked[(rank >= 1) & (rank <= last) & (rank > last - most)]
+    rejected = rejected.assign(place=-rank[rejected.index]).sort_values(["session", "place"])
+    found = rejected.merge(ranked[rank == 0], on=["session", "session_id"], suffixes=("_rejected", "_chosen"))
+    return found.rename(columns={"query_chosen": "chosen", "query_rejected": "rejected"})
+
+
+def _check(
+    scored: pd.DataFrame,
+    prompts: Mapping[str, Sequence[int]],
+    rejected_quantile: float,
+    pairs_per_session: int,
+    min_margin: float,
+    margin_quantile: float,
+) -> None:
+    faults = []
+    for name, given in {"rejected_quantile": rejected_quantile, "margin_quantile": margin_quantile}.items():
+        if not 0 <= given <= 1:
+            faults.append(f"{name} is {given}; expected 0 to 1")
+    if pairs_per_session < 1 or not min_margin >= 0:
+        faults.append(f"pairs_per_session is {pairs_per_session}, min_margin {min_margin}; expected from 1, and from 0")
+    if missing := [session for session in scored["session_id"].unique() if session not in prompts]:
+        faults.append(f"{len(missing)} sessions have no prompt (first: {missing[0]!r})")
+    if faults:
+        raise ValueError("no pairs can be made:\n" + "\n".join(f"  {fault}" for fault in faults))
