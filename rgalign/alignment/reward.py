@@ -77,7 +77,7 @@ class RewardModel:
 
     def __post_init__(self) -> None:
         _reward_of(self.form)
-        self.ranker.requires_grad_(False).eval()
+        self.ranker.requires_grad_(False).train(False)
 
     def reward(
         self,

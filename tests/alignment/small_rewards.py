@@ -24,8 +24,8 @@ NOTHING = Bag(torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int6
 
 
 def lists(part: str = "train", count: int = 60, *, seed: int = 0) -> Lists:
-    """One clicked intent, of the session's group, among one of each other group. Every fifth list is shorter by one; the
-    last has no click."""
+    """One clicked intent, of the session's group, among one of each other group. Every fifth list is shorter by one;
+    the last has no click."""
     rng = np.random.default_rng([seed, len(part)])
     shown = rng.permuted(np.tile(np.arange(GROUPS), (count, 1)), axis=1)
     group = shown[np.arange(count), rng.integers(SHOWN - 1, size=count)]
