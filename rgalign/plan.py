@@ -111,6 +111,7 @@ STAGES = {
             "08_closed_loop",
             reads=(
                 *LEARNT,
+                "models/reward",
                 "models/cl",
                 "tables/valid_metrics.parquet",
                 "tables/row_sft.parquet",

@@ -17,6 +17,7 @@ MODEL_STYLE = {  # colour, marker
     "two_tower": ("#E69F00", "s"),
     "two_tower_text": ("#0072B2", "o"),
     "qe_rec": ("#009E73", "^"),
+    "rgalign_rec": ("#D55E00", "D"),
     "oracle_discrete": ("#777777", "<"),
     "oracle": ("#000000", ">"),
 }

@@ -4,6 +4,7 @@ models/sft, models/dpo, models/cl, models/rgalign   a reasoner each: whole, or i
 A step that is switched off hands on what it was given. The test split is nowhere in reach.
 """
 
+import copy
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from rgalign.data.lists import Lists
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.params import Params
+from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.three_tower import ThreeTower
@@ -132,11 +134,27 @@ class Context:
 
     def load(self, folder: Path) -> Reasoner:
         """What a step wrote; an adapter stays one, so that the next step trains it on."""
-        how = {"kind": self.params.reasoner.kind, "dtype": self.params.reasoner.dtype, "device": self.params.run.device}
-        if not (folder / ADAPTER).is_file():
-            return load_saved(folder, **how)
-        base = self.main()
-        return replace(base, model=adapted(base.model, folder, base.name, merge=False))
+        return _load(folder, self.recipe, self.main())
+
+
+def load_aligned(stage: OpenStage, recipe: Recipe, main: Reasoner) -> Reasoner | None:
+    """The aligned reasoner of a run, for notebook 09; None where the run has no alignment. main: before it."""
+    if not stage.params.alignment.loop.rounds:
+        return None
+    return _load(stage.path("models/rgalign"), recipe, main)
+
+
+def load_aligned_rankers(folder: Path, seeds: Sequence[int]) -> dict[tuple[str, int], ThreeTower]:
+    """(rgalign_rec, seed) -> the ranker that notebook 08 trained."""
+    return {(RGALIGN_REC, seed): store.load(folder / f"seed-{seed}") for seed in seeds}
+
+
+def _load(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:
+    if not (folder / ADAPTER).is_file():
+        how = {"kind": recipe.settings["kind"], "dtype": recipe.settings["dtype"], "device": recipe.device}
+        return load_saved(folder, **how)
+    base = copy.deepcopy(main.model)  # peft writes its layers into the model that it is given
+    return replace(main, model=adapted(base, folder, main.name, merge=False))
 
 
 def hand_on(start: Path, folder: Path) -> None:

@@ -167,6 +167,8 @@ class Rewarder:
         vectors = self.reader.vectors(candidates["query"].tolist())
         for lists in (with_click(parts.train), with_click(parts.dev)):
             own = candidates[candidates["session_id"].isin(lists.session_id.tolist())]
+            if own.empty:
+                continue
             how = {"form": form or self.form, "timestamps": self._timestamps(lists)}
             tables.append(scored(self.model, own, lists, vectors, **how))
         return pd.concat(tables, ignore_index=True)

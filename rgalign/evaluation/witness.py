@@ -1,10 +1,11 @@
 """Who says what a session wanted, and IHR by that witness (METHOD.md 4): labels, a simulator's truth, the click.
 
 witness, wanted = wanted_intents(shop, "test")
-hits = query_hits(judge, shop, wanted, reasoner, prompter, "tfidf", max_new_tokens=24)
+hits = query_hits(judge, shop, wanted, reasoner, prompter, name="tfidf", max_new_tokens=24)
 """
 
-import numpy as np
+from collections.abc import Mapping
+
 import pandas as pd
 
 from rgalign.data.prompts import Prompter
@@ -43,20 +44,23 @@ def query_hits(
     wanted: pd.DataFrame,
     reasoner: Reasoner,
     prompter: Prompter,
-    name: str,
+    reader: Reasoner | None = None,
     *,
+    name: str,
     max_new_tokens: int,
 ) -> pd.DataFrame:
     """IHR of the greedy query of each session that `wanted` names: session_id, ihr@1, ihr@3; empty for an encoder.
 
     judge   of the split that these sessions are of;  name  evaluation.ihr_judge
     wanted  session_id, intent_id (wanted_intents)
+    reader  by whose embeddings queries are judged where `name` says so; None: their writer's. One for all that are
+            compared: a judge that moves with the judged says nothing
     """
     sessions = dataset.sessions[dataset.sessions["session_id"].isin(wanted["session_id"])]
     if reasoner.kind == "encoder" or sessions.empty:
         return pd.DataFrame({"session_id": [], **{metric: [] for metric in METRICS}})
     written = greedy(reasoner, prompter, prompter.sessions(sessions), max_new_tokens=max_new_tokens)
-    similarity = query_judge(name, reasoner, prompter, dataset.intents).similarity(written["query"].tolist())
+    similarity = query_judge(name, reader or reasoner, prompter, dataset.intents).similarity(written["query"].tolist())
     return judge.intent_hits(similarity, sessions["session_id"].tolist(), wanted)
 
 
@@ -66,14 +70,15 @@ def hit_table(hits: pd.DataFrame, witness: str) -> pd.DataFrame:
     return pd.DataFrame([{"sessions": judged, **hits[METRICS].mean()}], index=pd.Index([witness], name="witness"))
 
 
-def with_hits(metrics: pd.DataFrame, hits: pd.DataFrame, model: str | None, split: str) -> pd.DataFrame:
-    """session_metrics with columns ihr@1 and ihr@3 in the rows of `model` on `split`, NaN in all others.
+def with_hits(metrics: pd.DataFrame, hits: Mapping[str | None, pd.DataFrame], split: str) -> pd.DataFrame:
+    """session_metrics with columns ihr@1 and ihr@3 in the rows of the models named in `hits` on `split`, else NaN.
 
-    model  the one that the hits are listed with (ranker.variants.reader_of_prompts); None: no columns
+    hits  the model that they are listed with (ranker.variants.reader_of_prompts) -> what `query_hits` found; of an
+          encoder it is empty, and a model may be None: not listed. Without any there are no columns
     """
-    if hits.empty or model is None:
+    told = {model: own for model, own in hits.items() if model is not None and len(own)}
+    if not told:
         return metrics
-    joined = metrics.merge(hits, "left", "session_id")
-    others = (joined["model"] != model) | (joined["split"] != split)
-    joined.loc[others, METRICS] = np.nan
-    return joined
+    listed = pd.concat([own.assign(model=model, split=split) for model, own in told.items()])
+    listed[["model", "split"]] = listed[["model", "split"]].astype(metrics["model"].dtype)
+    return metrics.merge(listed, "left", ["session_id", "model", "split"])
