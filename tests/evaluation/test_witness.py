@@ -59,7 +59,7 @@ def hits(shop, bench, monkeypatch):
 
     def of(wanted, kind="causal"):
         reasoner = SimpleNamespace(kind=kind)
-        return witness.query_hits(bench, shop, wanted, reasoner, prompter, "tfidf", max_new_tokens=5)
+        return witness.query_hits(bench, shop, wanted, reasoner, prompter, name="tfidf", max_new_tokens=5)
 
     return of
 
@@ -130,10 +130,12 @@ def test_hits_stand_with_one_model_on_one_split():
         {"session_id": ["t0", "t1", "t0", "v0"], "model": ["a", "a", "b", "a"], "split": ["test"] * 3 + ["valid"]}
     )
     hits = pd.DataFrame({"session_id": ["t0", "v0"], "ihr@1": [1.0, 1.0], "ihr@3": [1.0, 1.0]})
-    found = witness.with_hits(metrics, hits, "a", "test")
+    found = witness.with_hits(metrics, {"a": hits}, "test")
     np.testing.assert_array_equal(found["ihr@1"], [1, np.nan, np.nan, np.nan])
-    assert witness.with_hits(metrics, hits, None, "test") is metrics
-    assert witness.with_hits(metrics, hits.head(0), "a", "test") is metrics
+    both = witness.with_hits(metrics, {"a": hits, "b": hits.assign(**{"ihr@1": 0.0})}, "test")
+    np.testing.assert_array_equal(both["ihr@1"], [1, np.nan, 0, np.nan])
+    assert witness.with_hits(metrics, {None: hits}, "test") is metrics
+    assert witness.with_hits(metrics, {"a": hits.head(0)}, "test") is metrics
 
 
 def test_a_judge_that_has_seen_no_list_knows_how_sampled_candidates_were_drawn(shop, bench):
