@@ -51,18 +51,21 @@ class _Timed:
     result: np.ndarray | None = None
 
 
-def small_task(*, hidden: int = 256, layers: int = 4, sessions: int = 3_000, seed: int = 0) -> Task:
-    """A random model of this size and the prompts of a ShopWorld of so many sessions, under the instruction of LLMs.
+def small_task(
+    *, hidden: int = 256, layers: int = 4, sessions: int = 3_000, seed: int = 0, instruction: str = INSTRUCTION
+) -> Task:
+    """A random model of this size and the prompts of a ShopWorld of so many sessions, under this instruction.
 
     Its vocabulary holds every word of the prompts, so that a prompt as text is tokenised into the same ids.
     """
+    settings = SETTINGS | {"instruction": instruction}
     shop = world.generate(seed=seed, sessions=sessions, users=max(20, sessions // 3), transcripts=500)
-    train, features = shop.sessions[shop.sessions["split"] == "train"], shown_features(SETTINGS, shop.meta)
+    train, features = shop.sessions[shop.sessions["split"] == "train"], shown_features(settings, shop.meta)
     read = {"intents": shop.intents, "sessions": train, "transcripts": shop.transcripts}
     counts = tokenizer.count_words(features=features, kinds=shop.kinds, **read)
-    words = tokenizer.build(counts + Counter(verbal.compact_text(INSTRUCTION).split()), min_count=1)
+    words = tokenizer.build(counts + Counter(verbal.compact_text(instruction).split()), min_count=1)
     reasoner = tiny(words, hidden=hidden, layers=layers, seed=seed)
-    put = prompter(SETTINGS, shop.meta, shop.intents, words)
+    put = prompter(settings, shop.meta, shop.intents, words)
     return Task(reasoner, put, train[~pd.Series(map(tuple, put.sessions(train))).duplicated().to_numpy()])
 
 

@@ -88,6 +88,7 @@ FLOORS = tuple(
         "score",
         "benchmarks",
         "benchmarks_reasoner",
+        "benchmarks_alignment",
         "plots",
         "plots_reasoner",
         "pipeline",

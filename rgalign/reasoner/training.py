@@ -72,7 +72,7 @@ def train(
     settings = dict(epochs=epochs, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, seed=seed)
     settings |= dict(documents_per_batch=documents_per_batch, beta2=beta2, neftune=neftune)
     device = next(model.parameters()).device
-    with _borrowed_state():
+    with borrowed_state():
         arguments = _arguments(folder, len(documents), device, **settings)
         trainer = _Trainer(objective, model, arguments, collate, documents, callbacks=[_Mark(), *callbacks])
         trainer.remove_callback(PrinterCallback)
@@ -264,7 +264,7 @@ def kept_random_states() -> Iterator[None]:
 
 
 @contextmanager
-def _borrowed_state() -> Iterator[None]:
+def borrowed_state() -> Iterator[None]:
     """Trainer seeds python, numpy and torch and sets accelerate up anew; afterwards all is as it was.
 
     Its own bars (one a checkpoint) and remarks are silent meanwhile.

@@ -1,0 +1,54 @@
+"""The tuning benchmark rows at a tiny size: both sides make the same losses. Never speed."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rgalign import benchmarks, benchmarks_alignment, benchmarks_reasoner
+
+SMALL = {"steps": 4, "documents": 6, "pairs": 4, "rounds": 1}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return benchmarks_reasoner.small_task(hidden=16, layers=1, sessions=200, instruction="")
+
+
+def test_both_sides_make_the_same_losses(task):
+    rows = benchmarks.table(benchmarks_alignment.tuning_rows(task, **SMALL))
+    assert tuple(rows.columns) == benchmarks.COLUMNS
+    assert rows["equal"].tolist() == [True] * 3
+    assert (rows["unit"] == "steps/s").all()
+    assert (rows["ratio"] - rows["ours"] / rows["theirs"]).abs().max() < 1e-9
+
+
+def test_other_losses_are_not_equal(monkeypatch):
+    losses = np.linspace(3, 1, 4)
+    monkeypatch.setattr(benchmarks_alignment, "installed", lambda package: "1")
+
+    def found(ours, theirs):
+        given = {"ours": lambda: (0.5, ours), "theirs": lambda: (1.0, theirs), "rounds": 2}
+        return benchmarks_alignment._row("name", "peer", "1", **given)
+
+    assert found(losses, losses + 9e-4)["equal"] is True
+    assert found(losses, losses + 2e-3)["equal"] is False
+    assert found(losses, losses[:3])["equal"] is False
+    assert found(losses, losses)["ratio"] == 2.0
+
+
+def test_the_clock_leaves_the_first_step_out(monkeypatch):
+    ticks = iter([10.0, 11.0, 14.0])
+    monkeypatch.setattr(benchmarks_alignment.time, "perf_counter", lambda: next(ticks))
+    clock = benchmarks_alignment._Clock()
+    for _ in range(3):
+        clock.on_step_end(None, None, None)
+    assert clock.seconds == 2.0
+
+
+def test_a_peer_that_is_not_installed_is_shown_as_missing(task, monkeypatch):
+    monkeypatch.setattr(benchmarks_alignment, "installed", lambda package: None)
+    rows = benchmarks.table(benchmarks_alignment.tuning_rows(task, **SMALL))
+    assert (rows["peer_version"] == benchmarks.MISSING).all()
+    assert rows[["theirs", "ratio", "equal"]].isna().all(axis=None)
+    assert rows["ours"].map(math.isfinite).all()
