@@ -43,14 +43,18 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 def run_command(options: argparse.Namespace) -> int:
     """Execute the notebooks of a params file."""
     overrides = parse_assignments(options.set)
+    if options.warm_start:
+        last = Path(options.warm_start)
+        overrides["run.warm_start"] = artifacts.portable(Path(os.path.abspath(last)) if last.is_dir() else ROOT / last)
     params = load(options.params, overrides)
-    from rgalign import pipeline
+    from rgalign import outside, pipeline
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
     if run.exists() and not run.is_dir():
         raise artifacts.ArtifactError(f"{run} is a file; expected a folder for the run: give another --run-dir")
     if params.data.path:
         artifacts.data_path(params.data.path)  # before a kernel starts, and in a dry run too
+    outside.last_run(params, run)
     stages = pipeline.chosen(options.first, options.through)
     forced = options.force or options.first is not None
     if options.dry_run:
@@ -183,6 +187,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("params", help="for example params/quickstart.yaml")
     run.add_argument("--run-dir", help="default: outputs/<name of the params file>")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter")
+    run.add_argument(
+        "--warm-start", metavar="RUN", help="go on from an aligned run, with newer logs (--run-dir as well)"
+    )
     run.add_argument("--from", dest="first", metavar="STAGE", help="start here, whatever has run (for example 03)")
     run.add_argument("--through", metavar="STAGE", help="end here")
     run.add_argument("--force", action="store_true", help="run also what is unchanged")

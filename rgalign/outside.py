@@ -1,4 +1,5 @@
-"""What a run reads from outside its directory, by its name in the manifest: data (`data:`) and models (`model:`)."""
+"""What a run reads from outside its directory, by its name in the manifest: data (`data:`), models (`model:`), and
+artifacts of the run that it goes on from (`last:`)."""
 
 import functools
 import hashlib
@@ -12,7 +13,8 @@ from rgalign import artifacts
 from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, Params
 
-DATA, MODEL = "data:", "model:"
+DATA, MODEL, LAST = "data:", "model:", "last:"
+ALIGNED = "08_closed_loop"  # the stage that a run must have finished for another to go on from it
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")  # weights that are never read
 
 
@@ -20,6 +22,8 @@ def located(run: Path, name: str) -> Path | None:
     """Where an input or output of a manifest lies; None for data or a model that is not on this machine."""
     if name.startswith(MODEL):
         return model_folder(name.removeprefix(MODEL))
+    if name.startswith(LAST):
+        return ROOT / name.removeprefix(LAST)
     if not name.startswith(DATA):
         return run / name
     try:
@@ -31,6 +35,25 @@ def located(run: Path, name: str) -> Path | None:
 def digest(name: str, path: Path) -> str:
     """Digest of an input or output of a manifest, as it stands there."""
     return content(path) if name.startswith(MODEL) else artifacts.digest(path)
+
+
+def last_run(params: Params, run: Path) -> Path | None:
+    """The run that this one goes on from (run.warm_start); None: it begins anew.
+
+    run  this one. Raises ArtifactError where the other is not there, is not aligned to the end, or is this very run.
+    """
+    given = params.run.warm_start
+    if given is None:
+        return None
+    last = ROOT / given
+    if last.resolve() == run.resolve():
+        raise ArtifactError(f"run.warm_start is {given}, this very run: give another --run-dir")
+    if ALIGNED not in artifacts.read_manifest(last)["stages"]:
+        raise ArtifactError(
+            f"run.warm_start is {given}, where {ALIGNED} has not run; expected the folder of an aligned run "
+            f"(python -m rgalign status {given})"
+        )
+    return last
 
 
 def models(params: Params) -> dict[str, str]:

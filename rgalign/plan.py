@@ -40,7 +40,7 @@ STAGES = {
             "01_data",
             reads=(),
             writes=("tables/dataset", "tables/encoded", "tables/encoded_test"),
-            params=("data",),
+            params=("data", "run.warm_start"),
             splits=("train", "valid", "test"),  # checks and encodes all; shows train and valid only
             seconds=(8, 0.3),
         ),

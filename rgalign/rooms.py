@@ -250,6 +250,9 @@ class RunRoom(Room):
     precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since their number changes the last bits")
     workers: int = Field(1, ge=1, description="rankers trained at once on a CPU; they share the threads out")
+    warm_start: str | None = Field(
+        None, description="an aligned run to go on from with newer logs: its encoding, LLMs and rankers; keep data.seed"
+    )
 
 
 class Params(Room):

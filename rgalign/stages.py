@@ -110,6 +110,22 @@ class OpenStage:
         self.inputs[f"{outside.DATA}{self.params.data.path}"] = artifacts.digest(path)
         return path
 
+    def last(self, artifact: str) -> Path | None:
+        """An artifact of the run that this one goes on from; None: it begins anew. Its digest goes into the manifest.
+
+        Raises ArtifactError as `outside.last_run` does, and where the artifact was altered since.
+        """
+        last = outside.last_run(self.params, self.run)
+        if last is None:
+            return None
+        name, made_by = f"{outside.LAST}{self.params.run.warm_start}/{artifact}", maker(artifact).name
+        path = last / artifact
+        was = artifacts.read_manifest(last)["stages"].get(made_by, {"outputs": {}})["outputs"].get(artifact)
+        self.inputs[name] = artifacts.digest(path) if path.exists() else "missing"
+        if self.inputs[name] != was:
+            raise ArtifactError(f"{path} is not what {made_by} wrote there: run it again in {last.name}")
+        return path
+
     def use(self, file: str) -> Path:
         """A file of a run below this one (a study's folder holds runs); its digest goes into the manifest."""
         self.inputs[file] = artifacts.digest(self.run / file)

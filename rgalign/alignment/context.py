@@ -28,13 +28,12 @@ from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import Parts
 from rgalign.reasoner import build
 from rgalign.reasoner.adapter import adapted
-from rgalign.reasoner.build import MAIN, Recipe
+from rgalign.reasoner.build import ADAPTER, MAIN, Recipe
 from rgalign.reasoner.model import Reasoner, save
 from rgalign.reasoner.source import load_saved
 from rgalign.stages import OpenStage
 
 QE_REC, RGALIGN_REC = "qe_rec", "rgalign_rec"
-ADAPTER = "adapter_config.json"  # of a folder that holds an adapter alone
 
 
 @dataclass(frozen=True, eq=False)

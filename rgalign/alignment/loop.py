@@ -72,7 +72,7 @@ def close(context: Context, reasoner: Reasoner, folder: Path, work: Path, folds:
                 parts,
                 folder=temporary / "trained",
                 positions=context.positions,
-                start=context.rankers_folder if own.ranker == "warm" else None,
+                start={RGALIGN_REC: context.rankers_folder} if own.ranker == "warm" else None,
                 workers=context.params.run.workers,
                 accelerator=context.accelerator,
             )

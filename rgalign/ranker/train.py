@@ -172,14 +172,15 @@ def train(
     *,
     folder: Path,
     positions: int,
-    start: Path | None = None,
+    start: Mapping[str, Path] | None = None,
     workers: int = 1,
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train every model with every seed and save it at once. Returns the learning curves, one row an epoch.
 
-    start    folder with seed-<seed>/ of trained rankers to go on from; they are kept where no epoch is better
+    start    model -> folder with seed-<seed>/ of trained rankers to go on from, which are kept where no epoch is
+             better; models that are not there begin anew
     workers  rankers trained at once, on a CPU; on another device they come one after the other
     """
     accelerator = accelerator or Accelerator()
@@ -197,7 +198,7 @@ def train(
             "folder": folder / name / f"seed-{seed}",
             "positions": positions,
             "seed": seed,
-            "start": start and start / f"seed-{seed}",
+            "start": start[name] / f"seed-{seed}" if start and name in start else None,
             **runtime,
         }
         for name, own in settings.items()
@@ -212,6 +213,8 @@ def _train_one(
     name, parts, own, folder, positions, seed, start, progress, accelerator=None, precision=None
 ) -> pd.DataFrame:
     model = store.load(start) if start else build(name, parts, own, positions=positions, seed=seed)
+    if model.config.positions < positions and start:
+        raise ValueError(f"{start} knows {model.config.positions} positions; lists have {positions} now: begin anew")
     how = {"accelerator": accelerator or Accelerator(cpu=True, mixed_precision=precision), "progress": progress}
     learnt = (parts.train, parts.dev, parts.intents)
     how |= {"loss": loss_of(name, own), "from_start": start is not None, **_fitting(own)}
@@ -219,6 +222,20 @@ def _train_one(
     store.save(folder, fitted.model)
     curve = fitted.curve.drop(columns="seconds")
     return curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch)
+
+
+def last_rankers(
+    aligned: Path | None, folder: Path | None, models: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Path]:
+    """model -> folder of the rankers that a warm start goes on from: QE-Rec from the aligned ones, others from theirs.
+
+    aligned, folder  of the last run: the closed loop's rankers, and those before it; None: nothing to go on from
+    A model that the last run has not trained with all these seeds begins anew.
+    """
+    if folder is None:
+        return {}
+    found = {name: aligned if name == "qe_rec" else folder / name for name in models}
+    return {name: path for name, path in found.items() if all((path / f"seed-{seed}").is_dir() for seed in seeds)}
 
 
 def load_rankers(folder: Path, models: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], nn.Module]:

@@ -19,6 +19,7 @@ from rgalign.data.prompts import Prompter
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.reasoner import lsa, queries, tokenizer
+from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.embed_shards import embed_to_shards, gather
 from rgalign.reasoner.folder import positions
 from rgalign.reasoner.model import Reasoner, ReasonerError, look, save, tiny
@@ -28,6 +29,7 @@ from rgalign.reasoner.source import load_saved, name_source
 from rgalign.seeding import seeded
 
 MAIN, KB_LM = "main", "kb_lm"
+ADAPTER = "adapter_config.json"  # of a folder that holds an adapter alone
 KB_ALONE_REPEATS = 200  # times the KB is read by the control that reads nothing else: some 20,000 documents [C]
 
 
@@ -54,7 +56,14 @@ class Recipe:
 
 
 def build_models(
-    recipe: Recipe, dataset: Dataset, vectors: Collection[str], *, folder: Path, work: Path
+    recipe: Recipe,
+    dataset: Dataset,
+    vectors: Collection[str],
+    *,
+    folder: Path,
+    work: Path,
+    aligned: Path | None = None,
+    last: Path | None = None,
 ) -> pd.DataFrame:
     """Build every model of the run and save it below `folder`, or name it there. Returns the curves of pre-training.
 
@@ -62,17 +71,18 @@ def build_models(
     dataset  without its test split; clicks are not read
     vectors  the sets of vectors that will be asked for (ranker.variants)
     work     for checkpoints, by which a killed call goes on where it stood
+    aligned  reasoner of the run that this one goes on from: it becomes the main one, and keeps its tokenizer, to which
+             new words are unknown;  last  folder of all that run's models: its other LLMs are taken as they are
     Curves: model, step, loss (nats a token), seconds; empty where nothing was trained.
     Raises ReasonerError, ValueError.
     """
-    settings = recipe.settings
-    if KB_LM in vectors and not recipe.own:
-        raise ReasonerError(f"vectors {KB_LM} need reasoner.model tiny; {settings['model']} is pretrained on more")
-    wanted = {MAIN: (settings["model"], settings["seed"], settings["tiny"])}
-    for number, other in enumerate(settings["others"], start=1):
-        wanted[f"other-{number}"] = (other["model"], other["seed"], other["tiny"])
-    if KB_LM in vectors:
-        wanted[KB_LM] = wanted[MAIN]
+    wanted, settings = _wanted(recipe, vectors), recipe.settings
+    if aligned is not None:
+        _go_on(recipe, aligned, last / MAIN, folder / MAIN)
+        del wanted[MAIN]
+        for other in [name for name in wanted if name != KB_LM and (last / name).is_dir()]:
+            shutil.copytree(last / other, folder / other)
+            del wanted[other]
     for name, (source, _, _) in wanted.items():
         if source != TINY:
             _take(recipe, dataset, source, folder / name, adapter=settings["adapter"] if name == MAIN else None)
@@ -83,6 +93,28 @@ def build_models(
             curves.append(curve.drop(columns="seconds").assign(model=name))  # seconds differ from run to run
             save(reasoner, folder / name)
     return pd.concat(curves) if curves else pd.DataFrame({"model": [], "step": [], "loss": []})
+
+
+def _wanted(recipe: Recipe, vectors: Collection[str]) -> dict[str, tuple[str, int, dict[str, Any]]]:
+    """name -> source, seed and size of every model of the run."""
+    settings = recipe.settings
+    if KB_LM in vectors and not recipe.own:
+        raise ReasonerError(f"vectors {KB_LM} need reasoner.model tiny; {settings['model']} is pretrained on more")
+    wanted = {MAIN: (settings["model"], settings["seed"], settings["tiny"])}
+    for number, other in enumerate(settings["others"], start=1):
+        wanted[f"other-{number}"] = (other["model"], other["seed"], other["tiny"])
+    return wanted | ({KB_LM: wanted[MAIN]} if KB_LM in vectors else {})
+
+
+def _go_on(recipe: Recipe, aligned: Path, main: Path, folder: Path) -> None:
+    """Write the aligned reasoner of another run; an adapter is merged into the model that it was trained on."""
+    if not (aligned / ADAPTER).is_file():
+        shutil.copytree(aligned, folder)
+        return
+    if recipe.settings["quantize"]:
+        raise ReasonerError(f"{aligned} is an adapter of a quantised model, into which it cannot be merged")
+    before = load_saved(main, kind=recipe.settings["kind"], dtype=recipe.settings["dtype"], device=recipe.device)
+    save(replace(before, model=adapted(before.model, aligned, before.name, merge=True)), folder)
 
 
 def _take(recipe: Recipe, dataset: Dataset, model: str, folder: Path, adapter: str | None) -> None:
