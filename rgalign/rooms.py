@@ -249,7 +249,9 @@ class RunRoom(Room):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since their number changes the last bits")
-    workers: int = Field(1, ge=1, description="rankers trained at once on a CPU; they share the threads out")
+    workers: int = Field(
+        1, ge=1, description="rankers, and tiny models, trained at once on a CPU; they share the threads out"
+    )
 
 
 class Params(Room):

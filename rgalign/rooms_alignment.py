@@ -73,7 +73,7 @@ class Contrastive(Room):
     )
     temperature: Real = Field(1.0, gt=0)
     hard: int = Field(16, ge=0, description="negatives a session: what the ranker ranks highest and nobody clicked")
-    in_batch: bool = Field(False, description="the other sessions' clicked intents are negatives too")
+    in_batch: bool = Field(True, description="the other sessions' clicked intents are negatives too")
     symmetric: Real = Field(0.0, ge=0, description="weight of the same loss from intent to session; not for ranker")
     lm_weight: Real = Field(0.0, ge=0, description="of the language loss on the best queries beside it [C]")
     epochs: Real = Field(4.0, gt=0)

@@ -45,7 +45,7 @@ def contrastive(
     documents_per_batch: int = 48,
     temperature: float = 1.0,
     similarity: str = "ranker",
-    in_batch: bool = False,
+    in_batch: bool = True,
     symmetric: float = 0.0,
     lm_weight: float = 0.0,
     neftune: float | None = None,
