@@ -2,9 +2,11 @@
 
 A params file, `--set key=value` on the command line and `overrides` in a notebook all come through `load`.
 Each room of the package has its section; a key that no section knows is an error which names the nearest one.
+A file may begin with `base: <another params file>`, seen from its own folder: it then says only what it changes there.
 """
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from rgalign.rooms import Params
 
 ROOT = Path(__file__).resolve().parents[1]
+BASE = "base"  # key of a params file that is laid over another one
 
 
 class ParamsError(ValueError):
@@ -28,19 +31,46 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params
     Raises ParamsError with every fault: unknown keys (with the nearest name), wrong types, values out of range.
     """
     path = find(file)
-    try:
-        given = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, ParamsError) as error:
-        raise ParamsError(f"{path.name} cannot be read as YAML: {error}") from None
-    if given is None:
-        given = {}
-    if not isinstance(given, dict):
-        raise ParamsError(f"{path.name} holds a {type(given).__name__}; expected sections: {', '.join(_sections())}")
+    given = _read(path)
+    if BASE in given:
+        given = _on_base(path, given)
     for key, value in (overrides or {}).items():
         _lay_over(given, key, value)
     params = check(given, path.name)
     _refuse_shadowed(params, overrides or {})
     return params
+
+
+def _read(path: Path) -> dict:
+    """The sections that one file gives, as they stand there."""
+    try:
+        given = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, ParamsError) as error:
+        raise ParamsError(f"{path.name} cannot be read as YAML: {error}") from None
+    if not isinstance(given, dict | None):
+        raise ParamsError(f"{path.name} holds a {type(given).__name__}; expected sections: {', '.join(_sections())}")
+    return given or {}
+
+
+def _on_base(path: Path, given: dict) -> dict:
+    """A file's sections laid over those of its base. A base has none itself: one look tells what a run is made of."""
+    name = given.pop(BASE)
+    base = path.parent / str(name)
+    if not base.is_file():
+        beside = [os.path.relpath(each, path.parent) for each in path.parent.parent.glob("**/*.yaml")]
+        near = difflib.get_close_matches(str(name), beside, 1)
+        told = f"; did you mean {near[0]}?" if near else ": expected a params file, seen from this one's folder"
+        raise ParamsError(f"{path.name} has the base {name!r}, which is not there{told}")
+    below = _read(base)
+    if BASE in below:
+        raise ParamsError(f"{path.name} has the base {name}, which has one itself ({below[BASE]}); one is enough")
+    return _laid_over(below, given)
+
+
+def _laid_over(below: dict, above: dict) -> dict:
+    """Sections are merged; everything else is replaced, lists as well."""
+    merged = {k: v for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return below | above | {key: _laid_over(below[key], value) for key, value in merged.items()}
 
 
 def check(given: dict, name: str = "params") -> Params:

@@ -107,6 +107,68 @@ def test_an_empty_file_and_empty_sections_are_the_defaults(tmp_path):
     assert load(params_file(tmp_path, "")) == load(params_file(tmp_path, "ranker:\nrun:\n"))
 
 
+def test_a_file_says_only_what_it_changes_of_its_base(tmp_path):
+    """Every leaf that the file does not name is the base's, and the run's own params.yaml has no base any more."""
+    (tmp_path / "below").mkdir()
+    below = "ranker: {seeds: [4, 5], epochs: 7}\ndata: {world: {sessions: 999}}\nreasoner: {others: [{}]}"
+    (tmp_path / "mine.yaml").write_text(below)
+    above = "base: ../mine.yaml\nranker: {seeds: [6]}\nreasoner: {others: []}\nrun: {seed: 3}"
+    found = load(params_file(tmp_path / "below", above))
+    changed = {"ranker.seeds": [6], "reasoner.others": [], "run.seed": 3}
+    assert found == load(tmp_path / "mine.yaml", changed)
+    assert (found.ranker.epochs, found.data.world.sessions) == (7, 999)
+    assert load(params_file(tmp_path, dump(found))) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: ../params/quikstart.yaml", r"which is not there; did you mean \.\./params/quickstart\.yaml"),
+        ("base: [1]", "which is not there: expected a params file"),
+        ("base:", "which is not there"),
+        ("base: mine.yaml", "which has one itself"),  # a circle is one too
+        ("base: ../params/derived.yaml", r"has one itself \(quickstart\.yaml\)"),
+        ("base: ../params/list.yaml", "list.yaml holds a list"),
+        ("base: ../params/quickstart.yaml\nrun: {sed: 1}", r"mine\.yaml fails 1 check.*\n.*did you mean run\.seed"),
+    ],
+)
+def test_a_base_that_will_not_do_is_named(tmp_path, text, words):
+    for folder in ("params", "own"):
+        (tmp_path / folder).mkdir()
+    for name, said in (("quickstart", "run: {seed: 1}"), ("derived", "base: quickstart.yaml"), ("list", "- 1")):
+        (tmp_path / "params" / f"{name}.yaml").write_text(said)
+    with pytest.raises(ParamsError, match=words):
+        load(params_file(tmp_path / "own", text))
+
+
+ABLATED = {  # what sets each row of the stage table apart from the whole
+    "no_alignment": {"sft.use", "dpo.use", "cl.use"},
+    "random_sft": {"sft.select", "dpo.use", "cl.use"},
+    "sft_only": {"dpo.use", "cl.use"},
+    "sft_dpo": {"cl.use"},
+    "cl_only": {"sft.use", "dpo.use"},
+    "no_dpo": {"dpo.use"},
+    "one_llm": {"candidates.llms"},
+    "no_neftune": {"sft.neftune"},
+    "naive_dpo": {
+        *("dpo.beta", "dpo.learning_rate", "dpo.sft_weight"),
+        *("dpo.min_margin", "dpo.margin_quantile", "dpo.tolerance"),
+    },
+    "cosine_cl": {"cl.similarity", "cl.temperature", "cl.in_batch"},
+    "frozen_ranker": {"loop.ranker"},
+    "scratch_ranker": {"loop.ranker"},
+}
+
+
+def test_every_ablation_has_a_name_and_differs_from_quickstart_in_what_it_is_about():
+    whole, found = flat(load("params/quickstart.yaml")), {}
+    for path in (ROOT / "params" / "ablations").glob("*.yaml"):
+        own = flat(load(path))
+        found[path.stem] = {key.removeprefix("alignment.") for key in own if own[key] != whole[key]}
+    assert found == ABLATED
+    assert {f"rgalign_rec/{name}" for name in found} == {name for name in MODELS if name.startswith("rgalign_rec/")}
+
+
 def test_a_missing_file_names_the_nearest_shipped_one():
     with pytest.raises(ParamsError, match=r"did you mean params/quickstart\.yaml"):
         load("params/quikstart.yaml")

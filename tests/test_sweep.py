@@ -210,6 +210,20 @@ def test_the_plan_says_what_is_run_shared_and_done(files, executed, tmp_path, ca
     assert not [run for run, _ in executed if run.startswith("b-")]
 
 
+def test_the_ablations_share_all_that_comes_before_what_they_change(tmp_path):
+    """The study's price: the shop, its LLMs and rankers are made once a world, whatever the rows of the stage table."""
+    first = {"one_llm": "04", "sft_dpo": "07", "cosine_cl": "07", "frozen_ranker": "08", "scratch_ranker": "08"}
+    first |= dict.fromkeys(("no_dpo", "naive_dpo"), "06")
+    given = [ROOT / "params" / "quickstart.yaml", *sorted((ROOT / "params" / "ablations").glob("*.yaml"))]
+    runs = sweep.runs_of([str(path) for path in given], "1", {}, tmp_path)
+    planned = sweep.plan(runs, pipeline.chosen(None, None))
+    ran = planned[planned["action"] == "run"].groupby("run")["stage"].min().str[:2].to_dict()
+    assert ran.pop("quickstart-s0") == "01"
+    late = {run.removesuffix("-s0"): stage for run, stage in ran.items()}
+    assert {name: stage for name, stage in late.items() if name in first} == first
+    assert min(stage for name, stage in late.items() if name not in first) >= "05"
+
+
 def test_what_set_changes_stands_in_the_runs_name_so_that_none_is_overwritten(files, executed, tmp_path):
     runs = sweep.runs_of(files[:1], "1", {"data.world.distance": "0.25"}, tmp_path)
     assert runs[0].folder.name == "a-distance=0.25-s0"
