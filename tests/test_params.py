@@ -160,8 +160,8 @@ ABLATED = {  # what sets each row of the stage table apart from the whole
 }
 
 
-def test_every_ablation_has_a_name_and_differs_from_quickstart_in_what_it_is_about():
-    whole, found = flat(load("params/quickstart.yaml")), {}
+def test_every_ablation_has_a_name_and_differs_from_the_study_in_what_it_is_about():
+    whole, found = flat(load("params/alignment.yaml")), {}
     for path in (ROOT / "params" / "ablations").glob("*.yaml"):
         own = flat(load(path))
         found[path.stem] = {key.removeprefix("alignment.") for key in own if own[key] != whole[key]}
