@@ -154,7 +154,7 @@ ABLATED = {  # what sets each row of the stage table apart from the whole
         *("dpo.beta", "dpo.learning_rate", "dpo.sft_weight"),
         *("dpo.min_margin", "dpo.margin_quantile", "dpo.tolerance"),
     },
-    "cosine_cl": {"cl.similarity", "cl.temperature", "cl.in_batch"},
+    "cosine_cl": {"cl.similarity", "cl.temperature"},
     "frozen_ranker": {"loop.ranker"},
     "scratch_ranker": {"loop.ranker"},
 }
