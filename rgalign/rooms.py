@@ -268,11 +268,17 @@ class Params(Room):
     @classmethod
     def what_an_encoder_can_learn(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
         reasoner = info.data.get("reasoner")
-        writing = [name for name in ("sft", "dpo") if getattr(alignment, name).use]
-        if alignment.loop.rounds and writing and reasoner is not None and reasoner.kind == "encoder":
-            raise ValueError(
-                f"an encoder writes nothing that {' and '.join(writing)} could use: set their use to false"
-            )
+        if not alignment.loop.rounds or reasoner is None or reasoner.kind != "encoder":
+            return alignment
+        faults = []
+        if writing := [name for name in ("sft", "dpo") if getattr(alignment, name).use]:
+            faults.append(f"an encoder writes nothing that {' and '.join(writing)} could use: set their use to false")
+        if alignment.cl.use and alignment.cl.lm_weight:
+            faults.append("an encoder has no language loss: set alignment.cl.lm_weight to 0")
+        if alignment.lora is not None:
+            faults.append("an encoder takes no adapter: leave alignment.lora empty, all its weights learn")
+        if faults:
+            raise ValueError("; ".join(faults))
         return alignment
 
     @model_validator(mode="before")

@@ -153,7 +153,10 @@ def load_step(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:
     """The reasoner that a step wrote: whole, or an adapter of `main`, the reasoner before its alignment."""
     if not (folder / ADAPTER).is_file():
         how = {"kind": recipe.settings["kind"], "dtype": recipe.settings["dtype"], "device": recipe.device}
-        return load_saved(folder, **how)
+        whole = load_saved(folder, **how)
+        # what an adapter of a later step says it belongs to: the folder of the step before may go
+        whole.model.name_or_path = whole.model.config.name_or_path = main.name
+        return replace(whole, name=main.name)
     base = copy.deepcopy(main.model)  # peft writes its layers into the model that it is given
     return replace(main, model=adapted(base, folder, main.name, merge=False))
 

@@ -130,7 +130,8 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
             reasoner, _ = tune_by_best(context, reasoner, best, work / "sft")
         if how.dpo.use:
             pairs, _ = preference_pairs(context, reasoner, scored)
-            reasoner, _, _ = tune_by_pairs(context, reasoner, pairs, work / "dpo")
+            if len(pairs):
+                reasoner, _, _ = tune_by_pairs(context, reasoner, pairs, work / "dpo")
     if how.cl.use:
         reasoner, _ = pull_to_clicks(context, reasoner, best, work / "cl")
     turned = close(context, reasoner, folder, work / "embed")

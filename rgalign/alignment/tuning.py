@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from rgalign.reasoner import training
+from rgalign.reasoner.adapter import ready_to_save
 from rgalign.reasoner.model import Reasoner
 from rgalign.seeding import seeded
 
@@ -39,12 +39,7 @@ def trainable(reasoner: Reasoner, lora: Mapping[str, Any] | None, *, seed: int) 
     else:
         with seeded(seed):
             model = get_peft_model(model, _config(**lora))
-    for config in model.peft_config.values():
-        if isinstance(config.target_modules, set):  # in no order: its file would differ from run to run
-            config.target_modules = sorted(config.target_modules)
-    # peft would ask the network whether the vocabulary grew; the method is copied with the model (a stage after this)
-    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
-    return model.train()
+    return ready_to_save(model).train()
 
 
 def _config(
