@@ -77,7 +77,7 @@ class Contrastive(Room):
         True, validate_default=True, description="the other sessions' clicked intents are negatives too"
     )
     symmetric: Real = Field(0.0, ge=0, description="weight of the same loss from intent to session; not for ranker")
-    lm_weight: Real = Field(0.0, ge=0, description="of the language loss on the best queries beside it [C]")
+    lm_weight: Real = Field(0.3, ge=0, description="of the language loss on the best queries beside it [C]")
     epochs: Real = Field(4.0, gt=0)
     learning_rate: Real = Field(1e-3, gt=0)
     documents_per_batch: int = Field(64, ge=1)

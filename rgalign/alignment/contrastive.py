@@ -47,7 +47,7 @@ def contrastive(
     similarity: str = "ranker",
     in_batch: bool = True,
     symmetric: float = 0.0,
-    lm_weight: float = 0.0,
+    lm_weight: float = 0.3,
     neftune: float | None = None,
     warmup: float = 0.05,
     weight_decay: float = 0.01,
