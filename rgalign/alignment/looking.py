@@ -78,7 +78,8 @@ class Lookout:
             return found
         texts = self.written(reasoner)
         rewards = self.reward.of_texts(self.valid, texts["query"].tolist())
-        found |= {"reward": float(np.nanmean(rewards)), **(self.hits(texts["query"].tolist()) if self.hits else {})}
+        found["reward"] = float(pd.Series(rewards).mean())  # NaN, without a warning, where all are silent
+        found |= self.hits(texts["query"].tolist()) if self.hits else {}
         return found | {"tokens": float(texts["tokens"].mean()), "distinct": texts["query"].nunique() / len(texts)}
 
 
