@@ -89,7 +89,7 @@ class Dashboard:
 
     lookout    where it looks;  start  the reasoner that training begins from, which is the reference
     tolerance  GAUC on valid below that at the start, at which a risen reward is called hacked [C]
-    rows       what it saw, by step: a resumed training may show a step twice
+    rows       what it saw, by step; a resumed training gives back what was seen before it was killed (tuning.Watch)
     """
 
     lookout: Lookout
