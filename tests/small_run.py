@@ -47,7 +47,7 @@ def play(name: str, run: Path, overrides: Mapping[str, Any] = MappingProxyType({
     for cell in cells:
         if cell["cell_type"] != "code":
             continue
-        exec("".join(cell["source"]), variables)  # noqa: S102
+        exec("".join(cell["source"]), variables)
         if "parameters" in cell["metadata"].get("tags", []):
             variables |= {"params_file": SMOKE, "run_dir": str(run), "overrides": SMALL | dict(overrides)}
     return variables

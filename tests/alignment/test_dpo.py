@@ -70,7 +70,16 @@ def test_the_first_loss_is_ln_2(tmp_path, lora):
     aligned, curve = align(tmp_path, sft_weight=0, pairs_per_batch=24, lora=lora)
     assert curve["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     assert curve["chosen_ratio"][0] == pytest.approx(0, abs=1e-5)
-    assert list(curve) == ["step", "loss", "accuracy", "chosen_ratio", "margin", "preference", "rejected_ratio", "seconds"]
+    assert list(curve) == [
+        "step",
+        "loss",
+        "accuracy",
+        "chosen_ratio",
+        "margin",
+        "preference",
+        "rejected_ratio",
+        "seconds",
+    ]
     assert curve["loss"].iloc[-1] < 0.6
     assert curve["accuracy"].iloc[-1] > 0.8
     assert not aligned.model.training

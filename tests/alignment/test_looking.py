@@ -59,7 +59,9 @@ def test_figures_of_the_greedy_queries_by_hand(context, lookout):
     assert len(written) == len(lookout.valid)
     assert figures["distinct"] == pytest.approx(written["query"].nunique() / len(written))
     assert figures["tokens"] == pytest.approx(written["tokens"].mean())
-    assert figures["reward"] == pytest.approx(np.nanmean(lookout.reward.of_texts(lookout.valid, list(written["query"]))))
+    assert figures["reward"] == pytest.approx(
+        np.nanmean(lookout.reward.of_texts(lookout.valid, list(written["query"])))
+    )
     assert figures["ihr@1"] == len(lookout.valid)
 
 

@@ -16,7 +16,9 @@ from rgalign.ranker.fit import score
 
 
 def with_params(context, **overrides):
-    return replace(context, params=small_run.small({f"alignment.{k.replace('__', '.')}": v for k, v in overrides.items()}))
+    return replace(
+        context, params=small_run.small({f"alignment.{k.replace('__', '.')}": v for k, v in overrides.items()})
+    )
 
 
 def gauc(model, lists, intents) -> float:

@@ -9,6 +9,8 @@ import small_run
 
 from rgalign.alignment import rewarding, steps
 
+BOTH = ["main", "other-1"]
+
 
 @pytest.fixture
 def rewarder(context, rewarded):
@@ -16,7 +18,9 @@ def rewarder(context, rewarded):
 
 
 def with_params(context, **overrides):
-    return replace(context, params=small_run.small({f"alignment.{k.replace('__', '.')}": v for k, v in overrides.items()}))
+    return replace(
+        context, params=small_run.small({f"alignment.{k.replace('__', '.')}": v for k, v in overrides.items()})
+    )
 
 
 def spy(monkeypatch, target, name, result):
@@ -38,7 +42,7 @@ def test_candidates_are_of_train_and_development_sessions_with_a_click(context, 
 def test_one_llm_writes_as_many_as_all_would(context, monkeypatch, llms, names, samples):
     calls = spy(monkeypatch, rewarding.writing, "write", None)
     rewarding.write_candidates(with_params(context, candidates__llms=llms), context.language_models())
-    ((models, prompters, _), how), = calls
+    (((models, prompters, _), how),) = calls
     assert [sorted(models), sorted(prompters), how["samples"]] == [names, names, samples]
     assert len(names) * (samples + 1) == 6, "greedy ones count"
 
@@ -46,8 +50,8 @@ def test_one_llm_writes_as_many_as_all_would(context, monkeypatch, llms, names, 
 @pytest.mark.parametrize(
     ("sources", "compared", "expected"),
     [
-        (["main", "other-1"], False, [({"all": ["main", "other-1"]}, [0])]),
-        (["main", "other-1"], True, [({"all": ["main", "other-1"], "one": ["main"]}, [0]), ({"all": ["main", "other-1"]}, [1])]),
+        (BOTH, False, [({"all": BOTH}, [0])]),
+        (BOTH, True, [({"all": BOTH, "one": ["main"]}, [0]), ({"all": BOTH}, [1])]),
         (["main"], True, [({"all": ["main"]}, [0]), ({"all": ["main"]}, [1])]),
     ],
     ids=["the run's alone", "with what it is compared with", "of one LLM there is no control of one LLM"],
@@ -100,7 +104,7 @@ def test_sessions_whose_every_query_is_empty_teach_nothing_and_stop_nothing(cont
     scored = rewarding.Rewarder.of(reader, tmp_path).scored(candidates)
     assert scored.loc[scored.session_id.isin(silent), "reward"].isna().all()
     for table in (steps.best_queries(context, scored), steps.preference_pairs(context, reader.reasoner, scored)[0]):
-        assert 0 < len(table)
+        assert len(table) > 0
         assert not silent & set(table.session_id)
 
 

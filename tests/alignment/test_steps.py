@@ -71,7 +71,7 @@ def test_targets_and_pairs_are_of_learners_alone(context, rewarded):
     best = steps.best_queries(context, scored)
     pairs, _ = steps.preference_pairs(context, context.main(), scored)
     for table in (best, pairs):
-        assert 0 < len(table)
+        assert len(table) > 0
         assert set(table.session_id) <= learners
     highest = rewarded[0].groupby("session_id").reward.max()
     assert best.reward.to_numpy() == pytest.approx(highest.loc[best.session_id].to_numpy())

@@ -1,4 +1,4 @@
-"""The click's place by hand; what leads to a click; one fixed judge for all writers; the same sessions before and after."""
+"""The click's place by hand; what leads to a click; one judge for all writers; the same sessions before and after."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -63,11 +63,13 @@ def test_leading_to_the_click_asks_for_the_very_session(context, said):
 
 def test_several_writers_have_one_judge_that_does_not_move_with_them(context, said, monkeypatch):
     """With ihr_judge embedding the queries are read by the reasoner before its alignment, whoever wrote them."""
-    lists, titles = said
+    _, titles = said
     own = replace(context, params=small_run.small({"evaluation.ihr_judge": "embedding"}))
     readers = []
     monkeypatch.setattr(
-        look, "query_judge", lambda name, reader, *rest: readers.append((name, reader)) or query_judge(name, reader, *rest)
+        look,
+        "query_judge",
+        lambda name, reader, *rest: readers.append((name, reader)) or query_judge(name, reader, *rest),
     )
     reader, writer = context.main(), context.language_models("other-1")["other-1"]
     hits = look.hits_by_click(own, reader)

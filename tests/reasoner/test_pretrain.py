@@ -167,5 +167,7 @@ def test_a_loss_that_is_not_finite_ends_training_with_what_to_change(tmp_path):
     given = reasoner()
     with torch.no_grad():
         given.model.get_input_embeddings().weight[4:13] = torch.nan
-    with pytest.raises(TrainingError, match=r"loss is nan at step \d+: lower this stage's learning_rate \(it is 0\.01\)"):
+    with pytest.raises(
+        TrainingError, match=r"loss is nan at step \d+: lower this stage's learning_rate \(it is 0\.01\)"
+    ):
         pretrain(given, PROMPTS, QUERIES, folder=tmp_path, learning_rate=0.01, **SETTINGS)
