@@ -124,6 +124,11 @@ class OpenStage:
         artifacts.write_table(self._declared_output(artifact), frame)
 
     @property
+    def seconds(self) -> float:
+        """Since the stage was opened."""
+        return round(time.perf_counter() - self.clock, 1)
+
+    @property
     def work(self) -> Path:
         """A folder for what a killed stage goes on from; gone when the stage finishes."""
         return self.run / "work" / self.stage.name
@@ -154,7 +159,7 @@ class OpenStage:
             stale.unlink()  # of an earlier execution, with other params
         entry = {
             "started": self.started.isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - self.clock, 1),
+            "seconds": self.seconds,
             "peak_memory_mb": provenance.peak_memory_mb(),
             "device": provenance.device_name(),
             "seed": self.params.run.seed,

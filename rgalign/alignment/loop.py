@@ -120,7 +120,7 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
     parts = with_aligned(context, turn.vectors)
     context = replace(context, parts=parts, rankers=trained, rankers_folder=turn.folder)
     reasoner, best = turn.reasoner, None
-    if context.writes and (how.sft.use or how.dpo.use):
+    if context.writes and (how.sft.use or how.dpo.use or (how.cl.use and how.cl.lm_weight)):
         reader = Reader(context, context.main())
         candidates = write_candidates(context, {**context.language_models(), MAIN: reasoner})
         train_models(context, reader, candidates, work / "reward")

@@ -71,8 +71,8 @@ class Reader:
 
 
 def train_models(context: Context, reader: Reader, candidates: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Train the run's reward model (ALL) and, to compare it with, one of another seed and, where several wrote, one
-    that hears the main LLM alone (ONE). Returns their learning curves."""
+    """Train the run's reward model (ALL) and, to compare it with, one of another seed and one that hears the main LLM
+    alone (ONE; where several wrote). Returns their learning curves."""
     how, first = context.params.alignment.reward, context.params.ranker.seeds[0]
     everyone = sorted(candidates["source"].unique())
     plan = [({ALL: everyone}, [first])]

@@ -115,12 +115,17 @@ class Watch(TrainerCallback):
     """Shows the model in training to an onlooker, who may stop it; the training does not notice being watched.
 
     look   (reasoner in eval mode, step) -> whether to stop. After a kill it is asked again only for steps behind the
-           last checkpoint, some of which it may have seen before
+           last checkpoint, some of which it may have seen before; what it keeps in `rows`, by step (JSON), if it has
+           any, is in the checkpoints and is given back to it
     steps  optimiser steps between two looks
     """
 
     def __init__(self, reasoner: Reasoner, look: Callable[[Reasoner, int], bool], steps: int):
         self.reasoner, self.look, self.steps = reasoner, look, steps
+        self.rows = getattr(look, "rows", {})
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.rows.update({entry["step"]: entry["look"] for entry in state.log_history if "look" in entry})
 
     def on_step_end(self, args, state, control, model: nn.Module, **_) -> None:
         if state.global_step % self.steps:
@@ -128,6 +133,8 @@ class Watch(TrainerCallback):
         with training.kept_random_states():
             stop = self.look(tuned(self.reasoner, model), state.global_step)
         model.train()
+        if state.global_step in self.rows:
+            state.log_history.append({"step": state.global_step, "look": self.rows[state.global_step]})
         if stop:
             control.should_training_stop = control.should_log = True
             control.should_save = False  # Trainer forgets that it was to stop: it would go on from this checkpoint
