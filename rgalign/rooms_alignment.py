@@ -71,6 +71,9 @@ class Contrastive(Room):
     similarity: Literal["ranker", "cosine", "dot"] = Field(
         "ranker", description="the frozen ranker's score of a pair, or of the query branch alone [C]"
     )
+    ranker_learns: bool = Field(
+        False, description="the reference: the rankers' own loss through the reasoner, and both learn"
+    )
     temperature: Real = Field(1.0, gt=0)
     hard: int = Field(16, ge=0, description="negatives a session: what the ranker ranks highest and nobody clicked")
     in_batch: bool = Field(
@@ -110,7 +113,17 @@ class ClosedLoop(Room):
     )
     learning_rate: Real = Field(3e-4, gt=0, description="of the warm ranker")
     patience: int = Field(3, ge=1, description="epochs without a better GAUC on the development users")
+    cross_fit: bool = Field(
+        False, description="the ranker learns from vectors of models that RG-CL aligned without their users [C]"
+    )
     look_sessions: int = Field(2000, ge=1, description="of each part, by which a step is looked at")
+
+    @field_validator("cross_fit")
+    @classmethod
+    def of_one_round(cls, cross_fit: bool, info: ValidationInfo) -> bool:
+        if cross_fit and info.data.get("rounds", 1) > 1:
+            raise ValueError("a second round would begin from a reasoner that has heard all users: set rounds to 1")
+        return cross_fit
 
 
 class Alignment(Room):
@@ -121,3 +134,17 @@ class Alignment(Room):
     dpo: Dpo = Dpo()
     cl: Contrastive = Contrastive()
     loop: ClosedLoop = ClosedLoop()
+
+    @field_validator("loop")
+    @classmethod
+    def what_goes_with_a_ranker_that_learns(cls, loop: ClosedLoop, info: ValidationInfo) -> ClosedLoop:
+        cl = info.data.get("cl")
+        if cl is None or not (cl.use and cl.ranker_learns):
+            return loop
+        beside = {"rounds above 1": loop.rounds > 1, "cross_fit": loop.cross_fit, "lora": info.data.get("lora")}
+        wrong = [name for name, given in beside.items() if given]
+        if cl.similarity != "ranker":
+            wrong.append(f"similarity {cl.similarity}")
+        if wrong:
+            raise ValueError(f"cl.ranker_learns is one training of all weights and knows no {', '.join(wrong)}")
+        return loop

@@ -157,6 +157,7 @@ ABLATED = {  # what sets each row of the stage table apart from the whole
     "cosine_cl": {"cl.similarity", "cl.temperature"},
     "frozen_ranker": {"loop.ranker"},
     "scratch_ranker": {"loop.ranker"},
+    "end_to_end": {"sft.use", "dpo.use", "cl.ranker_learns", "loop.ranker"},
 }
 
 

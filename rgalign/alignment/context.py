@@ -1,6 +1,8 @@
 """What every step of a run's alignment works with, and where the aligned models lie on disk.
 
 models/sft, models/dpo, models/cl, models/rgalign   a reasoner each: whole, or its adapter alone (peft)
+models/cl_folds     fold-0, fold-1: of RG-CL without one half of the users each (cross_fit); empty: not asked for
+models/cl_rankers   seed-<seed>: rankers that learnt together with models/cl (end_to_end); empty: not asked for
 A step that is switched off hands on what it was given. The test split is nowhere in reach.
 """
 

@@ -119,10 +119,7 @@ def _objective(
     """The loss of a batch and what else the curve shows; one run of the model serves both terms."""
     reasoner = replace(reasoner, model=model)
     ids, prompt, length, clicked = (batch[name] for name in ("ids", "prompt", "length", "clicked"))
-    real = torch.arange(ids.shape[1], device=ids.device) < length[:, None]
-    causal = reasoner.kind == "causal"  # no token sees what is to its right, neither its query nor padding: no mask
-    states = reasoner.trunk(ids, **({"use_cache": False} if causal else {"attention_mask": real.long()}))[0]
-    vectors = pool(reasoner, states, prompt)
+    states, vectors = prompt_vectors(reasoner, batch)
     queries = [space.queries(vectors) for space in spaces]
     losses = [_contrast(space, query, batch, **how) for space, query in zip(spaces, queries, strict=True)]
     loss, query = torch.stack(losses).mean(), queries[0]
@@ -136,6 +133,18 @@ def _objective(
         values["language"] = evened(language, int((length - prompt).sum()))
         loss = loss + lm_weight * values["language"]
     return loss, values
+
+
+def prompt_vectors(reasoner: Reasoner, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """States (rows, longest, hidden) of ids, padded on the right, and e_q (rows, hidden), the prompts' vectors.
+
+    batch  ids (rows, longest), prompt and length (rows,): tokens of the prompt, and of prompt and query
+    """
+    ids, prompt, length = (batch[name] for name in ("ids", "prompt", "length"))
+    real = torch.arange(ids.shape[1], device=ids.device) < length[:, None]
+    causal = reasoner.kind == "causal"  # no token sees what is to its right, neither its query nor padding: no mask
+    states = reasoner.trunk(ids, **({"use_cache": False} if causal else {"attention_mask": real.long()}))[0]
+    return states, pool(reasoner, states, prompt)
 
 
 def _contrast(space: RankingSpace, query: Tensor, batch: dict[str, Tensor], *, similarity: str, **how) -> Tensor:

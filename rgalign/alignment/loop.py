@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from rgalign.alignment.context import MAIN, RGALIGN_REC, Context
+from rgalign.alignment.cross_fit import with_folds
 from rgalign.alignment.rewarding import Reader, Rewarder, train_models, write_candidates
 from rgalign.alignment.steps import best_queries, preference_pairs, pull_to_clicks, tune_by_best, tune_by_pairs
 from rgalign.artifacts import atomic
@@ -44,14 +45,17 @@ class Turn:
     seconds: float
 
 
-def close(context: Context, reasoner: Reasoner, folder: Path, work: Path) -> Turn:
+def close(context: Context, reasoner: Reasoner, folder: Path, work: Path, folds: Path | None = None) -> Turn:
     """Embed with the aligned reasoner and train the rankers on it (alignment.loop): one turn of the loop.
 
     folder  where seed-<seed>/ of every ranker is written
+    folds   what cross_fit.align_folds wrote; None: the reasoner embeds all sessions
     """
     began = time.perf_counter()
     own, seeds = context.params.alignment.loop, context.params.ranker.seeds
     vectors = context.embedded(reasoner, work)
+    if folds is not None:
+        vectors = with_folds(context, vectors, folds, work)
     parts = with_aligned(context, vectors)
     if own.ranker == "frozen":
         for seed, model in context.rankers.items():
@@ -138,10 +142,12 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
     return replace(turned, seconds=time.perf_counter() - began)
 
 
-def rounds(context: Context, reasoner: Reasoner, form: str, work: Path) -> tuple[Turn, pd.DataFrame]:
+def rounds(
+    context: Context, reasoner: Reasoner, form: str, work: Path, folds: Path | None = None
+) -> tuple[Turn, pd.DataFrame]:
     """The loop: at most alignment.loop.rounds turns, while GAUC on the development users rises. Returns the best turn,
-    and every turn's figures: round, dev, valid (GAUC), seconds, kept."""
-    best = close(context, reasoner, work / "rankers-1", work / "embed")
+    and every turn's figures: round, dev, valid (GAUC), seconds, kept. folds: as of `close`."""
+    best = close(context, reasoner, work / "rankers-1", work / "embed", folds)
     turns = [best]
     for number in range(2, context.params.alignment.loop.rounds + 1):
         turn = again(context, best, form, work / f"rankers-{number}", work / f"round-{number}")

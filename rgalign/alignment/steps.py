@@ -106,15 +106,16 @@ def no_reference() -> pd.DataFrame:
 
 
 def pull_to_clicks(
-    context: Context, start: Reasoner, best: pd.DataFrame | None, work: Path
+    context: Context, start: Reasoner, best: pd.DataFrame | None, work: Path, *, learners: Lists | None = None
 ) -> tuple[Reasoner, pd.DataFrame]:
     """RG-CL (METHOD.md 2.3, step 3): the embedding is pulled to the clicked intents in the frozen rankers' space.
 
-    best  best_queries, for the language term beside it; None or alignment.cl.lm_weight 0: none
+    best      best_queries, for the language term beside it; None or alignment.cl.lm_weight 0: none
+    learners  the lists to learn from, each with a click; None: context.learners
     Hard negatives are those of a session's shown intents that the rankers like best and nobody clicked [C].
     """
     how, own = context.params.alignment, context.params.alignment.cl
-    learners, queries = context.learners, None
+    learners, queries = learners if learners is not None else context.learners, None
     if best is not None and own.lm_weight:
         learners = learners.take(np.flatnonzero(pd.Index(learners.session_id).isin(best["session_id"])))
         asked = best.set_index("session_id")["query"].loc[list(learners.session_id)]
