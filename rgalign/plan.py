@@ -31,7 +31,7 @@ class Stage:
 # What every stage of the alignment reads, and the params it depends on.
 LEARNT = ("tables/dataset", "tables/encoded", "tables/embeddings", "models/reasoner", "models/rankers")
 ALIGNED = ("reasoner", "ranker", "data.features.drop", "evaluation.ihr_judge", "run")
-LOOKED_AT = ("alignment.loop.look_sessions", *ALIGNED)  # the steps that tune the reasoner
+TUNED = ("alignment.lora", "alignment.loop.look_sessions", *ALIGNED)  # and every one that tunes the reasoner
 
 STAGES = {
     stage.name: stage
@@ -81,7 +81,7 @@ STAGES = {
             "05_rg_sft",
             reads=(*LEARNT, "tables/candidates.parquet", "models/reward"),
             writes=("tables/best_of_n.parquet", "tables/sft.parquet", "tables/row_sft.parquet", "models/sft"),
-            params=("alignment.reward", "alignment.sft", "alignment.lora", *LOOKED_AT),
+            params=("alignment.reward", "alignment.sft", *TUNED),
             seconds=(10, 1.5),
             aligns=True,
         ),
@@ -96,7 +96,7 @@ STAGES = {
                 "tables/row_dpo.parquet",
                 "models/dpo",
             ),
-            params=("alignment.reward", "alignment.dpo", "alignment.lora", *LOOKED_AT),
+            params=("alignment.reward", "alignment.dpo", *TUNED),
             seconds=(10, 1.5),
             aligns=True,
         ),
@@ -104,7 +104,7 @@ STAGES = {
             "07_rg_cl",
             reads=(*LEARNT, "tables/best_of_n.parquet", "models/reward", "models/dpo"),
             writes=("tables/cl.parquet", "tables/row_cl.parquet", "models/cl", "models/cl_folds", "models/cl_rankers"),
-            params=("alignment.reward", "alignment.cl", "alignment.lora", "alignment.loop.cross_fit", *LOOKED_AT),
+            params=("alignment.reward", "alignment.cl", "alignment.loop.cross_fit", *TUNED),
             seconds=(10, 1.5),
             aligns=True,
         ),

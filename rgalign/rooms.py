@@ -249,7 +249,9 @@ class RunRoom(Room):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since their number changes the last bits")
-    workers: int = Field(1, ge=1, description="rankers trained at once on a CPU; they share the threads out")
+    workers: int = Field(
+        1, ge=1, description="rankers, and tiny models, trained at once on a CPU; they share the threads out"
+    )
     warm_start: str | None = Field(
         None, description="an aligned run to go on from with newer logs: its encoding, LLMs and rankers; keep data.seed"
     )
@@ -269,11 +271,17 @@ class Params(Room):
     @classmethod
     def what_an_encoder_can_learn(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
         reasoner = info.data.get("reasoner")
-        writing = [name for name in ("sft", "dpo") if getattr(alignment, name).use]
-        if alignment.loop.rounds and writing and reasoner is not None and reasoner.kind == "encoder":
-            raise ValueError(
-                f"an encoder writes nothing that {' and '.join(writing)} could use: set their use to false"
-            )
+        if not alignment.loop.rounds or reasoner is None or reasoner.kind != "encoder":
+            return alignment
+        faults = []
+        if writing := [name for name in ("sft", "dpo") if getattr(alignment, name).use]:
+            faults.append(f"an encoder writes nothing that {' and '.join(writing)} could use: set their use to false")
+        if alignment.cl.use and alignment.cl.lm_weight:
+            faults.append("an encoder has no language loss: set alignment.cl.lm_weight to 0")
+        if alignment.lora is not None:
+            faults.append("an encoder takes no adapter: leave alignment.lora empty, all its weights learn")
+        if faults:
+            raise ValueError("; ".join(faults))
         return alignment
 
     @model_validator(mode="before")

@@ -76,14 +76,23 @@ class Contrastive(Room):
     )
     temperature: Real = Field(1.0, gt=0)
     hard: int = Field(16, ge=0, description="negatives a session: what the ranker ranks highest and nobody clicked")
-    in_batch: bool = Field(False, description="the other sessions' clicked intents are negatives too")
+    in_batch: bool = Field(
+        True, validate_default=True, description="the other sessions' clicked intents are negatives too"
+    )
     symmetric: Real = Field(0.0, ge=0, description="weight of the same loss from intent to session; not for ranker")
-    lm_weight: Real = Field(0.0, ge=0, description="of the language loss on the best queries beside it [C]")
+    lm_weight: Real = Field(0.3, ge=0, description="of the language loss on the best queries beside it [C]")
     epochs: Real = Field(4.0, gt=0)
     learning_rate: Real = Field(1e-3, gt=0)
     documents_per_batch: int = Field(64, ge=1)
     neftune: Real = Field(0.0, ge=0)
     weight_decay: Real = WEIGHT_DECAY
+
+    @field_validator("in_batch")
+    @classmethod
+    def something_to_push_away(cls, in_batch: bool, info: ValidationInfo) -> bool:
+        if not in_batch and info.data.get("use") and info.data.get("hard") == 0:
+            raise ValueError("there would be no negative: set hard above 0, or in_batch to true")
+        return in_batch
 
     @field_validator("symmetric")
     @classmethod

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rgalign.alignment.context import load_step
 from rgalign.artifacts import ArtifactError
 from rgalign.data.faults import count_rows, nearest, quote
 from rgalign.data.prompts import Prompter
@@ -20,10 +21,12 @@ from rgalign.data.schema import YAML_FILE, as_types, read_yaml, to_frame
 from rgalign.params import ROOT
 from rgalign.params import load as load_params
 from rgalign.reasoner import settings, source
+from rgalign.reasoner.build import Recipe
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.queries import greedy
 
 PARAMS, DATASET, REASONER = "params.yaml", "tables/dataset", "models/reasoner/main"
+ALIGNED = "models/rgalign"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,20 +80,26 @@ class Scorer:
         return to_frame(pa.table(columns))
 
 
-def load(run_dir: str | Path, *, device: str = "auto") -> Scorer:
+def load(run_dir: str | Path, *, aligned: bool | None = None, device: str = "auto") -> Scorer:
     """The scorer of a run directory, as given or seen from the project's root.
 
+    aligned  the model that notebook 08 left, or the one before its alignment; None: aligned where the run has one
     device  auto (cuda where there is one) | cpu | cuda | ..: where it serves, whatever the run was made on
     The model is the run's own: its dtype, adapter and quantisation, and its content where it was taken as it is.
     Raises ArtifactError that lists what the run lacks and says what to type, ReasonerError where its model
     cannot be had.
     """
     run = _find(run_dir)
+    if aligned and not (run / ALIGNED).is_dir():
+        raise ArtifactError(f"{run} has no {ALIGNED}: run it through 08, or load it with aligned=False")
     params = load_params(run / PARAMS)
     room = params.reasoner.model_dump(mode="json")
     meta: dict[str, Any] = read_yaml(run / DATASET / YAML_FILE)
     intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))
     reasoner = source.load_saved(run / REASONER, kind=room["kind"], dtype=room["dtype"], device=device)
+    if aligned is not False and (run / ALIGNED).is_dir():
+        recipe = Recipe(room, params.data.features.drop, device)
+        reasoner = load_step(run / ALIGNED, recipe, reasoner)
     own = {"ends": reasoner.ends, "positions": reasoner.positions}
     prompter = settings.prompter(room, meta, intents, reasoner.tokenizer, drop=params.data.features.drop, **own)
     return Scorer(reasoner, prompter, dict(meta["features"]), room["queries"]["max_new_tokens"])

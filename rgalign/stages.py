@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from rgalign import artifacts, outside, provenance
 from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, Params, dump, load
-from rgalign.plan import STAGES, Stage, maker, reads_of, stage_params
+from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
 
@@ -140,6 +140,11 @@ class OpenStage:
         artifacts.write_table(self._declared_output(artifact), frame)
 
     @property
+    def seconds(self) -> float:
+        """Since the stage was opened."""
+        return round(time.perf_counter() - self.clock, 1)
+
+    @property
     def work(self) -> Path:
         """A folder for what a killed stage goes on from; gone when the stage finishes."""
         return self.run / "work" / self.stage.name
@@ -170,7 +175,7 @@ class OpenStage:
             stale.unlink()  # of an earlier execution, with other params
         entry = {
             "started": self.started.isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - self.clock, 1),
+            "seconds": self.seconds,
             "peak_memory_mb": provenance.peak_memory_mb(),
             "device": provenance.device_name(),
             "seed": self.params.run.seed,
@@ -195,6 +200,8 @@ def open_stage(
     _refuse_unknown_parameters()
     stage = STAGES[name]
     params = load(params_file, overrides)
+    if not needed(stage, params):
+        raise ArtifactError(f"{name} is no part of this run: alignment.loop.rounds is 0; set it to 1 or more")
     run = artifacts.run_directory(run_dir, params_file)
     if run.exists() and not run.is_dir():
         raise ArtifactError(f"{run} is a file; expected a folder for the run: give another run_dir")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import small_run
 from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault; speed is measured in notebook 91
@@ -19,3 +20,34 @@ def public_data() -> Path:
     if not (folder / "cfpb2014").is_dir():
         pytest.skip(f"public data not found in {folder}; set RGALIGN_DATA to the folder that holds cfpb2014/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ranked(tmp_path_factory) -> Path:
+    """A small run through notebook 03. Copy it before anything is written into it."""
+    run = tmp_path_factory.mktemp("ranked") / "run"
+    for name in ("01_data", "02_reasoner", "03_rankers"):
+        small_run.play(name, run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def context(ranked):
+    """That run as its alignment sees it."""
+    from rgalign.alignment.context import Context  # late: most tests do without torch
+    from rgalign.stages import open_stage
+
+    return Context.of(open_stage("04_reward_model", small_run.SMOKE, ranked, small_run.SMALL))
+
+
+@pytest.fixture(scope="session")
+def rewarded(context, tmp_path_factory):
+    """Candidates of that run's two LLMs with their reward, and the folder of the reward model."""
+    from rgalign.alignment import rewarding
+
+    folder = tmp_path_factory.mktemp("reward")
+    candidates = rewarding.write_candidates(context, context.language_models())
+    reader = rewarding.Reader(context, context.main())
+    rewarding.train_models(context, reader, candidates, folder)
+    rewarding.save_form(folder, "list")
+    return rewarding.Rewarder.load(context, folder).scored(candidates), folder

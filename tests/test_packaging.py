@@ -91,6 +91,7 @@ FLOORS = tuple(
         "benchmarks_alignment",
         "plots",
         "plots_reasoner",
+        "plots_alignment",
         "pipeline",
         "sharing",
         "sweep",

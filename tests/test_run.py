@@ -10,8 +10,17 @@ from pathlib import Path
 from rgalign import artifacts
 from rgalign.params import ROOT
 
-TINY = {"data.world.sessions": 800, "data.world.transcripts": 50, "ranker.epochs": 3, "evaluation.bootstrap": 100}
-RESULTS = ("tables/session_metrics.parquet", "tables/results.parquet", "tables/comparisons.parquet", "models/rankers")
+TINY = {"data.world.sessions": 500, "data.world.transcripts": 50, "ranker.epochs": 3, "evaluation.bootstrap": 100}
+TINY |= {"ranker.seeds": "[0]", "run.workers": 1, "reasoner.queries.sessions": 50}
+TINY |= {"alignment.sft.epochs": 20, "alignment.dpo.epochs": 20, "alignment.cl.epochs": 20, "alignment.dpo.looks": 2}
+TINY |= {"alignment.loop.look_sessions": 40, "alignment.reward.compared": "false"}
+KILLS = {  # stage -> what is there while it trains
+    "03_rankers": "models/.rankers*/two_tower/*",
+    "05_rg_sft": "work/05_rg_sft/checkpoint-*/complete",
+    "06_rg_dpo": "work/06_rg_dpo/checkpoint-*/complete",
+    "07_rg_cl": "work/07_rg_cl/checkpoint-*/complete",
+}
+STAGES = 9
 
 
 def command(run: Path) -> list[str]:
@@ -22,30 +31,41 @@ def command(run: Path) -> list[str]:
 def finish(run: Path, threads: str = "1") -> str:
     """threads: what the environment asks of BLAS and OpenMP; run.threads pins it, so no byte may depend on it."""
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    return subprocess.run(command(run), cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command(run), cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def kill_in_rankers(run: Path) -> None:
-    """Start a run and SIGKILL it, with its kernel, once stage 03 has begun to write models."""
+def kill(run: Path, stage: str) -> None:
+    """Start a run and SIGKILL it, with its kernel, in the middle of a stage's training."""
     process = subprocess.Popen(command(run), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list((run / "models").glob(".rankers*/two_tower/*")):
+    while not list(run.glob(KILLS[stage])):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
     for pid in [process.pid, *map(int, children.split())]:
         os.kill(pid, signal.SIGKILL)
     process.wait()
+    assert stage not in artifacts.read_manifest(run)["stages"]
 
 
-def test_a_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path):
+def outputs(run: Path) -> dict[str, str]:
+    """Artifact -> digest, of every stage."""
+    stages = artifacts.read_manifest(run)["stages"].values()
+    return {name: made for stage in stages for name, made in stage["outputs"].items()}
+
+
+def test_a_run_killed_four_times_ends_with_the_same_bytes(tmp_path):
+    """Rankers, models and tables, what the watch of RG-DPO saw before it was killed, figures: all that is written."""
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     finish(unbroken)
-    kill_in_rankers(killed)
-    assert "03_rankers" not in artifacts.read_manifest(killed)["stages"]
+    for stage in KILLS:
+        kill(killed, stage)
     printed = finish(killed, threads="2")
-    assert "01_data: unchanged, skipped" in printed
-    assert [artifacts.digest(killed / name) for name in RESULTS] == [
-        artifacts.digest(unbroken / name) for name in RESULTS
-    ]
+    assert printed.count("unchanged, skipped") == 6
+    assert "07_rg_cl: has not run" in printed
+    assert outputs(killed) == outputs(unbroken)
+    assert {"models/sft", "models/dpo", "models/cl", "models/aligned_rankers"} < set(outputs(killed))
     assert not [path for path in killed.rglob(".*") if artifacts.TEMPORARY in path.name]
-    assert finish(killed).count("unchanged, skipped") == 4
+    assert not list(killed.glob("work/*"))
+    assert finish(killed).count("unchanged, skipped") == STAGES

@@ -1,5 +1,6 @@
 """A run directory made by hand, loaded to serve, against the model asked directly."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rgalign.data.schema import to_frame
 from rgalign.params import dump
 from rgalign.params import load as load_params
 from rgalign.reasoner import settings, source
-from rgalign.reasoner.model import save, tiny
+from rgalign.reasoner.model import fingerprint, save, tiny
 from rgalign.reasoner.queries import greedy
 from rgalign.reasoner.tokenizer import build, count_words
 
@@ -53,6 +54,19 @@ def test_queries_are_those_of_the_runs_own_model_and_prompt(run, sessions):
     assert found["query"].tolist() == asked["query"].tolist()
     np.testing.assert_array_equal(found.log_probability, asked.log_probability)
     assert asked.tokens.max() <= 5
+
+
+def test_the_aligned_model_serves_where_there_is_one(run, sessions):
+    with pytest.raises(ArtifactError, match="has no models/rgalign"):
+        score.load(run, aligned=True)
+    before = score.load(run)
+    words = before.reasoner.tokenizer
+    save(tiny(words, hidden=16, layers=1, heads=2, seed=1), run / score.ALIGNED)
+    try:
+        aligned, main = score.load(run), score.load(run, aligned=False)
+        assert fingerprint(main.reasoner) == fingerprint(before.reasoner) != fingerprint(aligned.reasoner)
+    finally:
+        shutil.rmtree(run / score.ALIGNED)
 
 
 def test_a_run_is_served_by_its_own_model_in_its_own_dtype(run, sessions, tmp_path):

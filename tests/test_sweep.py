@@ -214,11 +214,11 @@ def test_the_ablations_share_all_that_comes_before_what_they_change(tmp_path):
     """The study's price: the shop, its LLMs and rankers are made once a world, whatever the rows of the stage table."""
     first = {"one_llm": "04", "sft_dpo": "07", "cosine_cl": "07", "frozen_ranker": "08", "scratch_ranker": "08"}
     first |= dict.fromkeys(("no_dpo", "naive_dpo"), "06")
-    given = [ROOT / "params" / "quickstart.yaml", *sorted((ROOT / "params" / "ablations").glob("*.yaml"))]
+    given = [ROOT / "params" / "alignment.yaml", *sorted((ROOT / "params" / "ablations").glob("*.yaml"))]
     runs = sweep.runs_of([str(path) for path in given], "1", {}, tmp_path)
     planned = sweep.plan(runs, pipeline.chosen(None, None))
     ran = planned[planned["action"] == "run"].groupby("run")["stage"].min().str[:2].to_dict()
-    assert ran.pop("quickstart-s0") == "01"
+    assert ran.pop("alignment-s0") == "01"
     late = {run.removesuffix("-s0"): stage for run, stage in ran.items()}
     assert {name: stage for name, stage in late.items() if name in first} == first
     assert min(stage for name, stage in late.items() if name not in first) >= "05"

@@ -135,14 +135,14 @@ class Context:
 
     def load(self, folder: Path) -> Reasoner:
         """What a step wrote; an adapter stays one, so that the next step trains it on."""
-        return _load(folder, self.recipe, self.main())
+        return load_step(folder, self.recipe, self.main())
 
 
 def load_aligned(stage: OpenStage, recipe: Recipe, main: Reasoner) -> Reasoner | None:
     """The aligned reasoner of a run, for notebook 09; None where the run has no alignment. main: before it."""
     if not stage.params.alignment.loop.rounds:
         return None
-    return _load(stage.path("models/rgalign"), recipe, main)
+    return load_step(stage.path("models/rgalign"), recipe, main)
 
 
 def load_aligned_rankers(folder: Path, seeds: Sequence[int]) -> dict[tuple[str, int], ThreeTower]:
@@ -150,10 +150,14 @@ def load_aligned_rankers(folder: Path, seeds: Sequence[int]) -> dict[tuple[str, 
     return {(RGALIGN_REC, seed): store.load(folder / f"seed-{seed}") for seed in seeds}
 
 
-def _load(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:
+def load_step(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:
+    """The reasoner that a step wrote: whole, or an adapter of `main`, the reasoner before its alignment."""
     if not (folder / ADAPTER).is_file():
         how = {"kind": recipe.settings["kind"], "dtype": recipe.settings["dtype"], "device": recipe.device}
-        return load_saved(folder, **how)
+        whole = load_saved(folder, **how)
+        # what an adapter of a later step says it belongs to: the folder of the step before may go
+        whole.model.name_or_path = whole.model.config.name_or_path = main.name
+        return replace(whole, name=main.name)
     base = copy.deepcopy(main.model)  # peft writes its layers into the model that it is given
     return replace(main, model=adapted(base, folder, main.name, merge=False))
 

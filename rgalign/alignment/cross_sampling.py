@@ -74,8 +74,17 @@ def cross_sampled(base: Loss) -> Loss:
 
 
 def null_query(lists: Lists, candidates: pd.DataFrame, queries: Vectors) -> Tensor:
-    """(query_dim,) float16: the mean vector of all queries written for these lists (train): it says nothing of any."""
+    """(query_dim,) float16: the mean vector of all queries written for these lists (train): it says nothing of any.
+
+    Raises ValueError where nothing was written.
+    """
     vectors = queries.rows(_of(lists, candidates)["query"])
+    if not len(vectors):
+        sources = ", ".join(sorted(candidates["source"].unique()))
+        raise ValueError(
+            f"every candidate is empty (written by: {sources}): there is nothing to judge. Look at the queries of "
+            "notebook 02; a reasoner that writes nothing needs more pre-training, or alignment.loop.rounds 0"
+        )
     return torch.from_numpy(vectors.astype(np.float32).mean(axis=0).astype(np.float16))
 
 

@@ -63,7 +63,8 @@ def dpo(
     lora               as of `tuning.trainable`; folder, seed and the loop's settings: as of `training.train`
     watch              called with the policy in eval mode and the step, every `watch_steps` steps; True stops training
     Curve: step, loss, accuracy (share of pairs with a margin above 0), chosen_ratio and rejected_ratio (log of policy
-    to reference, nats a query), margin (beta times what the objective sees), seconds.
+    to reference, nats a query), margin (beta times what the objective sees), preference (the objective alone; loss has
+    the SFT term as well), seconds.
     Raises ValueError that lists all faults, or says that the reference is not what this reasoner says.
     """
     positive = dict(beta=beta, epochs=epochs, pairs_per_batch=pairs_per_batch, watch_steps=watch_steps)
@@ -110,13 +111,14 @@ def _loss(
     parts = query_log_probabilities(model, batch), batch["reference"], tokens, batch["reward"]
     pairs = PairLogProbabilities(*(half for part in parts for half in part.chunk(2)))
     seen = pairs.per_token() if length_normalised else pairs
-    loss = OBJECTIVES[objective](seen, beta).mean()
+    loss = preference = OBJECTIVES[objective](seen, beta).mean()
     if sft_weight:
         loss = loss + sft_weight * OBJECTIVES["sft"](pairs, beta).mean()
     return loss, {
         "accuracy": (seen.margin > 0).float().mean(),
         "chosen_ratio": (pairs.chosen - pairs.reference_chosen).mean(),
         "margin": beta * seen.margin.mean(),
+        "preference": preference,
         "rejected_ratio": (pairs.rejected - pairs.reference_rejected).mean(),
     }
 

@@ -52,14 +52,12 @@ def choose_form(
     """The form of reward (reward.REWARDS) with the higher AUC on the development users, and the table it is read from.
 
     Arguments as of `right_over_wrong`; dev: the development users of train, whose sessions these must be. `right` is
-    judged by clicks, never by the simulator's truth. The first of equal ones. Raises ValueError for another part's
-    sessions, and where no session has right and wrong queries.
+    judged by clicks, never by the simulator's truth. The first of equal ones, and where no session has right and wrong
+    queries: the table says so by 0 sessions. Raises ValueError for another part's sessions.
     """
     refuse_strangers("choose_form", session_id, dev=dev)
     table = right_over_wrong(rewards, right, session_id)
-    if table["auc"].isna().all():
-        raise ValueError("no session of the development users has right and wrong queries: the form cannot be chosen")
-    return str(table["judge"][table["auc"].idxmax()]), table
+    return str(table["judge"][table["auc"].fillna(-1).idxmax()]), table
 
 
 def agreement(rewards: Mapping[str, np.ndarray], session_id: Sequence[str]) -> pd.DataFrame:

@@ -78,7 +78,8 @@ class Lookout:
             return found
         texts = self.written(reasoner)
         rewards = self.reward.of_texts(self.valid, texts["query"].tolist())
-        found |= {"reward": float(np.nanmean(rewards)), **(self.hits(texts["query"].tolist()) if self.hits else {})}
+        found["reward"] = float(pd.Series(rewards).mean())  # NaN, without a warning, where all are silent
+        found |= self.hits(texts["query"].tolist()) if self.hits else {}
         return found | {"tokens": float(texts["tokens"].mean()), "distinct": texts["query"].nunique() / len(texts)}
 
 
@@ -88,7 +89,7 @@ class Dashboard:
 
     lookout    where it looks;  start  the reasoner that training begins from, which is the reference
     tolerance  GAUC on valid below that at the start, at which a risen reward is called hacked [C]
-    rows       what it saw, by step: a resumed training may show a step twice
+    rows       what it saw, by step; a resumed training gives back what was seen before it was killed (tuning.Watch)
     """
 
     lookout: Lookout

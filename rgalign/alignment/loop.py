@@ -124,7 +124,7 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
     parts = with_aligned(context, turn.vectors)
     context = replace(context, parts=parts, rankers=trained, rankers_folder=turn.folder)
     reasoner, best = turn.reasoner, None
-    if context.writes and (how.sft.use or how.dpo.use):
+    if context.writes and (how.sft.use or how.dpo.use or (how.cl.use and how.cl.lm_weight)):
         reader = Reader(context, context.main())
         candidates = write_candidates(context, {**context.language_models(), MAIN: reasoner})
         train_models(context, reader, candidates, work / "reward")
@@ -134,7 +134,8 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
             reasoner, _ = tune_by_best(context, reasoner, best, work / "sft")
         if how.dpo.use:
             pairs, _ = preference_pairs(context, reasoner, scored)
-            reasoner, _, _ = tune_by_pairs(context, reasoner, pairs, work / "dpo")
+            if len(pairs):
+                reasoner, _, _ = tune_by_pairs(context, reasoner, pairs, work / "dpo")
     if how.cl.use:
         reasoner, _ = pull_to_clicks(context, reasoner, best, work / "cl")
     turned = close(context, reasoner, folder, work / "embed")

@@ -72,12 +72,13 @@ class Reader:
 
 def train_models(context: Context, reader: Reader, candidates: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Train the run's reward model (ALL) and, to compare it with, one of another seed and one that hears the main LLM
-    alone (ONE). Returns their learning curves."""
+    alone (ONE; where several wrote). Returns their learning curves."""
     how, first = context.params.alignment.reward, context.params.ranker.seeds[0]
     everyone = sorted(candidates["source"].unique())
     plan = [({ALL: everyone}, [first])]
     if how.compared:
-        plan = [({ALL: everyone, ONE: [MAIN]}, [first]), ({ALL: everyone}, [first + 1])]
+        alone = {ONE: [MAIN]} if len(everyone) > 1 else {}
+        plan = [({ALL: everyone, **alone}, [first]), ({ALL: everyone}, [first + 1])]
     intents = context.parts.intents
     curves = [
         train_reward_models(
@@ -109,6 +110,7 @@ def rivals(reader: Reader, folder: Path, candidates: pd.DataFrame) -> dict[str, 
     """What the models that were trained to compare with give these candidates (alignment.reward.compared)."""
     form, first = form_of(folder), reader.context.params.ranker.seeds[0]
     others = {"another seed": (ALL, first + 1), "trained on one LLM": (ONE, first)}
+    others = {name: (kind, seed) for name, (kind, seed) in others.items() if (folder / kind / f"seed-{seed}").is_dir()}
     return {
         name: Rewarder.of(reader, folder, form, name=kind, seed=seed).scored(candidates)["reward"].to_numpy()
         for name, (kind, seed) in others.items()

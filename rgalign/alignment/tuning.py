@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from rgalign.reasoner import training
+from rgalign.reasoner.adapter import ready_to_save
 from rgalign.reasoner.model import Reasoner
 from rgalign.seeding import seeded
 
@@ -39,12 +39,7 @@ def trainable(reasoner: Reasoner, lora: Mapping[str, Any] | None, *, seed: int) 
     else:
         with seeded(seed):
             model = get_peft_model(model, _config(**lora))
-    for config in model.peft_config.values():
-        if isinstance(config.target_modules, set):  # in no order: its file would differ from run to run
-            config.target_modules = sorted(config.target_modules)
-    # peft would ask the network whether the vocabulary grew; the method is copied with the model (a stage after this)
-    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
-    return model.train()
+    return ready_to_save(model).train()
 
 
 def _config(
@@ -120,12 +115,17 @@ class Watch(TrainerCallback):
     """Shows the model in training to an onlooker, who may stop it; the training does not notice being watched.
 
     look   (reasoner in eval mode, step) -> whether to stop. After a kill it is asked again only for steps behind the
-           last checkpoint, some of which it may have seen before
+           last checkpoint, some of which it may have seen before; what it keeps in `rows`, by step (JSON), if it has
+           any, is in the checkpoints and is given back to it
     steps  optimiser steps between two looks
     """
 
     def __init__(self, reasoner: Reasoner, look: Callable[[Reasoner, int], bool], steps: int):
         self.reasoner, self.look, self.steps = reasoner, look, steps
+        self.rows = getattr(look, "rows", {})
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.rows.update({entry["step"]: entry["look"] for entry in state.log_history if "look" in entry})
 
     def on_step_end(self, args, state, control, model: nn.Module, **_) -> None:
         if state.global_step % self.steps:
@@ -133,6 +133,8 @@ class Watch(TrainerCallback):
         with training.kept_random_states():
             stop = self.look(tuned(self.reasoner, model), state.global_step)
         model.train()
+        if state.global_step in self.rows:
+            state.log_history.append({"step": state.global_step, "look": self.rows[state.global_step]})
         if stop:
             control.should_training_stop = control.should_log = True
             control.should_save = False  # Trainer forgets that it was to stop: it would go on from this checkpoint

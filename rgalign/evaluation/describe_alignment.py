@@ -34,10 +34,16 @@ def hits_by_click(context: Context, reader: Reasoner) -> Hits:
 
 
 def leads_to_click(context: Context, reader: Reasoner, candidates: pd.DataFrame) -> np.ndarray:
-    """(rows,) bool: the KB intent nearest to the query, by the fixed judge, is one that its session clicked."""
+    """(rows,) bool: the KB intent nearest to the query, by the fixed judge, is one that its session clicked.
+
+    An intent that came into the KB after the session is none that it could have been led to.
+    """
     prompter = context.recipe.prompter(context.shop, reader)
     judge = query_judge(context.params.evaluation.ihr_judge, reader, prompter, context.shop.intents)
     similarity = np.nan_to_num(judge.similarity(candidates["query"].tolist()), nan=-1.0)
+    when = context.shop.sessions.set_index("session_id")["timestamp"].loc[candidates["session_id"].tolist()]
+    times = when.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
+    similarity = np.where(context.parts.intents.existing(times), similarity, -1.0)
     nearest = context.shop.intents["intent_id"].to_numpy(dtype=object)[similarity.argmax(axis=1)]
     clicks = context.shop.impressions
     clicked = set(clicks.loc[clicks["clicked"] == 1, ["session_id", "intent_id"]].itertuples(index=False, name=None))

@@ -1,5 +1,6 @@
 """peft adapters: put on the model they were trained on, and on no other."""
 
+from functools import partial
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -48,4 +49,14 @@ def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> 
         first = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
         raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: first fault at {first}")
     # peft froze the base; merged, it is a plain model again, that can be trained.
-    return wrapped.merge_and_unload().requires_grad_(True) if merge else wrapped
+    return wrapped.merge_and_unload().requires_grad_(True) if merge else ready_to_save(wrapped)
+
+
+def ready_to_save(model: PeftModel) -> PeftModel:
+    """The model itself, whose adapter is written with the same bytes every time and without a look at the network."""
+    for config in model.peft_config.values():
+        if isinstance(config.target_modules, set):  # in no order: its file would differ from run to run
+            config.target_modules = sorted(config.target_modules)
+    # peft would ask the network whether the vocabulary grew; the method is copied with the model (a stage after this)
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    return model

@@ -18,6 +18,7 @@ from rgalign.data import verbal
 from rgalign.data.prompts import Prompter
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
+from rgalign.parallel import each
 from rgalign.reasoner import lsa, queries, tokenizer
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.embed_shards import embed_to_shards, gather
@@ -62,6 +63,7 @@ def build_models(
     *,
     folder: Path,
     work: Path,
+    workers: int = 1,
     aligned: Path | None = None,
     last: Path | None = None,
 ) -> pd.DataFrame:
@@ -71,6 +73,7 @@ def build_models(
     dataset  without its test split; clicks are not read
     vectors  the sets of vectors that will be asked for (ranker.variants)
     work     for checkpoints, by which a killed call goes on where it stood
+    workers  tiny models trained at once, on a CPU
     aligned  reasoner of the run that this one goes on from: it becomes the main one, and keeps its tokenizer, to which
              new words are unknown;  last  folder of all that run's models: its other LLMs are taken as they are
     Curves: model, step, loss (nats a token), seconds; empty where nothing was trained.
@@ -86,13 +89,16 @@ def build_models(
     for name, (source, _, _) in wanted.items():
         if source != TINY:
             _take(recipe, dataset, source, folder / name, adapter=settings["adapter"] if name == MAIN else None)
-    curves, words = [], _vocabulary(recipe, dataset)
-    for name, (source, seed, size) in wanted.items():
-        if source == TINY:
-            reasoner, curve = _tiny(recipe, dataset, words, seed, size, work / name, kb_only=name == KB_LM)
-            curves.append(curve.drop(columns="seconds").assign(model=name))  # seconds differ from run to run
-            save(reasoner, folder / name)
-    return pd.concat(curves) if curves else pd.DataFrame({"model": [], "step": [], "loss": []})
+    own = {name: how for name, (source, *how) in wanted.items() if source == TINY}
+    if not own:
+        return pd.DataFrame({"model": [], "step": [], "loss": []})
+    shared = {"recipe": recipe, "dataset": dataset, "words": _vocabulary(recipe, dataset)}
+    jobs = [
+        {**shared, "seed": seed, "size": size, "work": work / name, "kb_only": name == KB_LM, "folder": folder / name}
+        for name, (seed, size) in own.items()
+    ]
+    curves = each(_tiny, jobs, total=len(jobs), workers=min(workers, len(jobs)), title="language models")
+    return pd.concat([curve.assign(model=name) for name, curve in zip(own, curves, strict=True)])
 
 
 def _wanted(recipe: Recipe, vectors: Collection[str]) -> dict[str, tuple[str, int, dict[str, Any]]]:
@@ -227,7 +233,7 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
     return tokenizer.build(counts | Counter(dict.fromkeys(told, enough)), min_count=enough)
 
 
-def _tiny(recipe, dataset, words, seed, size, work, *, kb_only: bool) -> tuple[Reasoner, pd.DataFrame]:
+def _tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder: Path) -> pd.DataFrame:
     reasoner = tiny(words, **{key: size[key] for key in ("hidden", "layers", "heads")}, seed=seed)
     how = dict(recipe.settings["pretraining"])
     own_repeats = how.pop("kb_repeats")
@@ -239,7 +245,9 @@ def _tiny(recipe, dataset, words, seed, size, work, *, kb_only: bool) -> tuple[R
     titles = put.queries(known["title"].fillna("").tolist())
     prompts = prompts + put.intents(known) * repeats
     asked = asked + titles * repeats
-    return pretrain(reasoner, prompts, asked, folder=work, seed=seed, **how)
+    trained, curve = pretrain(reasoner, prompts, asked, folder=work, seed=seed, **how)
+    save(trained, folder)
+    return curve.drop(columns="seconds")  # they differ from run to run
 
 
 def prompt_weight(given: float | None, *, asked: bool) -> float:

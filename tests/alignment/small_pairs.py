@@ -48,15 +48,16 @@ def align(folder: Path, *, of: Pairs | None = None, reference=None, **how):
 
 
 class Onlooker:
-    """Draws from every random state, as measuring may, and stops at a step."""
+    """Draws from every random state, as measuring may, keeps what it saw, and stops at a step."""
 
     def __init__(self, stop_at: int | None = None):
-        self.stop_at, self.steps = stop_at, []
+        self.stop_at, self.steps, self.rows = stop_at, [], {}
 
     def __call__(self, reasoner, step: int) -> bool:
         assert not reasoner.model.training
         random.random(), np.random.random(), torch.rand(3)
         self.steps.append(step)
+        self.rows[step] = {"weights": sum(float(weight.detach().abs().sum()) for weight in reasoner.model.parameters())}
         return step == self.stop_at
 
 

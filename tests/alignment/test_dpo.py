@@ -70,7 +70,16 @@ def test_the_first_loss_is_ln_2(tmp_path, lora):
     aligned, curve = align(tmp_path, sft_weight=0, pairs_per_batch=24, lora=lora)
     assert curve["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     assert curve["chosen_ratio"][0] == pytest.approx(0, abs=1e-5)
-    assert list(curve) == ["step", "loss", "accuracy", "chosen_ratio", "margin", "rejected_ratio", "seconds"]
+    assert list(curve) == [
+        "step",
+        "loss",
+        "accuracy",
+        "chosen_ratio",
+        "margin",
+        "preference",
+        "rejected_ratio",
+        "seconds",
+    ]
     assert curve["loss"].iloc[-1] < 0.6
     assert curve["accuracy"].iloc[-1] > 0.8
     assert not aligned.model.training
@@ -168,7 +177,8 @@ align(Path(sys.argv[1]), lora=LORA, watch=Onlooker(), watch_steps=4, callbacks=[
 
 
 def test_killed_by_the_system_while_watched_it_goes_on_to_the_same_bytes(tmp_path):
-    whole, curve = align(tmp_path / "whole", lora=LORA)
+    unbroken = Onlooker()
+    whole, curve = align(tmp_path / "whole", lora=LORA, watch=unbroken, watch_steps=4)
     code = [sys.executable, "-c", KILLED, str(tmp_path / "work")]
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     assert subprocess.run(code, env={**os.environ, "PYTHONPATH": path}).returncode == -signal.SIGKILL
@@ -177,6 +187,7 @@ def test_killed_by_the_system_while_watched_it_goes_on_to_the_same_bytes(tmp_pat
     resumed, again = align(tmp_path / "work", lora=LORA, watch=look, watch_steps=4)
     done = int(checkpoint.name.rpartition("-")[2])
     assert look.steps == [step for step in (4, 8, 12, 16, 20, 24) if step > done]
+    assert look.rows == unbroken.rows, "what was seen before the kill is not lost"
     assert fingerprint(resumed) == fingerprint(whole)
     assert again.drop(columns="seconds").equals(curve.drop(columns="seconds"))
 

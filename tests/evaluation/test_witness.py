@@ -144,3 +144,18 @@ def test_a_judge_that_has_seen_no_list_knows_how_sampled_candidates_were_drawn(s
     own = replace(shop, meta=sampled, sessions=shop.sessions.assign(timestamp=pd.NaT))
     judge = Judge.of(own, bench.lists, bench.intents, ())
     assert np.ptp(judge.log_inclusion) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("reader", [None, "one judge"])
+def test_writers_that_are_compared_are_read_by_one_judge(shop, bench, monkeypatch, reader):
+    """Else each would be judged by its own embeddings."""
+    monkeypatch.setattr(witness, "greedy", lambda *given, **how: pd.DataFrame({"query": ["track"]}))
+    readers, prompter = [], SimpleNamespace(sessions=lambda frame: frame["session_id"].tolist())
+    judge = SimpleNamespace(similarity=lambda queries: np.eye(4)[: len(queries)])
+    monkeypatch.setattr(witness, "query_judge", lambda name, reader, *rest: readers.append(reader) or judge)
+    writers = [SimpleNamespace(kind="causal") for _ in range(2)]
+    for writer in writers:
+        asked = pairs(("t0", "track"))
+        found = witness.query_hits(bench, shop, asked, writer, prompter, reader, name="embedding", max_new_tokens=5)
+        assert by_session(found, "ihr@1") == {"t0": 1}
+    assert readers == ([reader, reader] if reader else writers)

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -118,3 +119,22 @@ def test_the_loop_takes_any_module_and_any_loss(parts, intents):
     train, dev = parts
     fitted = fit(OnlyIds(), train, dev, intents, loss=loss, epochs=15, **FAST | {"learning_rate": 0.1})
     assert gauc(fitted.model, dev, intents) > 0.95
+
+
+def test_from_its_start_a_ranker_only_gets_better_or_stays(parts, intents, config):
+    """The weights given are epoch 0: with a learning rate that ruins them they come back as they were."""
+    train, dev = parts
+    trained = fit(TwoTower(config()), train, dev, intents, epochs=4, **FAST).model
+    own = {name: value.clone() for name, value in trained.state_dict().items()}
+    at_first = gauc(trained, dev, intents)
+    how = {**FAST, "learning_rate": 5.0, "from_start": True}
+    ruined = fit(copy.deepcopy(trained), train, dev, intents, epochs=9, patience=2, **how)
+    assert ruined.best_epoch == 0
+    assert ruined.curve["epoch"].tolist() == [0, 1, 2], "patience counts from the start"
+    assert ruined.curve["dev_gauc"][0] == pytest.approx(at_first)
+    assert all(torch.equal(value, own[name]) for name, value in ruined.model.state_dict().items())
+    poor = TwoTower(config())
+    begun = gauc(poor, dev, intents)
+    better = fit(poor, train, dev, intents, epochs=4, from_start=True, **FAST)
+    assert better.best_epoch > 0
+    assert gauc(better.model, dev, intents) > begun

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from rgalign.reasoner.model import fingerprint, tiny
 from rgalign.reasoner.pretrain import ahead_loss, next_token_loss, pretrain
 from rgalign.reasoner.tokenizer import build
-from rgalign.reasoner.training import Documents, right_padded
+from rgalign.reasoner.training import Documents, TrainingError, right_padded
 
 TOKENIZER = build({f"w{number}": 2 for number in range(20)})
 PROMPTS = [[4 + (7 * n + i) % 9 for i in range(2 + n % 4)] + [2] for n in range(60)]
@@ -161,3 +161,13 @@ def test_all_faults_at_once(tmp_path):
         pretrain(reasoner(), PROMPTS, [[]], folder=tmp_path, seed=0, prompt_weight=2.0, epochs=0)
     for part in ["60 prompts and 1 queries", "have no token", "prompt_weight is 2.0", "epochs 0"]:
         assert part in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_ends_training_with_what_to_change(tmp_path):
+    given = reasoner()
+    with torch.no_grad():
+        given.model.get_input_embeddings().weight[4:13] = torch.nan
+    with pytest.raises(
+        TrainingError, match=r"loss is nan at step \d+: lower this stage's learning_rate \(it is 0\.01\)"
+    ):
+        pretrain(given, PROMPTS, QUERIES, folder=tmp_path, learning_rate=0.01, **SETTINGS)

@@ -1,0 +1,114 @@
+"""Looking changes nothing; the stop rule on made-up figures; the KL of a policy to itself is 0."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rgalign.alignment import looking
+from rgalign.alignment.looking import Dashboard, Lookout
+from rgalign.alignment.rewarding import Rewarder
+from rgalign.alignment.tuning import log_probabilities
+from rgalign.reasoner.model import fingerprint
+
+
+@pytest.fixture(scope="module")
+def lookout(context, rewarded):
+    return Lookout.of(context, Rewarder.load(context, rewarded[1]), lambda queries: {"ihr@1": len(queries)})
+
+
+def weights(model) -> dict:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_it_looks_at_the_first_sessions_with_a_click_of_each_part(context, lookout):
+    for name in ("train", "dev", "valid"):
+        part, watched = getattr(context.parts, name), getattr(lookout, name)
+        clicked = part.session_id[part.clicked.any(dim=1).numpy()]
+        assert watched.session_id.tolist() == clicked[:20].tolist()
+        assert watched.part == name
+
+
+def test_ranking_fits_the_query_tower_alone_and_leaves_the_runs_rankers_as_they_were(context, lookout, monkeypatch):
+    ranker, fitted, fit = context.rankers[0], [], looking.fit
+
+    def spy(model, *given, **how):
+        before, result = weights(model), fit(model, *given, **how)
+        fitted.append((before, weights(result.model), given))
+        return result
+
+    monkeypatch.setattr(looking, "fit", spy)
+    own, reasoner = weights(ranker), context.main()
+    learning = [weight.requires_grad for weight in ranker.parameters()]
+    value = lookout.ranking(reasoner)
+    assert 0 <= value <= 1
+    assert lookout.ranking(reasoner) == value
+    assert all(torch.equal(value, own[name]) for name, value in ranker.state_dict().items())
+    assert [weight.requires_grad for weight in ranker.parameters()] == learning
+    before, after, given = fitted[0]
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("query.") for name in changed)
+    assert [lists.part for lists in given[:2]] == ["train", "dev"]
+
+
+def test_figures_of_the_greedy_queries_by_hand(context, lookout):
+    reasoner = context.main()
+    figures, written = lookout.figures(reasoner), lookout.written(reasoner)
+    assert len(written) == len(lookout.valid)
+    assert figures["distinct"] == pytest.approx(written["query"].nunique() / len(written))
+    assert figures["tokens"] == pytest.approx(written["tokens"].mean())
+    assert figures["reward"] == pytest.approx(
+        np.nanmean(lookout.reward.of_texts(lookout.valid, list(written["query"])))
+    )
+    assert figures["ihr@1"] == len(lookout.valid)
+
+
+def test_of_an_encoder_there_is_the_ranking_alone(context):
+    assert list(Lookout.of(context).figures(context.main())) == ["ranking"]
+
+
+def test_queries_that_are_all_empty_have_no_reward(context, lookout, monkeypatch):
+    silent = lookout.written(context.main()).assign(query="")
+    monkeypatch.setattr(Lookout, "written", lambda self, reasoner: silent)
+    assert np.isnan(lookout.figures(context.main())["reward"])
+
+
+@pytest.mark.parametrize(
+    ("reward", "ranking", "stops"),
+    [
+        (1.2, 0.594, True),
+        (1.2, 0.596, False),  # within the tolerance
+        (1.2, 0.700, False),
+        (1.0, 0.500, False),  # a reward that does not rise is not being hacked
+        (0.8, 0.500, False),
+        (float("nan"), 0.500, False),
+    ],
+)
+def test_the_stop_rule_on_made_up_figures(monkeypatch, reward, ranking, stops):
+    monkeypatch.setattr(Dashboard, "_kl", lambda self, reasoner: 0.25)
+    said = iter([{"reward": 1.0, "ranking": 0.6}, {"reward": reward, "ranking": ranking}])
+    watch = Dashboard(SimpleNamespace(figures=lambda reasoner: next(said)), "start", tolerance=0.005)
+    assert watch("policy", 7) is stops
+    table = watch.table()
+    assert table.step.tolist() == [0, 7]
+    assert table.kl.tolist() == [0, 0.25]
+    assert table.ranking.tolist() == [0.6, ranking]
+
+
+def test_the_kl_of_a_policy_to_itself_is_0_and_to_another_what_both_say(context, lookout, monkeypatch):
+    monkeypatch.setattr(Lookout, "figures", lambda self, reasoner: {"reward": 0.0, "ranking": 0.5})
+    start, other = context.main(), context.language_models("other-1")["other-1"]
+    before = fingerprint(start)
+    watch = Dashboard(lookout, start, tolerance=0.1)
+    watch(start, 1)
+    watch(other, 2)
+    assert watch.rows[1]["kl"] == 0
+    prompter = context.recipe.prompter(context.shop, other)
+    prompts = prompter.sessions(context.sessions(lookout.valid))
+    how = {"samples": 1, "max_new_tokens": 6, "seed": 0, "progress": False}
+    drawn = prompter.queries(looking.queries.sample(other, prompter, prompts, **how)["query"].tolist())
+    said = [log_probabilities(model, prompts, drawn, progress=False) for model in (other, start)]
+    assert watch.rows[2]["kl"] == pytest.approx(float((said[0] - said[1]).mean()))
+    assert fingerprint(start) == before

@@ -1,0 +1,120 @@
+"""Whose queries are judged, by how many models; what an empty query earns; how the chosen form is kept."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_run
+
+from rgalign.alignment import rewarding, steps
+
+BOTH = ["main", "other-1"]
+
+
+@pytest.fixture
+def rewarder(context, rewarded):
+    return rewarding.Rewarder.load(context, rewarded[1])
+
+
+def with_params(context, **overrides):
+    return replace(
+        context, params=small_run.small({f"alignment.{k.replace('__', '.')}": v for k, v in overrides.items()})
+    )
+
+
+def spy(monkeypatch, target, name, result):
+    calls = []
+    monkeypatch.setattr(target, name, lambda *given, **how: calls.append((given, how)) or result)
+    return calls
+
+
+def test_candidates_are_of_train_and_development_sessions_with_a_click(context, rewarded):
+    sessions = context.shop.sessions.set_index("session_id")
+    clicked = set(context.shop.impressions.query("clicked == 1").session_id)
+    wrote = set(rewarded[0].session_id)
+    assert wrote == {session for session in sessions.index[sessions.split == "train"] if session in clicked}
+    assert not wrote & set(context.parts.valid.session_id)
+    assert set(rewarded[0].source) == {"main", "other-1"}
+
+
+@pytest.mark.parametrize(("llms", "names", "samples"), [("all", ["main", "other-1"], 2), ("one", ["main"], 5)])
+def test_one_llm_writes_as_many_as_all_would(context, monkeypatch, llms, names, samples):
+    calls = spy(monkeypatch, rewarding.writing, "write", None)
+    rewarding.write_candidates(with_params(context, candidates__llms=llms), context.language_models())
+    (((models, prompters, _), how),) = calls
+    assert [sorted(models), sorted(prompters), how["samples"]] == [names, names, samples]
+    assert len(names) * (samples + 1) == 6, "greedy ones count"
+
+
+@pytest.mark.parametrize(
+    ("sources", "compared", "expected"),
+    [
+        (BOTH, False, [({"all": BOTH}, [0])]),
+        (BOTH, True, [({"all": BOTH, "one": ["main"]}, [0]), ({"all": BOTH}, [1])]),
+        (["main"], True, [({"all": ["main"]}, [0]), ({"all": ["main"]}, [1])]),
+    ],
+    ids=["the run's alone", "with what it is compared with", "of one LLM there is no control of one LLM"],
+)  # fmt: skip
+def test_which_models_are_trained(context, rewarded, monkeypatch, tmp_path, sources, compared, expected):
+    calls = spy(monkeypatch, rewarding, "train_reward_models", pd.DataFrame())
+    own = with_params(context, reward__compared=compared)
+    candidates = rewarded[0][rewarded[0].source.isin(sources)]
+    rewarding.train_models(own, rewarding.Reader(own, own.main()), candidates, tmp_path)
+    assert [(how["names"], how["seeds"]) for _, how in calls] == expected
+
+
+def test_rivals_are_those_that_were_trained(context, rewarded):
+    reader = rewarding.Reader(context, context.main())
+    assert rewarding.rivals(reader, rewarded[1], rewarded[0].head(3)) == {}, "compared is false in this run"
+
+
+def test_the_reward_of_a_text_is_that_of_the_candidate_and_silence_has_none(context, rewarded, rewarder):
+    some = rewarded[0][rewarded[0].reward.notna()].drop_duplicates("session_id").head(5)
+    lists = context.rows_of(context.parts.train, some[some.session_id.isin(context.parts.train.session_id)].session_id)
+    texts = some.set_index("session_id")["query"].loc[lists.session_id].tolist()
+    found = rewarder.of_texts(lists, [*texts[:-1], " "])
+    expected = some.set_index("session_id")["reward"].loc[lists.session_id].to_numpy()
+    assert found[:-1] == pytest.approx(expected[:-1], abs=1e-5)
+    assert np.isnan(found[-1])
+    assert np.isnan(rewarder.of_texts(lists, [""] * len(lists))).all()
+
+
+def test_the_chosen_form_is_the_one_that_counts(context, rewarded, tmp_path):
+    reader, some = rewarding.Reader(context, context.main()), rewarded[0].head(20)
+    both = rewarding.both_forms(reader, rewarded[1], some)
+    assert set(both) == {"list", "kb"}
+    assert not np.allclose(both["list"], both["kb"], equal_nan=True)
+    folder = tmp_path / "reward"
+    (folder / "all").mkdir(parents=True)
+    (folder / "all" / "seed-0").symlink_to(rewarded[1] / "all" / "seed-0")
+    for form in both:
+        rewarding.save_form(folder, form)
+        assert rewarding.form_of(folder) == form
+        found = rewarding.Rewarder.load(context, folder).scored(some)
+        assert found.reward.to_numpy() == pytest.approx(both[form], nan_ok=True)
+
+
+def test_sessions_whose_every_query_is_empty_teach_nothing_and_stop_nothing(context, rewarded, tmp_path):
+    silent = set(context.learners.session_id[:3])
+    candidates = rewarded[0].drop(columns="reward")
+    candidates.loc[candidates.session_id.isin(silent), "query"] = ""
+    reader = rewarding.Reader(context, context.main())
+    rewarding.train_models(context, reader, candidates, tmp_path)
+    scored = rewarding.Rewarder.of(reader, tmp_path).scored(candidates)
+    assert scored.loc[scored.session_id.isin(silent), "reward"].isna().all()
+    for table in (steps.best_queries(context, scored), steps.preference_pairs(context, reader.reasoner, scored)[0]):
+        assert len(table) > 0
+        assert not silent & set(table.session_id)
+
+
+def test_llms_that_write_nothing_at_all_are_named_as_the_fault(context, rewarded, tmp_path):
+    candidates = rewarded[0].assign(query="")
+    with pytest.raises(ValueError, match="every candidate is empty"):
+        rewarding.train_models(context, rewarding.Reader(context, context.main()), candidates, tmp_path)
+
+
+def test_the_table_of_an_encoder_has_the_same_columns(context, rewarded):
+    none = rewarding.no_candidates()
+    assert list(none) == list(rewarded[0])
+    assert none.empty
