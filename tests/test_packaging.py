@@ -90,6 +90,7 @@ FLOORS = tuple(
         "benchmarks_reasoner",
         "plots",
         "plots_reasoner",
+        "plots_alignment",
         "pipeline",
         "sharing",
         "sweep",
