@@ -17,7 +17,7 @@ LABELS = {
     "kl": "KL to the reference, nats a query",
     "tokens": "tokens a query",
     "distinct": "share of different queries",
-    "loss": "loss, nats a token",
+    "loss": "loss that is minimised, nats",
     "preference": "preference loss, nats",
     "contrastive": "InfoNCE, nats",
     "language": "language loss, nats a token",
@@ -121,14 +121,16 @@ def step_rows(rows: pd.DataFrame) -> Figure:
 def rank_shift(ranks: Mapping[str, np.ndarray], title: str) -> Figure:
     """Histograms of the clicked intent's place, means marked. ranks: name -> (sessions,) places from 1."""
     figure, (axes,) = panels_of(1, width=7.5, height=3.2)
-    last = max(float(np.nanmax(values)) for values in ranks.values())
-    bins = np.arange(0.5, last + 1.5)
-    styles = zip((BEFORE, AFTER, THIRD), ("", "//", ".."), ("-", "--", ":"), strict=True)
-    for (name, values), (colour, hatch, line) in zip(ranks.items(), styles, strict=False):
-        weights = np.full(len(values), 1 / len(values))
-        mean = np.nanmean(values)
-        label = f"{name}: mean {mean:.2f}, in the top three {np.nanmean(np.asarray(values) <= 3):.1%}"
-        axes.hist(values, bins, weights=weights, color=colour, hatch=hatch, alpha=0.5, edgecolor="white", label=label)
+    bins = np.arange(0.5, max(float(np.nanmax(values)) for values in ranks.values()) + 1.5)
+    weights = [np.full(len(values), 1 / len(values)) for values in ranks.values()]
+    colours, hatches, lines = (BEFORE, AFTER, THIRD), ("", "//", ".."), ("-", "--", ":")
+    *_, bars = axes.hist(list(ranks.values()), bins, weights=weights, color=colours[: len(ranks)], edgecolor="white")
+    bars = bars if len(ranks) > 1 else [bars]
+    for (name, values), drawn, colour, hatch, line in zip(ranks.items(), bars, colours, hatches, lines, strict=False):
+        for bar in drawn:
+            bar.set_hatch(hatch)
+        mean, high = np.nanmean(values), np.nanmean(np.asarray(values) <= 3)
+        drawn.set_label(f"{name}: mean {mean:.2f}, in the top three {high:.1%}")
         axes.axvline(mean, ymax=0.7, color=colour, lw=1.4, ls=line)
     axes.set(title=title, xlabel="place of the clicked intent in the ranking", ylabel="share of sessions")
     axes.set_ylim(top=axes.get_ylim()[1] * 1.3)  # the legend's room
@@ -149,11 +151,12 @@ def rounds(table: pd.DataFrame) -> Figure:
 
 
 def _spread(axes: Axes, name: str) -> None:
-    """Limits at least LEAST apart, around what is drawn."""
+    """Limits at least LEAST apart, around what is drawn; below 0 only where something is."""
     low, high = axes.get_ylim()
     lack = LEAST.get(name, 0) - (high - low)
     if lack > 0:
-        axes.set_ylim(low - lack / 2, high + lack / 2)
+        down = lack / 2 if axes.dataLim.y0 < 0 else min(lack / 2, max(low, 0))
+        axes.set_ylim(low - down, high + lack - down)
 
 
 def _height(panels: Sequence[str]) -> float:

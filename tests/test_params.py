@@ -235,6 +235,26 @@ def test_an_encoder_has_a_name_and_no_company():
         check({"reasoner": {"kind": "encoder", "model": "some/encoder", "others": [{}]}})
 
 
+def test_what_an_encoder_cannot_learn_is_told_at_once():
+    reasoner = {"kind": "encoder", "model": "some/encoder"}
+    asked = {"cl": {"lm_weight": 0.1}, "lora": {"rank": 2}}
+    with pytest.raises(ParamsError) as error:
+        check({"reasoner": reasoner, "alignment": asked})
+    for part in ("sft and dpo", "lm_weight to 0", "takes no adapter"):
+        assert part in str(error.value)
+    check({"reasoner": reasoner, "alignment": {**asked, "loop": {"rounds": 0}}})
+    check({"reasoner": reasoner, "alignment": {"sft": {"use": False}, "dpo": {"use": False}}})
+
+
+def test_contrastive_alignment_needs_something_to_push_away_from():
+    with pytest.raises(ParamsError, match=r"alignment\.cl\.in_batch .*no negative"):
+        check({"alignment": {"cl": {"hard": 0}}})
+    for own in ({"hard": 0, "in_batch": True}, {"hard": 0, "use": False}, {"hard": 1}):
+        check({"alignment": {"cl": own}})
+    with pytest.raises(ParamsError, match=r"alignment\.cl\.symmetric .*cosine or dot"):
+        check({"alignment": {"cl": {"symmetric": 0.5}}})
+
+
 def test_what_a_tiny_model_would_ignore_is_refused():
     with pytest.raises(ParamsError) as error:
         check({"reasoner": {"adapter": "some/lora", "quantize": "4bit"}})

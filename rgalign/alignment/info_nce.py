@@ -133,4 +133,4 @@ def _scaled(left: Tensor, right: Tensor, similarity: str) -> tuple[Tensor, Tenso
         return functional.normalize(left, dim=-1), functional.normalize(right, dim=-1)
     if similarity == "dot":
         return left * left.shape[-1] ** -0.5, right
-    raise ValueError(f"similarity {similarity!r} is none of {', '.join(SIMILARITIES)}")
+    raise ValueError(f"similarity {similarity!r} is none of cosine, dot")  # a ranker's score is no product: ranker_nce

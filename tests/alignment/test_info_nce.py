@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from rgalign.alignment.info_nce import SIMILARITIES, info_nce, session_nce
+from rgalign.alignment.info_nce import info_nce, ranker_nce, session_nce
 
 NONE = torch.empty(3, 0, dtype=torch.long)
 INTENTS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0], [-1.0, 0.0]])
@@ -100,12 +100,27 @@ def test_negatives_are_a_set_without_the_clicked_intent(drawn):
     torch.testing.assert_close(found, again)
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_gradients_are_those_of_finite_differences(similarity):
     query = QUERY.double().requires_grad_()
     intents, how = INTENTS.double(), {"similarity": similarity}
     torch.autograd.gradcheck(lambda q: info_nce(q, intents, CLICKED, HARD, negatives=CLICKED, **how), query)
     torch.autograd.gradcheck(lambda q: session_nce(q, intents, CLICKED, q, CLICKED, **how), query)
+
+
+@pytest.mark.parametrize("negatives", [CLICKED, CLICKED[:0]], ids=["in batch", "hard alone"])
+def test_by_a_rankers_scores_it_is_the_same_loss_of_those_scores_alone_that_are_compared(negatives):
+    scored = []
+
+    def score(columns):
+        scored.append(columns.tolist())
+        return QUERY @ INTENTS[columns].T * 2**-0.5
+
+    found = ranker_nce(score, len(INTENTS), CLICKED, HARD, negatives=negatives, temperature=0.5)
+    how = {"temperature": 0.5, "similarity": "dot"}
+    torch.testing.assert_close(found, info_nce(QUERY, INTENTS, CLICKED, HARD, negatives=negatives, **how))
+    ranker_nce(score, len(INTENTS), CLICKED, HARD.clamp(min=-1, max=1), negatives=CLICKED[:0])
+    assert scored == [[0, 1, 2, 3], [0, 1]], "nobody is compared with the others"
 
 
 def test_two_processes_with_unlike_shares_find_loss_and_gradient_of_one(tmp_path):
