@@ -243,13 +243,13 @@ def test_what_an_encoder_cannot_learn_is_told_at_once():
     for part in ("sft and dpo", "lm_weight to 0", "takes no adapter"):
         assert part in str(error.value)
     check({"reasoner": reasoner, "alignment": {**asked, "loop": {"rounds": 0}}})
-    check({"reasoner": reasoner, "alignment": {"sft": {"use": False}, "dpo": {"use": False}}})
+    check({"reasoner": reasoner, "alignment": {"sft": {"use": False}, "dpo": {"use": False}, "cl": {"lm_weight": 0}}})
 
 
 def test_contrastive_alignment_needs_something_to_push_away_from():
     with pytest.raises(ParamsError, match=r"alignment\.cl\.in_batch .*no negative"):
-        check({"alignment": {"cl": {"hard": 0}}})
-    for own in ({"hard": 0, "in_batch": True}, {"hard": 0, "use": False}, {"hard": 1}):
+        check({"alignment": {"cl": {"hard": 0, "in_batch": False}}})
+    for own in ({"hard": 0}, {"hard": 0, "in_batch": False, "use": False}, {"hard": 1, "in_batch": False}):
         check({"alignment": {"cl": own}})
     with pytest.raises(ParamsError, match=r"alignment\.cl\.symmetric .*cosine or dot"):
         check({"alignment": {"cl": {"symmetric": 0.5}}})

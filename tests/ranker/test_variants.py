@@ -160,7 +160,7 @@ def test_a_control_is_compared_with_its_parent_and_a_model_with_what_it_builds_o
     assert ("qe_rec", "two_tower_text") in study
     assert ("qe_rec/lsa", "qe_rec") in study
     assert ("qe_rec/shuffled_query", "qe_rec/constant_query") in study
-    assert headline(list(VARIANTS)) == ("qe_rec", "two_tower_text")
+    assert headline(list(VARIANTS)) == ("rgalign_rec", "qe_rec")
     assert pairs(["qe_rec/lsa"]) == [("qe_rec/lsa", "popularity")]  # its counterpart is not trained
     assert headline(["two_tower", "two_tower_text"]) == ("two_tower_text", "two_tower")
 
