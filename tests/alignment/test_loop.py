@@ -77,7 +77,7 @@ def test_rounds_end_when_the_development_users_gain_no_more(context, monkeypatch
     def turn(folder) -> Turn:
         return Turn(folder.name, None, folder, pd.DataFrame(), next(said), 0.1, 1.0)
 
-    monkeypatch.setattr(loop, "close", lambda context, reasoner, folder, work: turn(folder))
+    monkeypatch.setattr(loop, "close", lambda context, reasoner, folder, work, folds: turn(folder))
     monkeypatch.setattr(
         loop, "again", lambda context, last, form, folder, work: begun_from.append(last.dev) or turn(folder)
     )
@@ -115,6 +115,6 @@ def test_the_language_term_alone_is_reason_enough_to_write_candidates_again(cont
     )
     loop.again(own, first, "list", tmp_path / "rankers-2", tmp_path / "work")
     assert len(targets[0])
-    silent = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False)
+    silent = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.0)
     loop.again(silent, first, "list", tmp_path / "rankers-3", tmp_path / "work")
     assert targets[1] is None

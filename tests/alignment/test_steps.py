@@ -151,6 +151,7 @@ def test_the_language_term_of_rg_cl_reads_the_best_query_of_the_very_session(con
     texts = best.set_index("session_id")["query"].loc[sessions].tolist()
     assert spied["contrastive"][0] == prompts_of(context, sessions)
     assert spied["how"]["queries"] == context.recipe.prompter(context.shop, reasoner).queries(texts)
-    steps.pull_to_clicks(context, reasoner, best, tmp_path)
+    silent = replace(context, params=small_run.small({"alignment.cl.lm_weight": 0.0}))
+    steps.pull_to_clicks(silent, reasoner, best, tmp_path)
     assert spied["how"]["queries"] is None, "weight 0: all sessions, no queries"
     assert len(spied["contrastive"][0]) == len(context.learners)
