@@ -61,7 +61,7 @@ def test_one_adapter_goes_through_all_steps_and_loads_with_plain_peft(run, conte
     found = last_states(model, prompts)
     np.testing.assert_allclose(found, aligned, atol=2e-3, rtol=2e-3)
     with model.disable_adapter():
-        assert not np.allclose(last_states(model, prompts), aligned, atol=2e-2)
+        assert not np.allclose(last_states(model, prompts), aligned, atol=2e-3, rtol=2e-3)
 
 
 def test_a_whole_model_loads_with_transformers_and_a_step_that_is_off_hands_on_its_bytes(run, context):
@@ -100,6 +100,7 @@ def test_an_encoder_goes_through_contrastive_alignment_and_the_loop(run, tmp_pat
         "reasoner.others": [],
         "alignment.sft.use": False,
         "alignment.dpo.use": False,
+        "alignment.cl.lm_weight": 0.0,
     }
     own = {key: value for key, value in small_run.SMALL.items() if not key.startswith("reasoner")}
     with pytest.MonkeyPatch.context() as patch:
