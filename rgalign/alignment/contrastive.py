@@ -4,11 +4,9 @@ METHOD.md 2.3, step 3 [P]: InfoNCE pulls e_q, through the frozen ranker's query 
 space]. Only the reasoner learns. It is the one stage of alignment that an encoder can go through: nothing is decoded.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -158,36 +156,23 @@ def _contrast(space: RankingSpace, query: Tensor, batch: dict[str, Tensor], *, s
     return evened(ranker_nce(score, len(space.intents), clicked, hard, **put), len(query))
 
 
-class _Sessions(torch.utils.data.Dataset):
-    """One session a row: prompt and query, clicked intent, hard negatives."""
+class _Sessions(training.Documents):
+    """One session a row: prompt and query, clicked intent, hard negatives, and its row in the spaces' users."""
 
     def __init__(self, prompts, queries, clicked: np.ndarray, hard: np.ndarray):
-        queries = queries if queries is not None else [[]] * len(prompts)
+        super().__init__(prompts, queries if queries is not None else [[]] * len(prompts))
+        own = zip(self.rows, clicked.tolist(), hard.tolist(), strict=True)
         self.rows = [
-            {"input_ids": [*p, *q], "prompt": len(p), "clicked": own, "hard": negatives, "session": session}
-            for session, (p, q, own, negatives) in enumerate(
-                zip(prompts, queries, clicked.tolist(), hard.tolist(), strict=True)
-            )
+            {**row, "clicked": intent, "hard": negatives, "session": session}
+            for session, (row, intent, negatives) in enumerate(own)
         ]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict:
-        return self.rows[row]
-
-    def digest(self) -> str:
-        """SHA-256 of all sessions."""
-        return sha256(json.dumps(self.rows).encode()).hexdigest()
 
 
 def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
-    """ids (rows, longest), padded on the right; prompt, length, clicked and session (rows,); hard (rows, h)."""
-    lengths = [len(row["input_ids"]) for row in rows]
-    ids = [row["input_ids"] + [pad] * (max(lengths) - own) for row, own in zip(rows, lengths, strict=True)]
-    columns = {name: torch.tensor([row[name] for row in rows]) for name in ("prompt", "clicked", "session")}
+    """A batch of training.right_padded, and clicked and session (rows,), hard (rows, h)."""
+    columns = {name: torch.tensor([row[name] for row in rows]) for name in ("clicked", "session")}
     hard = torch.tensor([row["hard"] for row in rows], dtype=torch.long)  # else, where h is 0, it is float
-    return {"ids": torch.tensor(ids), "length": torch.tensor(lengths), "hard": hard, **columns}
+    return {**training.right_padded(rows, pad), "hard": hard, **columns}
 
 
 def _row_faults(prompts, queries, clicked: np.ndarray, hard: np.ndarray, kb: int) -> list[str]:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from rgalign.alignment.tuning import log_probabilities
 from rgalign.reasoner import training
@@ -94,7 +93,7 @@ def reference_faults(reference: pd.DataFrame, checkpoint: str, pairs: Pairs) -> 
     return faults
 
 
-class PairDocuments(Dataset):
+class PairDocuments(training.Rows):
     """One pair a row: two documents of one prompt, chosen first, their reference log-probabilities and rewards.
 
     rows  numbers of the pairs that are kept
@@ -104,20 +103,11 @@ class PairDocuments(Dataset):
         documents = [training.Documents(pairs.prompts, getattr(pairs, side)) for side in SIDES]
         said = reference[list(LOG_PROBABILITIES)].to_numpy().tolist()
         rewards = np.stack([pairs.reward_chosen, pairs.reward_rejected], axis=1).tolist()
-        self.rows = [
+        kept = [
             {"documents": [side[row] for side in documents], "reference": said[row], "reward": rewards[row]}
             for row in rows
         ]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict:
-        return self.rows[row]
-
-    def digest(self) -> str:
-        """SHA-256 of all rows."""
-        return sha256(json.dumps(self.rows).encode()).hexdigest()
+        super().__init__(kept)
 
 
 def paired(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:

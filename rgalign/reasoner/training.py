@@ -88,14 +88,11 @@ def train(
 OWN_LOGS = ("epoch", "grad_norm", "learning_rate", "train_runtime")  # what Trainer adds by itself
 
 
-class Documents(Dataset):
-    """One document a row: prompt and query, as token ids."""
+class Rows(Dataset):
+    """What a stage learns from: a list of dicts that JSON can say."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]):
-        self.rows = [
-            {"input_ids": [*prompt, *query], "prompt": len(prompt)}
-            for prompt, query in zip(prompts, queries, strict=True)
-        ]
+    def __init__(self, rows: list[dict]):
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,8 +101,16 @@ class Documents(Dataset):
         return self.rows[row]
 
     def digest(self) -> str:
-        """SHA-256 of all documents."""
+        """SHA-256 of all rows."""
         return sha256(json.dumps(self.rows).encode()).hexdigest()
+
+
+class Documents(Rows):
+    """One document a row: prompt and query, as token ids."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]):
+        pairs = zip(prompts, queries, strict=True)
+        super().__init__([{"input_ids": [*prompt, *query], "prompt": len(prompt)} for prompt, query in pairs])
 
 
 def right_padded(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
