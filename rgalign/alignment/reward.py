@@ -29,7 +29,7 @@ from rgalign.ranker import store
 from rgalign.ranker.fit import fit, refuse_other_parts, score
 from rgalign.ranker.store import StoreError
 from rgalign.ranker.three_tower import ThreeTower
-from rgalign.ranker.train import LOOP, Parts, build, loss_of
+from rgalign.ranker.train import Parts, build, fitting, loss_of, runtime_of
 
 RANKER = "qe_rec"  # whose architecture and settings it has
 NULL = "null.safetensors"
@@ -183,12 +183,7 @@ def train_reward_models(
     """
     _reward_of(form)
     refuse_other_parts("train_reward_models", train=parts.train, dev=parts.dev)
-    accelerator = accelerator or Accelerator()
-    runtime = {"accelerator": accelerator, "progress": progress}
-    if accelerator.device.type != "cpu":
-        workers = 1
-    if workers > 1:  # an accelerator's state belongs to its process: another one makes its own
-        runtime = {"precision": accelerator.mixed_precision, "progress": False}
+    workers, runtime = runtime_of(accelerator, workers, progress)
     parts = replace(parts, intents=with_texts(parts.intents, intents.rows(parts.intents.intent_id)))
     shared = dict(settings=settings, positions=positions, null_share=null_share, form=form, queries=queries, **runtime)
     jobs = (
@@ -217,7 +212,7 @@ def _train_one(
     dev = with_each_query(parts.dev, candidates, queries, first=True)
     heard = replace(parts, train=with_each_query(parts.train, candidates, queries))  # all that whitening is made from
     ranker = build(RANKER, heard, settings, positions=positions, seed=seed)
-    how = {key: settings[key] for key in LOOP if key in settings} | {"progress": progress}
+    how = {**fitting(settings), "progress": progress}
     accelerator = accelerator or Accelerator(cpu=True, mixed_precision=precision)
     loss = cross_sampled(loss_of(RANKER, settings))
     fitted = fit(ranker, train, dev, parts.intents, seed=seed, loss=loss, accelerator=accelerator, **how)

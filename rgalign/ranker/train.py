@@ -153,7 +153,7 @@ def tune(
         mine = _parts_of(parts, name)
         own_space = THREE_TOWER_SPACE if VARIANTS[name].architecture == "three_tower" else {}
         make = partial(_from_trial, name, mine, own, positions, seed)
-        given = {**_fitting(own), **runtime}
+        given = {**fitting(own), **runtime}
         log = search(
             make, mine.train, mine.dev, mine.valid, mine.intents, trials=trials, seed=seed,
             loss=loss_of(name, own), own_space=own_space,
@@ -183,13 +183,7 @@ def train(
              better; models that are not there begin anew
     workers  rankers trained at once, on a CPU; on another device they come one after the other
     """
-    accelerator = accelerator or Accelerator()
-    if accelerator.device.type != "cpu":
-        workers = 1
-    # an accelerator's state belongs to its process: another one makes its own
-    runtime = {"accelerator": accelerator, "progress": progress}
-    if workers > 1:
-        runtime = {"precision": accelerator.mixed_precision, "progress": False}
+    workers, runtime = runtime_of(accelerator, workers, progress)
     jobs = (
         {
             "name": name,
@@ -209,6 +203,17 @@ def train(
     return pd.concat(curves, ignore_index=True)
 
 
+def runtime_of(accelerator: Accelerator | None, workers: int, progress: bool) -> tuple[int, dict[str, Any]]:
+    """How many trainings go at once, and what each is told of where it runs: accelerator or precision, and progress.
+
+    An accelerator's state belongs to its process: another one makes its own. Only a CPU is shared.
+    """
+    accelerator = accelerator or Accelerator()
+    if workers == 1 or accelerator.device.type != "cpu":
+        return 1, {"accelerator": accelerator, "progress": progress}
+    return workers, {"precision": accelerator.mixed_precision, "progress": False}
+
+
 def _train_one(
     name, parts, own, folder, positions, seed, start, progress, accelerator=None, precision=None
 ) -> pd.DataFrame:
@@ -217,7 +222,7 @@ def _train_one(
         raise ValueError(f"{start} knows {model.config.positions} positions; lists have {positions} now: begin anew")
     how = {"accelerator": accelerator or Accelerator(cpu=True, mixed_precision=precision), "progress": progress}
     learnt = (parts.train, parts.dev, parts.intents)
-    how |= {"loss": loss_of(name, own), "from_start": start is not None, **_fitting(own)}
+    how |= {"loss": loss_of(name, own), "from_start": start is not None, **fitting(own)}
     fitted = fit(model, *learnt, seed=seed, **how)
     store.save(folder, fitted.model)
     curve = fitted.curve.drop(columns="seconds")
@@ -253,5 +258,6 @@ def _from_trial(name, parts, own, positions, seed, drawn: Mapping[str, Any]) -> 
     return build(name, parts, {**own, **drawn}, positions=positions, seed=seed)
 
 
-def _fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a ranker's settings, those of the training loop."""
     return {key: value for key, value in settings.items() if key in LOOP}
