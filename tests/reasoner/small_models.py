@@ -1,11 +1,15 @@
-"""Small random models on disk, built without rgalign: what the reasoner's tests load."""
+"""Small random models on disk, made by transformers alone: what the reasoner's tests load, and how they look at it."""
 
+import socket
 from pathlib import Path
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from rgalign.reasoner.model import ReasonerError, load
 
 WORDS = 40
 
@@ -52,3 +56,26 @@ def lora(folder: Path, base: Path, name: str) -> Path:
     model.peft_config["default"].base_model_name_or_path = name
     model.save_pretrained(folder, save_embedding_layers=False)
     return folder
+
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def logits(model) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(IDS).logits
+
+
+def refusal(*arguments, **options) -> str:
+    """What `load` says as it refuses."""
+    with pytest.raises(ReasonerError) as caught:
+        load(*arguments, **options)
+    return str(caught.value)
+
+
+def forbid_network(monkeypatch) -> None:
+    def refuse(*_):
+        raise AssertionError("the network was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

