@@ -115,8 +115,8 @@ class Context:
         return self.shop.sessions.set_index("session_id", drop=False).loc[list(lists.session_id)].reset_index(drop=True)
 
     def rows_of(self, lists: Lists, session_ids: Sequence[str]) -> Lists:
-        """One list a session id, in their order; a session may come many times."""
-        return lists.take(pd.Index(lists.session_id).get_indexer(list(session_ids)))
+        """One list a session id, in their order; a session may come many times. Raises KeyError for an unknown one."""
+        return lists.take(pd.Series(range(len(lists)), lists.session_id)[list(session_ids)].to_numpy())
 
     def prompts(self, reasoner: Reasoner, lists: Lists) -> list[list[int]]:
         """Token ids, one prompt a list."""
