@@ -7,6 +7,7 @@ counts. A rate is that of all steps but the first, which warms up.
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,9 @@ def tuning_rows(
         ),
     }  # fmt: skip
     found = installed(PEER)
-    return [_row(name, f"TRL {peer}", found, ours, theirs, rounds) for name, (peer, ours, theirs) in sides.items()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TRL calls settings of transformers by their older names
+        return [_row(name, f"TRL {peer}", found, ours, theirs, rounds) for name, (peer, ours, theirs) in sides.items()]
 
 
 def _row(
