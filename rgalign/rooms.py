@@ -263,9 +263,20 @@ class Params(Room):
     data: Data = Data()
     reasoner: Reasoner = Reasoner()
     ranker: Ranker = Ranker()
-    alignment: Alignment = Alignment()
+    alignment: Alignment = Field(Alignment(), validate_default=True)
     evaluation: Evaluation = Evaluation()
     run: RunRoom = RunRoom()
+
+    @field_validator("alignment")
+    @classmethod
+    def a_ranker_to_align_to(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
+        ranker = info.data.get("ranker")
+        if alignment.loop.rounds and ranker is not None and "qe_rec" not in ranker.models:
+            raise ValueError(
+                f"ranker.models is {', '.join(ranker.models)}; the alignment needs qe_rec among them "
+                "(or set alignment.loop.rounds to 0: no alignment)"
+            )
+        return alignment
 
     @field_validator("alignment")
     @classmethod

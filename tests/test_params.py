@@ -246,6 +246,13 @@ def test_what_an_encoder_cannot_learn_is_told_at_once():
     check({"reasoner": reasoner, "alignment": {"sft": {"use": False}, "dpo": {"use": False}, "cl": {"lm_weight": 0}}})
 
 
+def test_an_alignment_without_its_ranker_is_told_at_once():
+    alone = {"ranker": {"models": ["two_tower"]}}
+    with pytest.raises(ParamsError, match=r"ranker\.models is two_tower; .* qe_rec .*alignment\.loop\.rounds to 0"):
+        check(alone)  # also where nothing is said of the alignment
+    check({**alone, "alignment": {"loop": {"rounds": 0}}})
+
+
 def test_contrastive_alignment_needs_something_to_push_away_from():
     with pytest.raises(ParamsError, match=r"alignment\.cl\.in_batch .*no negative"):
         check({"alignment": {"cl": {"hard": 0, "in_batch": False}}})

@@ -54,13 +54,8 @@ class Context:
 
     @classmethod
     def of(cls, stage: OpenStage) -> "Context":
-        """From a stage's declared inputs. Raises ValueError where the run has trained no QE-Rec."""
+        """From a stage's declared inputs."""
         params = stage.params
-        if QE_REC not in params.ranker.models:
-            raise ValueError(
-                f"ranker.models is {', '.join(params.ranker.models)}; the alignment needs {QE_REC} among them "
-                "(or set alignment.loop.rounds to 0: no alignment)"
-            )
         pair = (vectors.load(stage.path("tables/embeddings") / "prompt" / kind) for kind in ("sessions", "intents"))
         parts = rankers.load_parts(stage.path("tables/encoded"))
         folder = stage.path("models/rankers")

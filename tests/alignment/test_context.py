@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rgalign.alignment import steps
-from rgalign.alignment.context import MAIN, Context, hand_on, load_aligned
+from rgalign.alignment.context import MAIN, hand_on, load_aligned
 from rgalign.alignment.tuning import trainable, tuned
 from rgalign.artifacts import digest
 from rgalign.reasoner.model import fingerprint
@@ -55,13 +55,6 @@ def test_rows_of_follows_the_sessions_asked_for(context):
     asked = [lists.session_id[i] for i in (3, 0, 3)]
     assert context.rows_of(lists, asked).session_id.tolist() == asked
     assert torch.equal(context.rows_of(lists, asked).candidates[2], lists.candidates[3])
-
-
-def test_a_run_without_qe_rec_is_told_what_to_do(ranked):
-    stage = open_stage("04_reward_model", small_run.SMOKE, ranked, small_run.SMALL)
-    stage.params = small_run.small({"ranker.models": ["two_tower"]})
-    with pytest.raises(ValueError, match=r"ranker\.models is two_tower; .* qe_rec .*alignment\.loop\.rounds to 0"):
-        Context.of(stage)
 
 
 def test_without_real_positions_none_are_learnt(context):
