@@ -1,1 +1,8 @@
 """RGAlign-Rec: ranking-guided alignment of latent queries for zero-query intent prediction (arXiv 2602.12968)."""
+
+
+def load(run_dir, **how):
+    """A finished run, ready to rank sessions it has never seen: rgalign.score.load, which says more."""
+    from rgalign.score import load as load_scorer  # late: most of the package needs none of the models
+
+    return load_scorer(run_dir, **how)

@@ -1,4 +1,4 @@
-"""The command line: python -m rgalign run | sweep | status | check | world | labels."""
+"""The command line: python -m rgalign run | sweep | status | score | check | world | labels."""
 
 import argparse
 import os
@@ -34,6 +34,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         ("rgalign.pipeline", "StageFailed"),
         ("rgalign.data.tables", "TableError"),
         ("rgalign.data.labels", "LabelError"),
+        ("rgalign.ranking", "ScoreError"),
+        ("rgalign.reasoner.folder", "ReasonerError"),
     ):
         if module in sys.modules:
             expected.append(getattr(sys.modules[module], name))
@@ -100,6 +102,30 @@ def status_command(options: argparse.Namespace) -> int:
 
     run = Path(options.run) if Path(options.run).is_dir() else ROOT / options.run
     print(pipeline.status(run).to_string(index=False, na_rep="-"))
+    return 0
+
+
+def score_command(options: argparse.Namespace) -> int:
+    """Rank the knowledge base for a table of sessions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from rgalign.data.schema import to_frame
+    from rgalign.score import load as load_scorer
+
+    out = Path(options.out)
+    if not Path(options.sessions).is_file():
+        raise artifacts.ArtifactError(f"there is no file {options.sessions}; expected a .parquet of sessions")
+    if out.exists() and out.samefile(options.sessions):
+        raise artifacts.ArtifactError(f"--out {out} is the table of sessions itself: name another file")
+    try:
+        sessions = to_frame(pq.read_table(options.sessions))
+    except pa.ArrowException as error:
+        raise artifacts.ArtifactError(f"{options.sessions} cannot be read as parquet: {error}") from None
+    scorer = load_scorer(options.run)
+    ranked = scorer.score(sessions, top=options.top, progress=True)
+    artifacts.write_table(out, ranked)
+    print(f"{len(sessions):,} sessions, the best {options.top} of {len(scorer.ranking.kb):,} intents each: {out}")
     return 0
 
 
@@ -208,6 +234,15 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="state, seconds and memory of each stage of a run")
     status.add_argument("run", help="for example outputs/quickstart")
     status.set_defaults(command=status_command)
+
+    score = commands.add_parser("score", help="rank the intents for a table of sessions with a finished run")
+    score.add_argument("run", help="for example outputs/quickstart")
+    score.add_argument("sessions", help="a .parquet with session_id and the feature columns that the run was made with")
+    score.add_argument(
+        "-o", "--out", required=True, help="the .parquet to write: session_id, rank, intent_id, title, score"
+    )
+    score.add_argument("--top", type=int, default=3, help="intents a session (default: 3)")
+    score.set_defaults(command=score_command)
 
     check = commands.add_parser("check", help="list every fault of a data set folder")
     check.add_argument("folder")

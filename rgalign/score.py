@@ -1,11 +1,13 @@
 """A finished run, loaded to serve: what a service would import.
 
-scorer = rgalign.score.load("outputs/quickstart")
-scorer.queries(sessions)
+scorer = rgalign.load("outputs/quickstart")
+scorer.score(sessions)      # the intents that each session's customer most likely asks about
+scorer.queries(sessions)    # the question that the reasoner expects of her
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +17,86 @@ import pyarrow.parquet as pq
 
 from rgalign.alignment.context import load_step
 from rgalign.artifacts import ArtifactError
+from rgalign.data import vectors as stored
 from rgalign.data.faults import count_rows, nearest, quote
 from rgalign.data.prompts import Prompter
 from rgalign.data.schema import YAML_FILE, as_types, read_yaml, to_frame
-from rgalign.params import ROOT
+from rgalign.data.vectors import Vectors
+from rgalign.params import ROOT, Params
 from rgalign.params import load as load_params
+from rgalign.ranking import Ranking, ScoreError, checked_intents
 from rgalign.reasoner import settings, source
 from rgalign.reasoner.build import Recipe
+from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.queries import greedy
 
 PARAMS, DATASET, REASONER = "params.yaml", "tables/dataset", "models/reasoner/main"
-ALIGNED = "models/rgalign"
+ALIGNED, ALIGNED_RANKERS, QE_REC = "models/rgalign", "models/aligned_rankers", "models/rankers/qe_rec"
+ENCODED, TEXTS = "tables/encoded", "tables/embeddings/prompt/intents"
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """A run's models, ready for sessions that it has never seen. kinds: feature column -> kind (dataset.yaml)."""
+    """A run's models, ready for sessions that it has never seen.
+
+    kinds      feature column -> kind (dataset.yaml)
+    ranking    None where the run has no ranker yet: it writes queries alone
+    reads_kb   gives the reasoner that embedded the knowledge base: the one before the alignment (alignment.loop)
+    """
 
     reasoner: Reasoner
     prompter: Prompter
     kinds: Mapping[str, str]
+    reads_kb: Callable[[], Reasoner]
     max_new_tokens: int = 24
+    tokens_per_batch: int | None = None
+    ranking: Ranking | None = None
+
+    def score(
+        self, sessions: pd.DataFrame, *, top: int | None = 3, vectors: Vectors | None = None, progress: bool = False
+    ) -> pd.DataFrame:
+        """The best intents of each session, in their order: session_id, rank (from 1), intent_id, title, score.
+
+        sessions  session_id, each once, and every feature column that prompt or ranker reads; an intent that did not
+                  exist yet at a session's `timestamp`, where that column is there, is left out
+        top       intents a session; None: all of the knowledge base
+        vectors   of these sessions from `embed`, which is where a language model's time goes; None: made here
+        Scores compare intents inside a session alone. Raises ScoreError with every fault of the frame, ArtifactError
+        where the run has no ranker.
+        """
+        ranking = self._ranking()
+        if top is not None and top < 1:
+            raise ScoreError(f"top is {top}; expected at least 1, or None for all intents")
+        read = dict.fromkeys([*(self.prompter.features if vectors is None else ()), *ranking.columns])
+        frame = self._checked(sessions, read, once=True)
+        vectors = self._embedded(frame, progress) if vectors is None else vectors
+        when = frame["timestamp"].to_numpy(dtype="datetime64[us]") if "timestamp" in frame else None
+        scores = ranking.scores(ranking.lists(frame, vectors), when)
+        return ranking.top(sessions["session_id"].to_numpy(), scores, top)
+
+    def embed(self, sessions: pd.DataFrame, *, progress: bool = False) -> Vectors:
+        """What the ranker hears of each session: the reasoner's state at the end of its prompt (METHOD.md 2.1)."""
+        return self._embedded(self._checked(sessions, self.prompter.features, once=True), progress)
+
+    def with_intents(self, intents: pd.DataFrame) -> "Scorer":
+        """The same models over a knowledge base with more intents; nothing is trained.
+
+        intents  intent_id, title, and description, category, valid_from where they are known
+        Raises ScoreError with every fault of the frame.
+        """
+        ranking = self._ranking()
+        more = checked_intents(intents, ranking.kb)
+        texts = embed(self.reads_kb(), self.prompter.intents(more), progress=False)
+        return replace(self, ranking=ranking.extended(more, Vectors(more["intent_id"], texts)))
 
     def queries(self, sessions: pd.DataFrame, *, progress: bool = False) -> pd.DataFrame:
         """The greedy query of each session, in their order: session_id, query, log_probability (nats).
 
         sessions  session_id and every feature column that the prompt shows, of any number of sessions but none
-        Raises ValueError with every fault of the frame, ReasonerError where the reasoner is an encoder.
+        Raises ScoreError with every fault of the frame, ReasonerError where the reasoner is an encoder.
         """
-        frame = self._checked(sessions)
+        frame = self._checked(sessions, self.prompter.features)
         written = greedy(
             self.reasoner,
             self.prompter,
@@ -55,9 +107,23 @@ class Scorer:
         found = written[["query", "log_probability"]]
         return pd.concat([sessions["session_id"].reset_index(drop=True), found], axis=1)
 
-    def _checked(self, sessions: pd.DataFrame) -> pd.DataFrame:
-        """The columns needed, in the data set's types."""
-        needed = ["session_id", *self.prompter.features]
+    def _ranking(self) -> Ranking:
+        if self.ranking is None:
+            raise ArtifactError(
+                "this run has no ranker that reads queries: run it through 03, with qe_rec among its models"
+            )
+        return self.ranking
+
+    def _embedded(self, frame: pd.DataFrame, progress: bool) -> Vectors:
+        how = {"prefix": len(self.prompter.head), "tokens_per_batch": self.tokens_per_batch, "progress": progress}
+        return Vectors(frame["session_id"], embed(self.reasoner, self.prompter.sessions(frame), **how))
+
+    def _checked(self, sessions: pd.DataFrame, features: Iterable[str], *, once: bool = False) -> pd.DataFrame:
+        """The columns needed, in the data set's types, and the timestamp where there is one.
+
+        once  a session may not come twice
+        """
+        needed = list(dict.fromkeys(["session_id", *features]))
         faults = [
             f"no column {quote(name)}{nearest(name, [c for c in sessions.columns if c not in needed])}"
             for name in needed
@@ -67,23 +133,27 @@ class Scorer:
             faults.append("no session: expected at least one row")
         if "session_id" in sessions and (missing := sessions["session_id"].isna()).any():
             faults.append(f"session_id: {count_rows(missing, 'is empty')}")
+        if once and "session_id" in sessions and (twice := sessions["session_id"].dropna().duplicated()).any():
+            faults.append(f"session_id: {count_rows(twice, 'is there twice')}")
+        needed += ["timestamp"] if "timestamp" in sessions else []
         columns = {}
         for name in [name for name in needed if name in sessions and len(sessions)]:
             try:
                 column = pa.table({name: pa.array(sessions[name], from_pandas=True)})
                 columns[name] = as_types(column, "sessions", dict(self.kinds))[name]
             except pa.ArrowException as error:
-                kind = self.kinds.get(name, "categorical")
+                kind = "a time" if name == "timestamp" else self.kinds.get(name, "categorical")
                 faults.append(f"{name} cannot be read as {kind}: {str(error).splitlines()[0]}")
         if faults:
-            raise ValueError("these sessions cannot be scored:\n" + "\n".join(f"  {fault}" for fault in faults))
+            raise ScoreError("these sessions cannot be scored:\n" + "\n".join(f"  {fault}" for fault in faults))
         return to_frame(pa.table(columns))
 
 
-def load(run_dir: str | Path, *, aligned: bool | None = None, device: str = "auto") -> Scorer:
+def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None = None, device: str = "auto") -> Scorer:
     """The scorer of a run directory, as given or seen from the project's root.
 
-    aligned  the model that notebook 08 left, or the one before its alignment; None: aligned where the run has one
+    aligned  RGAlign-Rec, which notebook 08 left, or QE-Rec before its alignment; None: aligned where the run has one
+    seed     the ranker's; None: the first of the run's, so that what is served is what was measured [C]
     device  auto (cuda where there is one) | cpu | cuda | ..: where it serves, whatever the run was made on
     The model is the run's own: its dtype, adapter and quantisation, and its content where it was taken as it is.
     Raises ArtifactError that lists what the run lacks and says what to type, ReasonerError where its model
@@ -96,13 +166,35 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, device: str = "aut
     room = params.reasoner.model_dump(mode="json")
     meta: dict[str, Any] = read_yaml(run / DATASET / YAML_FILE)
     intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))
-    reasoner = source.load_saved(run / REASONER, kind=room["kind"], dtype=room["dtype"], device=device)
-    if aligned is not False and (run / ALIGNED).is_dir():
+    reads_kb = partial(source.load_saved, run / REASONER, kind=room["kind"], dtype=room["dtype"], device=device)
+    reasoner, serves_aligned = reads_kb(), aligned is not False and (run / ALIGNED).is_dir()
+    if serves_aligned:
         recipe = Recipe(room, params.data.features.drop, device)
         reasoner = load_step(run / ALIGNED, recipe, reasoner)
     own = {"ends": reasoner.ends, "positions": reasoner.positions}
     prompter = settings.prompter(room, meta, intents, reasoner.tokenizer, drop=params.data.features.drop, **own)
-    return Scorer(reasoner, prompter, dict(meta["features"]), room["queries"]["max_new_tokens"])
+    return Scorer(
+        reasoner,
+        prompter,
+        dict(meta["features"]),
+        reads_kb,
+        room["queries"]["max_new_tokens"],
+        room["embed_tokens_per_batch"],
+        _load_ranking(run, params, ALIGNED_RANKERS if serves_aligned else QE_REC, seed, intents, meta),
+    )
+
+
+def _load_ranking(
+    run: Path, params: Params, rankers: str, seed: int | None, intents: pd.DataFrame, meta: Mapping[str, Any]
+) -> Ranking | None:
+    seeds = params.ranker.seeds
+    if seed is not None and seed not in seeds:
+        raise ArtifactError(f"{run} has rankers of the seeds {', '.join(map(str, seeds))}; found seed {seed}")
+    folder = run / rankers / f"seed-{seeds[0] if seed is None else seed}"
+    if not folder.is_dir():
+        return None
+    texts = stored.load(run / TEXTS)
+    return Ranking.of(folder, run / ENCODED, intents, texts, meta.get("sampled_negatives"))
 
 
 def _find(run_dir: str | Path) -> Path:

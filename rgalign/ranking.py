@@ -1,0 +1,143 @@
+"""A trained ranker with its knowledge base, ready for sessions it has never seen: what `score` serves."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import nn
+
+from rgalign.data import candidates, shards
+from rgalign.data.columns import Rows
+from rgalign.data.encode import IMPRESSION_COLUMNS, encode_intents, encode_lists, session_columns
+from rgalign.data.faults import count_rows, quote
+from rgalign.data.features import FeatureSpace
+from rgalign.data.lists import Lists, QueryIntents, with_queries, with_texts
+from rgalign.data.schema import REQUIRED, STRING, as_types, to_frame
+from rgalign.data.vectors import Vectors
+from rgalign.ranker import store
+from rgalign.ranker.fit import score_kb
+
+INTENT_TYPES = REQUIRED["intents"]
+NO_IMPRESSIONS = pa.table({name: pa.array([], REQUIRED["impressions"][name]) for name in IMPRESSION_COLUMNS})
+
+
+class ScoreError(ValueError):
+    """Sessions or intents that a finished run cannot take; the message lists all that is wrong with them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """A ranker that reads vectors (QE-Rec, RGAlign-Rec), and the intents it ranks.
+
+    space          how sessions and intents are encoded
+    kb, intents    intents.parquet's rows, new ones at the end; the same encoded, with the vectors of their texts
+    log_inclusion  (intents,) or None: added to the scores of a ranker that learnt on sampled candidates (Judge)
+    """
+
+    model: nn.Module
+    space: FeatureSpace
+    kb: pd.DataFrame
+    intents: QueryIntents
+    log_inclusion: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, folder: Path, encoded: Path, kb: pd.DataFrame, vectors: Vectors, sampled: dict | None) -> "Ranking":
+        """From a run's artifacts.
+
+        folder   of the ranker (ranker.store);  encoded  tables/encoded;  vectors  of the intents
+        sampled  dataset.yaml's sampled_negatives, None where logs say what was shown
+        """
+        space, log_inclusion = shards.load_space(encoded), None
+        if sampled:
+            seen = [shards.load_lists(encoded, part) for part in ("train", "dev")]
+            clicks = sum(np.bincount(own.candidates[own.clicked].numpy(), minlength=len(kb)) for own in seen)
+            log_inclusion = candidates.log_inclusion(clicks, sampled)
+        intents = with_texts(encode_intents(space, kb), vectors.rows(kb["intent_id"].tolist()))
+        return cls(store.load(folder), space, kb, intents, log_inclusion)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of `sessions` that the ranker reads, session_id and features."""
+        return tuple(name for name in session_columns(self.space) if name != "user_id")
+
+    def lists(self, sessions: Rows, vectors: Vectors) -> Lists:
+        """Sessions, encoded, with their vectors; they were shown nothing yet."""
+        table = pa.Table.from_pandas(sessions, preserve_index=False) if isinstance(sessions, pd.DataFrame) else sessions
+        table = table.select(self.columns).append_column("user_id", pa.nulls(len(table), STRING))
+        lists = encode_lists(self.space, table, NO_IMPRESSIONS, self.kb, "test")
+        return with_queries(lists, vectors.rows(lists.session_id))
+
+    def scores(self, lists: Lists, timestamps: np.ndarray | None = None) -> np.ndarray:
+        """(lists, intents) float32: the higher the better, comparable inside a session alone.
+
+        timestamps  (lists,) datetime64: an intent that did not exist yet has -inf; None: all exist
+        """
+        found = score_kb(self.model, lists, self.intents)
+        if self.log_inclusion is not None:
+            found = found + self.log_inclusion.astype(np.float32)
+        if timestamps is not None:
+            found = np.where(self.intents.existing(timestamps), found, -np.inf)
+        return found
+
+    def top(self, session_ids: np.ndarray, scores: np.ndarray, k: int | None) -> pd.DataFrame:
+        """session_id, rank (from 1), intent_id, title, score: the k best of each session, or all that exist.
+
+        Equal scores stand in the order of the knowledge base.
+        """
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : k or None]
+        best = np.take_along_axis(scores, order, axis=1)
+        table = pd.DataFrame(
+            {
+                "session_id": np.repeat(session_ids, order.shape[1]),
+                "rank": np.tile(np.arange(1, order.shape[1] + 1), len(order)),
+                "intent_id": self.kb["intent_id"].to_numpy(dtype=object)[order.ravel()],
+                "title": self.kb["title"].to_numpy(dtype=object)[order.ravel()],
+                "score": best.ravel(),
+            }
+        )
+        return table[np.isfinite(table["score"])].reset_index(drop=True)
+
+    def extended(self, more: pd.DataFrame, vectors: Vectors) -> "Ranking":
+        """The same ranker over a larger knowledge base; a new intent is known by its category, words and vector.
+
+        more  intents.parquet's columns, as `checked_intents` leaves them;  vectors  of theirs
+        """
+        kb = pd.concat([self.kb, more], ignore_index=True)
+        texts = torch.cat([self.intents.text, torch.from_numpy(vectors.rows(more["intent_id"].tolist()))])
+        # Nobody has clicked on a new intent: its chance to have been sampled would be the rarest one's.
+        inclusion = self.log_inclusion
+        if inclusion is not None:
+            inclusion = np.concatenate([inclusion, np.full(len(more), inclusion.min())])
+        return replace(self, kb=kb, intents=with_texts(encode_intents(self.space, kb), texts), log_inclusion=inclusion)
+
+
+def checked_intents(more: pd.DataFrame, kb: pd.DataFrame) -> pd.DataFrame:
+    """New intents in intents.parquet's columns and types; description, category and valid_from may be missing.
+
+    Raises ScoreError with every fault: columns, empty or doubled ids, ids that the KB has, empty titles.
+    """
+    faults = [f"no column {quote(name)}" for name in ("intent_id", "title") if name not in more]
+    if not len(more):
+        faults.append("no intent: expected at least one row")
+    try:
+        given = {
+            name: pa.array(more[name], from_pandas=True) if name in more else pa.nulls(len(more), kind)
+            for name, kind in INTENT_TYPES.items()
+        }
+        frame = to_frame(as_types(pa.table(given), "intents", {}))
+    except pa.ArrowException as error:
+        raise ScoreError(f"these intents cannot be read: {str(error).splitlines()[0]}") from None
+    ids = frame["intent_id"]
+    for name in ("intent_id", "title"):
+        if (empty := frame[name].isna() | (frame[name] == "")).any() and name in more:
+            faults.append(f"{name}: {count_rows(empty.to_numpy(), 'is empty')}")
+    if (twice := ids.duplicated() & ids.notna()).any():
+        faults.append(f"intent_id: {count_rows(twice.to_numpy(), 'is there twice')}")
+    if (known := ids.isin(kb["intent_id"])).any():
+        faults.append(f"intent_id: {count_rows(known.to_numpy(), 'is in the knowledge base already')}")
+    if faults:
+        raise ScoreError("these intents cannot be added:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return frame

@@ -1,0 +1,170 @@
+"""A small run's ranker, served: against the figures that notebook 03 measured with it, and by hand."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import rgalign
+from rgalign.__main__ import main
+from rgalign.artifacts import ArtifactError
+from rgalign.data import tables
+from rgalign.ranking import ScoreError, checked_intents
+from rgalign.score import ALIGNED, ALIGNED_RANKERS, DATASET, QE_REC
+
+
+@pytest.fixture(scope="module")
+def scorer(ranked):
+    return rgalign.load(ranked)
+
+
+@pytest.fixture(scope="module")
+def shop(ranked):
+    return tables.read(ranked / DATASET, splits=("train", "valid"))
+
+
+@pytest.fixture
+def sessions(shop):
+    return shop.sessions[shop.sessions.split == "valid"].reset_index(drop=True)
+
+
+def test_what_is_served_is_what_was_measured(ranked, scorer, shop, sessions):
+    measured = pd.read_parquet(ranked / "tables/valid_metrics.parquet").query("model == 'qe_rec'")
+    clicks = shop.impressions[shop.impressions.clicked == 1].groupby("session_id").intent_id.apply(set)
+    top = scorer.score(sessions).groupby("session_id").intent_id.apply(set)
+    wanted = measured.set_index("session_id")["recall@3/kb"].dropna()
+    shares = {session: len(clicks[session] & top[session]) / len(clicks[session]) for session in wanted.index}
+    found = pd.Series(shares, dtype="float64")
+    assert len(found) > 5
+    pd.testing.assert_series_equal(found, wanted, check_names=False, check_index_type=False)
+
+
+def test_ranks_are_in_the_order_of_scores_and_sessions_in_their_own(scorer, sessions):
+    table = scorer.score(sessions.iloc[::-1], top=None)
+    assert list(table) == ["session_id", "rank", "intent_id", "title", "score"]
+    assert table.session_id.unique().tolist() == sessions.session_id.tolist()[::-1]
+    for _, own in table.groupby("session_id"):
+        assert own["rank"].tolist() == list(range(1, len(own) + 1))
+        assert own.score.is_monotonic_decreasing
+        assert own.intent_id.is_unique
+    short = scorer.score(sessions.iloc[::-1], top=2)
+    pd.testing.assert_frame_equal(short, table[table["rank"] <= 2].reset_index(drop=True))
+
+
+def test_one_session_alone_scores_as_among_others_and_vectors_can_be_kept(scorer, sessions):
+    kept = scorer.embed(sessions)
+    whole = scorer.score(sessions, vectors=kept)
+    alone = scorer.score(sessions.iloc[[3]], vectors=kept)
+    mine = whole[whole.session_id == sessions.session_id[3]].reset_index(drop=True)
+    assert alone.intent_id.tolist() == mine.intent_id.tolist()
+    np.testing.assert_allclose(alone.score, mine.score, atol=1e-4)
+    fresh = scorer.score(sessions)
+    assert fresh.intent_id.tolist() == whole.intent_id.tolist()
+
+
+def test_an_intent_that_does_not_exist_yet_is_not_shown(scorer, shop, sessions):
+    late = shop.intents.dropna(subset="valid_from")
+    early = sessions.assign(timestamp=late.valid_from.min() - pd.Timedelta(days=1))
+    assert not set(scorer.score(early, top=None).intent_id) & set(late.intent_id)
+    timeless = scorer.score(sessions.drop(columns="timestamp"), top=None)
+    assert set(timeless.intent_id) == set(shop.intents.intent_id)
+
+
+def test_a_new_intent_is_ranked_without_training_and_changes_no_other(scorer, sessions):
+    twin = scorer.ranking.kb.iloc[[0]].assign(intent_id="twin", valid_from=pd.NaT)
+    more = scorer.with_intents(twin[["intent_id", "title", "description", "category"]])
+    before, after = (each.score(sessions, top=None) for each in (scorer, more))
+    assert (after.intent_id == "twin").sum() == len(sessions)
+    others = after[after.intent_id != "twin"]
+    pd.testing.assert_frame_equal(
+        others.drop(columns="rank").reset_index(drop=True), before.drop(columns="rank"), rtol=1e-4, atol=1e-4
+    )
+    assert "twin" not in set(scorer.ranking.kb.intent_id), "the scorer it came from stays as it was"
+
+
+def test_a_new_intent_that_nobody_clicked_is_ranked_as_one_with_the_same_words(scorer, shop, sessions):
+    clicked = shop.impressions[shop.impressions.clicked == 1].intent_id
+    cold = scorer.ranking.kb[~scorer.ranking.kb.intent_id.isin(clicked)].iloc[[0]]
+    twin = cold.assign(intent_id="twin", valid_from=pd.NaT)
+    table = scorer.with_intents(twin).score(sessions.drop(columns="timestamp"), top=None)
+    scores = table.pivot_table("score", "session_id", "intent_id")
+    np.testing.assert_allclose(scores["twin"], scores[cold.intent_id.item()], atol=5e-3)  # vectors are float16
+
+
+def test_every_fault_of_new_intents_is_told_at_once(scorer):
+    kb = scorer.ranking.kb
+    more = pd.DataFrame({"intent_id": ["a", "a", kb.intent_id[0], None], "title": ["x", "x", "", "x"]})
+    with pytest.raises(ScoreError, match="cannot be added") as caught:
+        checked_intents(more, kb)
+    for fault in (
+        "title: 1 row is empty (first: 2)",
+        "intent_id: 1 row is empty (first: 3)",
+        "intent_id: 1 row is there",
+    ):
+        assert fault in str(caught.value)
+    assert "in the knowledge base already (first: 2)" in str(caught.value)
+    with pytest.raises(ScoreError, match=r"no column 'title'\n  no intent"):
+        checked_intents(pd.DataFrame({"intent_id": []}), kb)
+
+
+def test_every_fault_of_sessions_is_told_at_once(scorer, sessions):
+    column = scorer.ranking.columns[-1]
+    broken = pd.concat([sessions.head(2), sessions.head(1)]).drop(columns=column)
+    with pytest.raises(ScoreError, match="cannot be scored") as caught:
+        scorer.score(broken)
+    assert f"no column '{column}'" in str(caught.value)
+    assert "session_id: 1 row is there twice (first: 2)" in str(caught.value)
+    with pytest.raises(ScoreError, match="timestamp cannot be read as a time"):
+        scorer.score(sessions.assign(timestamp="soon"))
+    with pytest.raises(ScoreError, match="top is 0"):
+        scorer.score(sessions, top=0)
+
+
+def test_the_aligned_ranker_serves_where_there_is_one(ranked, sessions, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(ranked, run)
+    shutil.copytree(run / "models/reasoner/main", run / ALIGNED)
+    shutil.copytree(run / QE_REC, run / ALIGNED_RANKERS)
+    weights = run / ALIGNED_RANKERS / "seed-0" / "weights.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    changed = load_file(weights)
+    save_file({name: value * 1.5 for name, value in changed.items()}, weights)
+    both = [rgalign.load(run, aligned=aligned).score(sessions).score for aligned in (None, False)]
+    assert not np.allclose(*both)
+    with pytest.raises(ArtifactError, match="rankers of the seeds 0; found seed 4"):
+        rgalign.load(run, seed=4)
+    shutil.rmtree(run / ALIGNED)
+    shutil.rmtree(run / "models/rankers")
+    with pytest.raises(ArtifactError, match="no ranker that reads queries: run it through 03"):
+        rgalign.load(run).score(sessions)
+
+
+def test_the_command_writes_the_same_table(ranked, scorer, sessions, tmp_path, capsys):
+    given, out = tmp_path / "sessions.parquet", tmp_path / "ranked.parquet"
+    sessions.to_parquet(given)
+    command = ["score", str(ranked), str(given), "--top", "2", "-o"]
+    assert main([*command, str(out)]) == 0
+    assert f"{len(sessions)} sessions, the best 2 of" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(pd.read_parquet(out), scorer.score(sessions, top=2), check_dtype=False)
+    assert main([*command, str(given)]) == 1
+    assert "is the table of sessions itself" in capsys.readouterr().err
+    assert pq.read_table(given).num_rows == len(sessions), "nothing is lost"
+
+
+def test_a_broken_table_is_named_and_nothing_is_written(ranked, sessions, tmp_path, capsys):
+    given, out = tmp_path / "sessions.parquet", tmp_path / "ranked.parquet"
+    faults = {
+        "sessions.parquet cannot be read as parquet": lambda path: path.write_bytes(b"PAR1 not"),
+        "no column": lambda path: sessions.iloc[:, :1].to_parquet(path),
+        "there is no file": Path.unlink,
+    }
+    for told, break_it in faults.items():
+        given.touch()
+        break_it(given)
+        assert main(["score", str(ranked), str(given), "-o", str(out)]) == 1
+        assert told in capsys.readouterr().err.rpartition("error: ")[2]
+        assert not out.exists()
