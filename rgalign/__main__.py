@@ -1,15 +1,13 @@
-"""The command line: python -m rgalign run | sweep | status | score | check | world | labels."""
+"""The command line: python -m rgalign run | sweep | status | score | report | compare | check | world | labels."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from rgalign import artifacts
+from rgalign import artifacts, finished
 from rgalign.params import ROOT, ParamsError, find, load, parse_assignments
 from rgalign.rooms import World
-
-DATASET = "tables/dataset"  # in a run directory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,6 +70,8 @@ def run_command(options: argparse.Namespace) -> int:
     run.mkdir(parents=True, exist_ok=True)
     pipeline.execute(run, stages, parameters, params, forced=forced)
     print(f"results: {run / 'tables'}; read {run / 'notebooks' / stages[-1].name}.html")
+    if finished.EVALUATION in [stage.name for stage in stages]:
+        finished.tell(run)
     return 0
 
 
@@ -94,39 +94,6 @@ def sweep_command(options: argparse.Namespace) -> int:
     failures |= sweep.execute_study(runs, out)
     print(sweep.outcome(runs, failures).to_string(index=False))
     return 1 if failures else 0
-
-
-def status_command(options: argparse.Namespace) -> int:
-    """Print the state of each stage of a run."""
-    from rgalign import pipeline
-
-    run = Path(options.run) if Path(options.run).is_dir() else ROOT / options.run
-    print(pipeline.status(run).to_string(index=False, na_rep="-"))
-    return 0
-
-
-def score_command(options: argparse.Namespace) -> int:
-    """Rank the knowledge base for a table of sessions."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from rgalign.data.schema import to_frame
-    from rgalign.score import load as load_scorer
-
-    out = Path(options.out)
-    if not Path(options.sessions).is_file():
-        raise artifacts.ArtifactError(f"there is no file {options.sessions}; expected a .parquet of sessions")
-    if out.exists() and out.samefile(options.sessions):
-        raise artifacts.ArtifactError(f"--out {out} is the table of sessions itself: name another file")
-    try:
-        sessions = to_frame(pq.read_table(options.sessions))
-    except pa.ArrowException as error:
-        raise artifacts.ArtifactError(f"{options.sessions} cannot be read as parquet: {error}") from None
-    scorer = load_scorer(options.run)
-    ranked = scorer.score(sessions, top=options.top, progress=True)
-    artifacts.write_table(out, ranked)
-    print(f"{len(sessions):,} sessions, the best {options.top} of {len(scorer.ranking.kb):,} intents each: {out}")
-    return 0
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -152,57 +119,6 @@ def world_command(options: argparse.Namespace) -> int:
     tables.write(dataset, Path(options.folder))
     print(f"{len(dataset.sessions):,} sessions of ShopWorld {world.WORLD_VERSION}, seed {data.seed}: {options.folder}")
     return 0
-
-
-def labels_command(options: argparse.Namespace) -> int:
-    """Write a sheet for people to fill in, or read a filled one back into the data set or beside it in its run."""
-    from rgalign.data import labels, tables
-
-    folder = Path(options.folder) if Path(options.folder).exists() else ROOT / options.folder
-    of_run = _is_run(folder)
-    _refuse_inside_a_run(folder)
-    dataset, target = (folder / DATASET if of_run else folder), folder / "labels.parquet"
-    if of_run and not dataset.is_dir():
-        raise artifacts.ArtifactError(f"{dataset} is not there: run 01_data first (python -m rgalign status {folder})")
-    shop = tables.read(dataset, splits=("train", "valid", "test"))
-    if options.read:
-        found = labels.read_sheet(options.sheet, shop.sessions, shop.intents)
-        labels.write_labels(target, found, dataset if of_run else None)
-        print(f"{len(found):,} labels: {target}")
-        return 0
-    own = shop.sessions[shop.sessions.split == options.split].head(options.sessions)
-    shown = _shown_in_prompts(folder if of_run else None, shop.meta)
-    sheet, kb = labels.export_sheet(options.sheet, own, shop.intents, kinds=shop.kinds, features=shown)
-    print(f"{len(own):,} sessions to label: {sheet}\nthe intents to choose from: {kb}")
-    return 0
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "params.yaml").is_file() and not (folder / "dataset.yaml").is_file()
-
-
-def _refuse_inside_a_run(folder: Path) -> None:
-    """An artifact of a stage must stay as the stage wrote it, or all that was made from it has to be made again."""
-    from rgalign.data.labels import LabelError
-
-    for run in folder.resolve().parents:
-        if _is_run(run) and (run / artifacts.MANIFEST).is_file() and folder.resolve().is_relative_to(run / "tables"):
-            raise LabelError(f"{folder} belongs to a run, which keeps its labels beside its tables: name {run}")
-
-
-def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
-    """Feature columns that people may see: those that a prompt may show, by the run's params or else the data set's."""
-    from rgalign.data.labels import LabelError
-    from rgalign.reasoner.settings import shown_features
-
-    settings, drop = {"features": None}, []
-    if run is not None:
-        params = load(run / "params.yaml")
-        settings, drop = params.reasoner.model_dump(mode="json"), params.data.features.drop
-    try:
-        return shown_features(settings, meta, drop)
-    except ValueError as error:
-        raise LabelError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -233,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="state, seconds and memory of each stage of a run")
     status.add_argument("run", help="for example outputs/quickstart")
-    status.set_defaults(command=status_command)
+    status.set_defaults(command=finished.status_command)
 
     score = commands.add_parser("score", help="rank the intents for a table of sessions with a finished run")
     score.add_argument("run", help="for example outputs/quickstart")
@@ -242,7 +158,15 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--out", required=True, help="the .parquet to write: session_id, rank, intent_id, title, score"
     )
     score.add_argument("--top", type=int, default=3, help="intents a session (default: 3)")
-    score.set_defaults(command=score_command)
+    score.set_defaults(command=finished.score_command)
+
+    report = commands.add_parser("report", help="write report.html and model_card.md of a run anew")
+    report.add_argument("run", help="for example outputs/quickstart")
+    report.set_defaults(command=finished.report_command)
+
+    compare = commands.add_parser("compare", help="results of several runs side by side, paired where they can be")
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.set_defaults(command=finished.compare_command)
 
     check = commands.add_parser("check", help="list every fault of a data set folder")
     check.add_argument("folder")
@@ -262,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("--read", action="store_true", help="read the filled sheet into FOLDER/labels.parquet, anew")
     labels.add_argument("--split", default="test", choices=["train", "valid", "test"])
     labels.add_argument("--sessions", type=int, default=200, help="the first ones of the split")
-    labels.set_defaults(command=labels_command)
+    labels.set_defaults(command=finished.labels_command)
     return parser
 
 

@@ -153,7 +153,8 @@ class OpenStage:
         """Save a figure as figures/<stage>/<name>.png and hand it back, so that the notebook shows it."""
         self.figures.append(f"figures/{self.stage.name}/{name}.png")
         with artifacts.atomic(self.run / self.figures[-1]) as temporary:
-            figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+            about = {"Software": None, "Description": described(figure)}
+            figure.savefig(temporary, format="png", dpi=120, metadata=about)
         return figure
 
     def _declared_output(self, artifact: str) -> Path:
@@ -187,6 +188,17 @@ class OpenStage:
         }
         artifacts.record_stage(self.run, self.stage.name, entry)
         return pd.DataFrame({"artifact": outputs, "files": [_files(self.run / name) for name in outputs]})
+
+
+def described(figure: Figure) -> str:
+    """What a figure shows, in words, for those who cannot see it: each panel's title, axes and legend."""
+    told = []
+    for axes in figure.axes:
+        ways = [label for label in (axes.get_ylabel(), axes.get_xlabel()) if label]
+        named = axes.get_legend_handles_labels()[1]
+        panel = ": ".join(part for part in (axes.get_title(), " against ".join(ways)) if part)
+        told.append(panel + (f" ({', '.join(named)})" if panel and named else ""))
+    return "; ".join(panel.replace("\n", " ") for panel in told if panel)
 
 
 def open_stage(

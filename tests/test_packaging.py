@@ -85,6 +85,7 @@ FLOORS = tuple(
         "ranker",
         "alignment",
         "evaluation",
+        "ranking",
         "score",
         "benchmarks",
         "benchmarks_reasoner",
@@ -95,6 +96,7 @@ FLOORS = tuple(
         "pipeline",
         "sharing",
         "sweep",
+        "finished",
         "__main__",
     ]
 )

@@ -1,0 +1,169 @@
+"""A run's report.html and model_card.md: what notebook 09 found, on one page that opens from disk.
+
+Everything shown comes from the run's tables, figures, params and manifest. The pages are made by templates that escape
+every value: what customers wrote is shown, never obeyed.
+"""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from rgalign import artifacts
+from rgalign.evaluation.results import MODELS
+from rgalign.evaluation.study_compare import verdict
+from rgalign.params import Params, dump, load
+from rgalign.plan import STAGES
+
+EVALUATION = "09_evaluation"
+COLUMNS = {  # of the table of results
+    "gauc": "GAUC",
+    "recall@3": "Recall@3",
+    "ndcg@3": "NDCG@3",
+    "mrr": "MRR",
+    "recall@3/kb": "Recall@3, whole KB",
+    "ihr@1": "IHR@1",
+    "ihr@3": "IHR@3",
+}
+PAPER = [  # METHOD.md 5: published figures, on private data; the abstract does not say over which arm the 3.52 % are
+    ("QE-Rec over the baseline", {"ihr": "+1.43 %", "ctr@3": "+0.98 %"}),
+    ("RGAlign-Rec over QE-Rec", {"ihr": "+0.30 %", "ctr@3": "+0.13 %"}),
+    ("RGAlign-Rec in all", {"gauc": "+0.12 % (3.52 % of the error)", "recall@3": "+0.56 %", "ndcg@3": "+0.35 %"}),
+]
+OURS = [("qe_rec", "two_tower_text"), ("rgalign_rec", "qe_rec")]  # the pairs that the paper has too
+EXAMPLES = 12
+
+
+def write(run: Path) -> tuple[Path, Path]:
+    """Write report.html and model_card.md into the run. Raises ArtifactError where notebook 09 has not run there."""
+    told = contents(run)
+    paths = run / "report.html", run / "model_card.md"
+    for path in paths:
+        artifacts.write_text(path, _templates(path.suffix == ".html").get_template(f"{path.name}.j2").render(told))
+    return paths
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """What both pages say."""
+    stages = artifacts.read_manifest(run)["stages"]
+    if EVALUATION not in stages:
+        raise artifacts.ArtifactError(f"{run} has no {EVALUATION}: python -m rgalign run {run / 'params.yaml'}")
+    params = load(run / "params.yaml")
+    results, compared = read(run, "results"), read(run, "comparisons")
+    compared = compared[compared.split == "test"].assign(says=lambda t: [verdict(row) for row in t.itertuples()])
+    whole = compared[compared.slice == "all"]
+    by_pair = whole[whole.metric.isin(COLUMNS)].sort_values(
+        ["model", "metric"], key=lambda column: column.map([*MODELS, *COLUMNS].index)
+    )
+    return {
+        "run": run.name,
+        "data": results.data.iloc[0],
+        "evaluated": stages[EVALUATION]["started"],
+        "names": MODELS,
+        "columns": COLUMNS,
+        "results": results_table(results),
+        "verdicts": whole[whole.metric == "gauc"].to_dict("records"),
+        "differences": by_pair.to_dict("records"),
+        "slices": _slices(compared, results),
+        "not_shown": compared[compared.metric.isin(COLUMNS) & ~compared.says.str.startswith("gain")].to_dict("records"),
+        "compared": len(compared[compared.metric.isin(COLUMNS)]),
+        "paper": PAPER,
+        "ours": [(MODELS[model], MODELS[other], _of_pair(whole, model, other)) for model, other in OURS],
+        "figures": figures(run),
+        "examples": _examples(run),
+        "stages": [{"name": name, **stages[name]} for name in STAGES if name in stages],
+        "params": dump(params),
+        "recipe": _recipe(params),
+    }
+
+
+def read(run: Path, table: str) -> pd.DataFrame:
+    """One of the run's long tables (ARCHITECTURE.md, Results)."""
+    return pd.read_parquet(run / f"tables/{table}.parquet")
+
+
+def results_table(results: pd.DataFrame) -> pd.DataFrame:
+    """One row a model, means over ranker seeds on the whole test split.
+
+    gap  share of the way from two-tower + text to the oracle (ARCHITECTURE.md, Results); absent without an oracle, NaN
+         for the models that two-tower + text builds on
+    """
+    whole = results[(results.slice == "all") & (results.split == "test")]
+    wide = whole.pivot_table("value", "model", "metric", sort=False).reindex(columns=list(COLUMNS))
+    wide = wide.loc[[model for model in MODELS if model in wide.index]]
+    if {"two_tower_text", "oracle"} <= set(wide.index):
+        low, high = wide.gauc["two_tower_text"], wide.gauc["oracle"]
+        above = [list(MODELS).index(model) > list(MODELS).index("two_tower_text") for model in wide.index]
+        wide["gap"] = ((wide.gauc - low) / (high - low)).where(above)
+    return wide
+
+
+def figures(run: Path) -> list[dict[str, str]]:
+    """The run's figures in the order of its stages: stage, name, alt (what it shows), data (a base64 PNG)."""
+    found = []
+    for path in sorted((run / "figures").glob("*/*.png")):
+        with Image.open(path) as image:
+            alt = getattr(image, "text", {}).get("Description") or path.stem.replace("_", " ")
+        data = base64.b64encode(path.read_bytes()).decode()
+        found.append({"stage": path.parent.name, "name": path.stem.replace("_", " "), "alt": alt, "data": data})
+    return found
+
+
+def _slices(compared: pd.DataFrame, results: pd.DataFrame) -> list[dict]:
+    """GAUC of the last pair, slice by slice, with the lists that it is a mean over."""
+    gauc = compared[compared.metric == "gauc"]
+    if gauc.empty:
+        return []
+    last = gauc[gauc.model == max(gauc.model, key=list(MODELS).index)]
+    groups = results[(results.metric == "gauc") & (results.split == "test")].groupby(["model", "slice"])["groups"].max()
+    return last.assign(lists=[groups[row.model, row.slice] for row in last.itertuples()]).to_dict("records")
+
+
+def _of_pair(whole: pd.DataFrame, model: str, against: str) -> dict[str, dict]:
+    """metric -> its comparisons row; empty where the run has not both."""
+    own = whole[(whole.model == model) & (whole.against == against)]
+    return {row["metric"]: row for row in own.to_dict("records")}
+
+
+def _examples(run: Path) -> list[dict]:
+    """The first sessions' candidates with the highest and lowest reward, beside the greedy query: what alignment had
+    to choose from. None where the run has no alignment."""
+    path = run / "tables/candidates.parquet"
+    if not path.is_file():
+        return []
+    candidates = pd.read_parquet(path)
+    chosen = candidates[candidates.session_id.isin(candidates.session_id.unique()[:EXAMPLES])]
+    rows = []
+    for session, own in chosen.groupby("session_id", sort=False):
+        ordered = own.sort_values("reward", kind="stable")
+        greedy = own[(own.candidate < 0) & (own.source == "main")]
+        rows.append({"session": session, "greedy": greedy.iloc[0] if len(greedy) else None,
+                     "best": ordered.iloc[-1], "worst": ordered.iloc[0]})  # fmt: skip
+    return rows
+
+
+def _recipe(params: Params) -> list[str]:
+    """The steps of the alignment that the run went through, in words."""
+    how = params.alignment
+    if not how.loop.rounds:
+        return []
+    used = {"RG-SFT": how.sft.use, "RG-DPO": how.dpo.use, "RG-CL": how.cl.use}
+    return [name for name, use in used.items() if use] + [f"closed loop ({how.loop.ranker} ranker)"]
+
+
+def _templates(escape: bool) -> Environment:
+    """Undefined names are errors. escape: for HTML; a model card quotes no customer."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = lambda value: "" if pd.isna(value) else f"{value:.4f}"
+    environment.filters["signed"] = lambda value: "" if pd.isna(value) else f"{value:+.4f}"
+    environment.filters["percent"] = lambda value: "" if pd.isna(value) else f"{100 * value:+.1f} %"
+    return environment
