@@ -1,0 +1,167 @@
+"""The pages of a run, made from the published quickstart's tables, against those tables read by hand."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import yaml
+
+from rgalign import stages
+from rgalign.__main__ import main
+from rgalign.artifacts import ArtifactError, write_table
+from rgalign.evaluation import report
+from rgalign.evaluation.results import MODELS
+from rgalign.params import ROOT
+
+PUBLISHED = ROOT / "outputs" / "published" / "quickstart"
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    for name in ("results.parquet", "comparisons.parquet"):
+        (tmp_path / "run/tables").mkdir(parents=True, exist_ok=True)
+        shutil.copy(PUBLISHED / name, tmp_path / "run/tables" / name)
+    for name in ("params.yaml", "manifest.json"):
+        shutil.copy(PUBLISHED / name, tmp_path / "run" / name)
+    return tmp_path / "run"
+
+
+class Page(HTMLParser):
+    """Tags that are open, every attribute, and the text of table cells, row by row."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open, self.attributes, self.rows, self.tags = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"{tag} closes what is not open"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+def page_of(run: Path) -> Page:
+    return Page(report.write(run)[0].read_text(encoding="utf-8"))
+
+
+def test_the_page_is_whole_and_asks_nobody_for_anything(run):
+    page = page_of(run)
+    assert page.open == []
+    assert "script" not in page.tags
+    for tag, name, value in page.attributes:
+        if name in ("src", "href"):
+            assert value.startswith(("data:", "#")), (tag, value)
+    assert not re.search(r"https?://|@import|url\(", (run / "report.html").read_text(encoding="utf-8"))
+
+
+def test_results_are_the_means_over_ranker_seeds(run):
+    results = pd.read_parquet(run / "tables/results.parquet")
+    results.loc[results.model == "qe_rec", "seed"] = 0
+    again = results[results.model == "qe_rec"].assign(seed=1, value=lambda t: t.value + 0.1)
+    write_table(run / "tables/results.parquet", pd.concat([results, again]))
+    (own,) = results.query("model == 'qe_rec' and metric == 'gauc' and slice == 'all' and split == 'test'").value
+    rows = {row[0]: row for row in page_of(run).rows if len(row) == 9 and row[0] in MODELS.values()}
+    assert rows["QE-Rec"][1] == f"{own + 0.05:.4f}"
+    assert list(rows) == [MODELS[name] for name in MODELS if name in set(results.model)]
+
+
+def test_the_gap_is_that_to_the_oracle(run):
+    table = report.results_table(pd.read_parquet(run / "tables/results.parquet"))
+    low, own, high = table.gauc[["two_tower_text", "rgalign_rec", "oracle"]]
+    assert table.gap["rgalign_rec"] == pytest.approx((own - low) / (high - low))
+    assert table.gap[["popularity", "two_tower_text"]].isna().all()
+    without = pd.read_parquet(run / "tables/results.parquet").query("model != 'oracle'")
+    assert "gap" not in report.results_table(without)
+
+
+def test_every_comparison_that_shows_no_gain_is_listed(run):
+    compared = pd.read_parquet(run / "tables/comparisons.parquet").query("split == 'test'")
+    compared = compared[compared.metric.isin(report.COLUMNS)]
+    worst = compared.index[compared.metric.eq("gauc") & compared.slice.eq("tail")][0]
+    compared.loc[worst, ["difference", "ci_low", "ci_high"]] = [-0.2, -0.3, -0.1]
+    write_table(run / "tables/comparisons.parquet", compared)
+    page, negative = page_of(run), compared[compared.ci_low <= 0]
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert f"{len(negative)} of {len(compared)} comparisons" in text
+    assert "1 of them are losses" in text
+    listed = [row for row in page.rows if len(row) == 5 and row[3].endswith("]") and row[2] in report.COLUMNS.values()]
+    assert len(listed) == len(negative)
+    assert listed[0][3:] == ["-0.2000 [-0.3000, -0.1000]", "loss (in one world)"], "losses come first"
+
+
+def test_what_customers_wrote_is_shown_and_never_obeyed(run):
+    evil = "</td><script>alert(1)</script>{{ 7 * 7 }}{% raw %}<img src=x onerror=alert(1)>&amp;"
+    rows = [("s1", "main", number, evil, reward) for number, reward in ((-1, 0.5), (0, 2.0), (1, -1.0))]
+    columns = ["session_id", "source", "candidate", "query", "reward"]
+    write_table(run / "tables/candidates.parquet", pd.DataFrame(rows, columns=columns))
+    page = page_of(run)
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 0
+    assert ["s1", evil, "+0.50", evil, "+2.00", evil, "-1.00"] in page.rows, "as it was written"
+
+
+def test_figures_are_inside_with_words_for_who_cannot_see_them(run, tmp_path):
+    figure, axes = plt.subplots(1, 2)
+    axes[0].plot([1, 2], label='GAUC "of" <all>')
+    axes[0].set(title="How far", xlabel="epoch", ylabel="loss")
+    stage = stages.OpenStage.__new__(stages.OpenStage)
+    stage.__dict__ |= {"run": run, "figures": [], "stage": type("Named", (), {"name": "03_rankers"})}
+    stage.figure("curve", figure)
+    plt.close(figure)
+    (run / "figures/09_evaluation").mkdir()
+    plt.imsave(run / "figures/09_evaluation/older_one.png", [[0.0, 1.0]])
+    alts = [value for tag, name, value in page_of(run).attributes if name == "alt"]
+    assert alts == ['How far: loss against epoch (GAUC "of" <all>)', "older one"]
+
+
+def test_the_same_run_gives_the_same_pages(run):
+    first = [path.read_bytes() for path in report.write(run)]
+    assert [path.read_bytes() for path in report.write(run)] == first
+
+
+def test_a_run_without_evaluation_is_told_what_to_do(run, capsys):
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["stages"]["09_evaluation"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="has no 09_evaluation: python -m rgalign run"):
+        report.write(run)
+    assert main(["report", str(run)]) == 1
+    assert "has no 09_evaluation" in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+
+
+def test_the_model_card_can_be_read_by_a_hub_and_says_what_was_measured(run):
+    _, front, text = report.write(run)[1].read_text(encoding="utf-8").split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "transformers"
+    compared = pd.read_parquet(run / "tables/comparisons.parquet")
+    own = compared.query("model == 'rgalign_rec' and metric == 'gauc' and slice == 'all' and split == 'test'")
+    assert f"RGAlign-Rec against QE-Rec: GAUC {own.difference.item():+.4f}" in text
+    for part in ("## Use", "## Measured", "## Limits", "RG-SFT, RG-DPO, RG-CL, closed loop"):
+        assert part in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1, "every row has every column"
+
+
+def test_the_command_prints_the_table_and_where_to_read(run, capsys):
+    assert main(["report", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert str(run / "report.html") in told
+    assert "RGAlign-Rec" in told
