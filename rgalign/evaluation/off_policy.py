@@ -1,0 +1,205 @@
+"""What CTR@k a ranker would have had, from a log that another policy wrote with its propensities.
+
+    log = Log.of(dataset)
+    estimates(log, target, predicted)                  # one ranker: IPS, SNIPS, DR with their intervals
+    differences(log, (target, other))                  # one ranker minus another, paired
+
+CTR@k = clicks on the k intents shown, divided by impressions of them. The item-position model: a click depends on the
+session, the intent and its position, not on the rest of the list (Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay,
+Wen 2018, "Offline evaluation of ranking policies with click models"). So a target slot counts where the log happened
+to show the same intent at the same position, with the weight w = 1 / propensity, and 0 elsewhere:
+
+ips    mean of w * clicked (Horvitz & Thompson 1952). Unbiased where every target slot had a chance to be logged.
+snips  sum of w * clicked / sum of w (Swaminathan & Joachims 2015). Never above 1; biased by order 1 / effective sample.
+dr     mean of q + w * (clicked - q), q the predicted click probability of the target slot (Dudik, Langford & Li 2011;
+       Dudik, Erhan, Langford & Li 2014). Unbiased as IPS is, whatever q; the better q, the smaller the variance.
+
+Clipping w at `clip` trades variance for bias: IPS then reads too low, DR leans on q. Where few slots match, with
+weights in the hundreds, intervals can be too short: look at effective_sample_size first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+from scipy.stats import t as student
+
+from rgalign.data import columns
+from rgalign.data.tables import Dataset
+
+_MISSING = (
+    "impressions.parquet of {name!r} has no column propensity = P(this intent at this position | session), as the "
+    "policy that wrote the log drew it. Without it nobody can say what another ranker would have earned. Nothing was "
+    "estimated. Log it where the lists are drawn, by a policy that explores; for this log there is only an A/B test"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """Logged impression lists, rows in the order of sessions.parquet, all (sessions, positions) but `users`.
+
+    A list shorter than the longest is padded on the right; a target slot beyond its end had no chance to be logged.
+    Raises ValueError, with counts, for shapes that do not fit and for propensities of shown slots that are empty or
+    outside (0, 1].
+    """
+
+    shown: np.ndarray  # row in intents.parquet, -1 where padded
+    clicked: np.ndarray  # bool
+    propensity: np.ndarray  # P(this intent at this position | session)
+    users: np.ndarray  # of any type (sessions,)
+
+    def __post_init__(self):
+        shape = self.shown.shape
+        shapes = {name: getattr(self, name).shape for name in ("clicked", "propensity", "users")}
+        if len(shape) != 2 or shapes != {"clicked": shape, "propensity": shape, "users": shape[:1]}:
+            raise ValueError(
+                f"shown has the shape {shape}, {shapes}; expected (sessions, positions), users (sessions,)"
+            )
+        stated = self.propensity[self.shown >= 0]
+        empty, outside = int(np.isnan(stated).sum()), int(((stated <= 0) | (stated > 1)).sum())
+        if empty or outside:
+            raise ValueError(
+                f"impressions.propensity is empty in {empty} of {len(stated)} rows and outside (0, 1] in {outside}; "
+                "expected P(this intent at this position | session): what was shown had a chance to be"
+            )
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Log":
+        """The log of a data set's sessions.
+
+        Raises ValueError where impressions have no propensity, or dataset.yaml says that positions are not real.
+        """
+        impressions = dataset.impressions
+        if "propensity" not in impressions:
+            raise ValueError(_MISSING.format(name=dataset.name))
+        if not dataset.meta.get("position_is_real", True):
+            raise ValueError(f"dataset.yaml of {dataset.name!r} says position_is_real: false; a propensity needs it")
+        session, intent = (
+            pc.index_in(columns.ids(impressions, name), value_set=columns.ids(rows, name))
+            for name, rows in (("session_id", dataset.sessions), ("intent_id", dataset.intents))
+        )
+        if strangers := max(session.null_count, intent.null_count):
+            raise ValueError(f"{strangers} impressions are of sessions or intents that are not among the data set's")
+        position = impressions["position"].to_numpy(dtype=np.int64)
+        shape = (len(dataset.sessions), int(position.max(initial=-1)) + 1)
+        shown, clicked, propensity = np.full(shape, -1), np.zeros(shape, dtype=bool), np.full(shape, np.nan)
+        shown[session, position] = intent
+        clicked[session, position] = impressions["clicked"].to_numpy(dtype=bool)
+        propensity[session, position] = impressions["propensity"].to_numpy(dtype=np.float64, na_value=np.nan)
+        return cls(shown, clicked, propensity, columns.as_strings(columns.ids(dataset.sessions, "user_id")))
+
+
+def slot_weights(log: Log, target: np.ndarray, clip: float | None = None) -> np.ndarray:
+    """w of each slot of the target lists (sessions, k): 1 / propensity where the log shows the same there, else 0.
+
+    target  (sessions, k) rows in intents.parquet, from position 0 on
+    clip    the largest weight allowed; None: none is clipped
+    Raises ValueError for another shape, an empty slot, or a clip that is not above 0.
+    """
+    target, (sessions, positions) = np.asarray(target), log.shown.shape
+    if target.ndim != 2 or len(target) != sessions or not 1 <= target.shape[1] <= positions:
+        raise ValueError(f"target has the shape {target.shape}; expected ({sessions}, k), k from 1 to {positions}")
+    if (target < 0).any():
+        raise ValueError(f"target has {int((target < 0).sum())} slots without an intent; a ranker fills every slot")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip is {clip}; expected the largest weight allowed, above 0, or None")
+    k = target.shape[1]
+    weight = np.divide(1, log.propensity[:, :k], out=np.zeros(target.shape), where=log.shown[:, :k] == target)
+    return weight if clip is None else np.minimum(weight, clip)
+
+
+def estimates(
+    log: Log,
+    target: np.ndarray,
+    predicted: np.ndarray | None = None,
+    *,
+    clip: float | None = None,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """CTR@k of a ranker's lists, one row an estimator: ips, snips, and dr where there is a direct model.
+
+    target     (sessions, k) rows in intents.parquet, from position 0 on
+    predicted  (sessions, k) the direct model's P(click) of each target slot. It has to be made without the clicks of
+               `log` (evaluation.direct_model). A logged slot counts only where it is the target's, so that no other
+               predictions are needed
+    Columns: estimator, value, standard_error, low, high (`_row`); and of the weights, alike in all rows:
+    effective_sample_size  (sum of w)^2 / sum of w^2, in impressions (Kish)
+    matched                share of target slots that the log shows
+    mean_weight            has the mean 1 if every target slot had a chance to be logged; far below 1: it had none, or
+                           clipping took it
+    """
+    weight = slot_weights(log, target, clip)
+    user = np.unique(log.users, return_inverse=True)[1]
+    terms = _linearised(log, weight, _probabilities(predicted, weight.shape))
+    rows = [_row(name, value, influence, user, level) for name, (value, influence) in terms.items()]
+    squares = (weight**2).sum()
+    return pd.DataFrame(rows).assign(
+        effective_sample_size=weight.sum() ** 2 / squares if squares else 0.0,
+        matched=(weight > 0).mean(),
+        mean_weight=weight.mean(),
+    )
+
+
+def differences(
+    log: Log,
+    targets: tuple[np.ndarray, np.ndarray],
+    predicted: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    clip: float | None = None,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """CTR@k of the first ranker minus that of the second on the same log, one row an estimator.
+
+    Arguments and columns as in `estimates`, without those of the weights. The interval is paired: where both rankers
+    show the same, nothing is uncertain.
+    """
+    user = np.unique(log.users, return_inverse=True)[1]
+    one, other = (
+        _linearised(log, weight, _probabilities(q, weight.shape))
+        for weight, q in zip((slot_weights(log, own, clip) for own in targets), predicted or (None, None), strict=True)
+    )
+    return pd.DataFrame(
+        _row(name, one[name][0] - other[name][0], one[name][1] - other[name][1], user, level) for name in one
+    )
+
+
+def _probabilities(predicted: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    if predicted is None:
+        return None
+    predicted = np.asarray(predicted, dtype=np.float64)
+    if predicted.shape != shape:
+        raise ValueError(f"predicted has the shape {predicted.shape}; expected {shape}, one a target slot")
+    if wrong := int((~((predicted >= 0) & (predicted <= 1))).sum()):
+        raise ValueError(f"predicted is outside [0, 1] or NaN in {wrong} of {predicted.size} slots; expected P(click)")
+    return predicted
+
+
+def _linearised(log: Log, weight: np.ndarray, predicted: np.ndarray | None) -> dict[str, tuple[float, np.ndarray]]:
+    """Each estimator's value, and what each session moves it by, to first order (sessions,).
+
+    All are a ratio of two sums over sessions; the second is the number of sessions, or for SNIPS the weights.
+    """
+    clicked, each = log.clicked[:, : weight.shape[1]], np.ones(len(weight))
+    earned = (weight * clicked).mean(axis=1)
+    terms = {"ips": (earned, each), "snips": (earned, weight.mean(axis=1))}
+    if predicted is not None:
+        terms["dr"] = ((predicted + weight * (clicked - predicted)).mean(axis=1), each)
+    found = {}
+    for name, (top, bottom) in terms.items():
+        total = bottom.sum() or np.nan  # nothing matched: SNIPS is undefined
+        value = float(top.sum() / total)
+        found[name] = value, (top - value * bottom) / total
+    return found
+
+
+def _row(name: str, value: float, influence: np.ndarray, user: np.ndarray, level: float) -> dict:
+    """Student's t interval by linearisation, sessions of a user together [C: no resampling, so no seed].
+
+    It is the interval for other sessions of such users; over new logs of the same sessions it is a little wide.
+    """
+    by_user = np.bincount(user, influence)
+    free = len(by_user) - 1
+    error = float(np.sqrt((by_user**2).sum() * len(by_user) / free)) if free else np.nan
+    half = float(student.ppf((1 + level) / 2, free)) * error if free else np.nan
+    return {"estimator": name, "value": value, "standard_error": error, "low": value - half, "high": value + half}
