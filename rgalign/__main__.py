@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--seeds", required=True, help="a count (5: seeds 0 to 4) or a list (5,6,8)")
     sweep.add_argument("--out", help="a folder of runs; default: outputs/study")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter of all")
-    sweep.add_argument("--through", metavar="STAGE", help="end here")
+    sweep.add_argument("--through", metavar="STAGE", default="09", help="end here (default: 09, which a study reads)")
     sweep.add_argument("--dry-run", action="store_true", help="say what would run and about how long")
     sweep.set_defaults(command=sweep_command)
 

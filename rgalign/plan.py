@@ -30,6 +30,7 @@ class Stage:
 
 # What every stage of the alignment reads, and the params it depends on.
 LEARNT = ("tables/dataset", "tables/encoded", "tables/embeddings", "models/reasoner", "models/rankers")
+JUDGED = ("evaluation.gauc_group", "evaluation.gauc_weight", "evaluation.bootstrap", "evaluation.ihr_judge")
 ALIGNED = ("reasoner", "ranker", "data.features.drop", "evaluation.ihr_judge", "run")
 TUNED = ("alignment.lora", "alignment.loop.look_sessions", *ALIGNED)  # and every one that tunes the reasoner
 
@@ -66,7 +67,7 @@ STAGES = {
                 "tables/learning_curves.parquet",
                 "tables/valid_metrics.parquet",
             ),
-            params=("ranker", "run", "evaluation"),
+            params=("ranker", "run", *JUDGED),
             seconds=(8, 3),
         ),
         Stage(
@@ -130,7 +131,7 @@ STAGES = {
                 "tables/aligned_curves.parquet",
                 "tables/aligned_valid_metrics.parquet",
             ),
-            params=("alignment", "evaluation", *ALIGNED),
+            params=("alignment", *JUDGED, *ALIGNED),
             seconds=(10, 1.5),
             aligns=True,
         ),
@@ -150,10 +151,32 @@ STAGES = {
                 "tables/aligned_valid_metrics.parquet",
             ),
             given=("labels.parquet",),  # python -m rgalign labels
-            writes=("tables/session_metrics.parquet", "tables/results.parquet", "tables/comparisons.parquet"),
-            params=("evaluation", "ranker.models", "alignment.loop.rounds", *ALIGNED),
+            writes=(
+                "tables/test_embeddings",
+                "tables/session_metrics.parquet",
+                "tables/results.parquet",
+                "tables/comparisons.parquet",
+            ),
+            params=(*JUDGED, "ranker.models", "alignment.loop.rounds", *ALIGNED),
             splits=("train", "valid", "test"),
             seconds=(8, 0.3),
+        ),
+        Stage(
+            "10_ab_test",
+            reads=(
+                "tables/dataset",
+                "tables/encoded",
+                "tables/encoded_test",
+                "tables/embeddings",
+                "tables/aligned_embeddings",
+                "tables/test_embeddings",
+                "models/rankers",
+                "models/aligned_rankers",
+            ),
+            writes=("tables/experiment.parquet", "tables/off_policy.parquet"),
+            params=("evaluation.experiment", "ranker.models", "alignment.loop.rounds", *ALIGNED),
+            splits=("train", "valid", "test"),
+            seconds=(15, 0.6),
         ),
         Stage(
             "90_ablation",  # over a folder of runs, whose manifests it reads (OpenStage.use)

@@ -237,11 +237,20 @@ class Ranker(RankerSettings):
         return {name: {**shared, **own[name]} for name in self.models}
 
 
+class Experiment(Room):
+    users: int = Field(100_000, ge=200, description="of the simulated A/B test, drawn from the test split's")
+    repeats: int = Field(1000, ge=20, description="A/A tests, which show how often a test is wrong")
+    repeat_users: int = Field(2000, ge=100, description="of each A/A test")
+    looks: int = Field(20, ge=2, description="at an experiment before it ends, equally far apart")
+    logs: int = Field(100, ge=2, description="drawn anew to judge the off-policy estimates")
+
+
 class Evaluation(Room):
     gauc_group: Literal["session", "user"] = "session"
     gauc_weight: Literal["impressions", "clicks", "uniform"] = "impressions"
     bootstrap: int = Field(1000, ge=100, description="replicates, users drawn with replacement")
     ihr_judge: Literal["tfidf", "embedding"] = Field("tfidf", description="fixed, or as the reasoner embeds")
+    experiment: Experiment = Experiment()
 
 
 class RunRoom(Room):

@@ -93,6 +93,7 @@ FLOORS = tuple(
         "plots",
         "plots_reasoner",
         "plots_alignment",
+        "plots_online",
         "pipeline",
         "sharing",
         "sweep",

@@ -1,0 +1,77 @@
+"""What is recommended and mixed up, against cases worked by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rgalign.data.lists import Bag, Lists
+from rgalign.evaluation import describe_ranking as look
+
+NOTHING = Bag(torch.zeros(0, dtype=torch.int32), torch.zeros(4, dtype=torch.int64))
+
+
+def lists_of(candidates, clicked) -> Lists:
+    ids = np.array([f"s{i}" for i in range(len(candidates))])
+    fields = torch.zeros((len(candidates), 0), dtype=torch.int16)
+    shown = torch.tensor(candidates, dtype=torch.int16)
+    return Lists("test", ids, ids, fields, (), NOTHING, shown, torch.tensor(clicked, dtype=torch.bool))
+
+
+def test_the_best_are_among_those_that_exist():
+    scores = np.array([[3.0, 2.0, 1.0, 2.0], [0.0, 0.0, 5.0, 1.0]])
+    exists = np.array([[False, True, True, True], [True, True, False, True]])
+    assert look.best(scores, exists, 2).tolist() == [[1, 3], [3, 0]]
+
+
+def test_coverage_and_concentration_by_hand():
+    one_for_all = look.recommended(np.zeros((5, 1), dtype=int), 10)
+    assert one_for_all["coverage"] == 0.1
+    assert one_for_all["top tenth"] == 1
+    assert one_for_all["gini"] == pytest.approx(0.9)  # 1 - 1 / n where one of n has all
+    all_alike = look.recommended(np.arange(10).reshape(5, 2), 10)
+    assert all_alike.tolist() == pytest.approx([1, 0.1, 0])
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=60))
+def test_gini_is_the_mean_difference_of_two_intents(shown):
+    counts = np.bincount(shown, minlength=8)
+    wanted = np.abs(counts[:, None] - counts[None, :]).mean() / (2 * counts.mean())
+    assert look.recommended(np.array(shown)[:, None], 8)["gini"] == pytest.approx(wanted)
+
+
+def test_confusions_count_clicks_by_category():
+    categories = np.array(["parcel", "parcel", "coins"], dtype=object)
+    lists = lists_of([[0, 2], [1, 2], [2, 0]], [[True, False], [True, True], [False, False]])
+    table = look.confusions(lists, np.array([1, 2, 0]), categories)
+    assert table.loc["parcel"].to_dict() == {"coins": 0.5, "parcel": 0.5}
+    assert table.loc["coins"].to_dict() == {"coins": 1.0, "parcel": 0.0}
+    before = pd.DataFrame(table)
+    after = before.copy()
+    after.loc["parcel", "coins"] = 0.25
+    worst = look.most_confused(before, after, 1)
+    assert worst.index.tolist() == [("parcel", "coins")]
+    assert worst.iloc[0].tolist() == [0.5, 0.25]
+
+
+def test_a_category_nobody_clicked_confuses_nobody():
+    table = look.confusions(
+        lists_of([[0], [0], [0]], [[True]] * 3), np.zeros(3, int), np.array(["a", "b"], dtype=object)
+    )
+    assert look.most_confused(table, table)["before"].fillna(0).max() == 0
+
+
+def test_probabilities_are_over_what_a_list_shows():
+    lists = lists_of([[2, 0], [1, -1], [0, 1]], [[True, False]] * 3)
+    scores = np.log(np.array([[1.0, 9.0, 3.0], [1.0, 2.0, 3.0], [1.0, 1.0, 5.0]]))
+    np.testing.assert_allclose(look.list_probabilities(scores, lists), [[0.75, 0.25], [1, 0], [0.5, 0.5]])
+
+
+def test_costs_have_a_row_a_step():
+    done = []
+    table = look.costs({"one": lambda: done.append(1), "two": lambda: done.append(2)}, 4)
+    assert table.step.tolist() == ["one", "two"]
+    assert done == [1, 2]
+    assert (table["milliseconds a session"] >= 0).all()
