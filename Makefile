@@ -1,4 +1,4 @@
-# make run    the default run: notebooks 01 to 09 on ShopWorld, results in outputs/quickstart
+# make run    the default run: notebooks 01 to 10 on ShopWorld, results in outputs/quickstart
 # make test   every check
 # make lab    JupyterLab in the project's environment
 #

@@ -26,6 +26,7 @@ SMALL = {
     "alignment.candidates.samples": 2,
     "alignment.reward.compared": False,
     "alignment.loop.look_sessions": 20,
+    "evaluation.experiment": {"users": 400, "repeats": 20, "repeat_users": 100, "looks": 3, "logs": 3},
     "run.threads": 1,
     "run.workers": 1,
 }

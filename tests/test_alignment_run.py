@@ -1,4 +1,4 @@
-"""Notebooks 04 to 09 in one process: an adapter from end to end, an encoder, steps that are off, no alignment."""
+"""Notebooks 04 to 10 in one process: an adapter from end to end, an encoder, steps that are off, no alignment."""
 
 import json
 import shutil
@@ -105,7 +105,7 @@ def test_an_encoder_goes_through_contrastive_alignment_and_the_loop(run, tmp_pat
     own = {key: value for key, value in small_run.SMALL.items() if not key.startswith("reasoner")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small_run, "SMALL", own)
-        for name in ("02_reasoner", "03_rankers", *ALIGNMENT, "09_evaluation"):
+        for name in ("02_reasoner", "03_rankers", *ALIGNMENT, "09_evaluation", "10_ab_test"):
             play(name, run, encoder)
     assert pd.read_parquet(run / "tables/candidates.parquet").empty
     assert not (run / "models/reward/all").exists()
@@ -118,14 +118,15 @@ def test_an_encoder_goes_through_contrastive_alignment_and_the_loop(run, tmp_pat
 def test_without_rounds_there_is_no_alignment_anywhere(run, capsys):
     none = {"alignment.loop.rounds": 0}
     params = small_run.small(none)
-    left = ["01_data", "02_reasoner", "03_rankers", "09_evaluation"]
+    left = ["01_data", "02_reasoner", "03_rankers", "09_evaluation", "10_ab_test"]
     assert pipeline.plan(run, params, pipeline.chosen(), forced=True).stage.tolist() == left
     stages.write_params(run, params)
     assert pipeline.status(run).stage.tolist() == left
     for name in ALIGNMENT:
         with pytest.raises(artifacts.ArtifactError, match=r"no part of this run: alignment\.loop\.rounds is 0"):
             play(name, run, none)
-    play("09_evaluation", run, none)
+    for name in ("09_evaluation", "10_ab_test"):
+        play(name, run, none)
     entry = artifacts.read_manifest(run)["stages"]["09_evaluation"]
     assert not [name for name in entry["inputs"] if "align" in name]
     assert "rgalign_rec" not in set(pd.read_parquet(run / "tables/results.parquet").model)
@@ -134,7 +135,7 @@ def test_without_rounds_there_is_no_alignment_anywhere(run, capsys):
     study = sweep.Run(run, small_run.SMOKE, given["overrides"], params)
     sweep._execute_run(study, pipeline.chosen())
     printed = capsys.readouterr().out
-    assert printed.count("unchanged, skipped") == 8
+    assert printed.count("unchanged, skipped") == 2 * len(left)
     assert "04" not in printed
 
 
