@@ -173,10 +173,27 @@ STAGES = {
                 "models/rankers",
                 "models/aligned_rankers",
             ),
-            writes=("tables/experiment.parquet", "tables/off_policy.parquet"),
+            writes=("tables/experiment.parquet", "tables/alarms.parquet", "tables/off_policy.parquet"),
             params=("evaluation.experiment", "ranker.models", "alignment.loop.rounds", *ALIGNED),
             splits=("train", "valid", "test"),
             seconds=(15, 0.6),
+        ),
+        Stage(
+            "00_tour",  # of a finished run: trains nothing, and is opened last
+            reads=(
+                *LEARNT,
+                "models/reward",
+                "models/rgalign",
+                "models/aligned_rankers",
+                "tables/valid_metrics.parquet",
+                "tables/aligned_valid_metrics.parquet",
+                "tables/results.parquet",
+                "tables/comparisons.parquet",
+            ),
+            writes=(),
+            params=("run.seed",),
+            seconds=(15, 0),
+            in_sequence=False,
         ),
         Stage(
             "90_ablation",  # over a folder of runs, whose manifests it reads (OpenStage.use)

@@ -14,7 +14,7 @@ from rgalign.data.columns import Rows
 from rgalign.data.encode import IMPRESSION_COLUMNS, encode_intents, encode_lists, session_columns
 from rgalign.data.faults import count_rows, quote
 from rgalign.data.features import FeatureSpace
-from rgalign.data.lists import Lists, QueryIntents, with_queries, with_texts
+from rgalign.data.lists import Intents, Lists, with_queries, with_texts
 from rgalign.data.schema import REQUIRED, STRING, as_types, to_frame
 from rgalign.data.vectors import Vectors
 from rgalign.ranker import store
@@ -30,24 +30,27 @@ class ScoreError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """A ranker that reads vectors (QE-Rec, RGAlign-Rec), and the intents it ranks.
+    """A ranker and the intents it ranks.
 
     space          how sessions and intents are encoded
-    kb, intents    intents.parquet's rows, new ones at the end; the same encoded, with the vectors of their texts
+    kb, intents    intents.parquet's rows, new ones at the end; the same encoded, with the vectors of their texts where
+                   the ranker reads vectors (QE-Rec, RGAlign-Rec)
     log_inclusion  (intents,) or None: added to the scores of a ranker that learnt on sampled candidates (Judge)
     """
 
     model: nn.Module
     space: FeatureSpace
     kb: pd.DataFrame
-    intents: QueryIntents
+    intents: Intents
     log_inclusion: np.ndarray | None = None
 
     @classmethod
-    def of(cls, folder: Path, encoded: Path, kb: pd.DataFrame, vectors: Vectors, sampled: dict | None) -> "Ranking":
+    def of(
+        cls, folder: Path, encoded: Path, kb: pd.DataFrame, vectors: Vectors | None, sampled: dict | None
+    ) -> "Ranking":
         """From a run's artifacts.
 
-        folder   of the ranker (ranker.store);  encoded  tables/encoded;  vectors  of the intents
+        folder   of the ranker (ranker.store);  encoded  tables/encoded;  vectors  of the intents, None: it reads none
         sampled  dataset.yaml's sampled_negatives, None where logs say what was shown
         """
         space, log_inclusion = shards.load_space(encoded), None
@@ -55,7 +58,9 @@ class Ranking:
             seen = [shards.load_lists(encoded, part) for part in ("train", "dev")]
             clicks = sum(np.bincount(own.candidates[own.clicked].numpy(), minlength=len(kb)) for own in seen)
             log_inclusion = candidates.log_inclusion(clicks, sampled)
-        intents = with_texts(encode_intents(space, kb), vectors.rows(kb["intent_id"].tolist()))
+        intents = encode_intents(space, kb)
+        if vectors is not None:
+            intents = with_texts(intents, vectors.rows(kb["intent_id"].tolist()))
         return cls(store.load(folder), space, kb, intents, log_inclusion)
 
     @property
@@ -63,12 +68,12 @@ class Ranking:
         """The columns of `sessions` that the ranker reads, session_id and features."""
         return tuple(name for name in session_columns(self.space) if name != "user_id")
 
-    def lists(self, sessions: Rows, vectors: Vectors) -> Lists:
-        """Sessions, encoded, with their vectors; they were shown nothing yet."""
+    def lists(self, sessions: Rows, vectors: Vectors | None) -> Lists:
+        """Sessions, encoded, with their vectors where the ranker reads them; they were shown nothing yet."""
         table = pa.Table.from_pandas(sessions, preserve_index=False) if isinstance(sessions, pd.DataFrame) else sessions
         table = table.select(self.columns).append_column("user_id", pa.nulls(len(table), STRING))
         lists = encode_lists(self.space, table, NO_IMPRESSIONS, self.kb, "test")
-        return with_queries(lists, vectors.rows(lists.session_id))
+        return lists if vectors is None else with_queries(lists, vectors.rows(lists.session_id))
 
     def scores(self, lists: Lists, timestamps: np.ndarray | None = None) -> np.ndarray:
         """(lists, intents) float32: the higher the better, comparable inside a session alone.

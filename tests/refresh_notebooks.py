@@ -34,8 +34,9 @@ def for_readers(name: str) -> None:
     run = ROOT / "outputs" / name
     _execute(run, {"params_file": f"params/{name}.yaml", "run_dir": "", "overrides": {}})
     for stage in pipeline.chosen():
-        name = f"{stage.name}.ipynb"
-        _keep(run / "notebooks" / name, ROOT / "notebooks" / name, injected=False)
+        notebook = f"{stage.name}.ipynb"
+        _keep(run / "notebooks" / notebook, ROOT / "notebooks" / notebook, injected=False)
+    _outside_the_sequence("00_tour", f"outputs/{name}")
 
 
 def benchmarks() -> None:

@@ -94,6 +94,8 @@ FLOORS = tuple(
         "plots_reasoner",
         "plots_alignment",
         "plots_online",
+        "plots_tour",
+        "explorer",
         "pipeline",
         "sharing",
         "sweep",

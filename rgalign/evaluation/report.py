@@ -53,7 +53,7 @@ def contents(run: Path) -> dict[str, Any]:
         raise artifacts.ArtifactError(f"{run} has no {EVALUATION}: python -m rgalign run {run / 'params.yaml'}")
     params = load(run / "params.yaml")
     results, compared = read(run, "results"), read(run, "comparisons")
-    compared = compared[compared.split == "test"].assign(says=lambda t: [verdict(row) for row in t.itertuples()])
+    compared = on_test(compared)
     whole = compared[compared.slice == "all"]
     by_pair = whole[whole.metric.isin(COLUMNS)].sort_values(
         ["model", "metric"], key=lambda column: column.map([*MODELS, *COLUMNS].index)
@@ -65,7 +65,7 @@ def contents(run: Path) -> dict[str, Any]:
         "names": MODELS,
         "columns": COLUMNS,
         "results": results_table(results),
-        "verdicts": whole[whole.metric == "gauc"].to_dict("records"),
+        "verdicts": gauc_differences(compared).to_dict("records"),
         "differences": by_pair.to_dict("records"),
         "slices": _slices(compared, results),
         "not_shown": compared[compared.metric.isin(COLUMNS) & ~compared.says.str.startswith("gain")].to_dict("records"),
@@ -99,6 +99,16 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
         above = [list(MODELS).index(model) > list(MODELS).index("two_tower_text") for model in wide.index]
         wide["gap"] = ((wide.gauc - low) / (high - low)).where(above)
     return wide
+
+
+def on_test(compared: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons rows of the test split, with what each `says`: gain, loss or not shown."""
+    return compared[compared.split == "test"].assign(says=lambda t: [verdict(row) for row in t.itertuples()])
+
+
+def gauc_differences(compared: pd.DataFrame) -> pd.DataFrame:
+    """Of `on_test`'s rows those of GAUC on the whole split, one a pair of models."""
+    return compared[(compared.metric == "gauc") & (compared.slice == "all")]
 
 
 def figures(run: Path) -> list[dict[str, str]]:

@@ -1,0 +1,92 @@
+"""The tour on a small run: what it shows is what the run's models say, and what is typed is never obeyed."""
+
+import shutil
+
+import pytest
+from small_run import ALIGNMENT, play
+
+import rgalign
+from rgalign.explorer import AFTER, BEFORE, CLICKED, widget
+
+MODELS = {"ranker.models": ["two_tower_text", "qe_rec"]}
+
+
+@pytest.fixture(scope="module")
+def run(ranked, tmp_path_factory):
+    run = tmp_path_factory.mktemp("tour") / "run"
+    shutil.copytree(ranked, run)
+    for name in ("02_reasoner", "03_rankers", *ALIGNMENT, "09_evaluation"):
+        play(name, run, MODELS)
+    return run
+
+
+@pytest.fixture(scope="module")
+def tour(run):
+    """The notebook's variables at its end."""
+    return play("00_tour", run, MODELS)
+
+
+def test_the_tour_follows_one_customer_through_every_model(tour):
+    explorer, written, shown = (tour[name] for name in ("explorer", "written", "shown"))
+    assert set(written.written) == {BEFORE, AFTER}
+    assert written.groupby("written").drawn.min().tolist() == [0, 0], "the greedy one is there"
+    assert written.reward.notna().any()
+    assert list(shown) == ["two-tower + text", "QE-Rec", "RGAlign-Rec"]
+    assert set(explorer.sessions.split) == {"valid"}, "the test split stays closed"
+
+
+def test_it_shows_what_the_scorer_ranks_and_marks_the_click(run, tour):
+    explorer = tour["explorer"]
+    scorer = rgalign.load(run)
+    for session in explorer.sessions.session_id.head(5):
+        row = explorer.session(session)
+        best = scorer.score(row, top=96)
+        mine = explorer.ranking(row, k=len(best))["RGAlign-Rec"]
+        assert mine.str.removesuffix(CLICKED).tolist() == best.title.tolist()
+        marked = set(best.intent_id[mine.str.endswith(CLICKED).to_numpy()])
+        assert marked == explorer.clicked[session]
+
+
+def test_choosing_another_session_changes_the_page(tour):
+    box = widget(tour["explorer"])
+    first, one, other = box.page.value, *box.session.options[:2]
+    box.session.value = other
+    assert box.page.value != first
+    assert box.page.value == tour["explorer"].page(other)
+    box.session.value = one
+    assert box.page.value == first
+
+
+def test_what_is_typed_is_read_and_can_be_taken_back(tour):
+    explorer = tour["explorer"]
+    box = widget(explorer)
+    before, field = box.page.value, box.features["event_text"]
+    was = field.value
+    field.value = "<script>alert(1)</script> where is my parcel"
+    assert "<script>" not in box.page.value
+    assert CLICKED not in box.page.value.split("<table", 1)[1], "no click belongs to a session that was not"
+    assert box.page.value != before
+    field.value = was
+    assert box.page.value == before
+
+
+def test_a_word_where_a_number_belongs_is_told(tour):
+    explorer = tour["explorer"]
+    number = next(name for name in explorer.typed if explorer.kinds[name] == "numeric")
+    box = widget(explorer)
+    box.features[number].value = "<b>many"
+    assert box.page.value == f"<p>{number} is a number; found &#x27;&lt;b&gt;many&#x27;</p>"
+    box.features[number].value = ""
+    assert "The rankers show" in box.page.value, "nothing typed: missing"
+    with pytest.raises(ValueError, match=f"no session of the valid split.*|{number}"):
+        explorer.session("nobody")
+    with pytest.raises(ValueError, match="user_id is no feature that can be typed"):
+        explorer.session(explorer.sessions.session_id[0], {"user_id": "x"})
+
+
+def test_a_run_without_alignment_has_its_tour_too(ranked, tmp_path):
+    run = shutil.copytree(ranked, tmp_path / "run")
+    none = {"alignment.loop.rounds": 0}
+    play("09_evaluation", run, none)
+    shown = play("00_tour", run, none)["shown"]
+    assert list(shown) == ["QE-Rec"]
