@@ -69,7 +69,7 @@ class Lists:
 
     def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "Lists":
         """The lists at these positions, in this order. indices: integers (not a mask), on the tensors' device."""
-        indices = torch.as_tensor(indices, device=self.candidates.device).long()
+        indices = _places(indices, self.candidates.device)
         on_host = indices.cpu().numpy()
         return replace(
             self,
@@ -128,7 +128,7 @@ class QueryLists(Lists):
     query: Tensor
 
     def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "QueryLists":
-        indices = torch.as_tensor(indices, device=self.query.device).long()
+        indices = _places(indices, self.query.device)
         return replace(super().take(indices), query=self.query[indices])
 
 
@@ -182,6 +182,11 @@ def concat_offsets(offsets: Sequence[Tensor]) -> Tensor:
     """Offsets of several Bags for their values laid end to end."""
     starts = np.cumsum([0, *(int(each[-1]) for each in offsets)]).tolist()
     return torch.cat([offsets[0][:1], *(each[1:] + start for each, start in zip(offsets, starts, strict=False))])
+
+
+def _places(indices: Tensor | np.ndarray | Sequence[int], device: torch.device) -> Tensor:
+    """Indices as torch wants them; what pandas lends is read-only, of which torch would warn."""
+    return torch.as_tensor(indices if isinstance(indices, Tensor) else np.array(indices), device=device).long()
 
 
 def _concat_bags(bags: Sequence[Bag]) -> Bag:
