@@ -1,6 +1,7 @@
 """Fixtures shared by all rooms."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ def ranked(tmp_path_factory) -> Path:
     for name in ("01_data", "02_reasoner", "03_rankers"):
         small_run.play(name, run)
     return run
+
+
+@pytest.fixture(scope="session")
+def aligned_run(ranked, tmp_path_factory) -> tuple[Path, dict]:
+    """A small run through notebook 09 with the baseline beside QE-Rec, and what it changes of SMALL. Read only."""
+    run, overrides = tmp_path_factory.mktemp("aligned") / "run", {"ranker.models": ["two_tower_text", "qe_rec"]}
+    shutil.copytree(ranked, run)
+    for name in ("02_reasoner", "03_rankers", *small_run.ALIGNMENT, "09_evaluation"):
+        small_run.play(name, run, overrides)
+    return run, overrides
 
 
 @pytest.fixture(scope="session")

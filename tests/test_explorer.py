@@ -3,27 +3,16 @@
 import shutil
 
 import pytest
-from small_run import ALIGNMENT, play
+from small_run import play
 
 import rgalign
 from rgalign.explorer import AFTER, BEFORE, CLICKED, widget
 
-MODELS = {"ranker.models": ["two_tower_text", "qe_rec"]}
-
 
 @pytest.fixture(scope="module")
-def run(ranked, tmp_path_factory):
-    run = tmp_path_factory.mktemp("tour") / "run"
-    shutil.copytree(ranked, run)
-    for name in ("02_reasoner", "03_rankers", *ALIGNMENT, "09_evaluation"):
-        play(name, run, MODELS)
-    return run
-
-
-@pytest.fixture(scope="module")
-def tour(run):
+def tour(aligned_run):
     """The notebook's variables at its end."""
-    return play("00_tour", run, MODELS)
+    return play("00_tour", *aligned_run)
 
 
 def test_the_tour_follows_one_customer_through_every_model(tour):
@@ -35,9 +24,9 @@ def test_the_tour_follows_one_customer_through_every_model(tour):
     assert set(explorer.sessions.split) == {"valid"}, "the test split stays closed"
 
 
-def test_it_shows_what_the_scorer_ranks_and_marks_the_click(run, tour):
+def test_it_shows_what_the_scorer_ranks_and_marks_the_click(aligned_run, tour):
     explorer = tour["explorer"]
-    scorer = rgalign.load(run)
+    scorer = rgalign.load(aligned_run[0])
     for session in explorer.sessions.session_id.head(5):
         row = explorer.session(session)
         best = scorer.score(row, top=96)

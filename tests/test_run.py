@@ -20,7 +20,7 @@ KILLS = {  # stage -> what is there while it trains
     "06_rg_dpo": "work/06_rg_dpo/checkpoint-*/complete",
     "07_rg_cl": "work/07_rg_cl/checkpoint-*/complete",
 }
-STAGES = 9
+STAGES = 10
 
 
 def command(run: Path) -> list[str]:

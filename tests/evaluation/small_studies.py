@@ -60,7 +60,8 @@ def add_run(
     artifacts.write_table(run / "tables/comparisons.parquet", compared)
     write_params(run, params)
     for stage, seconds in SECONDS.items():
-        written = STAGES[stage].writes if stage == "09_evaluation" else ()
+        tables = [each for each in STAGES[stage].writes if each.endswith(".parquet")]
+        written = tables if stage == "09_evaluation" else ()
         entry = {"params": stage_params(STAGES[stage], params), "code": {}, "inputs": {}, "seconds": seconds}
         entry |= {"peak_memory_mb": 100, "outputs": {each: artifacts.digest(run / each) for each in written}}
         artifacts.record_stage(run, stage, entry)

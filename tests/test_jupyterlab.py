@@ -1,0 +1,105 @@
+"""The tour in a real JupyterLab, in a real browser: all cells run, the explorer answers. Skipped without Chromium."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import small_run
+from playwright.sync_api import expect, sync_playwright
+
+from rgalign.params import ROOT
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+PATIENCE = 120_000  # ms: a kernel that imports torch on a busy machine
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the tour was not opened in a browser")
+
+
+@pytest.fixture(scope="module")
+def notebook(aligned_run, tmp_path_factory) -> Path:
+    """The tour with the parameters of a small run, in a folder of its own."""
+    text = (ROOT / "notebooks/00_tour.ipynb").read_text(encoding="utf-8")
+    tour = json.loads(text)
+    run, overrides = aligned_run
+    given = {"params_file": small_run.SMOKE, "run_dir": str(run), "overrides": small_run.SMALL | overrides}
+    for cell in tour["cells"]:
+        cell |= {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {}
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    path = tmp_path_factory.mktemp("lab") / "tour.ipynb"
+    path.write_text(json.dumps(tour), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(notebook):
+    """The address of a JupyterLab over the notebook's folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = notebook.parent
+    tracker = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text('{"windowingMode": "none"}')  # else what is out of sight is not in the page at all
+    settings = {
+        "ip": "127.0.0.1", "port": port, "open_browser": False, "allow_root": True, "root_dir": home,
+        "port_retries": 0,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "jupyter", "lab", "--IdentityProvider.token=", "--ServerApp.password="]
+    command += [f"--LabApp.user_settings_dir={home / 'settings'}"]
+    command += [f"--ServerApp.{name}={value}" for name, value in settings.items()]
+    folders = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    environment = {**os.environ, **folders, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (home / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=home)
+        try:
+            address = f"http://127.0.0.1:{port}/lab"
+            _wait_for(address, server, home / "lab.log")
+            yield address
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(240):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=2).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError(f"no JupyterLab at {address}:\n{log.read_text()}")
+
+
+def test_the_tour_runs_and_its_explorer_answers(lab, notebook):
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{lab}/tree/{notebook.name}?reset")
+        page.locator(".jp-Notebook h1").first.wait_for()
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for()  # a kernel that listens
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        choice = page.locator(".jp-OutputArea select")
+        choice.wait_for()
+        shown = page.locator(".jp-OutputArea .widget-html-content").filter(has_text="The rankers show")
+        shown.wait_for()
+        before = shown.inner_text()
+        choice.select_option(choice.locator("option").all_inner_texts()[1])
+        expect(shown).not_to_have_text(before, timeout=PATIENCE)
+        page.get_by_text("figures/00_tour/idea.png").first.wait_for(state="attached")
+        errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
+        assert errors.count() == 0, errors.all_inner_texts()
+        browser.close()
