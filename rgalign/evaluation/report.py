@@ -71,7 +71,10 @@ def contents(run: Path) -> dict[str, Any]:
         "not_shown": compared[compared.metric.isin(COLUMNS) & ~compared.says.str.startswith("gain")].to_dict("records"),
         "compared": len(compared[compared.metric.isin(COLUMNS)]),
         "paper": PAPER,
-        "ours": [(MODELS[model], MODELS[other], _of_pair(whole, model, other)) for model, other in OURS],
+        "ours": [
+            (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, model, other))
+            for model, other in OURS
+        ],
         "figures": figures(run),
         "examples": _examples(run),
         "stages": [{"name": name, **stages[name]} for name in STAGES if name in stages],
@@ -136,6 +139,15 @@ def _of_pair(whole: pd.DataFrame, model: str, against: str) -> dict[str, dict]:
     """metric -> its comparisons row; empty where the run has not both."""
     own = whole[(whole.model == model) & (whole.against == against)]
     return {row["metric"]: row for row in own.to_dict("records")}
+
+
+def _online(run: Path, model: str, against: str) -> dict[str, float] | None:
+    """What notebook 10's simulated experiment found of a pair; None where there was none."""
+    if not (run / "tables/experiment.parquet").is_file():
+        return None
+    found = read(run, "experiment")
+    own = found[(found.treatment == model) & (found.control == against) & (found.method == "plain")]
+    return own.iloc[0].to_dict() if len(own) else None
 
 
 def _examples(run: Path) -> list[dict]:

@@ -107,6 +107,17 @@ def test_every_comparison_that_shows_no_gain_is_listed(run):
     assert listed[0][3:] == ["-0.2000 [-0.3000, -0.1000]", "loss (in one world)"], "losses come first"
 
 
+def test_what_the_experiment_found_stands_beside_the_papers(run):
+    rows = [
+        ("rgalign_rec", "qe_rec", method, low + 0.05, low, low + 0.1)
+        for method, low in (("plain", 0.02), ("CUPED", 0.5))
+    ]
+    columns = ["treatment", "control", "method", "relative", "relative_low", "relative_high"]
+    write_table(run / "tables/experiment.parquet", pd.DataFrame(rows, columns=columns))
+    (row,) = (row for row in page_of(run).rows if row and row[0] == "here: RGAlign-Rec over QE-Rec")
+    assert row[-1] == "+7.0 % [+2.0 %, +12.0 %]"
+
+
 def test_what_customers_wrote_is_shown_and_never_obeyed(run):
     evil = "</td><script>alert(1)</script>{{ 7 * 7 }}{% raw %}<img src=x onerror=alert(1)>&amp;"
     rows = [("s1", "main", number, evil, reward) for number, reward in ((-1, 0.5), (0, 2.0), (1, -1.0))]
