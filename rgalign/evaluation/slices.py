@@ -6,6 +6,7 @@ tail        clicked on one of the least clicked intents that together hold at mo
 head        clicked on one of the others
 shuffled    the whole list was shown in random order (where sessions.shuffled says so)
 seen=N      the user's impressions in train: none, or up to / more than the median of those who have some [C]
+hour=H      the session began in these six hours of the day (0..5, 6..11, ..), where timestamps are known [C]
 region=R    the session's region, where there are 2 to 12: more would be a slice each of a few sessions [C]
 
 A session that clicked on several intents can be in several of cold, tail and head.
@@ -16,6 +17,7 @@ import pandas as pd
 
 TAIL_SHARE = 1 / 3  # of train's clicks [C]
 MOST_REGIONS = 12
+HOURS = 6  # of a slice by time of day [C]
 
 
 def intent_kinds(intent_ids, train_clicked_ids) -> pd.Series:
@@ -59,6 +61,8 @@ def session_slices(
         slices["shuffled"] = sessions["shuffled"].fillna(False).to_numpy(dtype=bool)
     if train_sessions is not None:
         slices = slices.assign(**_by_impressions(sessions["user_id"], train_sessions, train_impressions))
+    if "timestamp" in sessions:
+        slices = slices.assign(**_by_hour(sessions["timestamp"]))
     regions = sorted(sessions["region"].dropna().unique())
     for name in regions if 1 < len(regions) <= MOST_REGIONS else ():
         slices[f"region={name}"] = (sessions["region"] == name).fillna(False).to_numpy(dtype=bool)
@@ -73,3 +77,11 @@ def _by_impressions(user_ids: pd.Series, train_sessions: pd.DataFrame, train_imp
         return {}
     middle = int(np.median(seen[seen > 0]))
     return {"seen=0": seen == 0, f"seen=1..{middle}": (seen > 0) & (seen <= middle), f"seen>{middle}": seen > middle}
+
+
+def _by_hour(timestamps: pd.Series) -> dict:
+    hour = pd.to_datetime(timestamps).dt.hour
+    if hour.isna().all():
+        return {}
+    inside = {first: (hour // HOURS == first // HOURS).fillna(False) for first in range(0, 24, HOURS)}
+    return {f"hour={first}..{first + HOURS - 1}": mask.to_numpy(dtype=bool) for first, mask in inside.items()}

@@ -78,3 +78,20 @@ def test_users_are_cut_by_how_many_impressions_train_has_of_them():
     found = slices.session_slices(sessions, shown, train, train_sessions)
     by_user = found[["seen=0", "seen=1..2", "seen>2"]]
     assert by_user.to_numpy().tolist() == [[False, True, False], [False, False, True], [True, False, False]]
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[us]", pd.ArrowDtype(pa.timestamp("us"))])
+def test_sessions_fall_into_four_times_of_day(dtype):
+    when = pd.to_datetime(["2026-01-01 00:00", "2026-01-02 05:59", None, "2026-01-01 06:00", "2026-01-01 23:30"])
+    sessions = pd.DataFrame({"session_id": list("abcde"), "region": [None] * 5, "timestamp": when})
+    sessions = sessions.astype({"timestamp": dtype})
+    shown = clicks(*((session, "a") for session in "abcde"))
+    found = slices.session_slices(sessions, shown, TRAIN).filter(like="hour=")
+    assert {name: list(found.index[mask]) for name, mask in found.items()} == {
+        "hour=0..5": ["a", "b"],
+        "hour=6..11": ["d"],
+        "hour=12..17": [],
+        "hour=18..23": ["e"],
+    }
+    unknown = slices.session_slices(sessions.assign(timestamp=pd.NaT), shown, TRAIN)
+    assert not [name for name in unknown if name.startswith("hour")]
