@@ -72,16 +72,24 @@ def digest(path: Path) -> str:
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write a parquet table atomically; the same frame gives the same bytes."""
+    """Write a parquet table atomically; the same frame gives the same bytes. Raises ArtifactError for a folder."""
+    _refuse_folder(path)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     with atomic(path) as temporary:
         pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
+    """Write a UTF-8 text file atomically. Raises ArtifactError for a folder."""
+    _refuse_folder(path)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _refuse_folder(path: Path) -> None:
+    """What replaces a file must not replace a folder with all that is in it."""
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder; expected a file to write")
 
 
 def read_manifest(run: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from rgalign.alignment.context import Context
 from rgalign.alignment.rewarding import Rewarder
+from rgalign.artifacts import ArtifactError
 from rgalign.data.lists import Lists
 from rgalign.evaluation.results import MODELS
 from rgalign.ranking import Ranking
@@ -47,7 +48,9 @@ class Explorer:
 
     @classmethod
     def of(cls, stage: OpenStage) -> "Explorer":
-        """From the tour's declared inputs."""
+        """From the tour's declared inputs. Raises ArtifactError for a run without QE-Rec."""
+        if "qe_rec" not in stage.params.ranker.models:
+            raise ArtifactError("the tour follows QE-Rec, which this run has not trained: add qe_rec to ranker.models")
         context, run = Context.of(stage), stage.run
         aligned = bool(stage.params.alignment.loop.rounds)
         scorers = {"qe_rec": load(run, aligned=False)} | ({"rgalign_rec": load(run)} if aligned else {})
@@ -127,13 +130,10 @@ class Explorer:
             scores = self.baseline.scores(self.baseline.lists(row, None), row.timestamp.to_numpy("datetime64[us]"))
             tables = {BASELINE: self.baseline.top(row.session_id.to_numpy(), scores, k)} | tables
         shown = {
-            MODELS[name]: [
-                title + (CLICKED if intent in clicked else "")
-                for title, intent in zip(table.title, table.intent_id, strict=True)
-            ]
+            MODELS[name]: table.title + np.where(table.intent_id.isin(clicked), CLICKED, "")
             for name, table in tables.items()
         }
-        return pd.DataFrame(shown, index=pd.RangeIndex(1, k + 1, name="rank"))
+        return pd.DataFrame(shown).set_axis(pd.RangeIndex(1, max(map(len, shown.values())) + 1, name="rank"))
 
     def page(self, session_id: str, changed: Mapping[str, str] | None = None) -> str:
         """All of it as HTML. changed: a click belongs to the session as it was, so no rewards and no marks then."""

@@ -39,6 +39,8 @@ def score_command(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if not Path(options.sessions).is_file():
         raise artifacts.ArtifactError(f"there is no file {options.sessions}; expected a .parquet of sessions")
+    if out.is_dir():
+        raise artifacts.ArtifactError(f"--out {out} is a folder; expected the .parquet to write")
     if out.exists() and out.samefile(options.sessions):
         raise artifacts.ArtifactError(f"--out {out} is the table of sessions itself: name another file")
     try:
@@ -71,8 +73,11 @@ def compare_command(options: argparse.Namespace) -> int:
 
 
 def run_of(given: str) -> Path:
-    """A run directory, as given or seen from the project's root."""
-    return Path(given) if Path(given).is_dir() else ROOT / given
+    """A run directory, as given or seen from the project's root. Raises ArtifactError where there is none."""
+    run = Path(given) if Path(given).is_dir() else ROOT / given
+    if not run.is_dir():
+        raise artifacts.ArtifactError(f"no run in {given}; start one: python -m rgalign run PARAMS")
+    return run
 
 
 def labels_command(options: argparse.Namespace) -> int:

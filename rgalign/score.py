@@ -20,7 +20,7 @@ from rgalign.artifacts import ArtifactError
 from rgalign.data import vectors as stored
 from rgalign.data.faults import count_rows, nearest, quote
 from rgalign.data.prompts import Prompter
-from rgalign.data.schema import YAML_FILE, as_types, read_yaml, to_frame
+from rgalign.data.schema import YAML_FILE, as_types, is_text, read_yaml, to_frame
 from rgalign.data.vectors import Vectors
 from rgalign.params import ROOT, Params
 from rgalign.params import load as load_params
@@ -136,17 +136,29 @@ class Scorer:
         if once and "session_id" in sessions and (twice := sessions["session_id"].dropna().duplicated()).any():
             faults.append(f"session_id: {count_rows(twice, 'is there twice')}")
         needed += ["timestamp"] if "timestamp" in sessions else []
+        if twice := sorted(set(sessions.columns[sessions.columns.duplicated()])):
+            told = ", ".join(map(quote, twice))
+            raise ScoreError(f"these sessions cannot be scored:\n  {told}: more than one column of that name")
         columns = {}
         for name in [name for name in needed if name in sessions and len(sessions)]:
             try:
-                column = pa.table({name: pa.array(sessions[name], from_pandas=True)})
-                columns[name] = as_types(column, "sessions", dict(self.kinds))[name]
+                values = pa.array(sessions[name], from_pandas=True)
+                if values.null_count == len(values):
+                    values = pa.nulls(len(values))  # whatever type an empty column was given
+                column = as_types(pa.table({name: values}), "sessions", dict(self.kinds))[name]
+                columns[name] = _as_numbers(column) if self.kinds.get(name) == "numeric" else column
             except pa.ArrowException as error:
                 kind = "a time" if name == "timestamp" else self.kinds.get(name, "categorical")
                 faults.append(f"{name} cannot be read as {kind}: {str(error).splitlines()[0]}")
         if faults:
             raise ScoreError("these sessions cannot be scored:\n" + "\n".join(f"  {fault}" for fault in faults))
         return to_frame(pa.table(columns))
+
+
+def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A numeric column in its own width; words that are numbers become floats. Raises ArrowException for others."""
+    numbers = column.cast(pa.float64())
+    return numbers if is_text(column.type) else column
 
 
 def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None = None, device: str = "auto") -> Scorer:

@@ -105,7 +105,7 @@ def test_an_encoder_goes_through_contrastive_alignment_and_the_loop(run, tmp_pat
     own = {key: value for key, value in small_run.SMALL.items() if not key.startswith("reasoner")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small_run, "SMALL", own)
-        for name in ("02_reasoner", "03_rankers", *ALIGNMENT, "09_evaluation", "10_ab_test"):
+        for name in ("02_reasoner", "03_rankers", *ALIGNMENT, "09_evaluation", "10_ab_test", "00_tour"):
             play(name, run, encoder)
     assert pd.read_parquet(run / "tables/candidates.parquet").empty
     assert not (run / "models/reward/all").exists()
@@ -159,3 +159,15 @@ def test_one_llm_alone_is_enough(run):
     assert set(pd.read_parquet(run / "tables/candidates.parquet").source) == {"main"}
     judged = pd.read_parquet(run / "tables/reward_judged.parquet").judge.tolist()
     assert judged == ["the reward model", "another seed"]
+
+
+def test_a_run_of_baselines_alone_is_evaluated_and_has_no_tour(ranked, tmp_path):
+    run = Path(shutil.copytree(ranked, tmp_path / "run"))
+    alone = {"ranker.models": ["two_tower", "two_tower_text"], "alignment.loop.rounds": 0}
+    for name in ("02_reasoner", "03_rankers", "09_evaluation", "10_ab_test"):
+        play(name, run, alone)
+    results = pd.read_parquet(run / "tables/results.parquet")
+    assert {"two_tower", "two_tower_text"} <= set(results.model)
+    assert len(pd.read_parquet(run / "tables/experiment.parquet"))
+    with pytest.raises(artifacts.ArtifactError, match="the tour follows QE-Rec, which this run has not trained"):
+        play("00_tour", run, alone)

@@ -168,3 +168,30 @@ def test_a_broken_table_is_named_and_nothing_is_written(ranked, sessions, tmp_pa
         assert main(["score", str(ranked), str(given), "-o", str(out)]) == 1
         assert told in capsys.readouterr().err.rpartition("error: ")[2]
         assert not out.exists()
+
+
+def test_a_folder_is_never_replaced_by_a_table(ranked, sessions, tmp_path, capsys):
+    given = tmp_path / "sessions.parquet"
+    sessions.to_parquet(given)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/kept").touch()
+    assert main(["score", str(ranked), str(given), "-o", str(tmp_path / "mine")]) == 1
+    assert "mine is a folder" in capsys.readouterr().err
+    assert (tmp_path / "mine/kept").exists()
+
+
+def test_a_word_where_a_number_belongs_and_a_doubled_column_are_told(scorer, sessions):
+    number = next(name for name in scorer.ranking.columns if scorer.kinds.get(name) == "numeric")
+    with pytest.raises(ScoreError, match=f"{number} cannot be read as numeric"):
+        scorer.score(sessions.assign(**{number: "many"}))
+    doubled = pd.concat([sessions, sessions[[number]]], axis=1)
+    with pytest.raises(ScoreError, match=f"'{number}': more than one column of that name"):
+        scorer.score(doubled)
+
+
+def test_an_empty_column_of_any_type_is_missing(scorer, sessions):
+    number = next(name for name in scorer.ranking.columns if scorer.kinds.get(name) == "numeric")
+    word = next(name for name in scorer.ranking.columns if scorer.kinds.get(name) == "categorical")
+    for nothing in (None, float("nan"), pd.NaT):
+        empty = sessions.assign(**{number: nothing, word: nothing, "timestamp": nothing})
+        assert len(scorer.score(empty)) == 3 * len(sessions)

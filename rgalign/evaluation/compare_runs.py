@@ -34,7 +34,8 @@ def side_by_side(runs: Sequence[Path]) -> pd.DataFrame:
 def paired(runs: Sequence[Path], *, seed: int = 0, replicates: int = 1000) -> pd.DataFrame:
     """GAUC of each later run minus the first's, model by model, where both judged the same test sessions.
 
-    Columns: run, against, model, difference, ci_low, ci_high (95 %, users drawn anew), sessions.
+    Columns: run, against, model, difference, ci_low, ci_high (95 %, users drawn anew), sessions. No row for a run
+    that is kept without its session_metrics.
     """
     rows, labels = [], names(runs)
     first = _sessions(runs[0])
@@ -67,7 +68,9 @@ def _table(run: Path) -> Path:
 
 
 def _sessions(run: Path) -> dict[str, pd.DataFrame]:
-    """model -> its test sessions by session_id, GAUC averaged over ranker seeds."""
+    """model -> its test sessions by session_id, GAUC averaged over ranker seeds; nothing where they are not kept."""
+    if not (run / "tables/session_metrics.parquet").is_file():
+        return {}
     sessions = conform(pd.read_parquet(run / "tables/session_metrics.parquet"), "session_metrics")
     test = sessions[sessions.split == "test"]
     means = {}

@@ -93,11 +93,14 @@ def by_group(
 
 
 def rejections(p: Mapping[str, np.ndarray], *, alpha: float = 0.05) -> pd.DataFrame:
-    """How often each test of A/A experiments was significant: test, share, low, high (Wilson, 95 %), experiments."""
+    """How often each test of A/A experiments was significant: test, share, low, high (Wilson, 95 %), experiments.
+
+    p  test -> (experiments,), or (experiments, looks): then at any of the looks
+    """
     rows = []
     for name, values in p.items():
-        share = rejected_by_look(np.asarray(values)[:, None], alpha=alpha)
-        rows.append((name, *(float(part[0]) for part in share), len(values)))
+        share = rejected_by_look(values.reshape(len(values), -1), alpha=alpha)
+        rows.append((name, *(float(part[-1]) for part in share), len(values)))
     return pd.DataFrame(rows, columns=["test", "share", "low", "high", "experiments"])
 
 

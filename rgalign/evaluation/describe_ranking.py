@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
 from rgalign.data.lists import Lists
 
@@ -35,6 +34,7 @@ def confusions(lists: Lists, first: np.ndarray, categories: np.ndarray) -> pd.Da
 
     first       (lists,) KB row of each session's best intent
     categories  (intents,) names; a list with several clicks counts once for each
+    NaN in the row of a category that nobody clicked on.
     """
     row, place = np.nonzero(lists.clicked.numpy())
     clicked = categories[lists.candidates.numpy()[row, place]]
@@ -48,12 +48,6 @@ def most_confused(before: pd.DataFrame, after: pd.DataFrame, count: int = 8) -> 
     wide = before.stack().rename("before").to_frame().join(after.stack().rename("after"))
     apart = wide[wide.index.get_level_values(0) != wide.index.get_level_values(1)]
     return apart.sort_values("before", ascending=False, kind="stable").head(count)
-
-
-def list_probabilities(scores: np.ndarray, lists: Lists) -> np.ndarray:
-    """Softmax of KB scores (lists, intents) over what each list shows: (lists, candidates), 0 where padded."""
-    shown, places = lists.shown.numpy(), lists.candidates.numpy().clip(min=0).astype(int)
-    return softmax(np.where(shown, np.take_along_axis(scores, places, axis=1), -np.inf), axis=1)
 
 
 def costs(steps: Mapping[str, Callable[[], object]], sessions: int) -> pd.DataFrame:

@@ -64,10 +64,12 @@ class Judge:
 
     def ranker(self, model: nn.Module, name: str, seed: int | None) -> pd.DataFrame:
         """The session_metrics rows of a ranker that was trained on lists like these."""
-        over_kb = score_kb(model, self.lists, self.intents)
-        if self.log_inclusion is not None:
-            over_kb = over_kb + self.log_inclusion
-        return self._metrics(score(model, self.lists, self.intents), over_kb, name, seed)
+        return self._metrics(score(model, self.lists, self.intents), self.over_kb(model), name, seed)
+
+    def over_kb(self, model: nn.Module) -> np.ndarray:
+        """Scores (lists, intents) by which a ranker that was trained on lists like these ranks the whole KB."""
+        found = score_kb(model, self.lists, self.intents)
+        return found if self.log_inclusion is None else found + self.log_inclusion
 
     def scores(self, over_kb: np.ndarray, name: str, seed: int | None = None) -> pd.DataFrame:
         """The rows of scores that hold for the whole KB (lists, intents) as they are: popularity, an oracle."""

@@ -196,7 +196,8 @@ def _linearised(log: Log, weight: np.ndarray, predicted: np.ndarray | None) -> d
 def _row(name: str, value: float, influence: np.ndarray, user: np.ndarray, level: float) -> dict:
     """Student's t interval by linearisation, sessions of a user together [C: no resampling, so no seed].
 
-    It is the interval for other sessions of such users; over new logs of the same sessions it is a little wide.
+    It is the interval for other sessions of such users. Where few slots match, with weights in the hundreds, it is too
+    short: with an effective sample of about 55 impressions it held the truth in about 88 % of logs (notebook 10).
     """
     by_user = np.bincount(user, influence)
     free = len(by_user) - 1

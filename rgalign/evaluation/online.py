@@ -110,7 +110,7 @@ class Experiment:
         return [arm_of(clicks, impressions, self.arm == name) for name in names]
 
     def p_by_session(self, control: str, treatment: str) -> float:
-        """p of no difference if every session were a user of its own: wrong, and shown to be."""
+        """p of no difference if every session were a user of its own: too small where a user's sessions are alike."""
         alone, shown = self.arm[self.user], np.full(len(self.user), self.slots)
         old, new = (arm_of(self.clicks, shown, alone == name) for name in (control, treatment))
         return float(lift(new, old).p_value)
@@ -131,19 +131,18 @@ def repeated(
     looks: int,
     seed: int,
     progress: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Many experiments of two arms, the second against the first.
 
-    Returns difference and standard_error (repeats, looks), users counted after every look, and p_by_session (repeats,):
-    what a test gives that takes sessions for independent, at the end.
+    Returns difference, standard_error and p_value (repeats, looks) after every look, and p_by_session (repeats,): what
+    a test gives at the end that takes sessions for independent.
     """
     control, treatment = arms
-    difference, error, naive = [], [], []
+    found, naive = [], []
     for number in tqdm(range(repeats), "experiments", delay=5, disable=not progress):
         one = audience.experiment(arms, users, seed=seed, name=f"{control}/{treatment} {number}")
         old, new = one.by_look(looks, control, treatment)
-        found = lift(new, old)
-        difference.append(found.difference.estimate)
-        error.append(found.standard_error)
+        each = lift(new, old)
+        found.append((each.difference.estimate, each.standard_error, each.p_value))
         naive.append(one.p_by_session(control, treatment))
-    return np.stack(difference), np.stack(error), np.array(naive)
+    return *(np.stack(part) for part in zip(*found, strict=True)), np.array(naive)

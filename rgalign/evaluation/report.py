@@ -16,9 +16,10 @@ from rgalign import artifacts
 from rgalign.evaluation.results import MODELS
 from rgalign.evaluation.study_compare import verdict
 from rgalign.params import Params, dump, load
-from rgalign.plan import STAGES
+from rgalign.plan import STAGES, stage_params
+from rgalign.stages import params_changes
 
-EVALUATION = "09_evaluation"
+EVALUATION, ONLINE = "09_evaluation", "10_ab_test"
 COLUMNS = {  # of the table of results
     "gauc": "GAUC",
     "recall@3": "Recall@3",
@@ -49,9 +50,12 @@ def write(run: Path) -> tuple[Path, Path]:
 def contents(run: Path) -> dict[str, Any]:
     """What both pages say."""
     stages = artifacts.read_manifest(run)["stages"]
+    again = f"python -m rgalign run {run / 'params.yaml'} --run-dir {run}"
     if EVALUATION not in stages:
-        raise artifacts.ArtifactError(f"{run} has no {EVALUATION}: python -m rgalign run {run / 'params.yaml'}")
+        raise artifacts.ArtifactError(f"{run} has no {EVALUATION}: {again}")
     params = load(run / "params.yaml")
+    if changed := _made_otherwise(stages, EVALUATION, params):
+        raise artifacts.ArtifactError(f"{run}: {EVALUATION} was made with other params ({changed}): {again}")
     results, compared = read(run, "results"), read(run, "comparisons")
     compared = on_test(compared)
     whole = compared[compared.slice == "all"]
@@ -60,6 +64,9 @@ def contents(run: Path) -> dict[str, Any]:
     )
     return {
         "run": run.name,
+        "folder": artifacts.portable(run.resolve()),
+        "writes": params.reasoner.kind == "causal",
+        "by_kind": _by_kind(results),
         "data": results.data.iloc[0],
         "evaluated": stages[EVALUATION]["started"],
         "names": MODELS,
@@ -72,7 +79,7 @@ def contents(run: Path) -> dict[str, Any]:
         "compared": len(compared[compared.metric.isin(COLUMNS)]),
         "paper": PAPER,
         "ours": [
-            (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, model, other))
+            (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, stages, params, model, other))
             for model, other in OURS
         ],
         "figures": figures(run),
@@ -125,6 +132,15 @@ def figures(run: Path) -> list[dict[str, str]]:
     return found
 
 
+def _by_kind(results: pd.DataFrame) -> dict[str, float]:
+    """GAUC of the last model on head, tail and cold intents, of those that were clicked."""
+    gauc = results[
+        (results.metric == "gauc") & (results.split == "test") & results.slice.isin(["head", "tail", "cold"])
+    ]
+    trained = [name for name in MODELS if name in set(gauc.model) and not name.startswith("oracle")]
+    return gauc[gauc.model == trained[-1]].groupby("slice")["value"].mean().dropna().sort_values().to_dict()
+
+
 def _slices(compared: pd.DataFrame, results: pd.DataFrame) -> list[dict]:
     """GAUC of the last pair, slice by slice, with the lists that it is a mean over."""
     gauc = compared[compared.metric == "gauc"]
@@ -141,9 +157,15 @@ def _of_pair(whole: pd.DataFrame, model: str, against: str) -> dict[str, dict]:
     return {row["metric"]: row for row in own.to_dict("records")}
 
 
-def _online(run: Path, model: str, against: str) -> dict[str, float] | None:
-    """What notebook 10's simulated experiment found of a pair; None where there was none."""
-    if not (run / "tables/experiment.parquet").is_file():
+def _made_otherwise(stages: dict, name: str, params: Params) -> str:
+    """How a stage's params differ from the run's; empty where they do not."""
+    return params_changes(stages[name]["params"], stage_params(STAGES[name], params))
+
+
+def _online(run: Path, stages: dict, params: Params, model: str, against: str) -> dict[str, float] | None:
+    """What notebook 10's simulated experiment found of a pair; None where there was none with these params."""
+    there = ONLINE in stages and (run / "tables/experiment.parquet").is_file()
+    if not there or _made_otherwise(stages, ONLINE, params):
         return None
     found = read(run, "experiment")
     own = found[(found.treatment == model) & (found.control == against) & (found.method == "plain")]

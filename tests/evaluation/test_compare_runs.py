@@ -50,6 +50,16 @@ def test_a_run_on_other_sessions_is_not_paired(tmp_path, capsys):
     assert "same test sessions" not in capsys.readouterr().out
 
 
+def test_a_published_run_has_results_and_no_pairs(tmp_path, capsys):
+    first = make_run(tmp_path / "a", [[0.5], [0.6]])
+    published = make_run(tmp_path / "b", [[0.7], [0.6]])
+    (published / "tables/session_metrics.parquet").unlink()
+    assert main(["compare", str(first), str(published)]) == 0
+    assert "same test sessions" not in capsys.readouterr().out
+    assert main(["compare", str(first), str(tmp_path / "nowhere")]) == 1
+    assert "no run in" in capsys.readouterr().err
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path):
     runs = [make_run(tmp_path / week / "shop", [[0.5], [0.6]]) for week in ("one", "two")]
     assert list(compare_runs.side_by_side(runs)) == ["one/shop", "two/shop"]

@@ -63,12 +63,6 @@ def test_a_category_nobody_clicked_confuses_nobody():
     assert look.most_confused(table, table)["before"].fillna(0).max() == 0
 
 
-def test_probabilities_are_over_what_a_list_shows():
-    lists = lists_of([[2, 0], [1, -1], [0, 1]], [[True, False]] * 3)
-    scores = np.log(np.array([[1.0, 9.0, 3.0], [1.0, 2.0, 3.0], [1.0, 1.0, 5.0]]))
-    np.testing.assert_allclose(look.list_probabilities(scores, lists), [[0.75, 0.25], [1, 0], [0.5, 0.5]])
-
-
 def test_costs_have_a_row_a_step():
     done = []
     table = look.costs({"one": lambda: done.append(1), "two": lambda: done.append(2)}, 4)

@@ -100,13 +100,18 @@ def test_the_last_look_is_the_end(audience):
 def test_the_same_lists_twice_differ_by_chance_alone(audience):
     same = {"one": "old", "other": "old"}
     how = {"repeats": 150, "looks": 3, "seed": 0}
-    difference, error, by_session = online.repeated(audience, same, 300, **how)
-    assert difference.shape == error.shape == (150, 3)
-    p = 2 * norm.sf(np.abs(difference / error))[:, -1]
+    difference, error, at_looks, by_session = online.repeated(audience, same, 300, **how)
+    assert difference.shape == error.shape == at_looks.shape == (150, 3)
+    np.testing.assert_allclose(at_looks, 2 * norm.sf(np.abs(difference / error)))
+    p = at_looks[:, -1]
     assert kstest(p, "uniform").pvalue > 0.01
     alarms = look.rejections({"by user": p, "by session": by_session})
     assert alarms.share[0] == (p < 0.05).mean()
     assert alarms.share[1] > 0.07, "these users' sessions are alike: taking them for independent raises false alarms"
+    at_any_look = look.rejections({"peeking": at_looks})
+    assert at_any_look.share[0] == (at_looks < 0.05).any(axis=1).mean() > alarms.share[0]
+    unknown = np.where(np.arange(3) == 0, np.nan, at_looks)
+    assert look.rejections({"peeking": unknown}).share[0] == (unknown < 0.05).any(axis=1).mean(), "NaN rejects nothing"
     again = online.repeated(audience, same, 300, **how)
     assert (again[0] == difference).all()
 

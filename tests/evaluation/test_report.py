@@ -143,6 +143,13 @@ def test_figures_are_inside_with_words_for_who_cannot_see_them(run, tmp_path):
     assert alts == ['How far: loss against epoch (GAUC "of" <all>)', "older one"]
 
 
+def test_results_of_other_params_are_not_reported(run):
+    params = (run / "params.yaml").read_text(encoding="utf-8")
+    (run / "params.yaml").write_text(re.sub(r"bootstrap: \d+", "bootstrap: 500", params), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"09_evaluation was made with other params \(evaluation\.bootstrap"):
+        report.write(run)
+
+
 def test_the_same_run_gives_the_same_pages(run):
     first = [path.read_bytes() for path in report.write(run)]
     assert [path.read_bytes() for path in report.write(run)] == first
