@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rgalign import artifacts, finished
 from rgalign.params import ROOT, ParamsError, find, load, parse_assignments
+from rgalign.plan import EVALUATION
 from rgalign.rooms import World
 
 
@@ -70,7 +71,7 @@ def run_command(options: argparse.Namespace) -> int:
     run.mkdir(parents=True, exist_ok=True)
     pipeline.execute(run, stages, parameters, params, forced=forced)
     print(f"results: {run / 'tables'}; read {run / 'notebooks' / stages[-1].name}.html")
-    if finished.EVALUATION in [stage.name for stage in stages]:
+    if EVALUATION in [stage.name for stage in stages]:
         finished.tell(run)
     return 0
 

@@ -7,7 +7,6 @@ from rgalign import artifacts
 from rgalign.params import ROOT, load
 
 DATASET = "tables/dataset"  # in a run directory
-EVALUATION = "09_evaluation"  # the stage whose tables the report shows
 
 
 def tell(run: Path) -> None:
@@ -16,7 +15,7 @@ def tell(run: Path) -> None:
 
     paths = report.write(run)
     results = report.results_table(report.read(run, "results"))
-    print(results.rename(index=report.MODELS, columns=report.COLUMNS).round(4).to_string(na_rep=""))
+    print(results.rename(index=report.MODELS, columns=report.METRIC_NAMES).round(4).to_string(na_rep=""))
     print("\n".join(str(path) for path in paths))
 
 

@@ -34,6 +34,8 @@ JUDGED = ("evaluation.gauc_group", "evaluation.gauc_weight", "evaluation.bootstr
 ALIGNED = ("reasoner", "ranker", "data.features.drop", "evaluation.ihr_judge", "run")
 TUNED = ("alignment.lora", "alignment.loop.look_sessions", *ALIGNED)  # and every one that tunes the reasoner
 
+EVALUATION = "09_evaluation"  # writes the three long tables that studies and reports are made from
+
 STAGES = {
     stage.name: stage
     for stage in (
@@ -136,7 +138,7 @@ STAGES = {
             aligns=True,
         ),
         Stage(
-            "09_evaluation",
+            EVALUATION,
             reads=(
                 "tables/dataset",
                 "tables/encoded",

@@ -12,6 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rgalign.evaluation.results import METRIC_NAMES
+
 MODEL_STYLE = {  # colour, marker
     "popularity": ("#999999", "v"),
     "two_tower": ("#E69F00", "s"),
@@ -22,15 +24,6 @@ MODEL_STYLE = {  # colour, marker
     "oracle": ("#000000", ">"),
 }
 SPLIT_STYLE = {"train": ("#56B4E9", ""), "valid": ("#E69F00", "//"), "test": ("#000000", "xx")}
-METRIC_NAMES = {
-    "gauc": "GAUC",
-    "recall@3": "Recall@3",
-    "ndcg@3": "NDCG@3",
-    "mrr": "MRR",
-    "recall@3/kb": "Recall@3, whole KB",
-    "ihr@1": "IHR@1",
-    "ihr@3": "IHR@3",
-}
 
 
 def sessions_by_day(days: pd.DataFrame) -> Figure:

@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rgalign.plots import METRIC_NAMES, panels_of
+from rgalign.evaluation.results import METRIC_NAMES
+from rgalign.plots import panels_of
 
 BEFORE, AFTER, THIRD = "#0072B2", "#D55E00", "#009E73"
 LABELS = {

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from rgalign.data import candidates, shards
-from rgalign.data.columns import Rows
 from rgalign.data.encode import IMPRESSION_COLUMNS, encode_intents, encode_lists, session_columns
 from rgalign.data.faults import count_rows, quote
 from rgalign.data.features import FeatureSpace
-from rgalign.data.lists import Intents, Lists, with_queries, with_texts
-from rgalign.data.schema import REQUIRED, STRING, as_types, to_frame
+from rgalign.data.lists import Intents, Lists, clicks_of, with_queries, with_texts
+from rgalign.data.schema import REQUIRED, as_types, to_frame
 from rgalign.data.vectors import Vectors
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
@@ -56,8 +55,7 @@ class Ranking:
         space, log_inclusion = shards.load_space(encoded), None
         if sampled:
             seen = [shards.load_lists(encoded, part) for part in ("train", "dev")]
-            clicks = sum(np.bincount(own.candidates[own.clicked].numpy(), minlength=len(kb)) for own in seen)
-            log_inclusion = candidates.log_inclusion(clicks, sampled)
+            log_inclusion = candidates.log_inclusion(clicks_of(seen, len(kb)), sampled)
         intents = encode_intents(space, kb)
         if vectors is not None:
             intents = with_texts(intents, vectors.rows(kb["intent_id"].tolist()))
@@ -68,11 +66,10 @@ class Ranking:
         """The columns of `sessions` that the ranker reads, session_id and features."""
         return tuple(name for name in session_columns(self.space) if name != "user_id")
 
-    def lists(self, sessions: Rows, vectors: Vectors | None) -> Lists:
+    def lists(self, sessions: pd.DataFrame, vectors: Vectors | None) -> Lists:
         """Sessions, encoded, with their vectors where the ranker reads them; they were shown nothing yet."""
-        table = pa.Table.from_pandas(sessions, preserve_index=False) if isinstance(sessions, pd.DataFrame) else sessions
-        table = table.select(self.columns).append_column("user_id", pa.nulls(len(table), STRING))
-        lists = encode_lists(self.space, table, NO_IMPRESSIONS, self.kb, "test")
+        known = sessions[list(self.columns)].assign(user_id="")  # a ranker reads no user id
+        lists = encode_lists(self.space, known, NO_IMPRESSIONS, self.kb, "test")
         return lists if vectors is None else with_queries(lists, vectors.rows(lists.session_id))
 
     def scores(self, lists: Lists, timestamps: np.ndarray | None = None) -> np.ndarray:

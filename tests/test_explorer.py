@@ -67,7 +67,7 @@ def test_a_word_where_a_number_belongs_is_told(tour):
     assert box.page.value == f"<p>{number} is a number; found &#x27;&lt;b&gt;many&#x27;</p>"
     box.features[number].value = ""
     assert "The rankers show" in box.page.value, "nothing typed: missing"
-    with pytest.raises(ValueError, match=f"no session of the valid split.*|{number}"):
+    with pytest.raises(ValueError, match="'nobody' is no session of the valid split"):
         explorer.session("nobody")
     with pytest.raises(ValueError, match="user_id is no feature that can be typed"):
         explorer.session(explorer.sessions.session_id[0], {"user_id": "x"})

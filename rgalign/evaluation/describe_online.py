@@ -5,17 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rgalign.data.lists import Intents, Lists, with_texts
+from rgalign.data.lists import Lists
 from rgalign.data.vectors import Vectors
 from rgalign.evaluation.ab_plan import sample_ratio
 from rgalign.evaluation.ab_test import Lift, guardrails, lift
+from rgalign.evaluation.judge import Judge
 from rgalign.evaluation.online import Audience, Experiment
 from rgalign.evaluation.results import MODELS
 from rgalign.evaluation.sequential import rejected_by_look
-from rgalign.ranker.fit import score_kb
 from rgalign.ranker.popularity import popularity
-from rgalign.ranker.train import lists_with_vectors
-from rgalign.ranker.variants import VARIANTS
 
 POPULARITY = "popularity"
 LIFT = ["difference", "ci_low", "ci_high", "relative", "relative_low", "relative_high", "p_value"]
@@ -28,20 +26,18 @@ def arms_of(models: Iterable[str], most: int = 3) -> list[str]:
 
 
 def scores_of(
-    model, name: str, lists: Lists, intents: Intents, vectors: tuple[Vectors, Vectors] | None, train: Lists, seed: int
+    bench: Judge, model, name: str, vectors: tuple[Vectors, Vectors] | None, train: Lists, seed: int
 ) -> np.ndarray:
-    """Scores (lists, intents) of a ranker over the knowledge base.
+    """Scores (lists, intents) by which a ranker ranks the KB for the judge's sessions; -inf for what did not exist yet.
 
     model    None: popularity, by the clicks in train
-    vectors  of sessions and intents, where the model reads any; seed: of the order of shuffled queries
+    vectors  of sessions and intents, None where the model reads none; seed: of the order of shuffled queries
     """
     if name == POPULARITY:
-        return popularity(train, intents).log_clicks.expand(len(lists), -1).numpy()
-    if VARIANTS[name].vectors:
-        sessions, texts = vectors
-        lists = lists_with_vectors(lists, name, sessions, train, seed)
-        intents = with_texts(intents, texts.rows(intents.intent_id))
-    return score_kb(model, lists, intents)
+        found = popularity(train, bench.intents).log_clicks.expand(len(bench.lists), -1).numpy()
+    else:
+        found = (bench.with_vectors(name, *vectors, train, seed) if vectors else bench).over_kb(model)
+    return np.where(bench.exists, found, -np.inf)
 
 
 def sample_ratios(experiment: Experiment, arms: Sequence[str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import nn
 
 from rgalign.data import candidates
-from rgalign.data.lists import Intents, Lists, with_texts
+from rgalign.data.lists import Intents, Lists, clicks_of, with_texts
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.evaluation.ihr import intent_hits
@@ -45,11 +45,7 @@ class Judge:
         timestamps = dataset.sessions.set_index("session_id")["timestamp"].reindex(lists.session_id)
         sampled, log_inclusion = dataset.meta.get("sampled_negatives"), None
         if sampled:
-            none = np.zeros(len(intents))
-            clicks = sum(
-                (np.bincount(own.candidates[own.clicked].numpy(), minlength=len(intents)) for own in seen), none
-            )
-            log_inclusion = candidates.log_inclusion(clicks, sampled)
+            log_inclusion = candidates.log_inclusion(clicks_of(seen, len(intents)), sampled)
         when = timestamps.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
         return cls(lists, intents, when, log_inclusion, **how)
 

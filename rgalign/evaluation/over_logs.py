@@ -45,12 +45,11 @@ def over_logs(
         log = Log(drawn.candidates, drawn.clicked, drawn.propensity, traffic.users)
         for name, other in truth:
             found[name, other].append(_one(log, name, other, targets, predicted or {}, {"clip": clip, "level": level}))
-    rows = [
+    return pd.DataFrame(
         {"ranker": name, "against": other, "estimator": estimator, **_summary(table, truth[name, other])}
         for (name, other), tables in found.items()
         for estimator, table in pd.concat(tables).groupby("estimator", sort=False)
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def _one(log: Log, name: str, other: str | None, targets: Mapping, predicted: Mapping, how: dict) -> pd.DataFrame:

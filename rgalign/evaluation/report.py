@@ -13,22 +13,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from rgalign import artifacts
-from rgalign.evaluation.results import MODELS
+from rgalign.evaluation.results import METRIC_NAMES, MODELS
 from rgalign.evaluation.study_compare import verdict
 from rgalign.params import Params, dump, load
-from rgalign.plan import STAGES, stage_params
+from rgalign.plan import EVALUATION, STAGES, stage_params
 from rgalign.stages import params_changes
 
-EVALUATION, ONLINE = "09_evaluation", "10_ab_test"
-COLUMNS = {  # of the table of results
-    "gauc": "GAUC",
-    "recall@3": "Recall@3",
-    "ndcg@3": "NDCG@3",
-    "mrr": "MRR",
-    "recall@3/kb": "Recall@3, whole KB",
-    "ihr@1": "IHR@1",
-    "ihr@3": "IHR@3",
-}
+ONLINE = "10_ab_test"
 PAPER = [  # METHOD.md 5: published figures, on private data; the abstract does not say over which arm the 3.52 % are
     ("QE-Rec over the baseline", {"ihr": "+1.43 %", "ctr@3": "+0.98 %"}),
     ("RGAlign-Rec over QE-Rec", {"ihr": "+0.30 %", "ctr@3": "+0.13 %"}),
@@ -56,11 +47,10 @@ def contents(run: Path) -> dict[str, Any]:
     params = load(run / "params.yaml")
     if changed := _made_otherwise(stages, EVALUATION, params):
         raise artifacts.ArtifactError(f"{run}: {EVALUATION} was made with other params ({changed}): {again}")
-    results, compared = read(run, "results"), read(run, "comparisons")
-    compared = on_test(compared)
+    results, compared = read(run, "results"), on_test(read(run, "comparisons"))
     whole = compared[compared.slice == "all"]
-    by_pair = whole[whole.metric.isin(COLUMNS)].sort_values(
-        ["model", "metric"], key=lambda column: column.map([*MODELS, *COLUMNS].index)
+    by_pair = whole[whole.metric.isin(METRIC_NAMES)].sort_values(
+        ["model", "metric"], key=lambda column: column.map([*MODELS, *METRIC_NAMES].index)
     )
     return {
         "run": run.name,
@@ -70,13 +60,15 @@ def contents(run: Path) -> dict[str, Any]:
         "data": results.data.iloc[0],
         "evaluated": stages[EVALUATION]["started"],
         "names": MODELS,
-        "columns": COLUMNS,
+        "columns": METRIC_NAMES,
         "results": results_table(results),
         "verdicts": gauc_differences(compared).to_dict("records"),
         "differences": by_pair.to_dict("records"),
         "slices": _slices(compared, results),
-        "not_shown": compared[compared.metric.isin(COLUMNS) & ~compared.says.str.startswith("gain")].to_dict("records"),
-        "compared": len(compared[compared.metric.isin(COLUMNS)]),
+        "not_shown": compared[compared.metric.isin(METRIC_NAMES) & ~compared.says.str.startswith("gain")].to_dict(
+            "records"
+        ),
+        "compared": len(compared[compared.metric.isin(METRIC_NAMES)]),
         "paper": PAPER,
         "ours": [
             (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, stages, params, model, other))
@@ -102,7 +94,7 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
          for the models that two-tower + text builds on
     """
     whole = results[(results.slice == "all") & (results.split == "test")]
-    wide = whole.pivot_table("value", "model", "metric", sort=False).reindex(columns=list(COLUMNS))
+    wide = whole.pivot_table("value", "model", "metric", sort=False).reindex(columns=list(METRIC_NAMES))
     wide = wide.loc[[model for model in MODELS if model in wide.index]]
     if {"two_tower_text", "oracle"} <= set(wide.index):
         low, high = wide.gauc["two_tower_text"], wide.gauc["oracle"]

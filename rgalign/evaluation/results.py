@@ -48,6 +48,16 @@ MODELS = {
     "oracle_discrete": "oracle, discrete features",
     "oracle": "oracle",
 }
+# How tables and figures for readers call a metric, in their order.
+METRIC_NAMES = {
+    "gauc": "GAUC",
+    "recall@3": "Recall@3",
+    "ndcg@3": "NDCG@3",
+    "mrr": "MRR",
+    "recall@3/kb": "Recall@3, whole KB",
+    "ihr@1": "IHR@1",
+    "ihr@3": "IHR@3",
+}
 GAUC_WEIGHT = "gauc_weight"  # of a session; by list and impressions it is the number of candidates shown
 
 # Table -> columns with their types; in session_metrics the metrics follow, as float64.

@@ -13,7 +13,7 @@ from rgalign import artifacts
 from rgalign.artifacts import ArtifactError
 from rgalign.evaluation import results
 from rgalign.params import load
-from rgalign.plan import STAGES, stage_params
+from rgalign.plan import EVALUATION, STAGES, stage_params
 from rgalign.stages import params_changes
 
 STAGE = "90_ablation"
@@ -24,7 +24,6 @@ METRICS = ("gauc", "recall@3", "ndcg@3", "ihr@1", "ihr@3")
 SLICES = ("all", "cold", "tail")
 WORLD = ["distance", "world_seed"]
 PAIR = ["model", "against"]
-EVALUATION = "09_evaluation"  # writes what is gathered here
 
 
 def model_of(params_file: str | Path) -> str:

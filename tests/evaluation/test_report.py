@@ -94,7 +94,7 @@ def test_the_gap_is_that_to_the_oracle(run):
 
 def test_every_comparison_that_shows_no_gain_is_listed(run):
     compared = pd.read_parquet(run / "tables/comparisons.parquet").query("split == 'test'")
-    compared = compared[compared.metric.isin(report.COLUMNS)]
+    compared = compared[compared.metric.isin(report.METRIC_NAMES)]
     worst = compared.index[compared.metric.eq("gauc") & compared.slice.eq("tail")][0]
     compared.loc[worst, ["difference", "ci_low", "ci_high"]] = [-0.2, -0.3, -0.1]
     write_table(run / "tables/comparisons.parquet", compared)
@@ -102,7 +102,9 @@ def test_every_comparison_that_shows_no_gain_is_listed(run):
     text = (run / "report.html").read_text(encoding="utf-8")
     assert f"{len(negative)} of {len(compared)} comparisons" in text
     assert "1 of them are losses" in text
-    listed = [row for row in page.rows if len(row) == 5 and row[3].endswith("]") and row[2] in report.COLUMNS.values()]
+    listed = [
+        row for row in page.rows if len(row) == 5 and row[3].endswith("]") and row[2] in report.METRIC_NAMES.values()
+    ]
     assert len(listed) == len(negative)
     assert listed[0][3:] == ["-0.2000 [-0.3000, -0.1000]", "loss (in one world)"], "losses come first"
 

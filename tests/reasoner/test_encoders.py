@@ -4,19 +4,11 @@ import json
 
 import pytest
 import small_models
-from small_models import forbid_network, refusal
+from small_models import refusal
 
 from rgalign.reasoner.model import fingerprint, load, save
 
-
-@pytest.fixture
-def folder(tmp_path):
-    return small_models.qwen3(tmp_path / "qwen")
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    forbid_network(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def test_an_encoder_takes_no_adapter():

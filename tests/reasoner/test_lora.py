@@ -4,20 +4,12 @@ import pytest
 import small_models
 import torch
 from peft import PeftModel
-from small_models import forbid_network, logits, refusal
+from small_models import logits, refusal
 from transformers import Qwen3ForCausalLM
 
 from rgalign.reasoner.model import load
 
-
-@pytest.fixture
-def folder(tmp_path):
-    return small_models.qwen3(tmp_path / "qwen")
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    forbid_network(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def test_an_adapter_of_this_model_acts_as_in_peft(folder, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 import small_models
 import torch
-from small_models import forbid_network, logits, refusal
+from small_models import logits, refusal
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -22,15 +22,7 @@ from transformers import (
 from rgalign.artifacts import digest
 from rgalign.reasoner.model import Reasoner, ReasonerError, fingerprint, load, save, tiny
 
-
-@pytest.fixture
-def folder(tmp_path):
-    return small_models.qwen3(tmp_path / "qwen")
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    forbid_network(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def test_a_causal_model_is_transformers_own(folder):
