@@ -70,10 +70,7 @@ def contents(run: Path) -> dict[str, Any]:
         ),
         "compared": len(compared[compared.metric.isin(METRIC_NAMES)]),
         "paper": PAPER,
-        "ours": [
-            (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, stages, params, model, other))
-            for model, other in OURS
-        ],
+        "ours": _beside_the_paper(run, stages, params, whole),
         "figures": figures(run),
         "examples": _examples(run),
         "stages": [{"name": name, **stages[name]} for name in STAGES if name in stages],
@@ -141,6 +138,14 @@ def _slices(compared: pd.DataFrame, results: pd.DataFrame) -> list[dict]:
     last = gauc[gauc.model == max(gauc.model, key=list(MODELS).index)]
     groups = results[(results.metric == "gauc") & (results.split == "test")].groupby(["model", "slice"])["groups"].max()
     return last.assign(lists=[groups[row.model, row.slice] for row in last.itertuples()]).to_dict("records")
+
+
+def _beside_the_paper(run: Path, stages: dict, params: Params, whole: pd.DataFrame) -> list[tuple]:
+    """(model, against, metric -> its row, what the experiment found) of each pair that the paper has too."""
+    return [
+        (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, stages, params, model, other))
+        for model, other in OURS
+    ]
 
 
 def _of_pair(whole: pd.DataFrame, model: str, against: str) -> dict[str, dict]:
