@@ -25,6 +25,7 @@ from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, Params, dump, load
 from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 
+SHOWN = 3  # changed params named in a reason to run
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
 
 
@@ -65,9 +66,10 @@ def changed_file(run: Path, kind: str, digests: Mapping[str, str]) -> str | None
 
 
 def params_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """'ranker.seeds [0] -> [1]' for each leaf that differs; empty where none does."""
+    """'ranker.seeds [0] -> [1]' for the first leaves that differ, and how many more; empty where none does."""
     keys = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
-    return "; ".join(f"{key} {was.get(key)} -> {now.get(key)}" for key in keys)
+    told = [f"{key} {was.get(key)} -> {now.get(key)}" for key in keys[:SHOWN]]
+    return "; ".join(told + ([f"and {len(keys) - SHOWN} more"] if len(keys) > SHOWN else []))
 
 
 @dataclass

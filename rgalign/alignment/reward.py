@@ -160,9 +160,8 @@ def train_reward_models(
     queries: Vectors,
     intents: Vectors,
     *,
-    names: Mapping[str, Sequence[str]],
+    models: Mapping[tuple[str, int], Sequence[str]],
     settings: Mapping[str, Any],
-    seeds: Sequence[int],
     folder: Path,
     positions: int,
     null_share: float = 0.1,
@@ -171,11 +170,12 @@ def train_reward_models(
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train every reward model with every seed and save it at once. Returns the learning curves, one row an epoch.
+    """Train the reward models and save each at once. Returns the learning curves, one row an epoch.
 
     candidates  of train's and dev's sessions (alignment.candidates.write)
     queries     their vectors by text; intents: the KB's by intent_id, of the same model
-    names       the model's name -> the sources whose queries it hears: ALL has every one, the control ONE a single one
+    models      a model's name and seed -> the sources whose queries it hears: ALL has every one, the control ONE a
+                single one
     settings    QE-Rec's;  null_share  as of `cross_sampling.with_all_queries`
     workers     trained at once, on a CPU
     Training stops by GAUC on the development users' lists, each once a source with its first query [C]: without a draw,
@@ -195,11 +195,9 @@ def train_reward_models(
             "seed": seed,
             **shared,
         }
-        for name, sources in names.items()
-        for seed in seeds
+        for (name, seed), sources in models.items()
     )
-    total = len(names) * len(seeds)
-    curves = each(_train_one, jobs, total=total, workers=workers, title="reward models", progress=progress)
+    curves = each(_train_one, jobs, total=len(models), workers=workers, title="reward models", progress=progress)
     return pd.concat(curves, ignore_index=True)
 
 

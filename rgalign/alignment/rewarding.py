@@ -75,29 +75,24 @@ def train_models(context: Context, reader: Reader, candidates: pd.DataFrame, fol
     alone (ONE; where several wrote). Returns their learning curves."""
     how, first = context.params.alignment.reward, context.params.ranker.seeds[0]
     everyone = sorted(candidates["source"].unique())
-    plan = [({ALL: everyone}, [first])]
+    models = {(ALL, first): everyone}
     if how.compared:
-        alone = {ONE: [MAIN]} if len(everyone) > 1 else {}
-        plan = [({ALL: everyone, **alone}, [first]), ({ALL: everyone}, [first + 1])]
+        models |= {(ONE, first): [MAIN]} if len(everyone) > 1 else {}
+        models[ALL, first + 1] = everyone
     intents = context.parts.intents
-    curves = [
-        train_reward_models(
-            context.parts,
-            candidates,
-            reader.vectors(candidates["query"].tolist(), progress=True),
-            Vectors(intents.intent_id, intents.text.numpy()),
-            names=names,
-            seeds=seeds,
-            settings=context.settings,
-            folder=folder,
-            positions=context.positions,
-            null_share=how.null_share,
-            workers=context.params.run.workers,
-            accelerator=context.accelerator,
-        )
-        for names, seeds in plan
-    ]
-    return pd.concat(curves, ignore_index=True)
+    return train_reward_models(
+        context.parts,
+        candidates,
+        reader.vectors(candidates["query"].tolist(), progress=True),
+        Vectors(intents.intent_id, intents.text.numpy()),
+        models=models,
+        settings=context.settings,
+        folder=folder,
+        positions=context.positions,
+        null_share=how.null_share,
+        workers=context.params.run.workers,
+        accelerator=context.accelerator,
+    )
 
 
 def both_forms(reader: Reader, folder: Path, candidates: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ from rgalign.reasoner.embed import embed
 from rgalign.seeding import seeded
 
 QUERIES = shop.query_vectors()
-NAMES = {ALL: shop.SOURCES, ONE: shop.SOURCES[:1]}
+MODELS = {(ALL, 3): shop.SOURCES, (ONE, 3): shop.SOURCES[:1]}
 NOW, LATER = np.datetime64("2024-06-01"), np.datetime64("2025-06-01")
 
 
@@ -235,13 +235,13 @@ def trained(tmp_path_factory):
     folder, parts = tmp_path_factory.mktemp("reward"), shop.parts(train=400, dev=100)
     candidates = pd.concat([shop.candidates(parts.train), shop.candidates(parts.dev)])
     curves = train_reward_models(
-        parts, candidates, QUERIES, shop.intent_vectors(), names=NAMES, settings=shop.SETTINGS, seeds=[3],
+        parts, candidates, QUERIES, shop.intent_vectors(), models=MODELS, settings=shop.SETTINGS,
         folder=folder, positions=shop.SHOWN, form="kb", progress=False,
     )  # fmt: skip
     return folder, parts, candidates, curves
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [ALL, ONE])
 @pytest.mark.parametrize("form", rewards.REWARDS)
 def test_right_queries_gain_and_wrong_ones_lose(trained, name, form):
     model = load_reward_model(trained[0] / name / "seed-3", shop.kb())
@@ -273,7 +273,7 @@ def test_curves_and_folders(trained):
 def test_the_same_seed_has_the_same_bytes_also_side_by_side(trained, tmp_path):
     folder, parts, candidates, _ = trained
     train_reward_models(
-        parts, candidates, QUERIES, shop.intent_vectors(), names=NAMES, settings=shop.SETTINGS, seeds=[3],
+        parts, candidates, QUERIES, shop.intent_vectors(), models=MODELS, settings=shop.SETTINGS,
         folder=tmp_path, positions=shop.SHOWN, form="kb", workers=2, progress=False,
     )  # fmt: skip
     assert digest(tmp_path) == digest(folder)
@@ -281,7 +281,7 @@ def test_the_same_seed_has_the_same_bytes_also_side_by_side(trained, tmp_path):
 
 def test_it_learns_from_train_alone():
     parts = shop.parts()
-    how = dict(names=NAMES, settings=shop.SETTINGS, seeds=[0], folder=None, positions=0)
+    how = dict(models=MODELS, settings=shop.SETTINGS, folder=None, positions=0)
     with pytest.raises(ValueError, match="holds lists of part 'valid'"):
         train_reward_models(replace(parts, train=parts.valid), pd.DataFrame(), QUERIES, QUERIES, **how)
 

@@ -50,9 +50,9 @@ def test_one_llm_writes_as_many_as_all_would(context, monkeypatch, llms, names, 
 @pytest.mark.parametrize(
     ("sources", "compared", "expected"),
     [
-        (BOTH, False, [({"all": BOTH}, [0])]),
-        (BOTH, True, [({"all": BOTH, "one": ["main"]}, [0]), ({"all": BOTH}, [1])]),
-        (["main"], True, [({"all": ["main"]}, [0]), ({"all": ["main"]}, [1])]),
+        (BOTH, False, {("all", 0): BOTH}),
+        (BOTH, True, {("all", 0): BOTH, ("one", 0): ["main"], ("all", 1): BOTH}),
+        (["main"], True, {("all", 0): ["main"], ("all", 1): ["main"]}),
     ],
     ids=["the run's alone", "with what it is compared with", "of one LLM there is no control of one LLM"],
 )  # fmt: skip
@@ -61,7 +61,7 @@ def test_which_models_are_trained(context, rewarded, monkeypatch, tmp_path, sour
     own = with_params(context, reward__compared=compared)
     candidates = rewarded[0][rewarded[0].source.isin(sources)]
     rewarding.train_models(own, rewarding.Reader(own, own.main()), candidates, tmp_path)
-    assert [(how["names"], how["seeds"]) for _, how in calls] == expected
+    assert [how["models"] for _, how in calls] == [expected]
 
 
 def test_rivals_are_those_that_were_trained(context, rewarded):
