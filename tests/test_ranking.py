@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import rgalign
 from rgalign.__main__ import main
 from rgalign.artifacts import ArtifactError
 from rgalign.data import tables
+from rgalign.evaluation.describe_ranking import alone
 from rgalign.ranking import ScoreError, checked_intents
 from rgalign.score import ALIGNED, ALIGNED_RANKERS, DATASET, QE_REC
 
@@ -63,6 +65,18 @@ def test_one_session_alone_scores_as_among_others_and_vectors_can_be_kept(scorer
     np.testing.assert_allclose(alone.score, mine.score, atol=1e-4)
     fresh = scorer.score(sessions)
     assert fresh.intent_id.tolist() == whole.intent_id.tolist()
+
+
+def test_what_one_session_costs_is_measured_on_one_core(scorer, sessions):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        table = alone(scorer, sessions.head(12), warm=2).set_index("step")
+        assert torch.get_num_threads() == 2, "the caller's threads are left alone"
+    finally:
+        torch.set_num_threads(threads)
+    assert (table.p50 <= table.p99).all()
+    assert table.p50["ranks the KB"] < table.p50["score(), all of it"], "it is a part of it"
 
 
 def test_an_intent_that_does_not_exist_yet_is_not_shown(scorer, shop, sessions):

@@ -5,7 +5,7 @@ each with all her sessions, and clicks are drawn anew [C]. So what an experiment
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,20 @@ class Audience:
         """The arm's true CTR@k: what an experiment with every user in it would tend to."""
         return float(self.probability[arm].mean())
 
+    def coming(self, times: np.ndarray) -> "Audience":
+        """The same users, each `times` (users,) as often: with the same wishes again, whose clicks are drawn anew.
+
+        Raises ValueError unless every user comes once at least.
+        """
+        if len(times) != self.users or np.min(times) < 1:
+            raise ValueError(f"{len(times)} numbers, the least {np.min(times)}; expected {self.users} of at least 1")
+        met = np.repeat(np.arange(len(self.person)), np.asarray(times)[self.person])
+        return replace(
+            self,
+            person=self.person[met],
+            probability={name: probability[met] for name, probability in self.probability.items()},
+        )
+
     def experiment(self, arms: Mapping[str, str], users: int, *, seed: int, name: str) -> "Experiment":
         """One experiment of `users` users drawn with replacement, each in the arm that the hash of her id says.
 
@@ -73,6 +87,11 @@ class Audience:
         chance = lists[pd.Index(arms).get_indexer(arm)[user], session]
         clicks = (rng.random(chance.shape) < chance).sum(axis=1)
         return Experiment(arm, user, session, clicks, chance.shape[1], self.covariate[drawn])
+
+
+def heavy_tail(users: int, *, seed: int, shape: float = 1.5, most: int = 50) -> np.ndarray:
+    """(users,) how often each comes: most of them once, a few up to `most` times (Pareto) [C]."""
+    return np.minimum(1 + np.random.default_rng(seed).pareto(shape, users), most).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,6 +70,23 @@ def test_an_experiment_finds_the_truth_within_its_interval(audience):
     assert 0.85 <= np.mean(held) <= 1  # 95 % of 60, within three standard errors
 
 
+def test_users_who_come_often_are_where_a_test_by_session_fails(audience):
+    times = online.heavy_tail(audience.users, seed=1)
+    assert times.min() == 1
+    assert times.max() <= 50
+    assert (times == 1).mean() == pytest.approx(1 - 2**-1.5, abs=0.08), "the Pareto tail's share below 2"
+    often = audience.coming(times)
+    assert np.bincount(often.person).tolist() == (np.bincount(audience.person) * times).tolist()
+    mean = (audience.probability["old"].mean(axis=1) * times[audience.person]).sum() / times[audience.person].sum()
+    assert often.ctr("old") == pytest.approx(mean)
+    same = {"one": "old", "other": "old"}
+    _, _, by_user, by_session = online.repeated(often, same, 600, repeats=300, looks=1, seed=0)
+    assert (by_user < 0.05).mean() < 0.09
+    assert (by_session < 0.05).mean() > 0.15
+    with pytest.raises(ValueError, match="300 numbers, the least 0; expected 300 of at least 1"):
+        audience.coming(np.zeros(300, int))
+
+
 def test_counts_are_those_of_a_count_by_hand():
     one = Experiment(
         arm=np.array(["a", "b", "a"]), user=np.array([0, 0, 1, 2]), session=np.array([5, 6, 7, 5]),
