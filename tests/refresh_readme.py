@@ -19,13 +19,14 @@ PUBLISHED = ROOT / "outputs" / "published"
 FILES = ("tables/results.parquet", "tables/comparisons.parquet", "params.yaml", "manifest.json")
 RUNS = {
     "quickstart": "ShopWorld (simulated), quickstart",
-    "cfpb2014": "cfpb2014 (real), 20 sampled candidates",
+    "cfpb2014-controls": "cfpb2014 (real), 20 sampled candidates",
     "cfpb2014-minilm": "cfpb2014, MiniLM for the LM",
     "cfpb2014-no-product": "cfpb2014 without product columns",
-    "msweb": "msweb (real), 20 sampled candidates",
+    "msweb-controls": "msweb (real), 20 sampled candidates",
     "msweb-minilm": "msweb, MiniLM for the LM",
 }
 METRICS = {"gauc": "GAUC", "recall@3": "Recall@3", "ndcg@3": "NDCG@3", "recall@3/kb": "Recall@3, whole KB"}
+CONTROLS = ("cfpb2014-controls", "msweb-controls")  # whose controls have a table of their own
 SWEPT = "study"  # outputs/study: what a sweep ran and notebook 90 made of it
 SWEPT_FILES = (
     "tables/results.parquet",
@@ -51,7 +52,7 @@ def publish(run: str) -> None:
 
 
 def results_table() -> str:
-    """The Markdown table of every published run: means over ranker seeds on the test split, whole slice."""
+    """The Markdown table of every published run without its controls: means over ranker seeds, test split, whole."""
     lines = [f"| data | model | {' | '.join(METRICS.values())} | GAUC, difference (95 % interval) | to |"]
     lines.append("|---" * (len(METRICS) + 4) + "|")
     for run, title in RUNS.items():
@@ -61,7 +62,7 @@ def results_table() -> str:
         compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet")
         chosen = (compared.slice == "all") & (compared.metric == "gauc") & (compared.split == "test")
         compared = compared[chosen].set_index("model")
-        for model in means.index:
+        for model in [name for name in means.index if "/" not in name]:
             figures = " | ".join(f"{means.loc[model, metric]:.3f}" for metric in METRICS)
             against = "|"
             if model in compared.index:
@@ -98,6 +99,18 @@ def study_table() -> str:
     return "\n".join(lines)
 
 
+def controls_table() -> str:
+    """QE-Rec and its controls on the public sets, as Markdown; intervals are those of the sessions."""
+    found = {run: pd.read_parquet(PUBLISHED / run / "comparisons.parquet").query("split == 'test'") for run in CONTROLS}
+    names = [run.removesuffix("-controls") for run in CONTROLS]
+    lines = [f"| model | {' | '.join(names)} | to |", "|---" * (2 + len(names)) + "|"]
+    known = set.intersection(*(set(compared["model"]) for compared in found.values()))
+    for model, against in pairs([name for name in VARIANTS if name in known]):
+        cells = [_interval(_row(compared, model, "all")) for compared in found.values()]
+        lines.append(f"| {' | '.join([MODELS[model], *cells])} | {MODELS[against]} |")
+    return "\n".join(lines)
+
+
 def _row(compared: pd.DataFrame, model: str, name: str) -> pd.Series:
     """GAUC's row of a model in a slice."""
     return compared[(compared.model == model) & (compared.slice == name) & (compared.metric == "gauc")].iloc[0]
@@ -108,8 +121,8 @@ def _interval(row) -> str:
 
 
 def with_tables(readme: str) -> str:
-    """The README's text with both tables between their marks."""
-    for name, table in {"results": results_table, "study": study_table}.items():
+    """The README's text with its tables between their marks."""
+    for name, table in {"results": results_table, "study": study_table, "controls": controls_table}.items():
         begin, end = f"<!-- {name}: made by `make published` -->", f"<!-- end of {name} -->"
         readme = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", f"{begin}\n{table()}\n{end}", readme, flags=re.S)
     return readme
