@@ -1,11 +1,11 @@
-"""The command line: python -m rgalign run | sweep | status | score | report | compare | check | world | labels."""
+"""The command line: python -m rgalign new | run | sweep | status | score | report | compare | check | world | .."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from rgalign import artifacts, finished
+from rgalign import artifacts, finished, userfolder
 from rgalign.params import ROOT, ParamsError, find, load, parse_assignments
 from rgalign.plan import EVALUATION
 from rgalign.rooms import World
@@ -43,6 +43,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 def run_command(options: argparse.Namespace) -> int:
     """Execute the notebooks of a params file."""
+    userfolder.refuse_without_notebooks()
     overrides = parse_assignments(options.set)
     if options.warm_start:
         last = Path(options.warm_start)
@@ -78,6 +79,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 def sweep_command(options: argparse.Namespace) -> int:
     """Run each params file with each seed, then notebook 90 over all that has finished."""
+    userfolder.refuse_without_notebooks()
     overrides = parse_assignments(options.set)
     from rgalign import pipeline, sweep
 
@@ -125,6 +127,10 @@ def world_command(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rgalign", description="RGAlign-Rec, stage by stage.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    new = commands.add_parser("new", help="make a folder of your own with the notebooks and params")
+    new.add_argument("folder", metavar="DIR", help="a folder that does not exist yet, or is empty")
+    new.set_defaults(command=userfolder.new_command)
 
     run = commands.add_parser("run", help="execute the notebooks of a params file, in order")
     run.add_argument("params", help="for example params/quickstart.yaml")

@@ -130,8 +130,8 @@ def data_path(path: str) -> Path:
 
     Raises ArtifactError that lists the places looked in.
     """
-    default = ROOT.parent / "shared" / "data"
-    places = [Path(os.environ.get("RGALIGN_DATA", default)) / path, ROOT / path]
+    shared = Path(os.environ.get("RGALIGN_DATA", ROOT.parent / "shared" / "data"))
+    places = [ROOT / path] if "RGALIGN_DATA" not in os.environ and not shared.is_dir() else [shared / path, ROOT / path]
     for place in places:
         if place.exists():
             return place.resolve()

@@ -16,7 +16,22 @@ from pydantic import BaseModel, ValidationError
 
 from rgalign.rooms import Params
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[1]  # what rgalign/ lies in: a checkout, or site-packages
+
+
+def project_folder(here: Path) -> Path:
+    """The folder at or above `here` that holds notebooks and params (`python -m rgalign new`), else the checkout.
+
+    An installed package without such a folder works where it stands: nothing is ever written into site-packages.
+    """
+    for folder in (here, *here.parents):
+        if (folder / "notebooks" / "01_data.ipynb").is_file() and (folder / "params").is_dir():
+            return folder
+    return PACKAGE if (PACKAGE / "notebooks").is_dir() else here
+
+
+ROOT = project_folder(Path.cwd().resolve())  # JupyterLab starts a kernel in notebooks/, the pipeline starts it here
+NEW_FOLDER = "make a folder with notebooks and params: python -m rgalign new DIR"
 BASE = "base"  # key of a params file that is laid over another one
 
 
@@ -90,6 +105,8 @@ def find(file: str | Path) -> Path:
         if candidate.is_file():
             return candidate.resolve()
     shipped = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "params").glob("**/*.yaml"))
+    if not shipped:
+        raise ParamsError(f"no params file {file}, and no params/ in {ROOT}; {NEW_FOLDER}")
     near = difflib.get_close_matches(str(file), shipped, 1)
     raise ParamsError(f"no params file {file}" + (f"; did you mean {near[0]}?" if near else f"; shipped: {shipped}"))
 

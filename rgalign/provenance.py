@@ -10,17 +10,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rgalign import artifacts
-from rgalign.params import ROOT
+from rgalign.params import PACKAGE, ROOT
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow", "matplotlib")
 
 
 def code_in_use(notebook: str) -> dict[str, str]:
     """Digest of a notebook and of every module of this package that this process has imported."""
-    files = [ROOT / "notebooks" / f"{notebook}.ipynb"]
+    names = [f"notebooks/{notebook}.ipynb"]
     ours = (module for name, module in sorted(sys.modules.items()) if re.match(r"rgalign(\.|$)", name))
-    files += [Path(module.__file__) for module in ours if module.__file__]
-    return {f.relative_to(ROOT).as_posix(): code_digest(f) for f in files if f.is_file()}
+    names += [Path(module.__file__).resolve().relative_to(PACKAGE).as_posix() for module in ours if module.__file__]
+    return {name: code_digest(code_file(name)) for name in names if code_file(name).is_file()}
+
+
+def code_file(name: str) -> Path:
+    """Where a notebook or a module of a manifest lies: notebooks in the project's folder, modules where installed."""
+    return (ROOT if name.startswith("notebooks/") else PACKAGE) / name
 
 
 def code_digest(path: Path) -> str:

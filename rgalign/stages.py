@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from rgalign import artifacts, outside, provenance
 from rgalign.artifacts import ArtifactError
-from rgalign.params import ROOT, Params, dump, load
+from rgalign.params import Params, dump, load
 from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 
 SHOWN = 3  # changed params named in a reason to run
@@ -42,9 +42,7 @@ def change_since(entry: Mapping[str, Any], run: Path, stage: Stage, params: Para
     inputs. None where all are the same, so that its outputs would be too."""
     if changes := params_changes(entry["params"], stage_params(stage, params)):
         return f"params changed: {changes}"
-    changed = [
-        f for f, was in entry["code"].items() if not (ROOT / f).is_file() or provenance.code_digest(ROOT / f) != was
-    ]
+    changed = [f for f, was in entry["code"].items() if provenance.code_digest(provenance.code_file(f)) != was]
     if changed:
         return f"code changed: {', '.join(changed)}"
     new = [name for name in stage.given if name not in entry["inputs"] and (run / name).exists()]

@@ -41,7 +41,9 @@ def small(overrides: Mapping[str, Any]) -> Params:
     return load(SMOKE, SMALL | dict(overrides))
 
 
-def play(name: str, run: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def play(
+    name: str, run: Path, overrides: Mapping[str, Any] = MappingProxyType({}), params_file: str = SMOKE
+) -> dict[str, Any]:
     """Execute a stage's notebook in `run`, with SMALL and these overrides. Returns its variables."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     variables = {"__name__": name, "display": lambda *shown: None}
@@ -50,5 +52,5 @@ def play(name: str, run: Path, overrides: Mapping[str, Any] = MappingProxyType({
             continue
         exec("".join(cell["source"]), variables)
         if "parameters" in cell["metadata"].get("tags", []):
-            variables |= {"params_file": SMOKE, "run_dir": str(run), "overrides": SMALL | dict(overrides)}
+            variables |= {"params_file": params_file, "run_dir": str(run), "overrides": SMALL | dict(overrides)}
     return variables

@@ -100,6 +100,7 @@ FLOORS = tuple(
         "sharing",
         "sweep",
         "finished",
+        "userfolder",
         "__main__",
     ]
 )

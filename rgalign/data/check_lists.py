@@ -161,11 +161,12 @@ def _check_clicks(report: Report, source: Source, session: np.ndarray, clicked: 
     if source.parts is None or any(where in keys for where, _ in report.faults):
         return  # what follows from a fault already told is none of its own
     both = (clicks > 0) & (clicks < shown)
+    hint = "; a log of clicks alone needs sampled negatives: docs/own-logs.md" if (clicks == shown).all() else ""
     for number, name in enumerate(SPLITS):
         own = source.parts == number
         if own.any() and not both[own].any():
             what = f"no session of {name} has a clicked and an unclicked intent: nothing can be learnt or judged"
-            report.fault("impressions.clicked", what)
+            report.fault("impressions.clicked", what + hint)
 
 
 def check_others(report: Report, source: Source) -> None:

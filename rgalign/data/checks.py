@@ -38,6 +38,7 @@ SAMPLED = {
     "smoothing": "a finite number above 0",
 }
 FREE_TEXT_KEYS = ("what", "title", "split", "candidates", "caution", "licence", "origin", "files")
+PANDAS_INDEX = "__index_level_"
 MANY_NOTES = 5  # undeclared columns that are noted one by one
 READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
@@ -214,11 +215,17 @@ def _check_columns(report: Report, name: str, file: pq.ParquetFile, kinds: dict[
         if EXPECTED[expected](found):
             sound.add(column)
         else:
-            report.fault(f"{name}.{column}", f"has the type {found}; expected {expected}")
+            hint = HINTS.get(expected, "") if is_text(found) else ""
+            report.fault(f"{name}.{column}", f"has the type {found}; expected {expected}{hint}")
     return sound
 
 
 def _note_undeclared(report: Report, names: list[str]) -> None:
+    for name in [name for name in names if name.startswith(PANDAS_INDEX)]:
+        report.note(
+            f"sessions.{name}", "is pandas' row index, and no feature: to_parquet(.., index=False) leaves it out"
+        )
+        names.remove(name)
     if len(names) > MANY_NOTES:
         first = ", ".join(map(quote, names[:SHOWN]))
         what = f"{len(names)} columns are not declared in {YAML_FILE} (first: {first}): they are kept, and no features"
@@ -231,7 +238,7 @@ def _note_undeclared(report: Report, names: list[str]) -> None:
 def _who_needs(column: str, features: dict[str, str]) -> str:
     if column in features:
         return f", yet {YAML_FILE} declares it ({features[column]})"
-    optional = ("timestamp", "region", "split", "valid_from")
+    optional = ("description", "category", "timestamp", "region", "split", "valid_from")
     return "; expected it, even if all its values are empty" if column in optional else ""
 
 
@@ -275,6 +282,7 @@ OF_KIND = {
     "text": "strings",
     "history": "lists of strings or integers",
 }
+HINTS = {"timestamps or dates": "; pd.to_datetime makes them", "numbers": "; pd.to_numeric makes them"}  # of strings
 OF_COLUMN = {"position": "integers 0 to n-1", "clicked": "integers 0 or 1", "propensity": "numbers"}
 
 

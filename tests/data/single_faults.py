@@ -72,6 +72,11 @@ def more_columns(number):
     return change
 
 
+def with_index(tables, meta):
+    """What pandas writes beside the columns after rows were picked or sorted."""
+    tables["sessions"] = tables["sessions"].append_column("__index_level_0__", pa.array(range(10)))
+
+
 def declare(**keys):
     def change(tables, meta):
         meta.update(keys)
@@ -174,7 +179,7 @@ FAULTS = {
     ),
     "amount in words": (
         typed("sessions", "amount", pa.string(), "much"),
-        ["sessions.amount", "string; expected numbers"],
+        ["sessions.amount", "string; expected numbers; pd.to_numeric makes them"],
     ),
     "state a list": (
         typed("sessions", "state", pa.list_(pa.string()), ["x"]),
@@ -187,7 +192,7 @@ FAULTS = {
     ),
     "time in words": (
         typed("sessions", "timestamp", pa.string(), "1.3.2024"),
-        ["sessions.timestamp", "timestamps or dates"],
+        ["sessions.timestamp", "timestamps or dates; pd.to_datetime makes them"],
     ),
     "mixed zones": (
         put("intents", "valid_from", pa.array(ZONED, pa.timestamp("us", "UTC"))),
@@ -206,13 +211,17 @@ FAULTS = {
         ["sessions.split", "2 rows are empty (first: 0, 1)"],
     ),
     "missing column": (drop("impressions", "clicked"), ["impressions.clicked", "is missing"]),
+    "missing description": (
+        drop("intents", "description"),
+        ["intents.description", "even if all its values are empty"],
+    ),
     "missing empty column": (drop("sessions", "region"), ["sessions.region", "even if all its values are empty"]),
     "misspelt column": (rename("sessions", "user_id", "userid"), ["sessions.user_id", "did you mean 'userid'?"]),
     "doubled column": (double("sessions", "state"), ["sessions.state", "is there 2 times; expected once"]),
     "no test": (put("sessions", "split", ["train"] * 6 + ["valid"] * 4), ["sessions.split", "no session is test"]),
     "only train": (put("sessions", "split", ["train"] * 10), ["sessions.split", "no session is valid or test"]),
     "no clicks": (clicks(0), NOTHING_TO_LEARN),
-    "all clicked": (clicks(1), NOTHING_TO_LEARN),
+    "all clicked": (clicks(1), [*NOTHING_TO_LEARN, "a log of clicks alone needs sampled negatives"]),
     "one intent a list": (only_intent, NOTHING_TO_LEARN),
     "no click in valid": (clicks(0, range(18, 24)), [NOTHING_TO_LEARN[1]]),
     "no click in test by time": (
@@ -256,6 +265,7 @@ NOTES = {
     "feature all empty": (put("sessions", "state", [None] * 10), ["sessions.state", "every row is empty"]),
     "not labelled": (put("labels", "intent_id", {0: None}), ["labels.intent_id", "not labelled yet"]),
     "columns not declared": (more_columns(7), ["sessions ", "7 columns are not declared", "'extra0', 'extra1'"]),
+    "pandas' index": (with_index, ["sessions.__index_level_0__", "to_parquet(.., index=False) leaves it out"]),
     "few not declared": (more_columns(2), ["sessions.extra0", "sessions.extra1"]),
     "key not read": (declare(positions_is_real=False), ["did you mean 'position_is_real'?"]),
 }

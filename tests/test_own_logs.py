@@ -1,0 +1,114 @@
+"""docs/own-logs.md works from its first block to its last, as a new user would type it."""
+
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rgalign import plan
+from rgalign.params import ROOT, flat, load
+
+DOC = ROOT / "docs" / "own-logs.md"
+STAGES = [name for name, stage in plan.STAGES.items() if stage.in_sequence]
+MODELS = ["two_tower", "two_tower_text", "qe_rec"]
+PLAY = f"""  # in place of `run`: the folder's notebooks in one process, at a size of seconds
+from pathlib import Path
+from small_run import play
+for name in {STAGES}:
+    play(name, Path("outputs/library").resolve(), {{"ranker.models": {MODELS}}}, "params/library.yaml")
+"""
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(language, text) of every fenced block, in order; a block without a language holds commands."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", DOC.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def command(line: str, folder: Path) -> str:
+    """Run a line of the document as its reader would, with this interpreter and this package. Returns what it said."""
+    words = shlex.split(line)
+    assert words[:3] == ["python", "-m", "rgalign"], line
+    if words[3:] == ["run", "params/library.yaml"]:
+        return python(folder, "-c", PLAY) + python(folder, "-m", "rgalign", "report", "outputs/library")
+    return python(folder, *words[1:])
+
+
+def python(folder: Path, *words: str) -> str:
+    """What this interpreter prints there; it must end well."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """The folder of one who followed the document, and what each command said."""
+    folder, said, variables = tmp_path_factory.mktemp("reader"), {}, {"__name__": "own_logs"}
+    for language, text in blocks():
+        if language == "yaml":
+            name = re.match(r"# (\S+)\n", text)[1]
+            (folder / name).write_text(text, encoding="utf-8")
+        elif language == "python":
+            with contextlib.chdir(folder):
+                exec(text, variables)
+        else:
+            for line in text.splitlines():
+                if line.startswith("cd "):
+                    folder = folder / line.removeprefix("cd ")
+                else:
+                    said[line] = command(line, folder)
+    return folder, said
+
+
+def test_the_document_ends_with_ranked_sessions(followed):
+    folder, _ = followed
+    ranked = pd.read_parquet(folder / "ranked.parquet")
+    new = pd.read_parquet(folder / "new-visits.parquet")
+    assert ranked.session_id.nunique() == len(new)
+    assert set(ranked["rank"]) == {1, 2, 3}
+    assert set(ranked.title) <= set(pd.read_csv(folder / "clicks.csv").answer)
+    assert (folder / "outputs/library/report.html").is_file()
+
+
+def test_the_tables_hold_what_the_csv_holds(followed):
+    """Shown and clicked, visit by visit, against the CSV read by other means."""
+    folder, _ = followed
+    log = pd.read_csv(folder / "clicks.csv")
+    shown = pd.read_parquet(folder / "data/library/impressions.parquet")
+    titles = pd.read_parquet(folder / "data/library/intents.parquet").set_index("intent_id").title
+    found = shown.assign(answer=shown.intent_id.map(titles), slot=shown.position + 1).set_index(["session_id", "slot"])
+    expected = log.set_index(["visit", "slot"])[["answer", "clicked"]].rename_axis(["session_id", "slot"])
+    pd.testing.assert_frame_equal(found[["answer", "clicked"]].sort_index(), expected.sort_index(), check_dtype=False)
+
+
+def test_both_data_sets_pass_their_check(followed):
+    _, said = followed
+    checks = [text for line, text in said.items() if " check " in line]
+    assert len(checks) == 2
+    assert all("passes every check" in text for text in checks)
+
+
+def test_the_run_is_of_that_folder_and_of_every_model(followed):
+    folder, _ = followed
+    results = pd.read_parquet(folder / "outputs/library/tables/results.parquet")
+    assert set(results.data) == {"library"}
+    assert {"popularity", "two_tower", "two_tower_text", "qe_rec", "rgalign_rec"} == set(results.model)
+
+
+def test_keys_and_commands_that_the_prose_names_exist():
+    text = DOC.read_text(encoding="utf-8")
+    leaves = flat(load("params/smoke.yaml"))
+    named = set(re.findall(r"`((?:data|ranker|reasoner|alignment|run)\.[\w.]+)`", text))
+    assert named <= set(leaves), named - set(leaves)
+    for path in re.findall(r"`(params/[\w.-]+\.yaml)`", text):
+        assert path == "params/library.yaml" or (ROOT / path).is_file(), path
