@@ -1,6 +1,7 @@
 # make run    the default run: notebooks 01 to 10 on ShopWorld, results in outputs/quickstart
 # make test   every check
 # make lab    JupyterLab in the project's environment
+# make site   README, docs and notebooks as a static site in build/site: opens from disk, needs no network
 #
 # Each sets up .venv the first time and reuses it after that. An environment that exists already is used with
 #   make run PYTHON=/path/to/its/python
@@ -21,7 +22,7 @@ PYTHON = .venv/bin/python
 READY = .venv/.ready
 endif
 
-.PHONY: run test lint unit notebooks-test lab env notebooks references published bench constraints clean
+.PHONY: run test lint unit notebooks-test lab site env notebooks references published bench constraints clean
 
 run: $(READY)
 	$(PYTHON) -m rgalign run $(PARAMS)
@@ -41,6 +42,11 @@ notebooks-test: $(READY)
 
 lab: $(READY)
 	$(PYTHON) -m jupyter lab notebooks
+
+# Strict: a link to a page that is not there fails.
+site: $(READY)
+	$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs/site . build/site
+	@echo open build/site/index.html
 
 env: $(READY)
 
@@ -68,7 +74,7 @@ clean:
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; $(BASE_PYTHON) is older. Try: make $(MAKECMDGOALS) BASE_PYTHON=python3.12"; exit 1; }
 	$(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,encoder]'
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,encoder,site]'
 	@mkdir -p $(LAB_SETTINGS)
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' > $(LAB_SETTINGS)/overrides.json
 	touch .venv/.ready

@@ -130,8 +130,9 @@ def data_path(path: str) -> Path:
 
     Raises ArtifactError that lists the places looked in.
     """
-    shared = Path(os.environ.get("RGALIGN_DATA", ROOT.parent / "shared" / "data"))
-    places = [ROOT / path] if "RGALIGN_DATA" not in os.environ and not shared.is_dir() else [shared / path, ROOT / path]
+    given = os.environ.get("RGALIGN_DATA")
+    shared = Path(given or ROOT.parent / "shared" / "data")
+    places = [root / path for root in ([shared, ROOT] if given or shared.is_dir() else [ROOT])]
     for place in places:
         if place.exists():
             return place.resolve()

@@ -214,7 +214,7 @@ def _own_kernel():
 def _export_html(notebook: Path) -> None:
     from nbconvert import HTMLExporter
 
-    html, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
+    html, _ = HTMLExporter().from_filename(str(notebook))  # embed_images would shut <details> before what it hides
     artifacts.write_text(notebook.with_suffix(".html"), html)
 
 

@@ -71,6 +71,18 @@ def test_missing_data_lists_where_it_was_looked_for(monkeypatch, tmp_path):
     assert str(tmp_path / "nowhere") in str(error.value)
 
 
+def test_places_that_nobody_has_are_not_named(tmp_path, monkeypatch):
+    """A user's own folder has no ../shared/data, and need not hear of it."""
+    monkeypatch.delenv("RGALIGN_DATA", raising=False)
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path / "mine")
+    with pytest.raises(ArtifactError) as error:
+        artifacts.data_path("data/library")
+    assert str(tmp_path / "mine/data/library") in str(error.value)
+    assert "shared" not in str(error.value)
+    (tmp_path / "mine/data/library").mkdir(parents=True)
+    assert artifacts.data_path("data/library") == tmp_path / "mine/data/library"
+
+
 def test_every_input_is_written_by_an_earlier_stage():
     made: set[str] = set()
     for stage in stages.STAGES.values():

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import small_run
 
+from rgalign import pipeline
 from rgalign.params import ROOT
 from rgalign.plan import STAGES
 from rgalign.stages import open_stage
@@ -38,6 +39,19 @@ def test_a_notebook_ends_with_two_or_three_exercises_and_where_to_read_on(path):
     following = re.findall(r"\*\*Next:\*\* `(\w+)`", text)
     sequence = [own.stem for own in NOTEBOOKS]
     assert following == sequence[sequence.index(path.stem) + 1 :][:1]
+
+
+@by_name
+def test_solutions_stay_hidden_in_the_exported_page(path, tmp_path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["cells"] = notebook["cells"][-1:]
+    (tmp_path / path.name).write_text(json.dumps(notebook), encoding="utf-8")
+    pipeline._export_html(tmp_path / path.name)
+    page = (tmp_path / path.name).with_suffix(".html").read_text(encoding="utf-8")
+    hidden = re.findall(r"<details><summary>Solution</summary>(.*?)</details>", page, re.S)
+    assert len(hidden) == len(solutions(path))
+    assert all("<p>" in text for text in hidden)
+    assert sum(text.count('class="highlight"') for text in hidden) == last_cell(path).count("```python")
 
 
 @by_name

@@ -52,7 +52,7 @@ def test_every_displayed_formula_is_worked_out_here():
 @displays(
     "02_reasoner",
     r"L = -\frac{1}{n+1} \sum_{t=1}^{n+1} \log p(y_t \mid x, y_{<t}) \;-\; "
-    r"\frac{\lambda}{n} \sum_{t=1}^{n} \log softmax(E A h)_{y_t}.",
+    r"\frac{\lambda}{n} \sum_{t=1}^{n} \log \text{softmax}(E A h)_{y_t}.",
 )
 def test_pretraining():
     prompt, query, words, width = 3, [4, 1, 0], 6, 5  # two words and the end token
@@ -91,7 +91,10 @@ def test_two_tower():
     np.testing.assert_allclose(in_training, expected + np.linspace(1, -1, shown.shape[1]), atol=1e-5)
 
 
-@displays("03_rankers", r"L = L_{ListNet}(s) + \lambda\, KL(softmax(s) \,\|\, softmax(q \cdot v)),")
+@displays(
+    "03_rankers",
+    r"L = L_{\text{ListNet}}(s) + \lambda\, \text{KL}(\text{softmax}(s) \,\|\, \text{softmax}(q \cdot v)),",
+)
 def test_qe_rec():
     """The KL is of the score without position bias, ListNet of what is trained on, with it."""
     lists = make_query_lists("train", 3, seed=1)
@@ -115,7 +118,8 @@ def test_listnet():
 
 @displays(
     "04_reward_model",
-    r"r(q \mid x) = \log p_{RM}(clicked \mid x, q) - \log p_{RM}(clicked \mid x, \varnothing)",
+    r"r(q \mid x) = \log p_{\text{RM}}(\text{clicked} \mid x, q) - "
+    r"\log p_{\text{RM}}(\text{clicked} \mid x, \varnothing)",
 )
 @pytest.mark.parametrize("form", ["list", "kb"])
 def test_reward(form):
@@ -177,12 +181,12 @@ def batch_of(documents) -> dict:
 
 @displays(
     "05_rg_sft",
-    r"L_{SFT} = -\frac{1}{\sum_{x \in B} |q^*_x|} \sum_{x \in B} \log \pi(q^*_x \mid x).",
+    r"L_{\text{SFT}} = -\frac{1}{\sum_{x \in B} |q^*_x|} \sum_{x \in B} \log \pi(q^*_x \mid x).",
 )
 def test_rg_sft():
     tokens = sum(len(query) for _, query in DOCUMENTS)
     expected = -sum(MODEL.of(*document) for document in DOCUMENTS) / tokens
-    assert float(rg_sft.query_loss(MODEL, batch_of(DOCUMENTS))[0]) == pytest.approx(expected, rel=1e-5)
+    assert rg_sft.query_loss(MODEL, batch_of(DOCUMENTS))[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def dpo_loss(sft_weight: float) -> float:
@@ -190,7 +194,7 @@ def dpo_loss(sft_weight: float) -> float:
     batch = batch_of(DOCUMENTS) | {"reward": torch.zeros(4)}
     batch["reference"] = torch.tensor([MODEL.of(*document) - shift for document, shift in shifted()])
     how = {"objective": "dpo", "beta": 0.3, "sft_weight": sft_weight, "length_normalised": False}
-    return float(rg_dpo._loss(MODEL, batch, **how)[0])
+    return rg_dpo._loss(MODEL, batch, **how)[0].item()
 
 
 def shifted():
@@ -199,8 +203,8 @@ def shifted():
 
 @displays(
     "06_rg_dpo",
-    r"L = -\log \sigma\left(\beta \left[\log\frac{\pi(q^+|x)}{\pi_{ref}(q^+|x)} - "
-    r"\log\frac{\pi(q^-|x)}{\pi_{ref}(q^-|x)}\right]\right)",
+    r"L = -\log \sigma\left(\beta \left[\log\frac{\pi(q^+|x)}{\pi_{\text{ref}}(q^+|x)} - "
+    r"\log\frac{\pi(q^-|x)}{\pi_{\text{ref}}(q^-|x)}\right]\right)",
 )
 def test_rg_dpo():
     ratios = np.array([shift for _, shift in shifted()])
@@ -208,7 +212,7 @@ def test_rg_dpo():
     assert dpo_loss(0) == pytest.approx(expected, rel=1e-5)
 
 
-@displays("06_rg_dpo", r"L_{total} = L + w\, L_{SFT}(q^+).")
+@displays("06_rg_dpo", r"L_{\text{total}} = L + w\, L_{\text{SFT}}(q^+).")
 def test_rg_dpo_with_sft():
     chosen = DOCUMENTS[:2]
     sft = -sum(MODEL.of(*document) for document in chosen) / sum(len(query) for _, query in chosen)
@@ -234,21 +238,22 @@ SCORES, CLICKS = np.array([3.0, 1, 2, 0, 5, 4, 1]), np.array([1, 0, 0, 0, 0, 1, 
 GROUPS = np.array([0, 0, 0, 0, 1, 1, 1])
 
 
-@displays("09_evaluation", r"GAUC = \frac{\sum_g w_g\, AUC_g}{\sum_g w_g}.")
+@displays("09_evaluation", r"\text{GAUC} = \frac{\sum_g w_g\, \text{AUC}_g}{\sum_g w_g}.")
 def test_gauc():
     """The first list's click stands above all of three, the second's above one of two."""
     expected = (4 * 1 + 3 * 0.5) / (4 + 3)
     assert metrics.gauc(SCORES, CLICKS, GROUPS).value == pytest.approx(expected)
 
 
-@displays("09_evaluation", r"relative = 1 - \frac{1 - GAUC_{new}}{1 - GAUC_{old}}.")
+@displays("09_evaluation", r"\text{relative} = 1 - \frac{1 - \text{GAUC}_{\text{new}}}{1 - \text{GAUC}_{\text{old}}}.")
 def test_relative_error_reduction():
     assert metrics.relative_error_reduction(0.9, 0.8) == pytest.approx(1 - 0.1 / 0.2)
 
 
 @displays(
     "10_ab_test",
-    r"Var(CTR) = \frac{N}{N-1} \cdot \frac{\sum_u (c_u - CTR\, n_u)^2}{\left(\sum_u n_u\right)^2}.",
+    r"\text{Var}(\text{CTR}) = \frac{N}{N-1} \cdot "
+    r"\frac{\sum_u (c_u - \text{CTR}\, n_u)^2}{\left(\sum_u n_u\right)^2}.",
 )
 def test_delta_method():
     c, n = np.array([1, 0, 2, 3]), np.array([3, 3, 6, 9])
@@ -259,8 +264,8 @@ def test_delta_method():
 
 @displays(
     "10_ab_test",
-    r"IPS = \frac{1}{J} \sum_j w_j c_j, \quad SNIPS = \frac{\sum_j w_j c_j}{\sum_j w_j}, \quad "
-    r"DR = \frac{1}{J} \sum_j \left(\hat c_j + w_j (c_j - \hat c_j)\right).",
+    r"\text{IPS} = \frac{1}{J} \sum_j w_j c_j, \quad \text{SNIPS} = \frac{\sum_j w_j c_j}{\sum_j w_j}, \quad "
+    r"\text{DR} = \frac{1}{J} \sum_j \left(\hat c_j + w_j (c_j - \hat c_j)\right).",
 )
 def test_off_policy():
     shown, target = np.array([[0, 1], [2, 0], [1, 2]]), np.array([[0, 2], [2, 0], [0, 2]])

@@ -89,6 +89,8 @@ def test_references_are_copies_of_the_notebooks(path):
     original = cells(ROOT / "notebooks" / path.name)
     assert [source(c) for c in own] == [source(c) for c in original], "run: make references"
     assert [tags(c) for c in own] == [tags(c) for c in original]
+    prose = [[source(c) for c in cells(each, code=False)] for each in (path, ROOT / "notebooks" / path.name)]
+    assert prose[0] == prose[1], "run: make references"
 
 
 @by_reference
