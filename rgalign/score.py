@@ -5,15 +5,18 @@ scorer.score(sessions)      # the intents that each session's customer most like
 scorer.queries(sessions)    # the question that the reasoner expects of her
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from rgalign.alignment.context import load_step
 from rgalign.artifacts import ArtifactError
@@ -194,6 +197,37 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
         room["embed_tokens_per_batch"],
         _load_ranking(run, params, ALIGNED_RANKERS if serves_aligned else QE_REC, seed, intents, meta),
     )
+
+
+def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.DataFrame:
+    """What one session costs a service, on one core: step, and the milliseconds of its p50 and p99 over `sessions`.
+
+    scorer    of a run with a ranker (rgalign.load)
+    warm      sessions before the first that counts
+    The first step ranks a session that is encoded and embedded; each of the others holds the ones before it.
+    """
+    ranking, vectors = scorer.ranking, scorer.embed(sessions)
+    one = [sessions.iloc[[row]] for row in range(len(sessions))]
+    lists = ranking.lists(sessions, vectors)
+    steps = {
+        "ranks the KB": lambda row: ranking.top([""], ranking.scores(lists.take([row])), 3),
+        "score(), embedded before": lambda row: scorer.score(one[row], vectors=vectors),
+        "score(), all of it": lambda row: scorer.score(one[row]),
+    }
+    rows, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, step in steps.items():
+            rows.append((name, *np.percentile([_milliseconds(step, row) for row in range(len(one))][warm:], (50, 99))))
+    finally:
+        torch.set_num_threads(threads)
+    return pd.DataFrame(rows, columns=["step", "p50", "p99"])
+
+
+def _milliseconds(step: Callable[[int], object], row: int) -> float:
+    began = time.perf_counter()
+    step(row)
+    return 1000 * (time.perf_counter() - began)
 
 
 def _load_ranking(

@@ -13,9 +13,8 @@ import rgalign
 from rgalign.__main__ import main
 from rgalign.artifacts import ArtifactError
 from rgalign.data import tables
-from rgalign.evaluation.describe_ranking import alone
 from rgalign.ranking import ScoreError, checked_intents
-from rgalign.score import ALIGNED, ALIGNED_RANKERS, DATASET, QE_REC
+from rgalign.score import ALIGNED, ALIGNED_RANKERS, DATASET, QE_REC, latency
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def test_what_one_session_costs_is_measured_on_one_core(scorer, sessions):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        table = alone(scorer, sessions.head(12), warm=2).set_index("step")
+        table = latency(scorer, sessions.head(12), warm=2).set_index("step")
         assert torch.get_num_threads() == 2, "the caller's threads are left alone"
     finally:
         torch.set_num_threads(threads)

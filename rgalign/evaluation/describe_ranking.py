@@ -5,10 +5,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
-import torch
 
 from rgalign.data.lists import Lists
-from rgalign.score import Scorer
 
 
 def best(scores: np.ndarray, exists: np.ndarray, k: int) -> np.ndarray:
@@ -60,34 +58,3 @@ def costs(steps: Mapping[str, Callable[[], object]], sessions: int) -> pd.DataFr
         run()
         rows.append((name, 1000 * (time.perf_counter() - began) / sessions))
     return pd.DataFrame(rows, columns=["step", "milliseconds a session"])
-
-
-def alone(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.DataFrame:
-    """What one session costs a service, on one core: step, and the milliseconds of its p50 and p99 over `sessions`.
-
-    scorer    of a run with a ranker (rgalign.load)
-    warm      sessions before the first that counts
-    The first step ranks a session that is encoded and embedded; each of the others holds the ones before it.
-    """
-    ranking, vectors = scorer.ranking, scorer.embed(sessions)
-    one = [sessions.iloc[[row]] for row in range(len(sessions))]
-    lists = ranking.lists(sessions, vectors)
-    steps = {
-        "ranks the KB": lambda row: ranking.top([""], ranking.scores(lists.take([row])), 3),
-        "score(), embedded before": lambda row: scorer.score(one[row], vectors=vectors),
-        "score(), all of it": lambda row: scorer.score(one[row]),
-    }
-    rows, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for name, step in steps.items():
-            rows.append((name, *np.percentile([_milliseconds(step, row) for row in range(len(one))][warm:], (50, 99))))
-    finally:
-        torch.set_num_threads(threads)
-    return pd.DataFrame(rows, columns=["step", "p50", "p99"])
-
-
-def _milliseconds(step: Callable[[int], object], row: int) -> float:
-    began = time.perf_counter()
-    step(row)
-    return 1000 * (time.perf_counter() - began)
