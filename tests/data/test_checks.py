@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import SESSIONS, good_meta, good_tables, replaced, write_raw
+from builders import SESSIONS, good_meta, good_tables
+from table_changes import replaced, write_raw
 from single_faults import FAULTS, NOTES
 from yaml_faults import YAML_FAULTS
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from builders import SESSIONS, good_meta, good_tables, replaced, write_raw
+from builders import SESSIONS, good_meta, good_tables
+from table_changes import replaced, write_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
