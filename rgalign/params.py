@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rgalign.quoting import quoted
 from rgalign.rooms import Params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ def _read(path: Path) -> dict:
     """The sections that one file gives, as they stand there."""
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, ParamsError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # bytes, dates and numbers that are none
         raise ParamsError(f"{path.name} cannot be read as YAML: {error}") from None
     if not isinstance(given, dict | None):
         raise ParamsError(f"{path.name} holds a {type(given).__name__}; expected sections: {', '.join(_sections())}")
@@ -137,8 +138,8 @@ def _lay_over(given: dict, key: str, value: Any) -> None:
         given = given[section]
     try:
         given[leaf] = yaml.load(value, _UniqueKeys) if isinstance(value, str) else value
-    except (yaml.YAMLError, ParamsError) as error:
-        raise ParamsError(f"the value {value!r} of {leaf} cannot be read as YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ParamsError(f"the value {quoted(value, 100)} of {leaf} cannot be read as YAML: {error}") from None
 
 
 def _refuse_shadowed(params: Params, overrides: Mapping[str, Any]) -> None:
@@ -178,7 +179,7 @@ def _fault(error: dict) -> tuple[str, str]:
     key = ".".join(str(part) for part in error["loc"]) or "params"
     if error["type"] == "extra_forbidden":
         return key, f"is not a parameter; did you mean {_nearest(key)}?"
-    found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {error['input']!r})"
+    found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {quoted(error['input'], 200)})"
     expected = error["msg"].removeprefix("Value error, ")
     return key, expected[:1].lower() + expected[1:] + found
 

@@ -157,7 +157,7 @@ class Scorer:
 
 def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A numeric column in its own width; words that are numbers become floats. Raises ArrowException for others."""
-    numbers = column.cast(pa.float64())
+    numbers = column.cast(pa.float64(), safe=False)
     return numbers if is_text(column.type) else column
 
 

@@ -69,6 +69,7 @@ def test_nothing_in_the_package_runs_data_as_code(path):
 
 FLOORS = tuple(
     [
+        "quoting",
         "rooms_base",
         "rooms_alignment",
         "rooms",

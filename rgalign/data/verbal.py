@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from rgalign.data import columns
 from rgalign.data.columns import Rows
+from rgalign.data.schema import VALUE_CHARACTERS
 
 LAYOUTS = ("compact", "lines")
-VALUE_CHARACTERS = 100  # of a categorical value or an entry of a history; the rest is cut [C]
 TEXT_CHARACTERS = 4096  # of a text, unless the caller has another bound: cut before anything else is done to it
 HISTORY_ENTRIES = 64  # the most recent ones; cut before anything else is done to them [C]
 BETWEEN_LETTERS = "_'\u2019-"  # punctuation that stays inside a word: don't, part_1, e-mail

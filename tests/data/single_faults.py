@@ -3,7 +3,18 @@
 from datetime import UTC, datetime
 
 import pyarrow as pa
-from table_changes import declare, double, drop, drop_rows, empty, more_columns, put, rename, together, typed, kind, undeclare
+from table_changes import (
+    declare,
+    double,
+    drop,
+    drop_rows,
+    empty,
+    more_columns,
+    put,
+    rename,
+    together,
+    typed,
+)
 
 
 def clicks(values, rows=range(30)):

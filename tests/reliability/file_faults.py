@@ -85,7 +85,7 @@ CORRUPT = "corrupt or cut short"
 FILES = {
     **{f"{name} cut to {share:.1%}": damaged(cut(f"{name}.parquet", share), f"{name}.parquet", CORRUPT)
        for name in ("intents", "sessions", "impressions", "truth") for share in (0, 0.5, 0.999)},
-    "a few bytes of parquet": damaged(written("sessions.parquet", b"PAR1 and no more PAR1"), "sessions.parquet", CORRUPT),
+    "a few bytes": damaged(written("sessions.parquet", b"PAR1 and no more PAR1"), "sessions.parquet", CORRUPT),
     "a zip": damaged(written("impressions.parquet", b"PK\x03\x04" + b"\0" * 99), "impressions.parquet", CORRUPT),
     "a CSV under another name": damaged(as_csv, "intents.parquet", CORRUPT),
     "damaged pages": damaged(zeroed("impressions.parquet", 1), "impressions.intent_id", "cannot be read"),
@@ -110,10 +110,11 @@ YAML = {
     "yaml with an object": damaged(yaml_with("owner: !!python/object/apply:os.getcwd []"), "dataset.yaml", "not YAML"),
     "yaml with a key twice": damaged(yaml_with("name: again"), "dataset.yaml", "the key name stands twice"),
     "yaml with an impossible date": damaged(yaml_with("owner: 2026-13-45"), "dataset.yaml", "is not YAML"),
-    "yaml of a billion laughs": damaged(yaml_with(LAUGHS + "position_is_real: *a11"), "position_is_real", "expected true"),
+    "yaml of a billion laughs": damaged(
+        yaml_with(LAUGHS + "sampled_negatives: *a11"), "sampled_negatives", "expected popularity"),
     "yaml with a number of 5,000 digits": damaged(yaml_with("owner: " + "9" * 5000), "dataset.yaml", "is not YAML"),
     "yaml with a number too long to print": damaged(
-        yaml_with("position_is_real: 0x" + "f" * 5000), "position_is_real", "expected true or false"),
+        yaml_with("sampled_negatives: 0x" + "f" * 5000), "sampled_negatives", "expected popularity"),
     "yaml empty": damaged(written("dataset.yaml", b""), "dataset.yaml", "holds a NoneType"),
     "yaml a list": damaged(written("dataset.yaml", b"- a\n- b\n"), "dataset.yaml", "holds a list"),
     "no name": refused(undeclare("name"), "dataset.yaml name", "expected a short name"),
@@ -122,7 +123,7 @@ YAML = {
     "a name of 1 MB": refused(declare(name="n" * 1_000_000), "dataset.yaml name", "longer than"),
     "prompt_features unknown": refused(
         declare(prompt_features=["devise"]), "dataset.yaml prompt_features", "'devise'", "did you mean 'device'?"),
-    "prompt_features no list": refused(declare(prompt_features="device"), "dataset.yaml prompt_features", "is 'device'"),
+    "prompt_features no list": refused(declare(prompt_features="device"), "yaml prompt_features", "is 'device'"),
     "a key misspelt": noted(declare(position_is_reel=True), "position_is_reel", "did you mean 'position_is_real'?"),
     "files that are no dictionary": kept(declare(files=["a"])),
     "files outside": kept(declare(files={"../../etc/passwd": {"sha256": "0"}})),

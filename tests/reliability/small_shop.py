@@ -7,21 +7,21 @@ import pyarrow as pa
 
 from rgalign.data import world
 from rgalign.data.schema import to_table
-from rgalign.data.tables import Dataset
 
 SESSIONS, INTENTS, SHOWN = 240, 96, 12
 COLUMNS = ("order_status", "device", "days_since_order", "order_amount", "event_text", "help_page")
 HISTORY = "seen"  # ShopWorld has no history: its last pages serve as one
 
 
-@functools.cache
-def _drawn() -> Dataset:
-    return world.generate(seed=0, sessions=SESSIONS, users=80, transcripts=40)
-
-
 def good_shop() -> tuple[dict[str, pa.Table], dict]:
     """Tables by name, and what dataset.yaml says: 240 sessions, lists of 12 of 96 intents, one column or two a kind."""
-    drawn = _drawn()
+    tables, meta = _good_shop()
+    return dict(tables), copy.deepcopy(meta)
+
+
+@functools.cache
+def _good_shop() -> tuple[dict[str, pa.Table], dict]:
+    drawn = world.generate(seed=0, sessions=SESSIONS, users=80, transcripts=40)
     frames = {name: getattr(drawn, name) for name in ("intents", "sessions", "impressions", "transcripts", "truth")}
     tables = {name: to_table(frame, name, drawn.kinds) for name, frame in frames.items()}
     sessions = tables["sessions"].select(["session_id", "user_id", "timestamp", "region", "split", *COLUMNS])

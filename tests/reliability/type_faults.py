@@ -81,7 +81,9 @@ TYPES = {
     ),
     "intent id a float": refused(became("intents", "intent_id", number, pa.float64()), "intents.intent_id", KEYS),
     "title a number": refused(became("intents", "title", number, pa.int64()), "intents.title", "expected strings"),
-    "description bytes": refused(constant("intents", "description", b"x", pa.binary()), "intents.description", "binary"),
+    "description bytes": refused(
+        constant("intents", "description", b"x", pa.binary()), "intents.description", "binary"
+    ),
     "category a list": refused(
         constant("intents", "category", ["a"], pa.list_(pa.string())), "intents.category", "expected strings"
     ),
@@ -90,7 +92,8 @@ TYPES = {
     ),
     "position a float": refused(
         became("impressions", "position", lambda _, v: float(v), pa.float64()),
-        "impressions.position", "integers 0 to n-1",
+        "impressions.position",
+        "integers 0 to n-1",
     ),
     "position a string": refused(
         became("impressions", "position", lambda _, v: str(v), pa.string()), "impressions.position", "integers"
@@ -120,7 +123,9 @@ TYPES = {
     "clicked a boolean": kept(became("impressions", "clicked", lambda _, v: bool(v), pa.bool_())),
     "position unsigned": kept(typed("impressions", "position", pa.uint8())),
     "numeric a decimal": kept(constant("sessions", "order_amount", Decimal("12.50"), pa.decimal128(12, 2))),
-    "numeric a boolean": noted(constant("sessions", "order_amount", None, pa.bool_()), "sessions.order_amount", "empty"),
+    "numeric a boolean": noted(
+        constant("sessions", "order_amount", None, pa.bool_()), "sessions.order_amount", "empty"
+    ),
     "numeric half precision": kept(typed("sessions", "order_amount", pa.float16())),
     "titles a dictionary": kept(typed("intents", "title", pa.dictionary(pa.int32(), pa.string()))),
     "timestamps days": kept(typed("sessions", "timestamp", pa.date32())),
