@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from rgalign import artifacts, outside, pipeline, provenance, sharing
+from rgalign import artifacts, locks, outside, pipeline, provenance, sharing
 from rgalign.evaluation import study
 from rgalign.params import ROOT, Params, ParamsError, find, load
 from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
@@ -192,7 +192,11 @@ def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str
 
 
 def _execute_run(run: Run, stages: Sequence[Stage]) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with locks.locked(run.folder, f"python -m rgalign sweep, {run.folder.name}"):
+        _execute_stages(run, stages)
+
+
+def _execute_stages(run: Run, stages: Sequence[Stage]) -> None:
     for stage in (stage for stage in stages if needed(stage, run.params)):
         why = reason_to_run(run.folder, stage, run.params)
         other = sharing.twin(run.folder, stage, run.params) if why else None

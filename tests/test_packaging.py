@@ -75,6 +75,7 @@ FLOORS = tuple(
         "rooms",
         "params",
         "artifacts",
+        "locks",
         "outside",
         "provenance",
         "seeding",
