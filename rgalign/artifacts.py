@@ -4,6 +4,7 @@ Writes go to a temporary name beside the target and are renamed, so a reader nev
 killed run leaves nothing that looks finished. The manifest entry of a stage is written last.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -33,7 +34,7 @@ class ArtifactError(RuntimeError):
 def atomic(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; what was made there (file or folder) replaces it on success.
 
-    On any error the temporary path is removed and `target` stays as it was.
+    On any error the temporary path is removed and `target` stays as it was. Raises ArtifactError where the disk is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(target)
@@ -48,8 +49,22 @@ def atomic(target: Path) -> Iterator[Path]:
             _remove(aside)
         else:
             temporary.replace(target)
+    except Exception as error:
+        if not _no_room(error):
+            raise
+        free = shutil.disk_usage(target.parent).free // 2**20
+        raise ArtifactError(
+            f"{target} cannot be written: {error} ({free:,} MiB are free there). Nothing of it is left; make room, then "
+            "give the same command again"
+        ) from error
     finally:
         _remove(temporary)
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether a disk, a quota or a limit of file sizes is full; libraries say it in their own classes."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def temporary_of(target: Path) -> Path:

@@ -170,6 +170,8 @@ def _explain(stage: Stage, error: Exception, copy: Path, log: Path) -> str:
     where, what = "", f"{type(error).__name__}: {error}"
     if hasattr(error, "ename"):  # papermill's own error: the traceback belongs to the cell
         where, what = f" in cell {error.exec_count}", f"{error.ename}: {error.evalue}"
+        if error.ename == "OutOfMemoryError":
+            what += "\n  Lower this stage's documents_per_batch or pairs_per_batch, ranker.lists_per_batch, or run.device=cpu."
     elif type(error).__name__ == "DeadKernelError":
         what = (
             "the kernel died without a word, most often for want of memory. "

@@ -55,14 +55,16 @@ class Moment:
 
 
 def moments(seed: int, number: int) -> list[list[Moment]]:
-    """Chains of one moment a stage, `number` in all."""
+    """Chains of one moment a stage, `number` in all; in one stage no place comes twice before all others came."""
     draw = random.Random(seed)
-    drawn = []
-    for place in range(number):
-        stage = SEQUENCE[place % len(SEQUENCE)].name
-        places = [name for name, kind in WHERE.items() if kind != "checkpoint" or stage in TRAINED]
+    places, drawn = {}, []
+    for number_of_moment in range(number):
+        stage = SEQUENCE[number_of_moment % len(SEQUENCE)].name
+        if not places.get(stage):
+            can = [name for name, kind in WHERE.items() if kind != "checkpoint" or stage in TRAINED]
+            places[stage] = draw.sample(can, len(can))
         name = draw.choice(list(SIGNALS))
-        drawn.append(Moment(stage, draw.choice(places), name, draw.random(), draw.random() < 0.5))
+        drawn.append(Moment(stage, places[stage].pop(), name, draw.random(), draw.random() < 0.5))
     return [drawn[start : start + len(SEQUENCE)] for start in range(0, number, len(SEQUENCE))]
 
 
@@ -143,13 +145,21 @@ def _comes(process: subprocess.Popen, run: Path, moment: Moment, seconds: float,
 def _stage_begins(process: subprocess.Popen, stage: str) -> bool:
     said, ends = "", time.monotonic() + LONGEST
     while time.monotonic() < ends:
-        said += process.stdout.read() or ""
+        said += _printed(process)
         if any(line.startswith(f"{stage}: ") for line in said.splitlines()):
             return True
         if process.poll() is not None:
             return False
         time.sleep(0.005)
     return False
+
+
+def _printed(process: subprocess.Popen) -> str:
+    """What it has printed since the last look."""
+    try:
+        return os.read(process.stdout.fileno(), 1 << 16).decode()
+    except BlockingIOError:
+        return ""
 
 
 def _pause(process: subprocess.Popen, seconds: float) -> bool:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner
 
 POOLINGS = ("last", "mean", "cls")
@@ -55,7 +56,7 @@ def embed(
     prefix            how many first ids all sequences share: a causal model runs them once; the result is the same
     tokens_per_batch  padded tokens in a batch; a longer sequence is a batch of its own. Default: by device [C]
     pooling           last | mean | cls; default: the reasoner's own
-    Equal sequences are encoded once. Raises ValueError that lists all faults.
+    Equal sequences are encoded once. A batch that the device has no memory for is halved, and the log says so. Raises ValueError that lists all faults.
     """
     pooling = pooling or reasoner.pooling
     budget = tokens_per_batch or TOKENS_PER_BATCH.get(reasoner.device.type, TOKENS_PER_BATCH["cuda"])
@@ -70,9 +71,14 @@ def embed(
         with torch.inference_mode(), tqdm(total=len(unique), unit="text", desc="embed", disable=not progress) as bar:
             shared = _run_prefix(reasoner, unique, prefix) if pooling != "cls" else None
             lengths = np.array([len(ids) for ids in unique]) - (shared.tokens if shared else 0)
-            for rows in _batches(lengths, budget):
-                vectors[rows] = _encode(reasoner, [unique[row] for row in rows], shared, pooling).cpu().numpy()
-                bar.update(len(rows))
+
+            def encode(rows: np.ndarray) -> np.ndarray:
+                return _encode(reasoner, [unique[row] for row in rows], shared, pooling).cpu().numpy()
+
+            for batch in _batches(lengths, budget):
+                for rows, values in in_halves(encode, batch, "embed"):
+                    vectors[rows] = values
+                    bar.update(len(rows))
     finally:
         model.train(was_training)
     return vectors[number_of]
