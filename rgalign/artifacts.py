@@ -34,7 +34,7 @@ class ArtifactError(RuntimeError):
 def atomic(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; what was made there (file or folder) replaces it on success.
 
-    On any error the temporary path is removed and `target` stays as it was. Raises ArtifactError where the disk is full.
+    On any error the temporary path is removed and `target` stays as it was. Raises ArtifactError for a full disk.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(target)
@@ -54,8 +54,8 @@ def atomic(target: Path) -> Iterator[Path]:
             raise
         free = shutil.disk_usage(target.parent).free // 2**20
         raise ArtifactError(
-            f"{target} cannot be written: {error} ({free:,} MiB are free there). Nothing of it is left; make room, then "
-            "give the same command again"
+            f"{target} cannot be written: {error} ({free:,} MiB are free there). Nothing of it is left; make room, "
+            "then give the same command again"
         ) from error
     finally:
         _remove(temporary)

@@ -42,6 +42,19 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params
     return params
 
 
+def load_run(run: Path) -> Params:
+    """The params that a run directory was made with. Raises ParamsError that says how to make it anew, where this
+    version of the code does not read them any more."""
+    path = run / "params.yaml"
+    try:
+        return load(path)
+    except ParamsError as error:
+        raise ParamsError(
+            f"{path} cannot be used: {error}\nThis run was made by another version of this code, or its params were "
+            f"edited. Make it anew beside it: python -m rgalign run PARAMS --run-dir {run}-new"
+        ) from None
+
+
 def _read(path: Path) -> dict:
     """The sections that one file gives, as they stand there."""
     try:

@@ -104,9 +104,9 @@ def status(run: Path) -> pd.DataFrame:
     """One row a stage: state, seconds, peak memory, when. Raises ArtifactError where there is no run."""
     if not (run / "params.yaml").exists():
         raise artifacts.ArtifactError(f"no run in {run}; start one: python -m rgalign run PARAMS")
-    from rgalign.params import load
+    from rgalign.params import load_run
 
-    params = load(run / "params.yaml")
+    params = load_run(run)
     entries = artifacts.read_manifest(run)["stages"]
     rows = []
     for stage in STAGES.values():
@@ -171,7 +171,7 @@ def _explain(stage: Stage, error: Exception, copy: Path, log: Path) -> str:
     if hasattr(error, "ename"):  # papermill's own error: the traceback belongs to the cell
         where, what = f" in cell {error.exec_count}", f"{error.ename}: {error.evalue}"
         if error.ename == "OutOfMemoryError":
-            what += "\n  Lower this stage's documents_per_batch or pairs_per_batch, ranker.lists_per_batch, or run.device=cpu."
+            what += "\n  Lower its documents_per_batch, pairs_per_batch or lists_per_batch, or set run.device=cpu"
     elif type(error).__name__ == "DeadKernelError":
         what = (
             "the kernel died without a word, most often for want of memory. "

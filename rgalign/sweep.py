@@ -18,7 +18,7 @@ import pandas as pd
 
 from rgalign import artifacts, locks, outside, pipeline, provenance, sharing
 from rgalign.evaluation import study
-from rgalign.params import ROOT, Params, ParamsError, find, load
+from rgalign.params import ROOT, Params, ParamsError, find, load, load_run
 from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 from rgalign.stages import reason_to_run
 
@@ -154,7 +154,7 @@ def _finished_elsewhere(runs: Sequence[Run], stages: Sequence[Stage]) -> set[str
         if folder in planned or not (folder / "params.yaml").is_file():
             continue
         try:
-            params = load(folder / "params.yaml")
+            params = load_run(folder)
             ended = [stage for stage in stages if reason_to_run(folder, stage, params) is None]
         except (ParamsError, artifacts.ArtifactError):  # of another version, or torn: nothing to share
             continue

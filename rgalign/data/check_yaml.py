@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from rgalign.data import split
 from rgalign.data.faults import Report, nearest, quote
+from rgalign.data.personal import personal
 from rgalign.data.schema import KINDS, REQUIRED, YAML_FILE, read_yaml
 from rgalign.data.world_model import WORLD_VERSION
 from rgalign.data.world_tables import Rules
@@ -68,6 +69,9 @@ def check_yaml(report: Report, path: Path) -> dict:
     sound = {key: meta[key] for key in ("time_split", "world") if key in meta}
     sound["files"] = meta["files"] if isinstance(meta.get("files"), dict) else {}
     kinds = _check_kinds(report, meta.get("features"))
+    for column in personal(kinds):
+        what = "is personal by its name: no prompt shows it unless reasoner.features lists it, no report its values"
+        report.note(f"sessions.{column}", what)
     _check_prompt_features(report, meta.get("prompt_features"), kinds)
     return sound | {"features": kinds}
 

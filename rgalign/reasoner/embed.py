@@ -56,7 +56,8 @@ def embed(
     prefix            how many first ids all sequences share: a causal model runs them once; the result is the same
     tokens_per_batch  padded tokens in a batch; a longer sequence is a batch of its own. Default: by device [C]
     pooling           last | mean | cls; default: the reasoner's own
-    Equal sequences are encoded once. A batch that the device has no memory for is halved, and the log says so. Raises ValueError that lists all faults.
+    Equal sequences are encoded once. A batch that the device has no memory for is halved, and the log says so.
+    Raises ValueError that lists all faults.
     """
     pooling = pooling or reasoner.pooling
     budget = tokens_per_batch or TOKENS_PER_BATCH.get(reasoner.device.type, TOKENS_PER_BATCH["cuda"])
