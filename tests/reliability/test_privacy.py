@@ -78,7 +78,7 @@ def test_no_prompt_shows_it_unless_the_reasoners_features_list_it(shop):
     room = check_params({}).reasoner.model_dump(mode="json")
     assert shown_features(room, meta) == ["event_text"]
     assert shown_features({**room, "features": ["customer_email"]}, meta) == ["customer_email"]
-    with pytest.raises(ValueError, match="customer_email are personal: shown where reasoner.features lists them"):
+    with pytest.raises(ValueError, match=r"customer_email are personal: shown where reasoner\.features lists them"):
         shown_features(room, {**meta, "prompt_features": ["customer_email"]})
     assert "sessions.customer_email" in str(check(shop))
     assert "no prompt shows it unless reasoner.features lists it" in str(check(shop))
