@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from file_events import MADE, RENAMED, WRITTEN, Events
+from refresh_reliability import record_kills
 
 from rgalign import artifacts
 from rgalign.params import ROOT
@@ -247,6 +248,7 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "kills", help="new runs, outputs/kills")
+    parser.add_argument("--record", action="store_true", help="keep the counts of fewer than fifty as well")
     options = parser.parse_args()
     unbroken = options.folder / "unbroken"
     began = time.monotonic()
@@ -267,10 +269,12 @@ def main() -> int:
     lost = [row for row in rows if row[1] not in ("", "missed")]
     counts = Counter("survived" if not wrong else "missed" if wrong == "missed" else "lost" for _, wrong in rows)
     print(dict(counts), f"{time.monotonic() - began:.0f} s")
-    if options.moments >= 50:
-        from reliability_counts import record_kills
-
-        record_kills(rows, len(SEQUENCE))
+    if options.record or options.moments >= 50:
+        told = [
+            (moment.where, moment.signal, {"": "survived", "missed": "missed"}.get(wrong, "lost"))
+            for moment, wrong in rows
+        ]
+        record_kills(told, options.seed)
     return 1 if lost else 0
 
 
