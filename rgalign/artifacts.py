@@ -156,7 +156,8 @@ def read_manifest(run: Path) -> dict[str, Any]:
 def forget_stage(run: Path, stage: str) -> None:
     """Take one stage's entry out of the manifest, atomically: it has not run."""
     manifest = read_manifest(run)
-    del manifest["stages"][stage]
+    if manifest["stages"].pop(stage, None) is None:
+        return
     write_text(run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 

@@ -36,8 +36,10 @@ def locked(run: Path, doing: str) -> Iterator[None]:
     _take(path, doing)
     try:
         _wait_for(run / STAGE)
+        _remove_idle(run / STAGE)
         yield
     finally:
+        _remove_idle(run / STAGE)  # a kernel that was ended could not
         _let_go(path)
 
 
@@ -92,6 +94,12 @@ def _wait_for(path: Path) -> None:
         if time.monotonic() > ends:
             raise ArtifactError(_told(path, owner))
         time.sleep(0.1)
+
+
+def _remove_idle(path: Path) -> None:
+    path = path.resolve()
+    if path not in _held and _owner(path) is None:
+        path.unlink(missing_ok=True)
 
 
 def _owner(path: Path) -> dict | None:

@@ -90,6 +90,8 @@ def execute(run: Path, stages: list[Stage], parameters: Mapping[str, Any], param
                 _complete_html(_copy(run, stage))
                 continue
             print(f"{stage.name}: {why}", flush=True)
+            if broken:
+                artifacts.forget_stage(run, stage.name)
             _execute_stage(run, stage, dict(parameters))
             entry = artifacts.read_manifest(run)["stages"][stage.name]
             print(f"{stage.name}: done, {entry['seconds']:.0f} s, {entry['peak_memory_mb']:,} MiB", flush=True)

@@ -76,7 +76,7 @@ def test_a_killed_owner_leaves_nothing_that_keeps_others_out(tmp_path, other):
     assert {path.name for path in tmp_path.iterdir()} == {locks.RUN, locks.STAGE}
     with locks.locked(tmp_path, "the next"):
         assert json.loads((tmp_path / locks.RUN).read_text())["process"] == os.getpid()
-    assert not (tmp_path / locks.RUN).exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_waits_for_the_kernel_of_a_killed_one(tmp_path, other, monkeypatch):
