@@ -25,7 +25,6 @@ from rgalign.reasoner.memory import in_halves
 
 SMALL_FILES = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
 SMALL_FILES += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-LITTLE_MEMORY = "import resource; resource.setrlimit(resource.RLIMIT_AS, ({0} << 20, {0} << 20))\n"
 
 
 def run_code(code: str) -> subprocess.CompletedProcess:
@@ -143,13 +142,17 @@ def test_a_row_that_does_not_fit_alone_and_other_errors_are_raised_as_they_are()
 
 def test_a_process_without_memory_says_so(tmp_path):
     """The CPU's allocator is halved for too; what can not be halved ends with torch's own words, not in silence."""
-    code = LITTLE_MEMORY.format(6000) + textwrap.dedent("""
+    code = """
+        import resource
         import torch
         from rgalign.reasoner.memory import in_halves
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + (400 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         def job(rows):
-            return torch.zeros(len(rows), 1 << 26).shape[0]
+            return torch.empty(len(rows), 1 << 22).shape[0]
         print([len(rows) for rows, _ in in_halves(job, range(64), "embed")])
-        """)
+        """
     done = run_code(code)
     assert done.returncode == 0, done.stderr
     sizes = json.loads(done.stdout)
