@@ -2,7 +2,11 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rgalign import artifacts, finished, userfolder
@@ -15,15 +19,35 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run the command; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
-    except KeyboardInterrupt:
+        with _stopped_in_order():
+            return options.command(options)
+    except KeyboardInterrupt as stopped:
+        number = stopped.args[0] if stopped.args else signal.SIGINT
         print("\nStopped. Give the same command again to go on where it stood.", file=sys.stderr)
-        return 130
+        return 128 + number
     except Exception as error:
         if not isinstance(error, _expected_errors()):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """Being asked to end (SIGTERM), or left by one's terminal (SIGHUP), is as Ctrl-C: kernels end, nothing is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
@@ -57,6 +81,7 @@ def run_command(options: argparse.Namespace) -> int:
     if params.data.path:
         artifacts.data_path(params.data.path)  # before a kernel starts, and in a dry run too
     outside.last_run(params, run)
+    outside.refuse_missing_device(params.run.device)
     stages = pipeline.chosen(options.first, options.through)
     forced = options.force or options.first is not None
     if options.dry_run:
@@ -81,7 +106,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     """Run each params file with each seed, then notebook 90 over all that has finished."""
     userfolder.refuse_without_notebooks()
     overrides = parse_assignments(options.set)
-    from rgalign import pipeline, sweep
+    from rgalign import locks, pipeline, sweep
 
     out = Path(os.path.abspath(options.out)) if options.out else ROOT / "outputs" / "study"
     stages = pipeline.chosen(None, options.through)
@@ -93,8 +118,9 @@ def sweep_command(options: argparse.Namespace) -> int:
         print(f"note: {note}")
     if options.dry_run:
         return 0
-    failures = sweep.execute(runs, stages, out)
-    failures |= sweep.execute_study(runs, out)
+    with locks.locked(out, "python -m rgalign sweep"):
+        failures = sweep.execute(runs, stages, out)
+        failures |= sweep.execute_study(runs, out)
     print(sweep.outcome(runs, failures).to_string(index=False))
     return 1 if failures else 0
 

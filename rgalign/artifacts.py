@@ -4,6 +4,7 @@ Writes go to a temporary name beside the target and are renamed, so a reader nev
 killed run leaves nothing that looks finished. The manifest entry of a stage is written last.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from rgalign.params import ROOT
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".part"
+PLACES = ("tables", "models", "figures", "notebooks")  # folders of a run directory
+VERSION = 1  # of the run directory's layout; a run of another one is left to the code that made it
 
 
 class ArtifactError(RuntimeError):
@@ -31,10 +34,10 @@ class ArtifactError(RuntimeError):
 def atomic(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; what was made there (file or folder) replaces it on success.
 
-    On any error the temporary path is removed and `target` stays as it was.
+    On any error the temporary path is removed and `target` stays as it was. Raises ArtifactError for a full disk.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.stem}{TEMPORARY}{target.suffix}"  # papermill looks at the suffix
+    temporary = temporary_of(target)
     _remove(temporary)
     try:
         yield temporary
@@ -46,8 +49,39 @@ def atomic(target: Path) -> Iterator[Path]:
             _remove(aside)
         else:
             temporary.replace(target)
+    except Exception as error:
+        if not _no_room(error):
+            raise
+        free = shutil.disk_usage(target.parent).free // 2**20
+        raise ArtifactError(
+            f"{target} cannot be written: {error} ({free:,} MiB are free there). Nothing of it is left; make room, "
+            "then give the same command again"
+        ) from error
     finally:
         _remove(temporary)
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether a disk, a quota or a limit of file sizes is full; libraries say it in their own classes."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
+
+
+def temporary_of(target: Path) -> Path:
+    """Where `atomic` has the target made: beside it, so that a rename is all that is left to do."""
+    return target.parent / f".{target.stem}{TEMPORARY}{target.suffix}"  # papermill looks at the suffix
+
+
+def sweep_run(run: Path) -> list[Path]:
+    """Remove what killed writers left anywhere in a run directory, which nobody else may write in meanwhile.
+
+    Returns the removed paths. Other runs in the same folder are left alone, and so is `work`, which is gone on from.
+    """
+    places = [run.glob(f".*{TEMPORARY}*"), *((run / name).rglob(f".*{TEMPORARY}*") for name in PLACES)]
+    left = sorted(path for place in places for path in place)
+    for path in left:
+        _remove(path)  # what lay inside a folder that is gone is gone as well
+    return left
 
 
 def sweep(*targets: Path) -> list[Path]:
@@ -99,9 +133,11 @@ def read_manifest(run: Path) -> dict[str, Any]:
     """
     path = run / MANIFEST
     if not path.exists():
-        return {"stages": {}}
+        return {"version": VERSION, "stages": {}}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and manifest.get("version", VERSION) != VERSION:
+            raise ArtifactError(_other_version(run, manifest["version"]))
         stages = manifest["stages"] if isinstance(manifest, dict) else None
         parts = {"params": dict, "code": dict, "inputs": dict, "outputs": dict}
         whole = isinstance(stages, dict) and all(
@@ -117,12 +153,28 @@ def read_manifest(run: Path) -> dict[str, Any]:
     return manifest
 
 
+def forget_stage(run: Path, stage: str) -> None:
+    """Take one stage's entry out of the manifest, atomically: it has not run."""
+    manifest = read_manifest(run)
+    if manifest["stages"].pop(stage, None) is None:
+        return
+    write_text(run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
 def record_stage(run: Path, stage: str, entry: Mapping[str, Any]) -> None:
     """Add or replace one stage's entry in the manifest, atomically."""
-    manifest = read_manifest(run)
+    manifest = {"version": VERSION, **read_manifest(run)}
     manifest["stages"][stage] = dict(entry)
     manifest["stages"] = dict(sorted(manifest["stages"].items()))
     write_text(run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def _other_version(run: Path, found: object) -> str:
+    return (
+        f"{run} was made by another version of this code (its layout is {found!r}; this code writes {VERSION}). Use it "
+        f"with that version, or make it anew beside it: python -m rgalign run {run / 'params.yaml'} "
+        f"--run-dir {run.with_name(run.name + '-new')}"
+    )
 
 
 def data_path(path: str) -> Path:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from rgalign import artifacts
-from rgalign.params import ROOT, load
+from rgalign.params import ROOT, load_run
 
 DATASET = "tables/dataset"  # in a run directory
 
@@ -122,7 +122,7 @@ def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
 
     settings, drop = {"features": None}, []
     if run is not None:
-        params = load(run / "params.yaml")
+        params = load_run(run)
         settings, drop = params.reasoner.model_dump(mode="json"), params.data.features.drop
     try:
         return shown_features(settings, meta, drop)

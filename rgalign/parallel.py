@@ -1,5 +1,9 @@
 """Independent jobs side by side on one machine's CPU, each in a process of its own; the results are those of a loop."""
 
+import functools
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,5 +40,19 @@ def each(
 
 
 def _with_threads(threads: int, job: Callable[..., Any], own: dict[str, Any]) -> Any:
+    _end_with_the_parent()
     torch.set_num_threads(threads)  # their number changes the last bits of sums
     return job(**own)
+
+
+@functools.cache
+def _end_with_the_parent() -> None:
+    """A worker whose kernel was killed must not write on into a run directory that a new run is at work in."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

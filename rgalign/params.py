@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rgalign.quoting import quoted
 from rgalign.rooms import Params
 
 PACKAGE = Path(__file__).resolve().parents[1]  # what rgalign/ lies in: a checkout, or site-packages
@@ -56,11 +57,24 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params
     return params
 
 
+def load_run(run: Path) -> Params:
+    """The params that a run directory was made with. Raises ParamsError that says how to make it anew, where this
+    version of the code does not read them any more."""
+    path = run / "params.yaml"
+    try:
+        return load(path)
+    except ParamsError as error:
+        raise ParamsError(
+            f"{path} cannot be used: {error}\nThis run was made by another version of this code, or its params were "
+            f"edited. Make it anew beside it: python -m rgalign run PARAMS --run-dir {run}-new"
+        ) from None
+
+
 def _read(path: Path) -> dict:
     """The sections that one file gives, as they stand there."""
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, ParamsError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # bytes, dates and numbers that are none
         raise ParamsError(f"{path.name} cannot be read as YAML: {error}") from None
     if not isinstance(given, dict | None):
         raise ParamsError(f"{path.name} holds a {type(given).__name__}; expected sections: {', '.join(_sections())}")
@@ -154,8 +168,8 @@ def _lay_over(given: dict, key: str, value: Any) -> None:
         given = given[section]
     try:
         given[leaf] = yaml.load(value, _UniqueKeys) if isinstance(value, str) else value
-    except (yaml.YAMLError, ParamsError) as error:
-        raise ParamsError(f"the value {value!r} of {leaf} cannot be read as YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ParamsError(f"the value {quoted(value, 100)} of {leaf} cannot be read as YAML: {error}") from None
 
 
 def _refuse_shadowed(params: Params, overrides: Mapping[str, Any]) -> None:
@@ -195,7 +209,7 @@ def _fault(error: dict) -> tuple[str, str]:
     key = ".".join(str(part) for part in error["loc"]) or "params"
     if error["type"] == "extra_forbidden":
         return key, f"is not a parameter; did you mean {_nearest(key)}?"
-    found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {error['input']!r})"
+    found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {quoted(error['input'], 200)})"
     expected = error["msg"].removeprefix("Value error, ")
     return key, expected[:1].lower() + expected[1:] + found
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import pandas as pd
 
-from rgalign import artifacts
+from rgalign import artifacts, locks
 from rgalign.params import ROOT, Params
 from rgalign.plan import STAGES, Stage, needed
 from rgalign.stages import reason_to_run
+
+BROKEN_OFF = "was broken off before its notebook was written"
 
 
 class StageFailed(RuntimeError):
@@ -72,29 +74,41 @@ def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.
 
 
 def execute(run: Path, stages: list[Stage], parameters: Mapping[str, Any], params: Params, *, forced: bool) -> None:
-    """Run the stages that need it, in order. Raises StageFailed at the first that does not end well.
+    """Run the stages that need it, in order. Raises StageFailed at the first that does not end well, ArtifactError
+    where somebody else runs stages in `run`.
 
     parameters   what goes into each notebook's parameters cell: params_file, run_dir, overrides
+    What a killed run left unfinished beside its artifacts is removed first.
     """
-    artifacts.sweep(*(run / "notebooks" / f"{stage.name}.ipynb" for stage in stages))
-    for stage in (stage for stage in stages if needed(stage, params)):
-        why = "forced" if forced else reason_to_run(run, stage, params)
-        if why is None:
-            print(f"{stage.name}: unchanged, skipped", flush=True)
-            continue
-        print(f"{stage.name}: {why}", flush=True)
-        _execute_stage(run, stage, dict(parameters))
-        entry = artifacts.read_manifest(run)["stages"][stage.name]
-        print(f"{stage.name}: done, {entry['seconds']:.0f} s, {entry['peak_memory_mb']:,} MiB", flush=True)
+    with locks.locked(run, f"python -m rgalign run {parameters.get('params_file', '')}".strip()):
+        left = {path.name for path in artifacts.sweep_run(run)}
+        for stage in (stage for stage in stages if needed(stage, params)):
+            broken = artifacts.temporary_of(_copy(run, stage)).name in left
+            why = "forced" if forced else reason_to_run(run, stage, params) or (BROKEN_OFF if broken else None)
+            if why is None:
+                print(f"{stage.name}: unchanged, skipped", flush=True)
+                _complete_html(_copy(run, stage))
+                continue
+            print(f"{stage.name}: {why}", flush=True)
+            if broken:
+                artifacts.forget_stage(run, stage.name)
+            _execute_stage(run, stage, dict(parameters))
+            entry = artifacts.read_manifest(run)["stages"][stage.name]
+            print(f"{stage.name}: done, {entry['seconds']:.0f} s, {entry['peak_memory_mb']:,} MiB", flush=True)
+
+
+def _copy(run: Path, stage: Stage) -> Path:
+    """The executed copy of a stage's notebook."""
+    return run / "notebooks" / f"{stage.name}.ipynb"
 
 
 def status(run: Path) -> pd.DataFrame:
     """One row a stage: state, seconds, peak memory, when. Raises ArtifactError where there is no run."""
     if not (run / "params.yaml").exists():
         raise artifacts.ArtifactError(f"no run in {run}; start one: python -m rgalign run PARAMS")
-    from rgalign.params import load
+    from rgalign.params import load_run
 
-    params = load(run / "params.yaml")
+    params = load_run(run)
     entries = artifacts.read_manifest(run)["stages"]
     rows = []
     for stage in STAGES.values():
@@ -110,12 +124,11 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any]) -> None:
     import papermill  # late: `--dry-run` and `status` do without it
 
     before = artifacts.read_manifest(run)["stages"].get(stage.name)
-    folder = run / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
-    failed = folder / f"{stage.name}.failed.ipynb"
+    copy = _copy(run, stage)
+    failed = copy.with_name(f"{stage.name}.failed.ipynb")
     with _log_file(run / "logs" / f"{stage.name}.log") as log, _own_kernel():
         try:
-            with artifacts.atomic(folder / f"{stage.name}.ipynb") as temporary:
+            with artifacts.atomic(copy) as temporary:
                 try:
                     papermill.execute_notebook(
                         ROOT / "notebooks" / f"{stage.name}.ipynb",
@@ -127,7 +140,9 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any]) -> None:
                         progress_bar=sys.stderr.isatty(),
                     )
                     _check_executed(temporary)
-                except BaseException:
+                except BaseException:  # the stage may have ended, and its notebook has not
+                    if artifacts.read_manifest(run)["stages"].get(stage.name) != before:
+                        artifacts.forget_stage(run, stage.name)
                     if temporary.exists():
                         temporary.rename(failed)
                     raise
@@ -136,10 +151,9 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any]) -> None:
         except Exception as error:
             raise StageFailed(_explain(stage, error, failed, log)) from error
         if artifacts.read_manifest(run)["stages"].get(stage.name) == before:
-            copy = folder / f"{stage.name}.ipynb"
             raise StageFailed(f"{stage.name} ran to its end without stage.finish(); executed copy: {copy}")
     failed.unlink(missing_ok=True)
-    _export_html(folder / f"{stage.name}.ipynb")
+    _export_html(copy)
 
 
 def _check_executed(path: Path) -> None:
@@ -158,6 +172,8 @@ def _explain(stage: Stage, error: Exception, copy: Path, log: Path) -> str:
     where, what = "", f"{type(error).__name__}: {error}"
     if hasattr(error, "ename"):  # papermill's own error: the traceback belongs to the cell
         where, what = f" in cell {error.exec_count}", f"{error.ename}: {error.evalue}"
+        if error.ename == "OutOfMemoryError":
+            what += "\n  Lower its documents_per_batch, pairs_per_batch or lists_per_batch, or set run.device=cpu"
     elif type(error).__name__ == "DeadKernelError":
         what = (
             "the kernel died without a word, most often for want of memory. "
@@ -209,6 +225,12 @@ def _own_kernel():
                 del os.environ["JUPYTER_PATH"]
             else:
                 os.environ["JUPYTER_PATH"] = before
+
+
+def _complete_html(notebook: Path) -> None:
+    """The page that a run killed just before it did not write."""
+    if notebook.exists() and not notebook.with_suffix(".html").exists():
+        _export_html(notebook)
 
 
 def _export_html(notebook: Path) -> None:

@@ -49,7 +49,7 @@ def feature_values(counts: pd.DataFrame) -> Figure:
     for axes, feature in zip(panels, features, strict=False):
         part = counts[counts.feature == feature].iloc[::-1]
         axes.barh([short(value) for value in part.value], part.share, color="#56B4E9")
-        axes.set(title=feature, xlabel="share of sessions")
+        axes.set(title=short(feature, 40), xlabel="share of sessions")
     for axes in panels[len(features) :]:
         axes.set_visible(False)
     return figure

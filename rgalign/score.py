@@ -25,8 +25,7 @@ from rgalign.data.faults import count_rows, nearest, quote
 from rgalign.data.prompts import Prompter
 from rgalign.data.schema import YAML_FILE, as_types, is_text, read_yaml, to_frame
 from rgalign.data.vectors import Vectors
-from rgalign.params import ROOT, Params
-from rgalign.params import load as load_params
+from rgalign.params import ROOT, Params, load_run
 from rgalign.ranking import Ranking, ScoreError, checked_intents
 from rgalign.reasoner import settings, source
 from rgalign.reasoner.build import Recipe
@@ -160,7 +159,7 @@ class Scorer:
 
 def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A numeric column in its own width; words that are numbers become floats. Raises ArrowException for others."""
-    numbers = column.cast(pa.float64())
+    numbers = column.cast(pa.float64(), safe=False)
     return numbers if is_text(column.type) else column
 
 
@@ -177,7 +176,7 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     run = _find(run_dir)
     if aligned and not (run / ALIGNED).is_dir():
         raise ArtifactError(f"{run} has no {ALIGNED}: run it through 08, or load it with aligned=False")
-    params = load_params(run / PARAMS)
+    params = load_run(run)
     room = params.reasoner.model_dump(mode="json")
     meta: dict[str, Any] = read_yaml(run / DATASET / YAML_FILE)
     intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))

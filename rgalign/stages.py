@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
-from rgalign import artifacts, outside, provenance
+from rgalign import artifacts, locks, outside, provenance
 from rgalign.artifacts import ArtifactError
 from rgalign.params import Params, dump, load
 from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
@@ -187,6 +187,7 @@ class OpenStage:
             "packages": provenance.versions(),
         }
         artifacts.record_stage(self.run, self.stage.name, entry)
+        locks.release_stage(self.run)
         return pd.DataFrame({"artifact": outputs, "files": [_files(self.run / name) for name in outputs]})
 
 
@@ -218,6 +219,8 @@ def open_stage(
     if run.exists() and not run.is_dir():
         raise ArtifactError(f"{run} is a file; expected a folder for the run: give another run_dir")
     run.mkdir(parents=True, exist_ok=True)
+    if stage.writes:
+        locks.hold_stage(run, name)
     artifacts.sweep(*(run / name for name in stage.writes))
     command = f"python -m rgalign run {params_file}" + (f" --run-dir {run_dir}" if str(run_dir) else "")
     inputs = _checked_inputs(run, stage, params, command)

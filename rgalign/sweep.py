@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from rgalign import artifacts, pipeline, provenance, sharing
+from rgalign import artifacts, locks, outside, pipeline, provenance, sharing
 from rgalign.evaluation import study
-from rgalign.params import ROOT, Params, ParamsError, find, load
+from rgalign.params import ROOT, Params, ParamsError, find, load, load_run
 from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 from rgalign.stages import reason_to_run
 
@@ -87,6 +87,7 @@ def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: 
     params = load(path, own)
     if params.data.path:
         artifacts.data_path(params.data.path)
+    outside.refuse_missing_device(params.run.device)
     changed = [f"{key.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+]+', '_', str(v))}" for key, v in overrides.items()]
     run = Run(out / "-".join([path.stem, *changed, f"s{seed}"]), artifacts.portable(path), own, params)
     was = before.get(run.folder.name)
@@ -153,7 +154,7 @@ def _finished_elsewhere(runs: Sequence[Run], stages: Sequence[Stage]) -> set[str
         if folder in planned or not (folder / "params.yaml").is_file():
             continue
         try:
-            params = load(folder / "params.yaml")
+            params = load_run(folder)
             ended = [stage for stage in stages if reason_to_run(folder, stage, params) is None]
         except (ParamsError, artifacts.ArtifactError):  # of another version, or torn: nothing to share
             continue
@@ -191,7 +192,11 @@ def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str
 
 
 def _execute_run(run: Run, stages: Sequence[Stage]) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with locks.locked(run.folder, f"python -m rgalign sweep, {run.folder.name}"):
+        _execute_stages(run, stages)
+
+
+def _execute_stages(run: Run, stages: Sequence[Stage]) -> None:
     for stage in (stage for stage in stages if needed(stage, run.params)):
         why = reason_to_run(run.folder, stage, run.params)
         other = sharing.twin(run.folder, stage, run.params) if why else None

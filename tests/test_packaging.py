@@ -69,11 +69,13 @@ def test_nothing_in_the_package_runs_data_as_code(path):
 
 FLOORS = tuple(
     [
+        "quoting",
         "rooms_base",
         "rooms_alignment",
         "rooms",
         "params",
         "artifacts",
+        "locks",
         "outside",
         "provenance",
         "seeding",

@@ -91,6 +91,10 @@ def test_an_unknown_key_names_the_nearest_one(wrong, meant):
         ("run: {threads: yes}", "valid integer"),
         ("data: {dev_users: .nan}", "found nan"),
         ("!!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+        ("run: {seed: 2026-13-45}", "cannot be read as YAML"),
+        ("[" * 5000, "cannot be read as YAML"),
+        ("run: {seed: 0x" + "f" * 5000 + "}", "found a number of thousands of digits"),
+        ("run: {seed: " + "9" * 5000 + "}", "cannot be read as YAML"),
     ],
 )
 def test_broken_files_end_in_one_clear_error(tmp_path, text, words):

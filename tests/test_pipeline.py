@@ -77,6 +77,39 @@ def test_a_notebook_that_never_finishes_its_stage_has_failed(toy):
         toy("1 + 1")()
 
 
+def test_an_error_after_the_stages_end_is_no_success(toy, tmp_path):
+    """The manifest's entry was there, the notebook was not: the stage would have passed for done."""
+    with pytest.raises(pipeline.StageFailed, match="after the end"):
+        toy(FINISH, "raise KeyError('after the end')")()
+    assert artifacts.read_manifest(tmp_path / "run")["stages"] == {}
+
+
+def test_a_stage_killed_between_its_entry_and_its_notebook_runs_again(toy, tmp_path, capsys):
+    execute = toy(FINISH)
+    execute()
+    folder = tmp_path / "run/notebooks"
+    (folder / "01_toy.ipynb").rename(folder / ".01_toy.part.ipynb")
+    capsys.readouterr()
+    execute()
+    assert capsys.readouterr().out.splitlines()[0] == f"01_toy: {pipeline.BROKEN_OFF}"
+    assert sorted(path.name for path in folder.iterdir()) == ["01_toy.html", "01_toy.ipynb"]
+
+
+def test_what_a_killed_run_left_goes_and_a_page_that_it_did_not_write_comes(toy, tmp_path, capsys):
+    execute = toy(FINISH)
+    execute()
+    run = tmp_path / "run"
+    page = (run / "notebooks/01_toy.html").read_bytes()
+    (run / "notebooks/01_toy.html").unlink()
+    for left in (".params.part.yaml", "tables/..dataset.part.1f.part", "models/.rankers.part", "figures/x/.y.part.png"):
+        (run / left).mkdir(parents=True)
+    capsys.readouterr()
+    execute()
+    assert capsys.readouterr().out.splitlines() == ["01_toy: unchanged, skipped"]
+    assert (run / "notebooks/01_toy.html").read_bytes() == page
+    assert not [path for path in run.rglob("*") if ".part" in path.name]
+
+
 def test_a_plan_says_what_would_run_and_why(tmp_path):
     table = pipeline.plan(tmp_path, load("params/smoke.yaml"), pipeline.chosen(), forced=False)
     assert list(table.action) == ["run"] * len(pipeline.chosen())

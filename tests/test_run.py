@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from kill_runs import Moment, kill_at, temporaries
+
 from rgalign import artifacts
 from rgalign.params import ROOT
 
@@ -19,6 +21,13 @@ KILLS = {  # stage -> what is there while it trains
     "05_rg_sft": "work/05_rg_sft/checkpoint-*/complete",
     "06_rg_dpo": "work/06_rg_dpo/checkpoint-*/complete",
     "07_rg_cl": "work/07_rg_cl/checkpoint-*/complete",
+}
+MOMENTS = {  # further kills before the stage named, at moments that last a blink
+    "03_rankers": (
+        Moment("01_data", "after the manifest, before the notebook", "SIGKILL", 0.5, alone=True),
+        Moment("02_reasoner", "in a table's or model's writing", "SIGTERM", 0.9),
+    ),
+    "05_rg_sft": (Moment("04_reward_model", "in papermill's writing", "SIGINT", 0.5),),
 }
 STAGES = 10
 
@@ -55,17 +64,21 @@ def outputs(run: Path) -> dict[str, str]:
     return {name: made for stage in stages for name, made in stage["outputs"].items()}
 
 
-def test_a_run_killed_four_times_ends_with_the_same_bytes(tmp_path):
+def test_a_run_killed_seven_times_ends_with_the_same_bytes(tmp_path):
     """Rankers, models and tables, what the watch of RG-DPO saw before it was killed, figures: all that is written."""
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     finish(unbroken)
     for stage in KILLS:
+        for moment in MOMENTS.get(stage, ()):
+            assert kill_at(killed, moment, 0, command(killed)) == "", moment
         kill(killed, stage)
     printed = finish(killed, threads="2")
     assert printed.count("unchanged, skipped") == 6
     assert "07_rg_cl: has not run" in printed
     assert outputs(killed) == outputs(unbroken)
     assert {"models/sft", "models/dpo", "models/cl", "models/aligned_rankers"} < set(outputs(killed))
-    assert not [path for path in killed.rglob(".*") if artifacts.TEMPORARY in path.name]
+    assert not temporaries(killed)
+    pages = [sorted(path.name for path in (run / "notebooks").iterdir()) for run in (killed, unbroken)]
+    assert pages[0] == pages[1]
     assert not list(killed.glob("work/*"))
     assert finish(killed).count("unchanged, skipped") == STAGES

@@ -3,6 +3,8 @@
 Every check works on whole columns; impressions are held as integers (row of the session, row of the intent).
 """
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -10,10 +12,14 @@ import pyarrow.compute as pc
 
 from rgalign.data import check_lists
 from rgalign.data import split as splitting
+from rgalign.data.check_text import check_text, is_blank
 from rgalign.data.faults import Report, count_rows, count_values
 from rgalign.data.schema import SPLITS, STRING, TIME, YAML_FILE, as_type, is_empty, to_frame
 from rgalign.data.source import Source
 
+TIMES = ("sessions.timestamp", "intents.valid_from")
+YEARS = (1900, 2200)  # the first that can be, and the first that cannot
+EXACT = 2**53  # whole numbers up to here are floats
 NEVER_EMPTY = {
     "intents.intent_id": "every intent needs an id",
     "intents.title": "every intent needs a title",
@@ -36,6 +42,7 @@ def check_values(report: Report, source: Source) -> None:
                     _check_column(report, source, table, column, values)
     _check_zones(report, source)
     _check_times(report, source)
+    _check_users(report, source)
     check_lists.check_impressions(report, source)
     check_lists.check_others(report, source)
 
@@ -43,7 +50,9 @@ def check_values(report: Report, source: Source) -> None:
 def _check_column(report: Report, source: Source, table: str, column: str, values: pa.ChunkedArray) -> None:
     """One column on its own: empty values, doubled keys, infinities, nulls inside lists."""
     where = f"{table}.{column}"
-    empty = is_empty(values)
+    empty, blank = is_empty(values), is_blank(values)
+    if where in NEVER_EMPTY and blank is not None:
+        empty = pc.or_(empty, blank)
     if where in NEVER_EMPTY and pc.any(empty).as_py():
         report.fault(where, f"{count_rows(empty, 'is empty')}; {NEVER_EMPTY[where]}")
     if where in ("intents.intent_id", "sessions.session_id") and len(values):
@@ -56,6 +65,11 @@ def _check_column(report: Report, source: Source, table: str, column: str, value
     if where == "intents.description" and pc.any(empty).as_py():
         report.note(where, f"{count_rows(empty, 'is empty')}: only the title speaks for them")
     kind = source.kinds.get(column) if table == "sessions" else None
+    check_text(report, where, kind, values)
+    if where in TIMES and _outside(report, where, values):
+        source.columns[table].discard(column)
+    if kind == "numeric" and pa.types.is_integer(values.type):
+        _note_inexact(report, where, values)
     if pa.types.is_floating(values.type) and pc.any(pc.is_inf(values)).as_py():
         infinite = pc.fill_null(pc.is_inf(values), False)
         report.fault(where, f"{count_rows(infinite, 'is infinite')}; expected a finite number or empty")
@@ -63,6 +77,29 @@ def _check_column(report: Report, source: Source, table: str, column: str, value
         _check_history(report, where, values)
     if kind is not None and len(values) and pc.all(empty).as_py():
         report.note(where, "every row is empty")
+
+
+def _outside(report: Report, where: str, values: pa.ChunkedArray) -> bool:
+    """Whether times lie outside all calendars in use, a fault: seconds taken for milliseconds end there."""
+    if pa.types.is_null(values.type):
+        return False
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.timestamp("s" if pa.types.is_date32(values.type) else "ms"))
+    units = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[values.type.unit]
+    low, high = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * units for year in YEARS)
+    since = values.cast(pa.int64())  # before anything is turned into microseconds, where it could wrap round
+    wrong = pc.fill_null(pc.or_(pc.less(since, low), pc.greater_equal(since, high)), False)
+    if not pc.any(wrong).as_py():
+        return False
+    what = count_rows(wrong, f"lies outside the years {YEARS[0]} to {YEARS[1] - 1}")
+    report.fault(where, f"{what}; is it in {values.type.unit}? Leave unknown times empty")
+    return True
+
+
+def _note_inexact(report: Report, where: str, values: pa.ChunkedArray) -> None:
+    beyond = pc.fill_null(pc.or_(pc.greater(values, EXACT), pc.less(values, -EXACT)), False)
+    if pc.any(beyond).as_py():
+        report.note(where, f"{count_rows(beyond, 'holds a whole number')} beyond 2^53: read as the nearest float")
 
 
 def _check_history(report: Report, where: str, values: pa.ChunkedArray) -> None:
@@ -111,6 +148,17 @@ def _check_times(report: Report, source: Source) -> None:
         report.note("sessions.timestamp", f"rows are not in the order of time: it steps back {back:,} times")
     if known == "published":
         _check_order_of_parts(report, source.parts, moments)
+
+
+def _check_users(report: Report, source: Source) -> None:
+    """Early stopping needs users of train that are kept apart, and others to learn from."""
+    users = source.load(report, "sessions", "user_id") if source.parts is not None else None
+    if users is None:
+        return
+    own = users.filter(pa.array(source.parts == SPLITS.index("train")))
+    if len(own) > 1 and pc.count_distinct(own).as_py() == 1:
+        what = "train has one user alone; expected several, since some are kept apart for early stopping"
+        report.fault("sessions.user_id", f"{what}: a session id will do where users are unknown")
 
 
 def _split_by_time(report: Report, source: Source, keys: pa.Table) -> None:

@@ -55,8 +55,8 @@ def _key(value) -> str | None:
 
 
 def as_numbers(array: pa.Array) -> np.ndarray:
-    """(rows,) float64, NaN where there is none."""
-    return pc.fill_null(array.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+    """(rows,) float64, NaN where there is none; a whole number beyond 2^53 is the nearest that there is."""
+    return pc.fill_null(array.cast(pa.float64(), safe=False), np.nan).to_numpy(zero_copy_only=False)
 
 
 def as_history(array: pa.Array) -> tuple[np.ndarray, pa.Array, np.ndarray]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from rgalign.data.personal import HIDDEN, is_personal
 from rgalign.data.tables import Dataset
 
 
@@ -48,6 +49,7 @@ def value_shares(sessions: pd.DataFrame, columns: Sequence[str], top: int = 6) -
     parts = []
     for column in columns:
         values = sessions[column].astype(object).where(sessions[column].notna(), "(missing)")
+        values = values.where(values == "(missing)", HIDDEN) if is_personal(column) else values
         shares = values.value_counts(normalize=True).head(top)
         parts.append(pd.DataFrame({"feature": column, "value": shares.index.astype(str), "share": shares.to_numpy()}))
     return pd.concat(parts, ignore_index=True)
@@ -82,6 +84,7 @@ def session_card(dataset: Dataset, session_id: str) -> tuple[pd.Series, pd.DataF
     shown = dataset.impressions[dataset.impressions.session_id == session_id]
     shown = shown.merge(dataset.intents[["intent_id", "title"]], on="intent_id").sort_values("position")
     held = session[[_holds(value) for value in session]]
+    held = held.mask([is_personal(name) for name in held.index], HIDDEN)
     return held, shown[["position", "title", "clicked"]].reset_index(drop=True)
 
 

@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from rgalign.quoting import quoted
+
 SHOWN = 3  # rows or values named after a count
+LONGEST_NAME = 200  # of what is compared with other names: a megabyte would take minutes
+LONGEST = 40  # characters of a value that are printed
 
 
 @dataclass
@@ -65,14 +69,14 @@ def count_values(values: Iterable, number: int, verb: str, noun: str = "row") ->
 
 def quote(value: object) -> str:
     """A value of the data as it may be printed: escaped, cut at 40 characters."""
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return quoted(value, LONGEST)
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """'; did you mean X?' where one of `known` looks alike, else nothing."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {quote(close[0])}?" if close else ""
+    lowered = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower()[:LONGEST_NAME], lowered, n=1, cutoff=cutoff)
+    return f"; did you mean {quote(lowered[close[0]])}?" if close else ""
 
 
 def _many(number: int, noun: str) -> str:

@@ -17,12 +17,11 @@ import pyarrow as pa
 from rgalign.data import columns, verbal
 from rgalign.data.cutting import Piece, cut
 from rgalign.data.faults import count_rows, nearest, quote
-from rgalign.data.schema import KINDS
+from rgalign.data.schema import CHARACTERS_A_TOKEN, KINDS
 from rgalign.data.verbal import LAYOUTS, Phrase
 
 ASK = "<|ask|>"  # the tiny tokenizer's mark between a prompt and its query
 QUESTION = "Question:"  # the same for a pretrained model without chat template [C]
-CHARACTERS_A_TOKEN = 32  # no text longer than this many characters a token of the budget is looked at
 SENTINEL = "5e55104"  # stands for the body while the chat template is split
 TODAY = datetime.date(2024, 7, 26)  # to every template, on every day [C]: Llama's own default
 CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")  # in a template

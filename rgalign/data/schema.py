@@ -12,6 +12,8 @@ from rgalign.params import _UniqueKeys
 KINDS = ("categorical", "numeric", "text", "history")
 SPLITS = ("train", "valid", "test")
 YAML_FILE = "dataset.yaml"
+CHARACTERS_A_TOKEN = 32  # no text longer than this many characters a token of a prompt's budget is looked at
+VALUE_CHARACTERS = 100  # of a categorical value or an entry of a history in a prompt; the rest is cut [C]
 
 STRING = pa.large_string()  # large: the text of 7.5 M sessions passes the 2 GiB of a plain string column
 TIME = pa.timestamp("us")

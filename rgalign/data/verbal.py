@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from rgalign.data import columns
 from rgalign.data.columns import Rows
+from rgalign.data.personal import is_personal
+from rgalign.data.schema import VALUE_CHARACTERS
 
 LAYOUTS = ("compact", "lines")
-VALUE_CHARACTERS = 100  # of a categorical value or an entry of a history; the rest is cut [C]
 TEXT_CHARACTERS = 4096  # of a text, unless the caller has another bound: cut before anything else is done to it
 HISTORY_ENTRIES = 64  # the most recent ones; cut before anything else is done to them [C]
 BETWEEN_LETTERS = "_'\u2019-"  # punctuation that stays inside a word: don't, part_1, e-mail
@@ -206,7 +207,7 @@ def transcript_phrases(
     """Per element of a map array (name -> value as text) its phrases in stored order.
 
     Names in `kinds` but not in `shown` are left out; names that `kinds` does not have belong to another shop and are
-    shown: as text where the value has a blank, else as a categorical [C].
+    shown: as text where the value has a blank, else as a categorical [C]; personal ones (data.personal) never are.
     """
     hidden = set(kinds) - set(shown)
     names, values = (side.dictionary_encode() for side in (_flat(features, True), _flat(features, False)))
@@ -216,7 +217,7 @@ def transcript_phrases(
     for name, text in ((keys[pair // len(texts)], texts[pair % len(texts)]) for pair in pairs.tolist()):
         kind = kinds.get(name) or ("text" if len(str(text).split()) > 1 else "categorical")
         value = _number(text) if kind == "numeric" else text
-        skip = name in hidden
+        skip = name in hidden or (name not in shown and is_personal(name))
         made.append(None if skip else phrase(name, kind, value, layout=layout, titles=titles, characters=characters))
     flat = [made[code] for code in codes.tolist()]
     lengths = np.diff(features.offsets.to_numpy(zero_copy_only=False))

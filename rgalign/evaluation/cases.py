@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from rgalign.data.personal import HIDDEN, masked, personal
+
 
 def wins_and_losses(metrics: pd.DataFrame, model: str, against: str, count: int = 5) -> pd.DataFrame:
     """The sessions with the largest differences in the click's place, wins first.
@@ -20,8 +22,12 @@ def wins_and_losses(metrics: pd.DataFrame, model: str, against: str, count: int 
 def shown(cases: pd.DataFrame, sessions: pd.DataFrame, clicks: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """The cases with what the shop knew and what was clicked, side by side.
 
-    sessions  with these columns; clicks  session_id, title of the clicked intent, query (where one was written)
+    sessions  with these columns: what personal ones hold is hidden, and addresses and telephone numbers in the others
+    clicks    session_id, title of the clicked intent, query (where one was written)
     """
     known = sessions[["session_id", *columns]].astype(object)
+    for column in columns:
+        known[column] = known[column].map(lambda text: masked(text) if isinstance(text, str) else text)
+    known[personal(columns)] = HIDDEN
     first = clicks.drop_duplicates("session_id")
     return cases.merge(known, "left", "session_id").merge(first, "left", "session_id").set_index("outcome")

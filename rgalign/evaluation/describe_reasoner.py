@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rgalign.data.personal import masked
 from rgalign.data.prompts import Prompter
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
@@ -59,6 +60,7 @@ def written_queries(
 def few_queries(queries: pd.DataFrame, sessions: pd.DataFrame, count: int = 4) -> pd.DataFrame:
     """The queries of the first sessions, with their probability; the greedy one first."""
     few = queries[queries.session_id.isin(sessions.session_id.head(count))].copy()
+    few["query"] = few["query"].map(masked)
     few["probability"] = np.exp(few.log_probability.astype(float)).round(4)
     few["how"] = np.where(few.candidate < 0, "greedy", "sampled")
     return few.set_index(["session_id", "how"])[["query", "probability", "count"]]

@@ -13,9 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from rgalign import artifacts
+from rgalign.data.personal import masked
 from rgalign.evaluation.results import METRIC_NAMES, MODELS
 from rgalign.evaluation.study_compare import verdict
-from rgalign.params import Params, dump, load
+from rgalign.params import Params, dump, load_run
 from rgalign.plan import EVALUATION, STAGES, stage_params
 from rgalign.stages import params_changes
 
@@ -44,7 +45,7 @@ def contents(run: Path) -> dict[str, Any]:
     again = f"python -m rgalign run {run / 'params.yaml'} --run-dir {run}"
     if EVALUATION not in stages:
         raise artifacts.ArtifactError(f"{run} has no {EVALUATION}: {again}")
-    params = load(run / "params.yaml")
+    params = load_run(run)
     if changed := _made_otherwise(stages, EVALUATION, params):
         raise artifacts.ArtifactError(f"{run}: {EVALUATION} was made with other params ({changed}): {again}")
     results, compared = read(run, "results"), on_test(read(run, "comparisons"))
@@ -204,6 +205,7 @@ def _templates(escape: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["masked"] = masked
     environment.filters["figure"] = lambda value: "" if pd.isna(value) else f"{value:.4f}"
     environment.filters["signed"] = lambda value: "" if pd.isna(value) else f"{value:+.4f}"
     environment.filters["percent"] = lambda value: "" if pd.isna(value) else f"{100 * value:+.1f} %"

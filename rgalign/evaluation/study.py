@@ -12,7 +12,7 @@ import pandas as pd
 from rgalign import artifacts
 from rgalign.artifacts import ArtifactError
 from rgalign.evaluation import results
-from rgalign.params import load
+from rgalign.params import load_run
 from rgalign.plan import EVALUATION, STAGES, stage_params
 from rgalign.stages import params_changes
 
@@ -69,7 +69,7 @@ def runs_of(folder: Path) -> pd.DataFrame:
     for name in sorted(found | set(swept)):
         made = swept.get(name, {})
         file = made.get("params_file", f"{name}.yaml")
-        seed = load(folder / name / "params.yaml").run.seed if name in found else made["seed"]
+        seed = load_run(folder / name).run.seed if name in found else made["seed"]
         state = _unfinished(folder / name) if name in found else "has not begun"
         state = state and (made.get("failed") or state)
         world = {} if state else table_of(folder, name, "results").iloc[0][["data", *WORLD]].to_dict()
@@ -87,7 +87,7 @@ def runs_of(folder: Path) -> pd.DataFrame:
 
 def _unfinished(run: Path) -> str | None:
     """Why a run's results do not count: notebook 09 has not run, or what came before it was made anew since."""
-    entries, params = artifacts.read_manifest(run)["stages"], load(run / "params.yaml")
+    entries, params = artifacts.read_manifest(run)["stages"], load_run(run)
     if EVALUATION not in entries:
         return f"{EVALUATION} has not run"
     made: dict[str, str] = {}

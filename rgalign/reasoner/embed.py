@@ -8,6 +8,7 @@ id (the end token may be the pad token).
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner
 
 POOLINGS = ("last", "mean", "cls")
@@ -55,7 +57,8 @@ def embed(
     prefix            how many first ids all sequences share: a causal model runs them once; the result is the same
     tokens_per_batch  padded tokens in a batch; a longer sequence is a batch of its own. Default: by device [C]
     pooling           last | mean | cls; default: the reasoner's own
-    Equal sequences are encoded once. Raises ValueError that lists all faults.
+    Equal sequences are encoded once. A batch that the device has no memory for is halved, and the log says so.
+    Raises ValueError that lists all faults.
     """
     pooling = pooling or reasoner.pooling
     budget = tokens_per_batch or TOKENS_PER_BATCH.get(reasoner.device.type, TOKENS_PER_BATCH["cuda"])
@@ -70,9 +73,11 @@ def embed(
         with torch.inference_mode(), tqdm(total=len(unique), unit="text", desc="embed", disable=not progress) as bar:
             shared = _run_prefix(reasoner, unique, prefix) if pooling != "cls" else None
             lengths = np.array([len(ids) for ids in unique]) - (shared.tokens if shared else 0)
-            for rows in _batches(lengths, budget):
-                vectors[rows] = _encode(reasoner, [unique[row] for row in rows], shared, pooling).cpu().numpy()
-                bar.update(len(rows))
+            encode = partial(_encode, reasoner, unique, shared=shared, pooling=pooling)
+            for batch in _batches(lengths, budget):
+                for rows, values in in_halves(encode, batch, "embed"):
+                    vectors[rows] = values
+                    bar.update(len(rows))
     finally:
         model.train(was_training)
     return vectors[number_of]
@@ -104,8 +109,11 @@ def _run_prefix(reasoner: Reasoner, sequences: list[tuple[int, ...]], prefix: in
     return _Prefix(tokens, cache, output.last_hidden_state[0].float().sum(dim=0))
 
 
-def _encode(reasoner: Reasoner, sequences: list[tuple[int, ...]], shared: _Prefix | None, pooling: str) -> Tensor:
-    """(rows, hidden) float32 of one batch."""
+def _encode(
+    reasoner: Reasoner, known: list[tuple[int, ...]], rows: Sequence[int], shared: _Prefix | None, pooling: str
+) -> np.ndarray:
+    """(rows, hidden) float32 of one batch: these rows of what is known."""
+    sequences = [known[row] for row in rows]
     skip = shared.tokens if shared else 0
     lengths = torch.tensor([len(ids) - skip for ids in sequences])
     real = torch.arange(int(lengths.max())) < lengths[:, None]  # (rows, width)
@@ -119,7 +127,8 @@ def _encode(reasoner: Reasoner, sequences: list[tuple[int, ...]], shared: _Prefi
         states = reasoner.trunk(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
     else:
         states = reasoner.trunk(input_ids=ids, use_cache=False).last_hidden_state
-    return pool(reasoner, states, lengths, pooling, before=(skip, shared.state_sum) if shared else (0, 0))
+    before = (skip, shared.state_sum) if shared else (0, 0)
+    return pool(reasoner, states, lengths, pooling, before=before).cpu().numpy()
 
 
 def pool(

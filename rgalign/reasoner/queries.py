@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rgalign.data.prompts import Prompter
+from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner, ReasonerError
 
 # (logits (draws, vocabulary) float32, draws (draws,) their numbers, step) -> tokens (draws,)
@@ -136,12 +137,17 @@ def _write(
     try:
         ends = torch.tensor(sorted(prompter.ends))
         with torch.inference_mode(), tqdm(total=len(prompts), desc="queries", disable=not progress) as bar:
-            for rows in _batches(prompts, samples, max_new_tokens, tokens_per_batch):
+
+            def write(rows: Sequence[int]) -> list[tuple]:
                 ids, mask = _padded([prompts[row] for row in rows], reasoner.tokenizer.pad_token_id, reasoner.device)
                 draws = (torch.tensor(rows)[:, None] * samples + torch.arange(samples)).flatten()
                 tokens, log_probability = _decode(model, ids, mask, draws, choose, ends, max_new_tokens)
-                written += zip(draws.tolist(), tokens.tolist(), log_probability.tolist(), strict=True)
-                bar.update(len(rows))
+                return list(zip(draws.tolist(), tokens.tolist(), log_probability.tolist(), strict=True))
+
+            for batch in _batches(prompts, samples, max_new_tokens, tokens_per_batch):
+                for rows, lines in in_halves(write, batch, "queries"):
+                    written += lines
+                    bar.update(len(rows))
     finally:
         model.train(training)
     return _table(sorted(written), samples, prompter)

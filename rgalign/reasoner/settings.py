@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from rgalign.data.faults import nearest, quote
+from rgalign.data.personal import personal
 from rgalign.data.prompts import Prompter, has_ask
 
 TINY = "tiny"
@@ -18,7 +19,8 @@ INSTRUCTION = (  # [C]: the paper shows no prompt
 def shown_features(
     settings: Mapping[str, Any], meta: Mapping[str, Any], drop: Sequence[str] = (), *, texts: bool = True
 ) -> list[str]:
-    """Feature columns that a prompt shows, in order: what `reasoner.features` names, else the data set's own choice.
+    """Feature columns that a prompt shows, in order: what `reasoner.features` names, else the data set's own choice
+    without its personal columns (data.personal): only who names one in `reasoner.features` shows it.
 
     settings  the reasoner's params; meta  dataset.yaml's; drop  data.features.drop: never shown
     texts     False leaves out the columns of kind text (the control qe_rec/no_text)
@@ -31,9 +33,11 @@ def shown_features(
         lines = "\n".join(f"  {quote(name)}{nearest(name, kinds)}" for name in unknown)
         where = "dataset.yaml prompt_features" if named is None else "reasoner.features"
         raise ValueError(f"{where} names what is no feature column:\n{lines}")
-    shown = [name for name in names if name not in drop and (texts or kinds[name] != "text")]
+    private = personal(names) if named is None else []
+    shown = [name for name in names if name not in (*drop, *private) and (texts or kinds[name] != "text")]
     if not shown and texts:
-        raise ValueError("reasoner.features and data.features.drop leave no column to show to the reasoner")
+        why = f" ({', '.join(private)} are personal: shown where reasoner.features lists them)" if private else ""
+        raise ValueError(f"reasoner.features and data.features.drop leave no column to show to the reasoner{why}")
     return shown
 
 

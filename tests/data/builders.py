@@ -1,12 +1,8 @@
 """A small data set without a fault, as arrow tables, and the means to put one fault into it."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 
 from rgalign.data.world_model import WORLD_VERSION
 
@@ -78,21 +74,3 @@ def good_tables() -> dict[str, pa.Table]:
             }
         ),
     }
-
-
-def write_raw(folder: Path, tables: dict[str, pa.Table], meta: object) -> Path:
-    """The tables as they are, faults included (`tables.write` would put them right or refuse them)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        pq.write_table(table, folder / f"{name}.parquet")
-    (folder / "dataset.yaml").write_text(meta if isinstance(meta, str) else yaml.safe_dump(meta, sort_keys=False))
-    return folder
-
-
-def replaced(table: pa.Table, column: str, values) -> pa.Table:
-    """The table with another column; `values` is a sequence, or a dict row -> value."""
-    if isinstance(values, dict):
-        old = table[column]
-        values = [values.get(row, value) for row, value in enumerate(old.to_pylist())]
-        values = pa.array(values, old.type)
-    return table.set_column(table.column_names.index(column), column, pa.array(values))

@@ -3,108 +3,23 @@
 from datetime import UTC, datetime
 
 import pyarrow as pa
-from builders import replaced
-
-
-def put(table, column, values):
-    """A fault: values put into a column."""
-
-    def change(tables, meta):
-        tables[table] = replaced(tables[table], column, values)
-
-    return change
-
-
-def typed(table, column, kind, values=None):
-    """A fault: the column in another type."""
-
-    def change(tables, meta):
-        old = tables[table][column]
-        tables[table] = replaced(
-            tables[table], column, pa.array([values] * len(old) if values else old.to_pylist(), kind)
-        )
-
-    return change
-
-
-def drop(table, column):
-    def change(tables, meta):
-        tables[table] = tables[table].drop_columns([column])
-
-    return change
-
-
-def rename(table, column, to):
-    def change(tables, meta):
-        tables[table] = tables[table].rename_columns(
-            [to if name == column else name for name in tables[table].column_names]
-        )
-
-    return change
-
-
-def double(table, column):
-    def change(tables, meta):
-        tables[table] = tables[table].append_column(column, tables[table][column])
-
-    return change
-
-
-def empty(table):
-    def change(tables, meta):
-        tables[table] = tables[table].slice(0, 0)
-
-    return change
-
-
-def drop_rows(table, last):
-    def change(tables, meta):
-        tables[table] = tables[table].slice(0, len(tables[table]) - last)
-
-    return change
-
-
-def more_columns(number):
-    def change(tables, meta):
-        for each in range(number):
-            tables["sessions"] = tables["sessions"].append_column(f"extra{each}", tables["sessions"]["region"])
-
-    return change
+from table_changes import (
+    declare,
+    double,
+    drop,
+    drop_rows,
+    empty,
+    more_columns,
+    put,
+    rename,
+    together,
+    typed,
+)
 
 
 def with_index(tables, meta):
     """What pandas writes beside the columns after rows were picked or sorted."""
     tables["sessions"] = tables["sessions"].append_column("__index_level_0__", pa.array(range(10)))
-
-
-def declare(**keys):
-    def change(tables, meta):
-        meta.update(keys)
-
-    return change
-
-
-def kind(column, value):
-    def change(tables, meta):
-        meta["features"][column] = value
-
-    return change
-
-
-def undeclare(*keys):
-    def change(tables, meta):
-        for key in keys:
-            del meta[key]
-
-    return change
-
-
-def together(*changes):
-    def change(tables, meta):
-        for each in changes:
-            each(tables, meta)
-
-    return change
 
 
 def clicks(values, rows=range(30)):

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import SESSIONS, good_meta, good_tables, replaced, write_raw
+from builders import SESSIONS, good_meta, good_tables
 from single_faults import FAULTS, NOTES
+from table_changes import replaced, write_raw
 from yaml_faults import YAML_FAULTS
 
 from rgalign.data.schema import SPLITS, to_frame
@@ -171,7 +172,7 @@ def test_a_yaml_that_may_not_be_opened_is_a_fault(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("rgalign.data.checks.read_yaml", refuse)
+    monkeypatch.setattr("rgalign.data.check_yaml.read_yaml", refuse)
     assert "cannot be read: Permission denied" in str(check(write_raw(tmp_path, good_tables(), good_meta())))
 
 

@@ -5,7 +5,8 @@ import csv
 import pandas as pd
 import pyarrow as pa
 import pytest
-from builders import good_meta, good_tables, replaced, write_raw
+from builders import good_meta, good_tables
+from table_changes import replaced, write_raw
 
 from rgalign.data import tables
 from rgalign.data.labels import (

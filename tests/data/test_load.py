@@ -1,7 +1,8 @@
 """What params ask of a data set is refused before anything is written."""
 
 import pytest
-from builders import good_meta, good_tables, write_raw
+from builders import good_meta, good_tables
+from table_changes import write_raw
 
 from rgalign.data.load import load_dataset
 from rgalign.data.world_columns import KINDS, TEXT_COLUMNS

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from builders import SESSIONS, good_meta, good_tables, replaced, write_raw
+from builders import SESSIONS, good_meta, good_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table_changes import replaced, write_raw
 
 from rgalign.data import tables as rgalign_tables
 from rgalign.data.schema import SPLITS

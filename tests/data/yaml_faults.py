@@ -3,7 +3,7 @@
 from datetime import date
 
 from builders import WORLD
-from single_faults import declare, kind, put, together, undeclare
+from table_changes import declare, kind, put, together, undeclare
 
 
 def sampled(**keys):

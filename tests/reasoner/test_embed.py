@@ -141,6 +141,20 @@ def test_equal_sequences_are_run_once_and_batches_keep_to_the_budget(reasoner, m
     assert (vectors[0] == vectors[4]).all()
 
 
+def test_a_batch_that_the_device_has_no_memory_for_is_halved(reasoner, monkeypatch, caplog):
+    rows, forward = sequences(20), reasoner.trunk.forward
+    wanted = embed(reasoner, rows, progress=False)
+
+    def small(**inputs):
+        if len(inputs["input_ids"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(**inputs)
+
+    monkeypatch.setattr(reasoner.trunk, "forward", small)
+    np.testing.assert_allclose(embed(reasoner, rows, progress=False), wanted, **CLOSE)
+    assert "embed: out of memory with 20 rows at once; going on with 10" in caplog.text
+
+
 def test_the_end_token_may_be_the_pad_token(tmp_path):
     folder = small_models.qwen3(tmp_path / "m", words=small_models.tokenizer(pad=None))
     reasoner = load(str(folder))

@@ -201,6 +201,21 @@ def test_draws_do_not_depend_on_batches_or_on_the_prompts_beside(reasoner, promp
     pd.testing.assert_frame_equal(whole[whole.row < 7], first, rtol=1e-4)
 
 
+def test_a_batch_that_the_device_has_no_memory_for_is_halved(reasoner, prompter, prompts, monkeypatch, caplog):
+    settings = {"samples": 4, "max_new_tokens": 8, "seed": 0, "progress": False}
+    whole, forward = queries.sample(reasoner, prompter, prompts, **settings), reasoner.model.forward
+
+    def small(*args, input_ids, **rest):
+        if len(input_ids) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(*args, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(reasoner.model, "forward", small)
+    halved = queries.sample(reasoner, prompter, prompts, **settings)
+    pd.testing.assert_frame_equal(whole, halved, rtol=1e-4)
+    assert "queries: out of memory with" in caplog.text
+
+
 def test_equal_queries_of_a_prompt_are_one_row(reasoner, prompter, prompts):
     drawn = queries.sample(reasoner, prompter, prompts, samples=30, max_new_tokens=2, seed=0, progress=False)
     assert not drawn.duplicated(["row", "query"]).any()

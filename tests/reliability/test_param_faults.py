@@ -1,0 +1,65 @@
+"""Bad params: every generated one is refused by name before a kernel starts or a folder is made."""
+
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+import torch  # noqa: F401 a device is asked of it, and its own import is not what is timed
+from param_faults import CASES, BadParam
+
+from rgalign.__main__ import main
+from rgalign.params import ROOT
+
+SECONDS = 2.0  # of the whole process's time, whatever else the machine is busy with
+
+
+def refusal(case: BadParam, run, capsys) -> str:
+    """What the command says; AssertionError where it does not refuse."""
+    began = time.process_time()
+    command = ["run", "params/smoke.yaml", "--run-dir", str(run), "--set", f"{case.key}={case.value}"]
+    assert main(command) == 1, "not refused"
+    assert time.process_time() - began < SECONDS
+    assert not run.exists(), "a folder was made before the params were known to be good"
+    said = capsys.readouterr()
+    assert not said.out
+    return said.err
+
+
+@pytest.fixture(autouse=True)
+def no_kernel(monkeypatch):
+    def started(*_, **__):
+        raise AssertionError("a kernel would have been started")
+
+    monkeypatch.setattr("rgalign.pipeline.execute", started)
+
+
+def test_there_are_hundreds_of_every_kind():
+    kinds = Counter(case.kind for case in CASES.values())
+    assert min(kinds[kind] for kind in ("typo", "type", "range")) >= 100
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bad_param_is_refused_by_name_before_anything_starts(tmp_path, capsys, name):
+    case = CASES[name]
+    said = refusal(case, tmp_path / "run", capsys)
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    assert case.named in said
+    assert len(said) < 3_000
+
+
+def test_most_typos_are_answered_with_what_was_meant(tmp_path, capsys):
+    typos = [case for case in CASES.values() if case.kind == "typo"]
+    told = [refusal(case, tmp_path / "run", capsys) for case in typos]
+    assert sum("did you mean" in said for said in told) > 0.95 * len(typos)
+
+
+def test_the_command_line_itself_says_so_in_one_line(tmp_path):
+    wrong = ["--set", "ranker.lerning_rate=0.1"]
+    command = [sys.executable, "-m", "rgalign", "run", "params/smoke.yaml", "--run-dir", str(tmp_path / "run"), *wrong]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "did you mean ranker.learning_rate?" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,169 @@
+"""Columns of another type, missing, misspelt or doubled."""
+
+import datetime
+from decimal import Decimal
+
+import pyarrow as pa
+from table_case import kept, noted, refused
+from table_changes import double, drop, kind, put, rename, typed
+
+KEYS = "expected strings or integers"
+DAY = datetime.datetime(2026, 1, 5)
+
+
+def became(table, column, convert, to):
+    """Every value of a column converted, the column of another type."""
+
+    def change(tables, meta):
+        values = [convert(number, value) for number, value in enumerate(tables[table][column].to_pylist())]
+        put(table, column, pa.array(values, to))(tables, meta)
+
+    return change
+
+
+def constant(table, column, value, to):
+    return became(table, column, lambda *_: value, to)
+
+
+def number(row, value):
+    return row
+
+
+TYPES = {
+    "session id a float": refused(
+        became("sessions", "session_id", number, pa.float64()), "sessions.session_id", "has the type double", KEYS
+    ),
+    "session id a boolean": refused(constant("sessions", "session_id", True, pa.bool_()), "sessions.session_id", KEYS),
+    "session id bytes": refused(
+        became("sessions", "session_id", lambda _, v: v.encode(), pa.binary()), "sessions.session_id", "binary", KEYS
+    ),
+    "user id a float": refused(became("sessions", "user_id", number, pa.float32()), "sessions.user_id", KEYS),
+    "user id a list": refused(
+        became("sessions", "user_id", lambda _, v: [v], pa.list_(pa.string())), "sessions.user_id", KEYS
+    ),
+    "timestamp a string": refused(
+        constant("sessions", "timestamp", "2026-01-05", pa.string()), "sessions.timestamp", "timestamps or dates"
+    ),
+    "timestamp seconds": refused(
+        constant("sessions", "timestamp", 1_767_571_200, pa.int64()), "sessions.timestamp", "has the type int64"
+    ),
+    "timestamp a time of day": refused(
+        constant("sessions", "timestamp", datetime.time(9), pa.time64("us")), "sessions.timestamp", "time64"
+    ),
+    "region a number": refused(constant("sessions", "region", 3, pa.int64()), "sessions.region", "expected strings"),
+    "split a number": refused(constant("sessions", "split", 0, pa.int8()), "sessions.split", "expected strings"),
+    "categorical a float": refused(
+        constant("sessions", "device", 1.5, pa.float64()), "sessions.device", "strings, integers or booleans"
+    ),
+    "categorical a list": refused(
+        constant("sessions", "device", ["phone"], pa.list_(pa.string())), "sessions.device", "has the type list"
+    ),
+    "categorical a struct": refused(
+        constant("sessions", "device", {"a": 1}, pa.struct({"a": pa.int64()})), "sessions.device", "struct"
+    ),
+    "numeric a string": refused(
+        constant("sessions", "order_amount", "12,50", pa.string()), "sessions.order_amount", "expected numbers"
+    ),
+    "numeric a time": refused(
+        constant("sessions", "order_amount", DAY, pa.timestamp("us")), "sessions.order_amount", "expected numbers"
+    ),
+    "numeric a duration": refused(
+        constant("sessions", "order_amount", 5, pa.duration("s")), "sessions.order_amount", "duration"
+    ),
+    "text a number": refused(constant("sessions", "event_text", 7, pa.int64()), "sessions.event_text", "strings"),
+    "text bytes": refused(constant("sessions", "event_text", b"late", pa.binary()), "sessions.event_text", "binary"),
+    "history a string": refused(constant("sessions", "seen", "a,b", pa.string()), "sessions.seen", "lists of strings"),
+    "history of floats": refused(
+        constant("sessions", "seen", [1.5], pa.list_(pa.float64())), "sessions.seen", "lists of strings or integers"
+    ),
+    "history of lists": refused(
+        constant("sessions", "seen", [["a"]], pa.list_(pa.list_(pa.string()))), "sessions.seen", "lists of strings"
+    ),
+    "intent id a float": refused(became("intents", "intent_id", number, pa.float64()), "intents.intent_id", KEYS),
+    "title a number": refused(became("intents", "title", number, pa.int64()), "intents.title", "expected strings"),
+    "description bytes": refused(
+        constant("intents", "description", b"x", pa.binary()), "intents.description", "binary"
+    ),
+    "category a list": refused(
+        constant("intents", "category", ["a"], pa.list_(pa.string())), "intents.category", "expected strings"
+    ),
+    "valid_from a string": refused(
+        constant("intents", "valid_from", "soon", pa.string()), "intents.valid_from", "timestamps or dates"
+    ),
+    "position a float": refused(
+        became("impressions", "position", lambda _, v: float(v), pa.float64()),
+        "impressions.position",
+        "integers 0 to n-1",
+    ),
+    "position a string": refused(
+        became("impressions", "position", lambda _, v: str(v), pa.string()), "impressions.position", "integers"
+    ),
+    "clicked a float": refused(
+        became("impressions", "clicked", lambda _, v: float(v), pa.float64()), "impressions.clicked", "integers 0 or 1"
+    ),
+    "clicked yes or no": refused(
+        became("impressions", "clicked", lambda _, v: "yes" if v else "no", pa.string()), "impressions.clicked"
+    ),
+    "propensity a string": refused(
+        became("impressions", "propensity", lambda _, v: str(v), pa.string()), "impressions.propensity", "numbers"
+    ),
+    "posterior one number": refused(constant("truth", "posterior", 1.0, pa.float32()), "truth.posterior", "lists"),
+    "posterior words": refused(
+        constant("truth", "posterior", ["1"], pa.list_(pa.string())), "truth.posterior", "lists of floats"
+    ),
+    "typed query a number": refused(
+        constant("transcripts", "typed_query", 5, pa.int64()), "transcripts.typed_query", "expected strings"
+    ),
+    "transcript features a struct": refused(
+        constant("transcripts", "features", {"a": "b"}, pa.struct({"a": pa.string()})), "transcripts.features", "a map"
+    ),
+    "label a float": refused(constant("labels", "intent_id", 1.0, pa.float64()), "labels.intent_id", KEYS),
+    "kind of another type": refused(kind("event_text", "numeric"), "sessions.event_text", "expected numbers"),
+    "user ids unsigned": kept(became("sessions", "user_id", lambda row, _: 2**64 - 1 - row % 60, pa.uint64())),
+    "clicked a boolean": kept(became("impressions", "clicked", lambda _, v: bool(v), pa.bool_())),
+    "position unsigned": kept(typed("impressions", "position", pa.uint8())),
+    "numeric a decimal": kept(constant("sessions", "order_amount", Decimal("12.50"), pa.decimal128(12, 2))),
+    "numeric a boolean": noted(
+        constant("sessions", "order_amount", None, pa.bool_()), "sessions.order_amount", "empty"
+    ),
+    "numeric half precision": kept(typed("sessions", "order_amount", pa.float16())),
+    "titles a dictionary": kept(typed("intents", "title", pa.dictionary(pa.int32(), pa.string()))),
+    "timestamps days": kept(typed("sessions", "timestamp", pa.date32())),
+}
+
+NEEDED = {
+    "intents": ("intent_id", "title", "description", "category", "valid_from"),
+    "sessions": ("session_id", "user_id", "timestamp", "region", "split", "order_status", "seen"),
+    "impressions": ("session_id", "intent_id", "position", "clicked"),
+    "transcripts": ("typed_query",),
+    "labels": ("session_id", "intent_id"),
+    "truth": ("session_id", "intent_id", "click_probability", "posterior_discrete", "posterior"),
+}
+MISSING = {
+    f"{table}.{column} missing": refused(drop(table, column), f"{table}.{column}", "is missing")
+    for table, columns in NEEDED.items()
+    for column in columns
+}
+DOUBLED = {
+    f"{table}.{column} doubled": refused(double(table, column), f"{table}.{column}", "is there 2 times; expected once")
+    for table, column in (
+        ("sessions", "session_id"),
+        ("sessions", "timestamp"),
+        ("sessions", "event_text"),
+        ("intents", "title"),
+        ("impressions", "clicked"),
+        ("transcripts", "typed_query"),
+    )
+}
+MISSPELT = {
+    f"{column} misspelt {wrong}": refused(rename(table, column, wrong), f"{table}.{column}", "did you mean", wrong)
+    for table, column, wrong in (
+        ("sessions", "session_id", "sesion_id"),
+        ("sessions", "user_id", "User_ID"),
+        ("intents", "intent_id", "intentid"),
+        ("impressions", "position", "postion"),
+        ("impressions", "clicked", "clicke"),
+        ("sessions", "event_text", "event-text"),
+    )
+}
+CASES = TYPES | MISSING | DOUBLED | MISSPELT
