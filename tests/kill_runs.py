@@ -10,6 +10,7 @@ alone to its end and compared with the unbroken run.
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,6 +259,7 @@ def main() -> int:
     rows = []
     for number, chain in enumerate(moments(options.seed, options.moments)):
         run, told = options.folder / f"chain-{number}", []
+        shutil.rmtree(run, ignore_errors=True)
         for moment in chain:
             wrong = kill_at(run, moment, seconds[moment.stage] + 5, command(run))
             told.append((moment, wrong))

@@ -25,10 +25,11 @@ def read_counts() -> dict:
     return json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.exists() else {}
 
 
-def record(kind: str, counts: dict) -> None:
-    """Keep the counts of one kind of case, and write the document's section anew."""
-    write_text(COUNTS, json.dumps({**read_counts(), kind: counts}, indent=2, sort_keys=True) + "\n")
-    if DOCUMENT.exists():
+def record(counts: dict) -> None:
+    """Keep the counts of some kinds of case, and write the document's section anew once all kinds are there."""
+    kept = {**read_counts(), **counts}
+    write_text(COUNTS, json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    if {"tables", "params"} <= set(kept):
         write_text(DOCUMENT, with_counts(DOCUMENT.read_text(encoding="utf-8")))
 
 
@@ -37,7 +38,7 @@ def record_kills(told: list[tuple[str, str, str]], seed: int) -> None:
     by_place: dict[str, Counter] = {}
     for where, signal, outcome in told:
         by_place.setdefault(where, Counter())[signal if outcome == "survived" else outcome] += 1
-    record("kills", {"seed": seed, "moments": len(told), "by place": {k: dict(v) for k, v in by_place.items()}})
+    record({"kills": {"seed": seed, "moments": len(told), "by place": {k: dict(v) for k, v in by_place.items()}}})
 
 
 def judge_tables() -> dict:
@@ -121,7 +122,5 @@ def with_counts(text: str) -> str:
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parent / "reliability"))
-    made = {"tables": judge_tables(), "params": judge_params()}
-    for name, counted in made.items():
-        record(name, counted)
+    record({"tables": judge_tables(), "params": judge_params()})
     print(section())

@@ -5,7 +5,8 @@ import csv
 import pandas as pd
 import pytest
 import yaml
-from data.builders import good_meta, good_tables, write_raw
+from data.builders import good_meta, good_tables
+from table_changes import write_raw
 
 from rgalign.__main__ import main
 from rgalign.artifacts import record_stage, write_text
@@ -86,7 +87,7 @@ def test_what_cannot_be_done_is_said_in_one_line(run, tmp_path, capsys):
         ([str(run / "tables/dataset"), str(tmp_path / "new.csv")], f"name {run}"),
         ([str(run), str(tmp_path / "sheet.xlsx")], "is no .csv"),
         ([str(run), str(tmp_path / "sheet.xlsx"), "--read"], "save the sheet as 'CSV UTF-8'"),
-        ([str(folder), str(tmp_path / "new.csv")], "prompt_features names what is no feature column"),
+        ([str(folder), str(tmp_path / "new.csv")], "dataset.yaml prompt_features  names"),
     ):
         assert main(["labels", *arguments]) == 1
         assert message in capsys.readouterr().err

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data.builders import good_meta, good_tables, write_raw
+from data.builders import good_meta, good_tables
 from reasoner import small_models
+from table_changes import write_raw
 
 from rgalign import score
 from rgalign.artifacts import ArtifactError, write_text
