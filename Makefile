@@ -22,7 +22,7 @@ PYTHON = .venv/bin/python
 READY = .venv/.ready
 endif
 
-.PHONY: run test lint unit notebooks-test lab site env notebooks references published bench constraints clean
+.PHONY: run test lint unit notebooks-test lab site env notebooks references published bench kills reliability constraints clean
 
 run: $(READY)
 	$(PYTHON) -m rgalign run $(PARAMS)
@@ -63,6 +63,13 @@ published: $(READY)
 
 bench: $(READY)
 	$(PYTHON) -m rgalign run $(PARAMS) --run-dir outputs/benchmarks --from 91
+
+# Fifty seeded kills of a small run (half an hour), and every bad table and param: counts for docs/reliability.md.
+kills: $(READY)
+	$(PYTHON) tests/kill_runs.py
+
+reliability: $(READY)
+	$(PYTHON) tests/refresh_reliability.py
 
 constraints: $(READY)
 	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -v ' @ ' > constraints.txt
