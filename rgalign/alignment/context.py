@@ -29,6 +29,7 @@ from rgalign.ranker.train import Parts
 from rgalign.reasoner import build
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.build import ADAPTER, MAIN, Recipe
+from rgalign.reasoner.engine import Engine
 from rgalign.reasoner.model import Reasoner, save
 from rgalign.reasoner.source import load_saved
 from rgalign.stages import OpenStage
@@ -78,6 +79,11 @@ class Context:
     @property
     def accelerator(self) -> Accelerator:
         return rankers.accelerator(self.params.run.device, self.params.run.precision)
+
+    @property
+    def engine(self) -> Engine:
+        """How the steps that tune the reasoner are run."""
+        return Engine(self.params.run.precision, **self.params.alignment.engine.model_dump())
 
     @property
     def settings(self) -> dict:

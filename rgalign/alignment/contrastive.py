@@ -49,6 +49,7 @@ def contrastive(
     neftune: float | None = None,
     warmup: float = 0.05,
     weight_decay: float = 0.01,
+    engine: training.Engine = training.PLAIN,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[Reasoner, pd.DataFrame]:
@@ -98,6 +99,7 @@ def contrastive(
         warmup=warmup,
         weight_decay=weight_decay,
         neftune=neftune,
+        engine=engine,
         title="contrastive",
         progress=progress,
         callbacks=callbacks,

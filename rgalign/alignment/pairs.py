@@ -110,6 +110,11 @@ class PairDocuments(training.Rows):
         super().__init__(kept)
 
 
+def pair_tokens(row: dict) -> tuple[int, int]:
+    """Tokens of the longer document of a row of PairDocuments, and that there are two."""
+    return max(len(document["input_ids"]) for document in row["documents"]), 2
+
+
 def paired(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
     """A batch of `training.right_padded` with all chosen documents first, then all rejected ones, in one forward.
 

@@ -48,6 +48,7 @@ def tune_by_best(context: Context, start: Reasoner, best: pd.DataFrame, work: Pa
         folder=work,
         seed=derived(context.params.run.seed, "sft"),
         lora=how.lora and how.lora.model_dump(),
+        engine=context.engine,
         **how.sft.model_dump(include=set(SFT_LOOP)),
     )
 
@@ -83,6 +84,7 @@ def tune_by_pairs(
         folder=work,
         seed=derived(context.params.run.seed, "dpo"),
         lora=how.lora and how.lora.model_dump(),
+        engine=context.engine,
         watch=watch if own.looks else None,
         watch_steps=max(1, steps // max(1, own.looks)),
         **own.model_dump(include={*DPO_LOOP, *DPO_LOSS}),
@@ -130,6 +132,7 @@ def pull_to_clicks(
         folder=work,
         seed=derived(context.params.run.seed, "cl"),
         lora=how.lora and how.lora.model_dump(),
+        engine=context.engine,
         neftune=own.neftune or None,
         **own.model_dump(include={*CL_LOOP, *CL_LOSS}),
     )
