@@ -31,6 +31,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     expected = [ParamsError, artifacts.ArtifactError, OSError]
     for module, name in (
         ("rgalign.pipeline", "StageFailed"),
+        ("rgalign.processes", "ProcessesError"),
         ("rgalign.data.tables", "TableError"),
         ("rgalign.data.labels", "LabelError"),
         ("rgalign.ranking", "ScoreError"),
@@ -47,8 +48,10 @@ def run_command(options: argparse.Namespace) -> int:
     if options.warm_start:
         last = Path(options.warm_start)
         overrides["run.warm_start"] = artifacts.portable(Path(os.path.abspath(last)) if last.is_dir() else ROOT / last)
+    if options.launcher:
+        overrides["run.launcher"] = options.launcher
     params = load(options.params, overrides)
-    from rgalign import outside, pipeline
+    from rgalign import machine, outside, pipeline
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
     if run.exists() and not run.is_dir():
@@ -62,7 +65,11 @@ def run_command(options: argparse.Namespace) -> int:
         table = pipeline.plan(run, params, stages, forced=forced)
         print(table.to_string(index=False))
         print(f"about {table.seconds.sum():.0f} s in all, in {run}")
+        print(machine.outlook(params, options.card))
         return 0
+    machine.refuse(params)
+    if params.reasoner.model != "tiny":
+        print(machine.outlook(params, options.card), flush=True)
     parameters = {
         "params_file": artifacts.portable(find(options.params)),
         "run_dir": artifacts.portable(run),
@@ -137,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--through", metavar="STAGE", help="end here")
     run.add_argument("--force", action="store_true", help="run also what is unchanged")
     run.add_argument("--dry-run", action="store_true", help="say what would run and about how long")
+    run.add_argument("--launcher", metavar="COMMAND", help='several processes: "torchrun --nproc_per_node 4"')
+    run.add_argument("--card", help="estimate for this card (H100, A100, ..) instead of the one that is here")
     run.set_defaults(command=run_command)
 
     sweep = commands.add_parser("sweep", help="run params files with many seeds, then notebook 90 over all of them")

@@ -4,7 +4,7 @@ With P the parameters that a token is multiplied with (model_size.trunk) and T t
 reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
 reads once more, 2PT (Kaplan et al. 2020, 2.1). A written token costs the weights' bytes over the card's bandwidth,
 shared by the queries of a batch. Time is that at UTILISATION of the card's peak [C]; all counts are upper bounds: every
-prompt has max_tokens, every session a click. Attention's own products, the ranker and the look at each step are left out.
+prompt has max_tokens, every session a click. Attention's own products, rankers and looks at a step are left out.
 """
 
 from collections.abc import Mapping
@@ -178,7 +178,7 @@ def as_text(
     verdict = "fits" if total < 0.9 * card.memory else "DOES NOT FIT"
     return "\n".join(
         [
-            f"estimate for {processes} x {card.name} at {UTILISATION:.0%} of its peak; upper bounds (rgalign/estimate.py)",
+            f"estimate for {processes} x {card.name} at {UTILISATION:.0%} of its peak; at most (rgalign/estimate.py)",
             f"{params.reasoner.model}: {size.parameters:,} parameters, {size.trunk:,} without vocabulary",
             pd.DataFrame(shown).to_string(index=False),
             f"about {hours.sum():.1f} hours in all, and {hours.sum() * processes:.1f} card-hours",

@@ -1,4 +1,4 @@
-"""What a run is told of its machine before a kernel starts: what cannot be done there, and how long the rest will take."""
+"""What a run is told of its machine before a kernel starts: what cannot be done there, and how long the rest takes."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def outlook(params: Params, card: str | None = None) -> str:
 
 
 def _card(name: str | None, device: str):
-    """The card that an estimate is for, and what must be said of it. None: there is none, for the reason that is said."""
+    """The card that an estimate is for and what must be said of it; None where there is no estimate, and why."""
     import torch
 
     from rgalign.estimate import CARDS, Card
@@ -71,7 +71,10 @@ def _card(name: str | None, device: str):
         here = torch.cuda.get_device_properties(0)
         known = next((card for key, card in CARDS.items() if key in here.name), None)
         if known is None:
-            return None, f"no estimate: {here.name} is not among the cards of rgalign/estimate.py; --card names a like one"
+            return (
+                None,
+                f"no estimate: {here.name} is not in rgalign/estimate.py; --card names one like it",
+            )
         return Card(here.name, known.operations, known.bandwidth, here.total_memory), ""
     if device == "cuda":
         return CARDS[PLANNED_FOR], f"no CUDA device is here: the estimate is for one {PLANNED_FOR} (--card for another)"

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 class ModelSize:
     """parameters  all of them, tied ones once
     trunk        of these, all but the vocabulary's table and the language head: what every token is multiplied with
-    linear       of these, in linear layers but the language head: what 8- and 4-bit weights pack, and LoRA stands beside
+    linear       of these, in linear layers but the language head: what 8- and 4-bit weights pack, LoRA stands beside
     linear_ends  sum over these layers of inputs + outputs: LoRA has rank times as many parameters
     activations  numbers that a token leaves in one layer for the backward pass
     """

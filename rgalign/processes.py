@@ -1,8 +1,8 @@
 """Several processes: who am I among them, and starting them by the user's own launcher (run.launcher).
 
-There is no launcher here: `torchrun ..` or `accelerate launch ..` starts `python -m rgalign.worker JOB`, whose arguments
-lie in files of the folder JOB. A job goes on from what an earlier start of it left, so that a lost process costs what it
-had not finished. With one process nothing is sent and nothing is waited for.
+There is no launcher here: `torchrun ..` or `accelerate launch ..` starts `python -m rgalign.worker JOB`, whose
+arguments lie in files of the folder JOB. A job goes on from what an earlier start of it left, so that a lost process
+costs what it had not finished. With one process nothing is sent and nothing is waited for.
 """
 
 import codecs
@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def planned(launcher: str) -> int | None:
     Raises ProcessesError where a configuration file that it names is not there.
     """
     words = [part for word in shlex.split(launcher) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
-    given = dict(zip(words, words[1:], strict=False))
+    given = dict(pairwise(words))
     config: dict[str, Any] = {}
     if name := next((given[key] for key in CONFIGS if key in given), None):
         place = next((place for place in (Path(name), ROOT / name) if place.is_file()), None)

@@ -300,7 +300,7 @@ class Params(Room):
             return run
         faults = [fault] if (fault := refused(gpu_only(reasoner, alignment), run.device)) else []
         if run.launcher and alignment.loop.rounds > 1:
-            faults.append("a launcher goes through one round: set alignment.loop.rounds to 1, or leave run.launcher out")
+            faults.append("a launcher does one round: set alignment.loop.rounds to 1, or leave run.launcher out")
         if run.launcher and alignment.cl.use and alignment.cl.ranker_learns:
             faults.append("alignment.cl.ranker_learns is trained in one process: leave run.launcher out")
         if faults:

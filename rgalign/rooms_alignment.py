@@ -26,7 +26,7 @@ class Engine(Room):
         None,
         ge=16,
         description="padded tokens that a process runs at once; a step's documents are run in such pieces and their "
-        "gradients added, so that the step stays what it is. Not RG-CL, whose rows are each other's negatives. Empty: all at once",
+        "gradients added: the same step. Not RG-CL, whose rows are each other's negatives. Empty: all at once",
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="8 bit: bitsandbytes on CUDA alone")
 

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ class Share:
     def __call__(self, rows: list[dict]) -> dict[str, list[dict]]:
         count, index = processes.count(), processes.index()
         own = [_part(rows, count, each) for each in range(count)]
-        pieces = [self._pieces(part or rows[:1]) for part in own]  # fewer rows than processes: a row that weighs nothing
+        pieces = [self._pieces(part or rows[:1]) for part in own]  # fewer rows than processes: one that weighs 0
         most = max(map(len, pieces))  # sharded weights are gathered in every piece: all processes have equally many
         mine = pieces[index] + [pieces[index][-1]] * (most - len(pieces[index]))
         real = len(pieces[index]) if own[index] else 0
@@ -228,7 +228,7 @@ def trainer_arguments(
     engine: Engine,
 ) -> TrainingArguments:
     if engine.optimizer in OPTIMIZERS and device.type != "cuda":
-        raise TrainingError(f"alignment.engine.optimizer {engine.optimizer} runs on CUDA alone; the model is on {device}")
+        raise TrainingError(f"alignment.engine.optimizer {engine.optimizer} runs on CUDA alone; found {device}")
     steps = max(1, round(epochs * -(-documents // documents_per_batch)))
     logged = max(1, steps // LOGS)
     arguments = TrainingArguments(
