@@ -115,7 +115,7 @@ def run(job: str, folder: Path, launcher: str, arguments: dict[str, Any]) -> dic
 
 def _found(words: list[str]) -> list[str]:
     """The launcher's command; its program may lie beside this Python."""
-    beside = Path(sys.executable).with_name(words[0])
+    beside = Path(sys.executable).parent / words[0]
     place = shutil.which(words[0]) or (str(beside) if beside.is_file() else None)
     if place is None:
         raise ProcessesError(f"run.launcher begins with {words[0]}, which is neither on the path nor beside Python")

@@ -98,6 +98,7 @@ FLOORS = tuple(
         "plots_online",
         "plots_tour",
         "explorer",
+        "worker",
         "model_size",
         "estimate",
         "machine",

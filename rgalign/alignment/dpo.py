@@ -21,6 +21,7 @@ from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
 from rgalign.alignment.pairs import (
     PairDocuments,
     Pairs,
+    chosen_tokens,
     pair_tokens,
     paired,
     reference_faults,
@@ -99,6 +100,7 @@ def dpo(
         weight_decay=weight_decay,
         weight=lambda row: 1,
         width=pair_tokens,
+        whole=chosen_tokens,
         engine=engine,
         title="RG-DPO",
         progress=progress,
@@ -120,7 +122,7 @@ def _loss(
     """Mean loss of a batch of `paired`, and what of it is worth a line in the curve."""
     tokens = batch["length"] - batch["prompt"]
     parts = query_log_probabilities(model, batch), batch["reference"], tokens, batch["reward"]
-    pairs = PairLogProbabilities(*(half for part in parts for half in part.chunk(2)))
+    pairs = PairLogProbabilities(*(half for part in parts for half in part.chunk(2)), batch.get("chosen_tokens"))
     seen = pairs.per_token() if length_normalised else pairs
     loss = preference = OBJECTIVES[objective](seen, beta).mean()
     if sft_weight:

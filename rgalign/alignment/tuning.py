@@ -13,6 +13,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from rgalign import processes
 from rgalign.reasoner import training
 from rgalign.reasoner.adapter import ready_to_save
 from rgalign.reasoner.model import Reasoner
@@ -131,7 +132,7 @@ class Watch(TrainerCallback):
         if state.global_step % self.steps:
             return
         with training.kept_random_states():
-            stop = self.look(tuned(self.reasoner, model), state.global_step)
+            stop = processes.agreed(self.look(tuned(self.reasoner, model), state.global_step))
         model.train()
         if state.global_step in self.rows:
             state.log_history.append({"step": state.global_step, "look": self.rows[state.global_step]})

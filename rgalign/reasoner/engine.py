@@ -64,12 +64,14 @@ class Share:
     weight  what a row counts in the objective's mean (query tokens, pairs); None: the objective evens itself out over
             the processes (alignment.gather), and is not run in pieces
     width   (row) -> tokens of its widest document, and documents in a row
+    whole   (rows of the step) -> what every piece's batch must know of them all; None: nothing
     """
 
     collate: Callable[[list], dict[str, Tensor]]
     weight: Weight | None
     width: Callable[[dict], tuple[int, int]]
     tokens_per_batch: int | None
+    whole: Callable[[list], dict[str, Tensor]] | None = None
 
     def __call__(self, rows: list[dict]) -> dict[str, list[dict]]:
         count, index = processes.count(), processes.index()
@@ -79,7 +81,8 @@ class Share:
         mine = pieces[index] + [pieces[index][-1]] * (most - len(pieces[index]))
         real = len(pieces[index]) if own[index] else 0
         shares = [self._share(piece, rows, count) * (number < real) for number, piece in enumerate(mine)]
-        return {"pieces": [{**self.collate(piece), "share": s} for piece, s in zip(mine, shares, strict=True)]}
+        known = self.whole(rows) if self.whole else {}
+        return {"pieces": [{**self.collate(piece), **known, "share": s} for piece, s in zip(mine, shares, strict=True)]}
 
     def _pieces(self, rows: list[dict]) -> list[list[dict]]:
         if self.tokens_per_batch is None or self.weight is None:
@@ -119,7 +122,8 @@ class StepTrainer(Trainer):
         """Every process reads every step's rows, in one order; `Share` takes its own."""
         loader = super().get_train_dataloader()
         if processes.several():  # accelerate would deal the batches out
-            loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0
+            dealer = loader.batch_sampler
+            dealer.num_processes, dealer.process_index, dealer.even_batches = 1, 0, False
         return loader
 
     def training_step(self, model: nn.Module, inputs: dict[str, list], num_items_in_batch=None) -> Tensor:

@@ -65,6 +65,7 @@ def train(
     neftune: float | None = None,
     weight: Weight | None = None,
     width: Callable[[dict], tuple[int, int]] | None = None,
+    whole: Callable[[list], dict[str, Tensor]] | None = None,
     engine: Engine = PLAIN,
     title: str,
     progress: bool = True,
@@ -78,7 +79,7 @@ def train(
     identity       what makes this call this call, beside its settings: digests of model and data (JSON)
     learning_rate  its peak; rises over the share `warmup` of the steps, then falls to zero as a cosine
     neftune        NEFTune's alpha: noise on embeddings in training (Jain et al. 2023); None: none
-    weight, width  of a row, as of `engine.Share`; width None: that of a row of Documents
+    weight, width, whole   of a row and of a step, as of `engine.Share`; width None: that of a row of Documents
     engine         how a step is run: precision, memory
     title          of the progress bar
     Runs on the model's device; where it is called in several processes, with the same arguments in all of them, they
@@ -87,7 +88,8 @@ def train(
     """
     settings = dict(epochs=epochs, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, seed=seed)
     settings |= dict(documents_per_batch=documents_per_batch, beta2=beta2, neftune=neftune)
-    device, share = next(model.parameters()).device, Share(collate, weight, width or tokens_of, engine.tokens_per_batch)
+    device = next(model.parameters()).device
+    share = Share(collate, weight, width or tokens_of, engine.tokens_per_batch, whole)
     wrapped = objective_as_forward(model, objective) if processes.several() else nullcontext()
     with borrowed_state(), wrapped:
         arguments = trainer_arguments(folder, len(documents), device, **settings, engine=engine)
@@ -97,7 +99,8 @@ def train(
             trainer.add_callback(Bar(title))
         identity = {**identity, **settings, "engine": asdict(engine), "processes": processes.count()}
         trainer.train(resume_from_checkpoint=last_checkpoint(folder, identity))
-        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # no autocast left behind
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        model.__dict__.pop("forward", None)  # what accelerate put there for autocast
     if engine.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     processes.wait_for_all()
