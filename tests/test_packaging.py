@@ -99,6 +99,7 @@ FLOORS = tuple(
         "plots_tour",
         "explorer",
         "worker",
+        "scaling",
         "model_size",
         "estimate",
         "machine",
