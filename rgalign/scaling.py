@@ -49,7 +49,7 @@ def measure(folder: Path, sizes: list[int], *, lists: int = LISTS, threads: int 
 
 
 def growth(table: pd.DataFrame) -> pd.Series:
-    """Per step the exponent of seconds in sessions, by least squares on logarithms: 1 is linear. NaN: under two sizes."""
+    """Per step the exponent of seconds in sessions, by least squares on logarithms: 1 is linear; NaN for one size."""
     return table.groupby("step", sort=False).apply(_exponent, include_groups=False).reindex(STEPS)
 
 

@@ -234,7 +234,11 @@ def trainer_arguments(
     if engine.optimizer in OPTIMIZERS and device.type != "cuda":
         raise TrainingError(f"alignment.engine.optimizer {engine.optimizer} runs on CUDA alone; found {device}")
     steps = max(1, round(epochs * -(-documents // documents_per_batch)))
-    logged = max(1, steps // LOGS)
+    logged, more = max(1, steps // LOGS), {}
+    if engine.gradient_checkpointing:
+        more |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    if engine.optimizer in OPTIMIZERS:
+        more["optim"] = OPTIMIZERS[engine.optimizer]
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -257,9 +261,7 @@ def trainer_arguments(
         dataloader_pin_memory=device.type != "cpu",
         remove_unused_columns=False,
         bf16=engine.precision == "bf16",
-        gradient_checkpointing=engine.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if engine.gradient_checkpointing else None,
-        **({"optim": OPTIMIZERS[engine.optimizer]} if engine.optimizer in OPTIMIZERS else {}),
+        **more,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process has one card; Trainer would deal a batch out to all it sees
     return arguments
