@@ -92,6 +92,7 @@ def run(job: str, folder: Path, launcher: str, arguments: dict[str, Any]) -> dic
     What the processes print is shown here as it comes. Where they end without having said why (killed, out of memory)
     they are started once more. Raises ProcessesError.
     """
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for left in (RESULT, ERROR):
         (folder / left).unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from rgalign.params import Params, load
 from rgalign.reasoner.embed_shards import embed_share
 from rgalign.reasoner.engine import TrainingError
 from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.sharded import is_sharded
 from rgalign.reasoner.source import take_over
 
 SAID = (
@@ -95,7 +96,9 @@ def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     if arguments["step"] == "sft":
         tuned, curve = steps.tune_by_best(context, start, tables["best"], work)
     elif arguments["step"] == "dpo":
-        watch = _dashboard(context, start) if arguments["watched"] else None
+        if arguments["watched"] and is_sharded():
+            print("RG-DPO is not looked at while it trains: its weights are shared out", flush=True)
+        watch = _dashboard(context, start) if arguments["watched"] and not is_sharded() else None
         tuned, curve, reference = steps.tune_by_pairs(context, start, tables["pairs"], work, watch)
         looks = watch.rows if watch else looks
         if processes.index() == 0:

@@ -12,10 +12,12 @@ import small_run
 from peft import PeftModel
 
 from rgalign import processes
+from rgalign.alignment import candidates as writing
 from rgalign.alignment import rewarding, steps
 from rgalign.alignment.context import Context
+from rgalign.alignment.launched import shard, write_share
 from rgalign.alignment.looking import Dashboard, Lookout
-from rgalign.artifacts import digest
+from rgalign.artifacts import digest, write_table
 from rgalign.params import ROOT, ParamsError, load
 from rgalign.processes import ProcessesError, planned
 from rgalign.reasoner import source
@@ -144,6 +146,28 @@ def test_two_processes_write_the_draws_of_one(context):
     told = ["session_id", "source", "candidate", "query", "tokens", "count"]
     pd.testing.assert_frame_equal(two[told], one[told])
     np.testing.assert_allclose(two["log_probability"], one["log_probability"], atol=1e-3)
+
+
+def test_shards_of_written_queries_are_kept_and_a_lost_one_is_written_again(context, tmp_path, monkeypatch):
+    monkeypatch.setattr("rgalign.alignment.launched.SESSIONS_PER_SHARD", 30)
+    models, sessions = context.language_models(), context.sessions(context.learners)
+    prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
+    how = {"samples": 2, "max_new_tokens": 5, "seed": 4}
+    write_table(tmp_path / "sessions.parquet", sessions[["session_id"]])
+    count = -(-len(sessions) // 30)
+    assert count > 1
+    assert write_share(tmp_path, context, models, how) == {"shards": count}
+    assert write_share(tmp_path, context, models, how) == {"shards": 0}
+    before = digest(tmp_path)
+    shard(tmp_path, 1).unlink()
+    assert write_share(tmp_path, context, models, how) == {"shards": 1}
+    assert digest(tmp_path) == before
+    assert write_share(tmp_path, context, models, how | {"seed": 5}) == {"shards": count}
+    write_share(tmp_path, context, models, how)
+    parts = pd.concat([pd.read_parquet(shard(tmp_path, number)) for number in range(count)], ignore_index=True)
+    whole = writing.write(models, prompters, sessions, progress=False, **how)
+    told = ["session_id", "source", "candidate", "query", "tokens", "count"]
+    pd.testing.assert_frame_equal(parts[told], whole[told], check_dtype=False)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def load_saved(folder: Path, *, kind: str = "causal", dtype: str = "float32", de
 
 def read_from(reasoner: Reasoner, folder: Path, adapter: Path | None = None) -> Reasoner:
     """The reasoner itself, of which it is now known where other processes may read it (`hand_over`)."""
-    _READ_FROM[reasoner.model] = {"folder": str(folder), "adapter": adapter and str(adapter)}
+    _READ_FROM[reasoner.model] = {"folder": str(folder.absolute()), "adapter": adapter and str(adapter.absolute())}
     return reasoner
 
 
@@ -72,7 +72,7 @@ def hand_over(reasoner: Reasoner, folder: Path) -> dict[str, str | None]:
         if isinstance(reasoner.model, PeftModel):
             raise ReasonerError(f"the adapter of {reasoner.name} lies in no folder; other processes cannot read it")
         save(reasoner, folder)
-        place = {"folder": str(folder), "adapter": None}
+        place = {"folder": str(folder.absolute()), "adapter": None}
     return {**place, "name": reasoner.name, "kind": reasoner.kind}
 
 

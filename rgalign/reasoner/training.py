@@ -41,6 +41,7 @@ from rgalign.reasoner.engine import (
     trainer_arguments,
 )
 from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.sharded import put_together
 
 __all__ = ["CHECKPOINTS", "Documents", "Engine", "Rows", "TrainingError", "right_padded", "train"]
 
@@ -99,6 +100,7 @@ def train(
             trainer.add_callback(Bar(title))
         identity = {**identity, **settings, "engine": asdict(engine), "processes": processes.count()}
         trainer.train(resume_from_checkpoint=last_checkpoint(folder, identity))
+        put_together(model, trainer.model_wrapped, trainer.accelerator)
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         model.__dict__.pop("forward", None)  # what accelerate put there for autocast
     if engine.gradient_checkpointing:
