@@ -106,7 +106,7 @@ def seconds(table: pd.DataFrame, params: Params, size: ModelSize, card: Card, pr
     """(rows,) seconds of each row of `work` on so many cards."""
     together = max(1, WRITTEN_AT_ONCE // (params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens))
     weights = memory_of_weights(params, size)
-    reading = table["read"] * table["operations"] / card.operations
+    reading = table["read"].astype(float) * table["operations"] / card.operations  # more than int64 can hold
     writing = table["written"] / together * weights / card.bandwidth
     return (reading + writing) / UTILISATION / processes
 

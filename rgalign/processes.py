@@ -64,6 +64,13 @@ def agreed(value: bool) -> bool:
     return bool(said)
 
 
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum over the processes, in all of them; with one process the values themselves."""
+    if several():
+        dist.all_reduce(values)
+    return values
+
+
 def planned(launcher: str) -> int | None:
     """How many processes a launcher is told to start; None where it decides itself (gpu, auto).
 

@@ -82,6 +82,15 @@ def test_seconds_are_operations_over_the_cards_peak(size):
     assert found == pytest.approx(2 * 3_633_511_936 * 50_000 / 989e12 / 0.4 / 2)
 
 
+def test_seconds_of_the_papers_size_are_not_too_large_a_number(size):
+    own = params(
+        **{"reasoner.max_tokens": 512, "alignment.sft.epochs": 2, "alignment.engine.gradient_checkpointing": True}
+    )
+    table = estimate.work(own, size, Sessions.of(7_530_000))
+    found = estimate.seconds(table, own, size, CARDS["H100"], processes=8)[table["what"] == "RG-SFT"].item()
+    assert found == pytest.approx(6 * 3_633_511_936 * 2 * 5_020_000 * 532 / (8 * 0.4 * 989e12))
+
+
 def test_memory_of_an_adapter(size):
     own = params(**{"alignment.engine.tokens_per_batch": 1200, "alignment.cl.use": False})
     held = estimate.memory(own, size)

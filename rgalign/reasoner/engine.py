@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -162,11 +161,7 @@ class StepTrainer(Trainer):
 
 def over_processes(value: Tensor) -> Tensor:
     """The mean of a scalar over the processes."""
-    if processes.several():
-        value = value.clone()
-        dist.all_reduce(value)
-        value = value / processes.count()
-    return value
+    return processes.summed(value.clone()) / processes.count() if processes.several() else value
 
 
 @contextmanager
