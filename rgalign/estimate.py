@@ -41,6 +41,8 @@ CARDS = {  # in the order in which a device's name is searched for them
         ("H100", 989, 3.35, 80),
         ("A100", 312, 1.55, 40),  # the smaller one; a device says its memory itself
         ("L40S", 362, 0.864, 48),
+        ("L40", 181, 0.864, 48),
+        ("A10G", 70, 0.6, 24),
         ("A10", 125, 0.6, 24),
         ("L4", 121, 0.3, 24),
         ("RTX 4090", 165, 1.008, 24),

@@ -47,8 +47,10 @@ def outlook(params: Params, card: str | None = None) -> str:
     found, note = _card(card, params.run.device)
     if found is None:
         return note
-    place = next((p for p in (folder, folder / "0_Transformer") if (p / "config.json").is_file()), folder)
-    size = model_size(AutoConfig.from_pretrained(place, local_files_only=True), kind=room.kind)
+    try:
+        size = model_size(AutoConfig.from_pretrained(folder, local_files_only=True), kind=room.kind)
+    except (OSError, ValueError) as error:  # notebook 02 says all that is wrong with a model
+        return f"no estimate: {room.model} has no config that can be read ({str(error).splitlines()[0]})"
     launcher = params.run.launcher
     count = (processes.planned(launcher) if launcher else 1) or 1
     sharded = any(word in (launcher or "") for word in ("fsdp", "zero3"))
@@ -71,10 +73,7 @@ def _card(name: str | None, device: str):
         here = torch.cuda.get_device_properties(0)
         known = next((card for key, card in CARDS.items() if key in here.name), None)
         if known is None:
-            return (
-                None,
-                f"no estimate: {here.name} is not in rgalign/estimate.py; --card names one like it",
-            )
+            return None, f"no estimate: {here.name} is not in rgalign/estimate.py; --card names one like it"
         return Card(here.name, known.operations, known.bandwidth, here.total_memory), ""
     if device == "cuda":
         return CARDS[PLANNED_FOR], f"no CUDA device is here: the estimate is for one {PLANNED_FOR} (--card for another)"
