@@ -55,6 +55,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     expected = [ParamsError, artifacts.ArtifactError, OSError]
     for module, name in (
         ("rgalign.pipeline", "StageFailed"),
+        ("rgalign.processes", "ProcessesError"),
         ("rgalign.data.tables", "TableError"),
         ("rgalign.data.labels", "LabelError"),
         ("rgalign.ranking", "ScoreError"),
@@ -72,8 +73,10 @@ def run_command(options: argparse.Namespace) -> int:
     if options.warm_start:
         last = Path(options.warm_start)
         overrides["run.warm_start"] = artifacts.portable(Path(os.path.abspath(last)) if last.is_dir() else ROOT / last)
+    if options.launcher:
+        overrides["run.launcher"] = options.launcher
     params = load(options.params, overrides)
-    from rgalign import outside, pipeline
+    from rgalign import machine, outside, pipeline
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
     if run.exists() and not run.is_dir():
@@ -88,7 +91,11 @@ def run_command(options: argparse.Namespace) -> int:
         table = pipeline.plan(run, params, stages, forced=forced)
         print(table.to_string(index=False))
         print(f"about {table.seconds.sum():.0f} s in all, in {run}")
+        print(machine.outlook(params, options.card))
         return 0
+    machine.refuse(params)
+    if params.reasoner.model != "tiny":
+        print(machine.outlook(params, options.card), flush=True)
     parameters = {
         "params_file": artifacts.portable(find(options.params)),
         "run_dir": artifacts.portable(run),
@@ -144,9 +151,26 @@ def world_command(options: argparse.Namespace) -> int:
     data = load(options.params, {**overrides, "data.source": "shopworld"}).data
     from rgalign.data import tables, world
 
+    if options.shards:
+        from rgalign.data.world_shards import write_world
+
+        write_world(Path(options.folder), seed=data.seed, progress=True, **data.world.model_dump())
+        print(f"{data.world.sessions:,} sessions of ShopWorld {world.WORLD_VERSION}: {options.folder}")
+        return 0
     dataset = world.generate(seed=data.seed, progress=True, **data.world.model_dump())
     tables.write(dataset, Path(options.folder))
     print(f"{len(dataset.sessions):,} sessions of ShopWorld {world.WORLD_VERSION}, seed {data.seed}: {options.folder}")
+    return 0
+
+
+def scale_command(options: argparse.Namespace) -> int:
+    """Measure how time and memory grow with the sessions."""
+    from rgalign import scaling
+
+    folder = Path(os.path.abspath(options.folder))
+    found = scaling.measure(folder, options.sessions, lists=options.lists, threads=options.threads)
+    print(found.to_string(index=False))
+    print(f"seconds ~ sessions ^ {scaling.growth(found).round(2).to_dict()}; table: {folder / scaling.TABLE}")
     return 0
 
 
@@ -169,6 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--through", metavar="STAGE", help="end here")
     run.add_argument("--force", action="store_true", help="run also what is unchanged")
     run.add_argument("--dry-run", action="store_true", help="say what would run and about how long")
+    run.add_argument("--launcher", metavar="COMMAND", help='several processes: "torchrun --nproc_per_node 4"')
+    run.add_argument("--card", help="estimate for this card (H100, A100, ..) instead of the one that is here")
     run.set_defaults(command=run_command)
 
     sweep = commands.add_parser("sweep", help="run params files with many seeds, then notebook 90 over all of them")
@@ -211,7 +237,15 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example sessions=100000, seed=1"
     )
+    world.add_argument("--shards", action="store_true", help="many files, in little memory: for millions of sessions")
     world.set_defaults(command=world_command)
+
+    scale = commands.add_parser("scale", help="measure time and memory from data to evaluation, by number of sessions")
+    scale.add_argument("folder", help="worlds and scaling.parquet go there, for example outputs/scaling")
+    scale.add_argument("--sessions", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    scale.add_argument("--lists", type=int, default=200_000, help="trained on at most; the rate is told")
+    scale.add_argument("--threads", type=int, default=1)
+    scale.set_defaults(command=scale_command)
 
     labels = commands.add_parser("labels", help="write a labelling sheet, or read a filled one into labels.parquet")
     labels.add_argument("folder", help="a run (only notebook 09 runs again), or a data set (for the runs to come)")

@@ -107,10 +107,14 @@ def digest(path: Path) -> str:
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write a parquet table atomically; the same frame gives the same bytes. Raises ArtifactError for a folder."""
+    write_arrow(path, pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None))
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write an arrow table as parquet, atomically. Raises ArtifactError for a folder."""
     _refuse_folder(path)
-    table = pa.Table.from_pandas(frame, preserve_index=False)
     with atomic(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -118,11 +118,16 @@ def find(file: str | Path) -> Path:
     for candidate in (Path(file), ROOT / file):
         if candidate.is_file():
             return candidate.resolve()
-    shipped = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "params").glob("**/*.yaml"))
+    shipped = sorted(p.relative_to(ROOT).as_posix() for p in shipped_files())
     if not shipped:
         raise ParamsError(f"no params file {file}, and no params/ in {ROOT}; {NEW_FOLDER}")
     near = difflib.get_close_matches(str(file), shipped, 1)
     raise ParamsError(f"no params file {file}" + (f"; did you mean {near[0]}?" if near else f"; shipped: {shipped}"))
+
+
+def shipped_files() -> list[Path]:
+    """Every params file of the project; params/accelerate holds accelerate's own files."""
+    return sorted(path for path in (ROOT / "params").glob("**/*.yaml") if path.parent.name != "accelerate")
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

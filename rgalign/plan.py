@@ -32,7 +32,8 @@ class Stage:
 LEARNT = ("tables/dataset", "tables/encoded", "tables/embeddings", "models/reasoner", "models/rankers")
 JUDGED = ("evaluation.gauc_group", "evaluation.gauc_weight", "evaluation.bootstrap", "evaluation.ihr_judge")
 ALIGNED = ("reasoner", "ranker", "data.features.drop", "evaluation.ihr_judge", "run")
-TUNED = ("alignment.lora", "alignment.loop.look_sessions", *ALIGNED)  # and every one that tunes the reasoner
+# and every one that tunes the reasoner
+TUNED = ("alignment.lora", "alignment.engine", "alignment.loop.look_sessions", *ALIGNED)
 
 EVALUATION = "09_evaluation"  # writes the three long tables that studies and reports are made from
 

@@ -17,6 +17,7 @@ from pydantic import (
 
 from rgalign.rooms_alignment import Alignment
 from rgalign.rooms_base import Names, Real, Room, Seed, Seeds, Share, all_different, tuple_from_yaml
+from rgalign.rooms_run import RunRoom, gpu_only, refused
 
 RankerName = Literal[  # rankers that can be trained (ranker/variants.py); all but the first two and qe_rec are controls
     "two_tower",
@@ -253,19 +254,6 @@ class Evaluation(Room):
     experiment: Experiment = Experiment()
 
 
-class RunRoom(Room):
-    seed: int = Field(0, ge=0, le=4_000_000, description="every other seed derives from it unless set")
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
-    threads: int = Field(1, ge=1, description="CPU threads; pinned, since their number changes the last bits")
-    workers: int = Field(
-        1, ge=1, description="rankers, and tiny models, trained at once on a CPU; they share the threads out"
-    )
-    warm_start: str | None = Field(
-        None, description="an aligned run to go on from with newer logs: its encoding, LLMs and rankers; keep data.seed"
-    )
-
-
 class Params(Room):
     """All parameters of a run, resolved: no seed is left empty."""
 
@@ -274,7 +262,7 @@ class Params(Room):
     ranker: Ranker = Ranker()
     alignment: Alignment = Field(Alignment(), validate_default=True)
     evaluation: Evaluation = Evaluation()
-    run: RunRoom = RunRoom()
+    run: RunRoom = Field(RunRoom(), validate_default=True)
 
     @field_validator("alignment")
     @classmethod
@@ -303,6 +291,21 @@ class Params(Room):
         if faults:
             raise ValueError("; ".join(faults))
         return alignment
+
+    @field_validator("run")
+    @classmethod
+    def what_the_machine_can_do(cls, run: RunRoom, info: ValidationInfo) -> RunRoom:
+        reasoner, alignment = info.data.get("reasoner"), info.data.get("alignment")
+        if reasoner is None or alignment is None:
+            return run
+        faults = [fault] if (fault := refused(gpu_only(reasoner, alignment), run.device)) else []
+        if run.launcher and alignment.loop.rounds > 1:
+            faults.append("a launcher does one round: set alignment.loop.rounds to 1, or leave run.launcher out")
+        if run.launcher and alignment.cl.use and alignment.cl.ranker_learns:
+            faults.append("alignment.cl.ranker_learns is trained in one process: leave run.launcher out")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return run
 
     @model_validator(mode="before")
     @classmethod

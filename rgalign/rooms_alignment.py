@@ -18,6 +18,19 @@ class Lora(Room):
     targets: str = Field("all-linear", description="peft's target_modules")
 
 
+class Engine(Room):
+    """How RG-SFT, RG-DPO and RG-CL fit a large model into a card's memory; the defaults are for small ones."""
+
+    gradient_checkpointing: bool = Field(False, description="states of layers are made again in the backward pass")
+    tokens_per_batch: int | None = Field(
+        None,
+        ge=16,
+        description="padded tokens that a process runs at once; a step's documents are run in such pieces and their "
+        "gradients added: the same step. Not RG-CL, whose rows are each other's negatives. Empty: all at once",
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="8 bit: bitsandbytes on CUDA alone")
+
+
 class Candidates(Room):
     """What every LLM writes for a session with a click: its greedy query and these."""
 
@@ -128,6 +141,7 @@ class ClosedLoop(Room):
 
 class Alignment(Room):
     lora: Lora | None = Field(None, description="empty: all weights learn, as a tiny model may")
+    engine: Engine = Engine()
     candidates: Candidates = Candidates()
     reward: Reward = Reward()
     sft: Sft = Sft()

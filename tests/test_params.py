@@ -18,6 +18,7 @@ from rgalign.params import (
     flat,
     load,
     parse_assignments,
+    shipped_files,
 )
 from rgalign.plots import MODEL_STYLE
 from rgalign.ranker.fit import fit
@@ -27,7 +28,7 @@ from rgalign.reasoner.build import prompt_weight
 from rgalign.reasoner.pretrain import pretrain
 from rgalign.rooms import CORE_RANKERS, RANKERS, Params, Pretraining, RankerSettings
 
-SHIPPED = sorted((ROOT / "params").glob("**/*.yaml"))
+SHIPPED = shipped_files()
 
 
 def params_file(folder: Path, text: str) -> Path:

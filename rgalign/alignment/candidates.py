@@ -26,6 +26,7 @@ def write(
     top_p: float = 1.0,
     max_new_tokens: int = 24,
     seed: int,
+    first_row: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The greedy query and `samples` sampled ones of every model, for every session.
@@ -50,7 +51,7 @@ def write(
         put = prompters[name]
         prompts = put.sessions(sessions)
         best = queries.greedy(model, put, prompts, **how).assign(candidate=GREEDY)
-        drawn = queries.sample(model, put, prompts, seed=_seed_of(seed, name), **drawing, **how)
+        drawn = queries.sample(model, put, prompts, seed=_seed_of(seed, name), first_row=first_row, **drawing, **how)
         tables.append(pd.concat([best, drawn]).assign(source=name, number=number))
     table = pd.concat(tables).sort_values(["row", "number", "candidate"], ignore_index=True)
     return table.assign(session_id=sessions["session_id"].to_numpy()[table["row"]])[COLUMNS]

@@ -8,7 +8,7 @@ A step that is switched off hands on what it was given. The test split is nowher
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,8 +29,9 @@ from rgalign.ranker.train import Parts
 from rgalign.reasoner import build
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.build import ADAPTER, MAIN, Recipe
+from rgalign.reasoner.engine import Engine
 from rgalign.reasoner.model import Reasoner, save
-from rgalign.reasoner.source import load_saved
+from rgalign.reasoner.source import load_saved, place_of, read_from
 from rgalign.stages import OpenStage
 
 QE_REC, RGALIGN_REC = "qe_rec", "rgalign_rec"
@@ -55,20 +56,29 @@ class Context:
     @classmethod
     def of(cls, stage: OpenStage) -> "Context":
         """From a stage's declared inputs."""
-        params = stage.params
-        pair = (vectors.load(stage.path("tables/embeddings") / "prompt" / kind) for kind in ("sessions", "intents"))
-        parts = rankers.load_parts(stage.path("tables/encoded"))
-        folder = stage.path("models/rankers")
+        return cls.at(stage.params, stage.path)
+
+    @classmethod
+    def at(cls, params: Params, path: Callable[[str], Path]) -> "Context":
+        """path: artifact -> where it lies."""
+        pair = (vectors.load(path("tables/embeddings") / "prompt" / kind) for kind in ("sessions", "intents"))
+        parts = rankers.load_parts(path("tables/encoded"))
+        folder = path("models/rankers")
         trained = rankers.load_rankers(folder, [QE_REC], params.ranker.seeds)
         return cls(
             params,
-            tables.read(stage.path("tables/dataset")),
+            tables.read(path("tables/dataset")),
             rankers.with_vectors(parts, QE_REC, *pair, seed=params.reasoner.seed),
-            build.Recipe(params.reasoner.model_dump(), params.data.features.drop, params.run.device),
+            build.Recipe.of(params),
             {seed: model for (_, seed), model in trained.items()},
-            stage.path("models/reasoner"),
+            path("models/reasoner"),
             folder / QE_REC,
         )
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.models.parents[1]
 
     @property
     def writes(self) -> bool:
@@ -78,6 +88,11 @@ class Context:
     @property
     def accelerator(self) -> Accelerator:
         return rankers.accelerator(self.params.run.device, self.params.run.precision)
+
+    @property
+    def engine(self) -> Engine:
+        """How the steps that tune the reasoner are run."""
+        return Engine(self.params.run.precision, **self.params.alignment.engine.model_dump())
 
     @property
     def settings(self) -> dict:
@@ -154,7 +169,9 @@ def load_step(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:
         whole.model.name_or_path = whole.model.config.name_or_path = main.name
         return replace(whole, name=main.name)
     base = copy.deepcopy(main.model)  # peft writes its layers into the model that it is given
-    return replace(main, model=adapted(base, folder, main.name, merge=False))
+    whole = replace(main, model=adapted(base, folder, main.name, merge=False))
+    place = place_of(main)
+    return read_from(whole, Path(place["folder"]), folder) if place and not place["adapter"] else whole
 
 
 def hand_on(start: Path, folder: Path) -> None:

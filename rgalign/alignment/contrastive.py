@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from rgalign import processes
 from rgalign.alignment.collapse import alignment, effective_rank, uniformity
 from rgalign.alignment.gather import evened, gathered
 from rgalign.alignment.info_nce import SIMILARITIES, contrastive_loss, ranker_nce
@@ -49,6 +50,7 @@ def contrastive(
     neftune: float | None = None,
     warmup: float = 0.05,
     weight_decay: float = 0.01,
+    engine: training.Engine = training.PLAIN,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[Reasoner, pd.DataFrame]:
@@ -98,6 +100,7 @@ def contrastive(
         warmup=warmup,
         weight_decay=weight_decay,
         neftune=neftune,
+        engine=engine,
         title="contrastive",
         progress=progress,
         callbacks=callbacks,
@@ -123,7 +126,7 @@ def _objective(
     loss, query = torch.stack(losses).mean(), queries[0]
     values = {"contrastive": loss, "effective_rank": effective_rank(query)}
     values["alignment"] = alignment(query, spaces[0].intents[clicked])
-    if len(query) > 1:
+    if len(query) > 1 or processes.several():  # all processes log the same names; of a single row it is NaN
         values["uniformity"] = uniformity(query)
     if lm_weight:
         head = reasoner.plain.get_output_embeddings()

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
-from rgalign.alignment.pairs import PairDocuments, Pairs, paired, reference_faults, reference_log_probabilities
+from rgalign.alignment.pairs import (
+    PairDocuments,
+    Pairs,
+    chosen_tokens,
+    pair_tokens,
+    paired,
+    reference_faults,
+    reference_log_probabilities,
+)
 from rgalign.alignment.tuning import Watch, query_log_probabilities, trainable, tuned
 from rgalign.data.faults import nearest
 from rgalign.reasoner import training
@@ -48,6 +56,7 @@ def dpo(
     pairs_per_batch: int = 32,
     warmup: float = 0.05,
     weight_decay: float = 0.01,
+    engine: training.Engine = training.PLAIN,
     watch: Callable[[Reasoner, int], bool] | None = None,
     watch_steps: int = 50,
     progress: bool = True,
@@ -60,7 +69,7 @@ def dpo(
     sft_weight         of the chosen queries' -log p per token beside it; keeps them likely, not just likelier [C]
     length_normalised  whether the objective sees log-probabilities per token
     min_margin         pairs whose rewards do not differ by more are left out [C: the paper warns of weak negatives]
-    lora               as of `tuning.trainable`; folder, seed and the loop's settings: as of `training.train`
+    lora               as of `tuning.trainable`; folder, seed, engine and the loop's settings: as of `training.train`
     watch              called with the policy in eval mode and the step, every `watch_steps` steps; True stops training
     Curve: step, loss, accuracy (share of pairs with a margin above 0), chosen_ratio and rejected_ratio (log of policy
     to reference, nats a query), margin (beta times what the objective sees), preference (the objective alone; loss has
@@ -89,6 +98,10 @@ def dpo(
         documents_per_batch=pairs_per_batch,
         warmup=warmup,
         weight_decay=weight_decay,
+        weight=lambda row: 1,
+        width=pair_tokens,
+        whole=chosen_tokens,
+        engine=engine,
         title="RG-DPO",
         progress=progress,
         callbacks=[*callbacks, *([Watch(reasoner, watch, watch_steps)] if watch else [])],
@@ -109,7 +122,7 @@ def _loss(
     """Mean loss of a batch of `paired`, and what of it is worth a line in the curve."""
     tokens = batch["length"] - batch["prompt"]
     parts = query_log_probabilities(model, batch), batch["reference"], tokens, batch["reward"]
-    pairs = PairLogProbabilities(*(half for part in parts for half in part.chunk(2)))
+    pairs = PairLogProbabilities(*(half for part in parts for half in part.chunk(2)), batch.get("chosen_tokens"))
     seen = pairs.per_token() if length_normalised else pairs
     loss = preference = OBJECTIVES[objective](seen, beta).mean()
     if sft_weight:

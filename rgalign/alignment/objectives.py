@@ -28,6 +28,7 @@ class PairLogProbabilities(NamedTuple):
     rejected_tokens: Tensor
     reward_chosen: Tensor
     reward_rejected: Tensor
+    step_tokens: Tensor | None = None  # mean of chosen_tokens over the whole step, where these rows are a piece of it
 
     @property
     def margin(self) -> Tensor:
@@ -43,6 +44,7 @@ class PairLogProbabilities(NamedTuple):
             reference_rejected=self.reference_rejected / self.rejected_tokens,
             chosen_tokens=torch.ones_like(self.chosen_tokens),
             rejected_tokens=torch.ones_like(self.rejected_tokens),
+            step_tokens=None,
         )
 
 
@@ -63,8 +65,8 @@ def ipo(pairs: PairLogProbabilities, beta: float) -> Tensor:
 
 
 def sft(pairs: PairLogProbabilities, beta: float) -> Tensor:
-    """-log p of the chosen queries; its mean over rows is the mean per token of the batch, as in RG-SFT. No beta."""
-    return -pairs.chosen / pairs.chosen_tokens.float().mean()
+    """-log p of the chosen queries; its mean over rows is the mean per token of the step, as in RG-SFT. No beta."""
+    return -pairs.chosen / (pairs.chosen_tokens.float().mean() if pairs.step_tokens is None else pairs.step_tokens)
 
 
 OBJECTIVES: dict[str, AlignmentObjective] = {"dpo": dpo, "ipo": ipo, "sft": sft}

@@ -110,6 +110,17 @@ class PairDocuments(training.Rows):
         super().__init__(kept)
 
 
+def pair_tokens(row: dict) -> tuple[int, int]:
+    """Tokens of the longer document of a row of PairDocuments, and that there are two."""
+    return max(len(document["input_ids"]) for document in row["documents"]), 2
+
+
+def chosen_tokens(rows: Sequence[dict]) -> dict[str, Tensor]:
+    """chosen_tokens (), float32: mean tokens of the chosen queries of a step, of which a batch may be a piece."""
+    tokens = [len(row["documents"][0]["input_ids"]) - row["documents"][0]["prompt"] for row in rows]
+    return {"chosen_tokens": torch.tensor(tokens).float().mean()}
+
+
 def paired(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
     """A batch of `training.right_padded` with all chosen documents first, then all rejected ones, in one forward.
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rgalign.alignment import candidates as writing
+from rgalign.alignment import launched
 from rgalign.alignment.context import MAIN, Context
 from rgalign.alignment.cross_sampling import query_vectors
 from rgalign.alignment.reward import ALL, ONE, REWARDS, RewardModel, load_reward_model, scored, train_reward_models
@@ -36,16 +37,16 @@ def write_candidates(context: Context, models: dict[str, Reasoner]) -> pd.DataFr
     prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
     lists = [with_click(part) for part in (context.parts.train, context.parts.dev)]
     sessions = pd.concat([context.sessions(part) for part in lists], ignore_index=True)
-    return writing.write(
-        models,
-        prompters,
-        sessions,
-        samples=samples,
-        temperature=how.temperature,
-        top_p=how.top_p,
-        max_new_tokens=context.params.reasoner.queries.max_new_tokens,
-        seed=derived(context.params.run.seed, "candidates"),
-    )
+    asked = {
+        "samples": samples,
+        "temperature": how.temperature,
+        "top_p": how.top_p,
+        "max_new_tokens": context.params.reasoner.queries.max_new_tokens,
+        "seed": derived(context.params.run.seed, "candidates"),
+    }
+    if context.recipe.launcher:
+        return launched.write(context, models, sessions, asked)
+    return writing.write(models, prompters, sessions, **asked)
 
 
 EMPTY = {name: "object" for name in writing.COLUMNS} | {"tokens": "int64", "count": "int64", "reward": "float64"}

@@ -28,13 +28,14 @@ def sft(
     neftune: float = 5.0,
     warmup: float = 0.05,
     weight_decay: float = 0.01,
+    engine: training.Engine = training.PLAIN,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[Reasoner, pd.DataFrame]:
     """A reasoner tuned to write these queries, and its curve: step, loss, seconds.
 
     prompts, queries  token ids (Prompter.sessions, Prompter.queries), end id last
-    folder            work folder, seed, warmup and all else of the loop: as of `training.train`
+    folder            work folder, seed, warmup, engine and all else of the loop: as of `training.train`
     lora              as of `tuning.trainable`; None: all weights
     neftune           alpha of the noise on embeddings [P: NEFTune; C: 5]; 0: none
     The loss is the mean of -log p over the batch's query tokens, in nats. Raises ValueError that lists all faults.
@@ -66,11 +67,18 @@ def sft(
         warmup=warmup,
         weight_decay=weight_decay,
         neftune=neftune or None,
+        weight=query_tokens,
+        engine=engine,
         title="RG-SFT",
         progress=progress,
         callbacks=callbacks,
     )
     return tuned(reasoner, model), curve
+
+
+def query_tokens(row: dict) -> int:
+    """Tokens of a row of `training.Documents` that the loss is a mean over."""
+    return len(row["input_ids"]) - row["prompt"]
 
 
 def query_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rgalign.alignment import preferences
+from rgalign.alignment import launched, preferences
 from rgalign.alignment.context import Context
 from rgalign.alignment.contrastive import contrastive
 from rgalign.alignment.dpo import dpo, reference_log_probabilities
@@ -38,6 +38,8 @@ def best_queries(context: Context, scored: pd.DataFrame) -> pd.DataFrame:
 
 def tune_by_best(context: Context, start: Reasoner, best: pd.DataFrame, work: Path) -> tuple[Reasoner, pd.DataFrame]:
     """RG-SFT (METHOD.md 2.3, step 2): the reasoner learns to write each session's best query. Returns its curve too."""
+    if context.recipe.launcher:
+        return launched.tune(context, "sft", start, work, tables={"best": best})[:2]
     how = context.params.alignment
     prompter = context.recipe.prompter(context.shop, start)
     prompts = _prompts_by_session(context, start)
@@ -48,6 +50,7 @@ def tune_by_best(context: Context, start: Reasoner, best: pd.DataFrame, work: Pa
         folder=work,
         seed=derived(context.params.run.seed, "sft"),
         lora=how.lora and how.lora.model_dump(),
+        engine=context.engine,
         **how.sft.model_dump(include=set(SFT_LOOP)),
     )
 
@@ -72,6 +75,12 @@ def tune_by_pairs(
     watch  called `alignment.dpo.looks` times; True stops training
     """
     how, own = context.params.alignment, context.params.alignment.dpo
+    if context.recipe.launcher:
+        watched = watch is not None and own.looks > 0
+        aligned, curve, said = launched.tune(context, "dpo", start, work, tables={"pairs": pairs}, watched=watched)
+        if watched:
+            getattr(watch, "rows", {}).update({int(step): row for step, row in said["looks"].items()})
+        return aligned, curve, pd.read_parquet(work / "job" / "reference.parquet")
     prompter = context.recipe.prompter(context.shop, start)
     given = preferences.to_pairs(pairs, _prompts_by_session(context, start), prompter)
     reference = reference_log_probabilities(start, given)
@@ -83,6 +92,7 @@ def tune_by_pairs(
         folder=work,
         seed=derived(context.params.run.seed, "dpo"),
         lora=how.lora and how.lora.model_dump(),
+        engine=context.engine,
         watch=watch if own.looks else None,
         watch_steps=max(1, steps // max(1, own.looks)),
         **own.model_dump(include={*DPO_LOOP, *DPO_LOSS}),
@@ -115,6 +125,9 @@ def pull_to_clicks(
     Hard negatives are those of a session's shown intents that the rankers like best and nobody clicked [C].
     """
     how, own = context.params.alignment, context.params.alignment.cl
+    if context.recipe.launcher:
+        tables = {} if best is None else {"best": best}
+        return launched.tune(context, "cl", start, work, tables=tables, learners=learners)[:2]
     learners, queries = learners if learners is not None else context.learners, None
     if best is not None and own.lm_weight:
         learners = learners.take(np.flatnonzero(pd.Index(learners.session_id).isin(best["session_id"])))
@@ -130,6 +143,7 @@ def pull_to_clicks(
         folder=work,
         seed=derived(context.params.run.seed, "cl"),
         lora=how.lora and how.lora.model_dump(),
+        engine=context.engine,
         neftune=own.neftune or None,
         **own.model_dump(include={*CL_LOOP, *CL_LOSS}),
     )

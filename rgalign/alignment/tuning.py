@@ -13,6 +13,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from rgalign import processes
 from rgalign.reasoner import training
 from rgalign.reasoner.adapter import ready_to_save
 from rgalign.reasoner.model import Reasoner
@@ -94,21 +95,25 @@ def log_probabilities(
     title: str = "log-probabilities",
     progress: bool = True,
 ) -> np.ndarray:
-    """(documents,) float32: `query_log_probabilities` of given queries, in eval mode; a batch has about one length."""
+    """(documents,) float32: `query_log_probabilities` of given queries, in eval mode; a batch has about one length.
+
+    Called in several processes, each runs every so many-th batch, and all return the whole.
+    """
     documents = training.Documents(prompts, queries)
     order = sorted(range(len(documents)), key=lambda row: (len(documents[row]["input_ids"]), row))
-    found = np.empty(len(documents), dtype=np.float32)
+    found = np.zeros(len(documents), dtype=np.float32)
+    firsts = range(0, len(order), documents_per_batch)[processes.index() :: processes.count()]
     was_training = reasoner.model.training
     reasoner.model.eval()
     try:
-        for start in tqdm(range(0, len(order), documents_per_batch), desc=title, disable=not progress):
+        for start in tqdm(firsts, desc=title, disable=not progress or processes.index() > 0):
             rows = order[start : start + documents_per_batch]
             batch = training.right_padded([documents[row] for row in rows], reasoner.tokenizer.pad_token_id)
             batch = {name: value.to(reasoner.device) for name, value in batch.items()}
             found[rows] = query_log_probabilities(reasoner.model, batch).cpu().numpy()
     finally:
         reasoner.model.train(was_training)
-    return found
+    return processes.summed(torch.from_numpy(found).to(reasoner.device)).cpu().numpy()
 
 
 class Watch(TrainerCallback):
@@ -131,7 +136,7 @@ class Watch(TrainerCallback):
         if state.global_step % self.steps:
             return
         with training.kept_random_states():
-            stop = self.look(tuned(self.reasoner, model), state.global_step)
+            stop = processes.agreed(self.look(tuned(self.reasoner, model), state.global_step))
         model.train()
         if state.global_step in self.rows:
             state.log_history.append({"step": state.global_step, "look": self.rows[state.global_step]})

@@ -12,6 +12,7 @@ import pandas as pd
 
 from rgalign.data import cfpb_csv, tables
 from rgalign.data.candidates import SAMPLED_NEGATIVES, draw_lists, impressions
+from rgalign.data.parquet import is_there
 from rgalign.data.schema import SPLITS, to_frame, to_table
 from rgalign.data.split import by_fraction
 from rgalign.data.tables import Dataset, TableError
@@ -26,7 +27,7 @@ CANDIDATES = (
 
 def folder(path: str | Path) -> Dataset:
     """A data set folder, all of it: every split, and the truth where there is one."""
-    return tables.read(path, splits=SPLITS, truth=(Path(path) / "truth.parquet").is_file())
+    return tables.read(path, splits=SPLITS, truth=is_there(path, "truth"))
 
 
 def cfpb(csv_path: str | Path, *, seed: int) -> Dataset:

@@ -4,11 +4,11 @@ import hashlib
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rgalign.data import check_values
 from rgalign.data.check_yaml import check_world, check_yaml
 from rgalign.data.faults import SHOWN, Report, nearest, quote
+from rgalign.data.parquet import Table, location
 from rgalign.data.schema import (
     KINDS,
     NEEDED_TABLES,
@@ -39,8 +39,8 @@ def check(folder: str | Path) -> Report:
         report.fault(str(folder), "is not a folder; expected a data set: intents, sessions, impressions, dataset.yaml")
         return report
     meta = check_yaml(report, folder / YAML_FILE)
-    files = {name: file for name in TABLES if (file := _open(report, folder / f"{name}.parquet", name)) is not None}
-    report.rows = {name: file.metadata.num_rows for name, file in files.items()}
+    files = {name: file for name in TABLES if (file := _open(report, folder, name)) is not None}
+    report.rows = {name: file.rows for name, file in files.items()}
     kinds = {name: kind for name, kind in meta.get("features", {}).items() if kind in KINDS}
     if meta:
         check_world(report, meta, simulated="truth" in files)
@@ -51,28 +51,35 @@ def check(folder: str | Path) -> Report:
     return report
 
 
-def _open(report: Report, path: Path, name: str) -> pq.ParquetFile | None:
+def _open(report: Report, folder: Path, name: str) -> Table | None:
+    path, many = folder / f"{name}.parquet", folder / name
     if path.is_dir():
-        report.fault(path.name, "is a folder; expected one parquet file")
+        report.fault(path.name, f"is a folder; expected one parquet file, or a folder {name}/ of many")
         return None
-    if not path.is_file():
+    if path.is_file() and many.is_dir():
+        report.fault(path.name, f"is there, and a folder {name}/ as well; expected one of the two")
+        return None
+    if not location(folder, name).exists():
         if name in NEEDED_TABLES:
             report.fault(path.name, f"is missing; expected columns {', '.join(REQUIRED[name])}")
         return None
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        return Table(folder, name, checked=True)
     except READ_ERRORS as error:
+        if many.is_dir():
+            report.fault(f"{name}/", f"cannot be read as one table ({' '.join(str(error).split())})")
+            return None
         size = path.stat().st_size
         report.fault(path.name, f"cannot be read, {size:,} bytes, corrupt or cut short ({error}); write it again")
         return None
 
 
-def _check_columns(report: Report, name: str, file: pq.ParquetFile, kinds: dict[str, str]) -> set[str]:
+def _check_columns(report: Report, name: str, file: Table, kinds: dict[str, str]) -> set[str]:
     """The columns whose type is sound."""
     schema, features = file.schema_arrow, kinds if name == "sessions" else {}
     needed = [*REQUIRED[name], *features]
     known = {*needed, *OPTIONAL.get(name, {})}
-    if file.metadata.num_rows == 0:
+    if file.rows == 0:
         report.fault(f"{name}.parquet", "is empty: no rows")
     for column in dict.fromkeys(column for column in schema.names if schema.names.count(column) > 1):
         report.fault(f"{name}.{column}", f"is there {schema.names.count(column)} times; expected once")

@@ -16,6 +16,7 @@ import pandas as pd
 
 from rgalign import artifacts
 from rgalign.data.faults import SHOWN, nearest, quote
+from rgalign.data.parquet import location
 from rgalign.data.schema import STRING
 from rgalign.data.tables import Dataset
 
@@ -126,7 +127,7 @@ def with_labels_of_run(shop: Dataset, path: Path | None, dataset: Path) -> Datas
 
 
 def _digest(dataset: Path) -> str:
-    return artifacts.digest(dataset / "sessions.parquet")
+    return artifacts.digest(location(dataset, "sessions"))
 
 
 def _in_words(row: dict, features: Sequence[str], kinds: Mapping[str, str], titles: Mapping[str, str]) -> str:

@@ -163,8 +163,13 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _concatenated(shards: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Tensor by tensor over all shards, so that the memory is that of the part and of one tensor's file pages."""
+    """Tensor by tensor over all shards, so that the memory is that of the part and of one tensor's file pages.
+
+    One shard alone is mapped: its pages come from the file as they are read, and go again where memory is short.
+    """
     files = [safe_open(path, framework="pt") for path in shards]
+    if len(files) == 1:
+        return {name: files[0].get_tensor(name) for name in files[0].keys()}  # noqa: SIM118 (not a dict)
     tensors = {}
     for name in files[0].keys():  # noqa: SIM118 (not a dict)
         pieces = [file.get_tensor(name) for file in files]

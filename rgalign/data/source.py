@@ -4,16 +4,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rgalign.data.faults import Report
+from rgalign.data.parquet import Table
 
 
 @dataclass
 class Source:
     """The opened files, the columns of each whose type is sound, the feature kinds, the sound part of dataset.yaml."""
 
-    files: dict[str, pq.ParquetFile]
+    files: dict[str, Table]
     columns: dict[str, set[str]]
     kinds: dict[str, str]
     meta: dict
@@ -30,8 +30,8 @@ class Source:
             return None
         try:
             values = self.files[table].read(columns=[column])[column]
-            if len(values) != self.files[table].metadata.num_rows:
-                raise OSError(f"{len(values)} values for {self.files[table].metadata.num_rows} rows")
+            if len(values) != self.files[table].rows:
+                raise OSError(f"{len(values)} values for {self.files[table].rows} rows")
             values.validate(full=True)  # bytes that are not UTF-8 would otherwise surface in the middle of a run
         except (pa.ArrowException, OSError) as error:
             self.columns[table].discard(column)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rgalign.data import columns, schema, split
 from rgalign.data.encode import (
@@ -24,6 +23,7 @@ from rgalign.data.encode import (
 )
 from rgalign.data.features import FeatureSpace, among, fit_space, hashes
 from rgalign.data.lists import PARTS
+from rgalign.data.parquet import Table
 from rgalign.data.shards import LISTS_PER_SHARD, ShardWriter, save_intents, save_space
 
 TRAIN, DEV = PARTS.index("train"), PARTS.index("dev")
@@ -96,7 +96,7 @@ def encode_folder(
 
 
 class _Impressions:
-    """impressions.parquet, handed out session by session in the order of the file."""
+    """The impressions, handed out session by session in the order of the file."""
 
     def __init__(self, folder: Path, rows: int):
         self.batches = _batches(folder, "impressions", IMPRESSION_COLUMNS, rows)
@@ -169,13 +169,12 @@ def _refuse_one_side(folder: Path, train: np.ndarray, development: Development) 
 
 def _batches(folder: Path, table: str, names: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[pa.Table]:
     kinds = _meta(folder)["features"]
-    file = pq.ParquetFile(folder / f"{table}.parquet")
-    for batch in file.iter_batches(rows, columns=None if names is None else list(names)):
+    for batch in Table(folder, table).iter_batches(rows, names):
         yield schema.as_types(pa.Table.from_batches([batch]), table, kinds)
 
 
 def _intents(folder: Path) -> pd.DataFrame:
-    return schema.to_frame(schema.as_types(pq.read_table(folder / "intents.parquet"), "intents", {}))
+    return schema.to_frame(schema.as_types(Table(folder, "intents").read(), "intents", {}))
 
 
 def _meta(folder: Path) -> dict:

@@ -20,6 +20,7 @@ import yaml
 
 from rgalign.data import split as splitting
 from rgalign.data.checks import Report, check
+from rgalign.data.parquet import Table, is_there
 from rgalign.data.schema import KINDS, SPLITS, TABLES, YAML_FILE, as_types, read_yaml, to_frame, to_table
 
 __all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "read", "write"]
@@ -72,7 +73,7 @@ def read(folder: str | Path, *, splits: Sequence[str] = ("train", "valid"), trut
     others = {
         name: to_frame(_load(folder, name, kinds, ids))
         for name in ("transcripts", "labels", "truth")
-        if (folder / f"{name}.parquet").is_file() and (name != "truth" or truth)
+        if is_there(folder, name) and (name != "truth" or truth)
     }
     if truth and "truth" not in others:
         raise TableError(f"{folder}/ has no truth.parquet: only a simulated data set knows the truth")
@@ -107,12 +108,12 @@ def write(dataset: Dataset, folder: str | Path) -> None:
 
 
 def _sessions(folder: Path, kinds: dict[str, str], meta: dict, splits: Sequence[str]) -> pd.DataFrame:
-    path = folder / "sessions.parquet"
-    keys = to_frame(as_types(pq.read_table(path, columns=["timestamp", "split"]), "sessions", kinds))
+    file = Table(folder, "sessions")
+    keys = to_frame(as_types(file.read(["timestamp", "split"]), "sessions", kinds))
     part = splitting.resolve(keys, meta)
     wanted = part.isin(list(splits)).to_numpy(dtype=bool)
     batches, row = [], 0
-    for batch in pq.ParquetFile(path).iter_batches(ROW_GROUP):
+    for batch in file.iter_batches(ROW_GROUP):
         batches.append(batch.filter(pa.array(wanted[row : row + len(batch)])))
         row += len(batch)
     table = pa.Table.from_batches(batches)
@@ -124,7 +125,7 @@ def _sessions(folder: Path, kinds: dict[str, str], meta: dict, splits: Sequence[
 def _load(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None = None) -> pa.Table:
     """One table in its types; rows of other sessions left where they are, rows without a session kept."""
     batches = []
-    file = pq.ParquetFile(folder / f"{name}.parquet")
+    file = Table(folder, name)
     for batch in file.iter_batches(ROWS_AT_ONCE):
         part = as_types(pa.Table.from_batches([batch]), name, kinds)
         if sessions is not None and "session_id" in part.column_names:

@@ -42,24 +42,35 @@ def generate(
     progress  shows a bar once it takes more than five seconds
     The tables depend on nothing but these arguments; `distance` and `transcripts` touch the transcripts only.
     """
-    _refuse(seed=seed, sessions=sessions, users=users, distance=distance, transcripts=transcripts)
+    refuse(seed=seed, sessions=sessions, users=users, distance=distance, transcripts=transcripts)
     world = World.build(seed)
     parts = batches(world, sessions=sessions, users=users)
     bar = {"total": -(-sessions // BATCH), "desc": "ShopWorld", "unit": "batch", "delay": 5, "disable": not progress}
     tables = [pa.concat_tables(part).combine_chunks() for part in zip(*tqdm(parts, **bar), strict=True)]
     settings = {"sessions": sessions, "users": users, "distance": distance, "transcripts": transcripts}
-    kinds = dict(KINDS) | dict.fromkeys(TEXT_COLUMNS, "text")
-    chats = to_frame(draw_transcripts(world, rows=transcripts, distance=distance)) if transcripts else None
+    others, meta = without_sessions(world, settings)
     return Dataset(
         name="shopworld",
-        kinds=kinds,
-        meta=_meta(world, kinds, settings),
-        intents=to_frame(_intents(world)),
+        kinds=dict(meta["features"]),
+        meta=meta,
+        intents=to_frame(others["intents"]),
         sessions=to_frame(tables[0]),
         impressions=to_frame(tables[1]),
-        transcripts=chats,
+        transcripts=to_frame(others["transcripts"]) if transcripts else None,
         truth=to_frame(tables[2]),
     )
+
+
+def without_sessions(world: World, settings: dict) -> tuple[dict[str, pa.Table], dict]:
+    """What a world has beside its sessions: intents, transcripts where there are any, and dataset.yaml.
+
+    settings  sessions, users, distance, transcripts of `generate`
+    """
+    others = {"intents": _intents(world)}
+    if settings["transcripts"]:
+        rows, distance = settings["transcripts"], settings["distance"]
+        others["transcripts"] = draw_transcripts(world, rows=rows, distance=distance)
+    return others, _meta(world, dict(KINDS) | dict.fromkeys(TEXT_COLUMNS, "text"), settings)
 
 
 def oracle_scores(dataset_meta: dict, truth: pd.DataFrame, which: str = "all") -> np.ndarray:
@@ -75,7 +86,7 @@ def oracle_scores(dataset_meta: dict, truth: pd.DataFrame, which: str = "all") -
     return flat.reshape(len(truth), -1).astype(np.float64) @ world.attraction
 
 
-def _refuse(*, seed: int, sessions: int, users: int, distance: float, transcripts: int) -> None:
+def refuse(*, seed: int, sessions: int, users: int, distance: float, transcripts: int) -> None:
     wrong = [f"{name} is {value}; expected at least {least}"
              for name, value, least in (("seed", seed, 0), ("sessions", sessions, 1), ("users", users, 1),
                                         ("transcripts", transcripts, 0)) if value < least]  # fmt: skip

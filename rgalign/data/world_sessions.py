@@ -4,7 +4,7 @@ Every batch has a generator of its own and is written before the next one is dra
 the memory of one batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,12 +100,19 @@ def draw_timestamps(world: World, sessions: int) -> np.ndarray:
     return START + np.sort(seconds).astype("timedelta64[s]")
 
 
-def batches(world: World, *, sessions: int, users: int) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:
-    """Sessions, impressions and truth of the world, in order of time, `BATCH` sessions at a time."""
+def batches(
+    world: World, *, sessions: int, users: int, left_out: Collection[int] = ()
+) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:
+    """Sessions, impressions and truth of the world, in order of time, `BATCH` sessions at a time.
+
+    left_out  numbers of batches that are not drawn: the others stay as they are
+    """
     people = draw_users(world, users)
     timestamps = draw_timestamps(world, sessions)
     ends = cumulative(_prior_by_day(world))
     for first in range(0, sessions, BATCH):
+        if first // BATCH in left_out:
+            continue
         rng = generator(world.seed, "batch", first // BATCH)
         yield _batch(world, people, ends, first, timestamps[first : first + BATCH], rng)
 

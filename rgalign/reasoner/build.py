@@ -19,9 +19,10 @@ from rgalign.data.prompts import Prompter
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.parallel import each
+from rgalign.params import Params
 from rgalign.reasoner import lsa, queries, tokenizer
 from rgalign.reasoner.adapter import adapted
-from rgalign.reasoner.embed_shards import embed_to_shards, gather
+from rgalign.reasoner.embed_shards import embed_by_processes, embed_to_shards, gather
 from rgalign.reasoner.folder import positions
 from rgalign.reasoner.model import Reasoner, ReasonerError, look, save, tiny
 from rgalign.reasoner.pretrain import pretrain
@@ -38,12 +39,18 @@ KB_ALONE_REPEATS = 200  # times the KB is read by the control that reads nothing
 class Recipe:
     """The params that models and vectors are made by.
 
-    settings  the section `reasoner`;  drop  data.features.drop;  device  run.device
+    settings  the section `reasoner`;  drop  data.features.drop;  device, launcher  those of run
     """
 
     settings: Mapping[str, Any]
     drop: Sequence[str] = ()
     device: str = "cpu"
+    launcher: str | None = None
+
+    @classmethod
+    def of(cls, params: Params) -> "Recipe":
+        """By a run's params."""
+        return cls(params.reasoner.model_dump(), params.data.features.drop, params.run.device, params.run.launcher)
 
     @property
     def own(self) -> bool:
@@ -149,6 +156,7 @@ class Embedding:
     max_new_tokens: int = 24
     words: Pipeline | None = None  # instead of the reasoner: TF-IDF and SVD
     tokens_per_batch: int | None = None
+    recipe: Recipe | None = None  # with a launcher, several processes embed
 
     def sessions(self, frame: pd.DataFrame, work: Path) -> Vectors:
         """Vectors of sessions by session_id. work: folder for finished shards; a killed call goes on from them."""
@@ -170,8 +178,12 @@ class Embedding:
     def _vectors(self, ids: list[str], sequences: list[list[int]], work: Path) -> Vectors:
         if self.words is not None:
             return Vectors(ids, lsa.embed(self.words, sequences))
-        how = {"pooling": self.pooling, "tokens_per_batch": self.tokens_per_batch}
-        embed_to_shards(work, self.reasoner, ids, sequences, prefix=len(self.prompter.head), **how)
+        how = {"pooling": self.pooling, "tokens_per_batch": self.tokens_per_batch, "prefix": len(self.prompter.head)}
+        if self.recipe is not None and self.recipe.launcher:
+            where = {"dtype": self.recipe.settings["dtype"], "device": self.recipe.device}
+            embed_by_processes(work, self.reasoner, ids, sequences, launcher=self.recipe.launcher, **where, **how)
+        else:
+            embed_to_shards(work, self.reasoner, ids, sequences, **how)
         vectors = gather(work)
         shutil.rmtree(work)
         return vectors
@@ -201,6 +213,7 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
         max_new_tokens=settings["queries"]["max_new_tokens"],
         words=words,
         tokens_per_batch=settings["embed_tokens_per_batch"],
+        recipe=recipe,
     )
 
 

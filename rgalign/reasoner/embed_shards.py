@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 
-from rgalign.artifacts import atomic
+from rgalign import processes
+from rgalign.artifacts import atomic, write_arrow
 from rgalign.data import vectors as store
 from rgalign.data.vectors import Vectors
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, fingerprint
+from rgalign.reasoner.source import hand_over, take_over
 
 ROWS_PER_SHARD = 20_000
+ROWS_BY_PROCESSES = 2_000  # in a shard that several processes share out; fixed, so that their number changes no byte
+SEQUENCES = "sequences.parquet"
 LABEL, VECTORS = "shard.json", "vectors"
 
 
@@ -64,6 +71,41 @@ def embed_to_shards(
             (temporary / LABEL).write_text(json.dumps(label) + "\n", encoding="utf-8")
         made += 1
     return made
+
+
+def embed_by_processes(
+    folder: Path,
+    reasoner: Reasoner,
+    ids: Sequence[str],
+    sequences: Sequence[Sequence[int]],
+    *,
+    launcher: str,
+    dtype: str,
+    device: str,
+    **options: Any,
+) -> None:
+    """`embed_to_shards` by the processes that the launcher starts; the same bytes for any number of them.
+
+    The job's own folder lies beside the shards' and goes when it is done. A lost process costs the shard that it was
+    making. dtype, device: with which they read the reasoner. Raises ProcessesError, ReasonerError.
+    """
+    job = folder.with_name(f"{folder.name}-job")
+    tokens = pa.array([list(map(int, row)) for row in sequences], pa.list_(pa.int32()))
+    write_arrow(job / SEQUENCES, pa.table({"id": pa.array(list(map(str, ids)), pa.string()), "tokens": tokens}))
+    arguments = {"reasoner": hand_over(reasoner, job / "reasoner"), "dtype": dtype, "device": device}
+    arguments |= {"shards": str(folder.absolute()), "threads": torch.get_num_threads(), "options": options}
+    processes.run("embed", job, launcher, arguments)
+    shutil.rmtree(job)
+
+
+def embed_share(job: Path, arguments: dict[str, Any]) -> dict[str, int]:
+    """This process's part of `embed_by_processes`."""
+    table = pq.read_table(job / SEQUENCES)
+    ids, sequences = table["id"].to_pylist(), table["tokens"].to_pylist()
+    reasoner = take_over(arguments["reasoner"], dtype=arguments["dtype"], device=arguments["device"])
+    share = {"process_index": processes.index(), "processes": processes.count(), "rows_per_shard": ROWS_BY_PROCESSES}
+    how = {**arguments["options"], **share, "progress": processes.index() == 0}
+    return {"shards": embed_to_shards(arguments["shards"], reasoner, ids, sequences, **how)}
 
 
 def gather(folder: str | Path) -> Vectors:

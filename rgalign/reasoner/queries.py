@@ -30,6 +30,7 @@ def sample(
     top_p: float = 1.0,
     max_new_tokens: int = 24,
     seed: int,
+    first_row: int = 0,
     tokens_per_batch: int = 16_384,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -39,14 +40,15 @@ def sample(
     Columns: row (place in prompts), candidate (0.. in order of drawing), query (may be ""), log_probability (nats, sum
     over the query's tokens, the end token included, of the untempered model; of the first drawn), tokens (their
     number), count (how often it was drawn). A draw depends on seed, row and its own number alone: more samples, prompts
-    or new tokens leave it as it begins; torch's state is neither read nor moved. Raises ValueError with every fault of
+    or new tokens leave it as it begins; torch's state is neither read nor moved. first_row: the number that the first
+    prompt's draws go by, where these are a part of more. Raises ValueError with every fault of
     the arguments, ReasonerError for an encoder.
     """
     faults = [f"samples is {samples}; expected 1 or more"] if samples < 1 else []
     faults += [f"temperature is {temperature}; expected more than 0"] if not temperature > 0 else []
     faults += [f"top_p is {top_p}; expected more than 0 and at most 1"] if not 0 < top_p <= 1 else []
     _check(reasoner, prompts, max_new_tokens, faults)
-    uniform = torch.from_numpy(_uniform(seed, len(prompts), samples, max_new_tokens))
+    uniform = torch.from_numpy(_uniform(seed, len(prompts), samples, max_new_tokens, first_row))
 
     def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
         return _invert((logits / temperature).softmax(-1), uniform[draws, step].to(logits.device), top_p)
@@ -72,7 +74,7 @@ def greedy(
     return _write(reasoner, prompter, prompts, 1, choose, max_new_tokens, tokens_per_batch, progress)
 
 
-def _uniform(seed: int, rows: int, samples: int, steps: int) -> np.ndarray:
+def _uniform(seed: int, rows: int, samples: int, steps: int, first_row: int = 0) -> np.ndarray:
     """(rows * samples, steps) float32 in 0 to 1; a line depends on seed, row and number alone, and its beginning not on
     its length.
 
@@ -83,7 +85,7 @@ def _uniform(seed: int, rows: int, samples: int, steps: int) -> np.ndarray:
     start, generator = bits.state, np.random.Generator(bits)
     drawn = np.empty((rows * samples, steps), dtype=np.float32)
     for line in range(len(drawn)):
-        start["state"]["counter"][:] = (0, 0, line % samples, line // samples)
+        start["state"]["counter"][:] = (0, 0, line % samples, first_row + line // samples)
         bits.state = start  # as fresh: nothing is left of the line before
         generator.random(out=drawn[line], dtype=np.float32)
     return drawn

@@ -7,15 +7,23 @@ A copy of a taken model would be gigabytes, and a quantised one with an adapter 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from peft import PeftModel
+from torch import nn
 
 from rgalign.artifacts import atomic
 from rgalign.outside import content
+from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.folder import locate, read_json
-from rgalign.reasoner.model import Reasoner, ReasonerError, load
+from rgalign.reasoner.model import Reasoner, ReasonerError, load, save
 
 SOURCE = "source.json"
+# model -> where its weights were read from. By the very object: a copy, which may be trained, is not among them.
+_READ_FROM: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary()
 
 
 def name_source(folder: Path, model: str, *, adapter: str | None = None, **how: Any) -> None:
@@ -32,7 +40,7 @@ def load_saved(folder: Path, *, kind: str = "causal", dtype: str = "float32", de
     Raises ReasonerError, also where a model taken as it is is no longer what the run has read.
     """
     if not (folder / SOURCE).is_file():
-        return load(str(folder), kind=kind, dtype=dtype, device=device)
+        return read_from(load(str(folder), kind=kind, dtype=dtype, device=device), folder)
     said = read_json(folder / SOURCE)
     was = said.pop("content")
     now = _contents(said["model"], said["adapter"])
@@ -42,7 +50,41 @@ def load_saved(folder: Path, *, kind: str = "causal", dtype: str = "float32", de
             f"{folder} names what has changed since notebook 02 read it:\n{lines}\nPut back what was there, or run "
             "02_reasoner and all that follows again"
         )
-    return load(**said, device=device)
+    return read_from(load(**said, device=device), folder)
+
+
+def read_from(reasoner: Reasoner, folder: Path, adapter: Path | None = None) -> Reasoner:
+    """The reasoner itself, of which it is now known where other processes may read it (`hand_over`)."""
+    _READ_FROM[reasoner.model] = {"folder": str(folder.absolute()), "adapter": adapter and str(adapter.absolute())}
+    return reasoner
+
+
+def place_of(reasoner: Reasoner) -> dict[str, str | None] | None:
+    """What `read_from` was told of this reasoner's very model, if it is all still there."""
+    place = _READ_FROM.get(reasoner.model)
+    return place if place and all(Path(path).is_dir() for path in place.values() if path) else None
+
+
+def hand_over(reasoner: Reasoner, folder: Path) -> dict[str, str | None]:
+    """Where another process finds these weights, for `take_over`; saved into `folder` where they lie nowhere yet."""
+    place = place_of(reasoner)
+    if place is None:
+        if isinstance(reasoner.model, PeftModel):
+            raise ReasonerError(f"the adapter of {reasoner.name} lies in no folder; other processes cannot read it")
+        save(reasoner, folder)
+        place = {"folder": str(folder.absolute()), "adapter": None}
+    return {**place, "name": reasoner.name, "kind": reasoner.kind}
+
+
+def take_over(said: dict[str, str | None], *, dtype: str, device: str) -> Reasoner:
+    """The reasoner that `hand_over` told of."""
+    base = load_saved(Path(said["folder"]), kind=said["kind"], dtype=dtype, device=device)
+    # what an adapter will say it belongs to: the folder is only where the weights lay
+    base.model.name_or_path = base.model.config.name_or_path = said["name"]
+    base = replace(base, name=said["name"])
+    if said["adapter"] is None:
+        return base
+    return replace(base, model=adapted(base.model, Path(said["adapter"]), base.name, merge=False))
 
 
 def _contents(model: str, adapter: str | None) -> dict[str, str]:

@@ -5,13 +5,11 @@ are prompt and query as token ids; which tokens are the query's is told by posit
 """
 
 import json
-import math
 import random
 import shutil
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,19 +20,32 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from rgalign.artifacts import write_text
+from rgalign import processes
+from rgalign.reasoner.engine import (
+    CHECKPOINTS,
+    PLAIN,
+    Bar,
+    Engine,
+    Mark,
+    Objective,
+    Share,
+    StepTrainer,
+    TrainingError,
+    Weight,
+    last_checkpoint,
+    objective_as_forward,
+    trainer_arguments,
+)
 from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.sharded import put_together
 
-Objective = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
+__all__ = ["CHECKPOINTS", "Documents", "Engine", "Rows", "TrainingError", "right_padded", "train"]
 
-COMPLETE = "complete"  # mark in a checkpoint's folder, written last: a killed writer leaves none
-SETTINGS = "settings.json"  # what the checkpoints beside it belong to
-CHECKPOINTS, LOGS = 8, 40  # a run has about so many; a checkpoint falls on a log, so that a resumed curve is the same
+OWN_LOGS = ("epoch", "grad_norm", "learning_rate", "train_runtime")  # what Trainer adds by itself
 
 
 def train(
@@ -53,6 +64,10 @@ def train(
     weight_decay: float = 0.01,
     beta2: float = 0.999,
     neftune: float | None = None,
+    weight: Weight | None = None,
+    width: Callable[[dict], tuple[int, int]] | None = None,
+    whole: Callable[[list], dict[str, Tensor]] | None = None,
+    engine: Engine = PLAIN,
     title: str,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
@@ -65,27 +80,37 @@ def train(
     identity       what makes this call this call, beside its settings: digests of model and data (JSON)
     learning_rate  its peak; rises over the share `warmup` of the steps, then falls to zero as a cosine
     neftune        NEFTune's alpha: noise on embeddings in training (Jain et al. 2023); None: none
+    weight, width, whole   of a row and of a step, as of `engine.Share`; width None: that of a row of Documents
+    engine         how a step is run: precision, memory
     title          of the progress bar
-    Runs on the model's device, in one process; random states and accelerate's state stay the caller's.
+    Runs on the model's device; where it is called in several processes, with the same arguments in all of them, they
+    share out each step. Random states and accelerate's state stay the caller's.
     Raises TrainingError when the loss is not finite.
     """
     settings = dict(epochs=epochs, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, seed=seed)
     settings |= dict(documents_per_batch=documents_per_batch, beta2=beta2, neftune=neftune)
     device = next(model.parameters()).device
-    with borrowed_state():
-        arguments = _arguments(folder, len(documents), device, **settings)
-        trainer = _Trainer(objective, model, arguments, collate, documents, callbacks=[_Mark(), *callbacks])
+    share = Share(collate, weight, width or tokens_of, engine.tokens_per_batch, whole)
+    wrapped = objective_as_forward(model, objective) if processes.several() else nullcontext()
+    with borrowed_state(), wrapped:
+        arguments = trainer_arguments(folder, len(documents), device, **settings, engine=engine)
+        trainer = StepTrainer(objective, model, arguments, share, documents, callbacks=[Mark(), *callbacks])
         trainer.remove_callback(PrinterCallback)
-        if progress:
-            trainer.add_callback(_Bar(title))
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder, {**identity, **settings}))
-    shutil.rmtree(folder)
+        if progress and processes.index() == 0:
+            trainer.add_callback(Bar(title))
+        identity = {**identity, **settings, "engine": asdict(engine), "processes": processes.count()}
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder, identity))
+        put_together(model, trainer.model_wrapped, trainer.accelerator)
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        model.__dict__.pop("forward", None)  # what accelerate put there for autocast
+    if engine.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    processes.wait_for_all()
+    if processes.index() == 0:
+        shutil.rmtree(folder)
     curve = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
     known = ["step", "loss", *sorted(set(curve) - {"step", "loss", "seconds", *OWN_LOGS}), "seconds"]
     return curve[known]
-
-
-OWN_LOGS = ("epoch", "grad_norm", "learning_rate", "train_runtime")  # what Trainer adds by itself
 
 
 class Rows(Dataset):
@@ -126,6 +151,11 @@ def right_padded(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
     return {"ids": torch.tensor(ids), "prompt": torch.tensor(prompt), "length": torch.tensor(lengths)}
 
 
+def tokens_of(row: dict) -> tuple[int, int]:
+    """Tokens of a row of Documents, and how many documents it is."""
+    return len(row["input_ids"]), 1
+
+
 def document_faults(
     reasoner: Reasoner, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]
 ) -> list[str]:
@@ -143,117 +173,6 @@ def document_faults(
     if reasoner.positions is not None and longest > reasoner.positions:
         faults.append(f"a prompt and its query have {longest} tokens; the model can read {reasoner.positions} at most")
     return faults
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and the parameter to change."""
-
-
-class _Trainer(Trainer):
-    """The objective's loss; its other values, as means since the last log, and the seconds of all calls in the log."""
-
-    def __init__(self, objective: Objective, *arguments, **more):
-        super().__init__(*arguments, **more)
-        self.objective, self.seen = objective, defaultdict(list)
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
-        loss, values = self.objective(model, inputs)
-        for name, value in values.items():
-            self.seen[name].append(value.detach())
-        return (loss, None) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if not math.isfinite(logs.get("loss", 0)):
-            raise TrainingError(
-                f"the language model's loss is {logs['loss']} at step {self.state.global_step}: lower this stage's "
-                f"learning_rate (it is {self.args.learning_rate:g})"
-            )
-        if not hasattr(self, "began"):
-            self.began = time.perf_counter() - max((e.get("seconds", 0) for e in self.state.log_history), default=0)
-        means = {name: float(torch.stack(values).mean()) for name, values in self.seen.items()}
-        self.seen.clear()
-        super().log({**logs, **means, "seconds": time.perf_counter() - self.began}, start_time)
-
-
-class _Mark(TrainerCallback):
-    """Marks a checkpoint as whole once everything of it is written."""
-
-    def on_save(self, args, state, control, **_) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-class _Bar(TrainerCallback):
-    """A progress bar over steps, with the last logged loss."""
-
-    def __init__(self, title: str):
-        self.title = title
-
-    def on_train_begin(self, args, state, control, **_) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
-
-    def on_step_end(self, args, state, control, **_) -> None:
-        self.bar.update(1)
-
-    def on_log(self, args, state, control, logs=None, **_) -> None:
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-
-    def on_train_end(self, args, state, control, **_) -> None:
-        self.bar.close()
-
-
-def _arguments(
-    folder: Path,
-    documents: int,
-    device: torch.device,
-    *,
-    epochs: float,
-    learning_rate: float,
-    warmup: float,
-    weight_decay: float,
-    documents_per_batch: int,
-    seed: int,
-    beta2: float,
-    neftune: float | None,
-) -> TrainingArguments:
-    steps = max(1, round(epochs * -(-documents // documents_per_batch)))
-    logged = max(1, steps // LOGS)
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=documents_per_batch,
-        learning_rate=learning_rate,
-        adam_beta2=beta2,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(warmup * steps),
-        weight_decay=weight_decay,
-        neftune_noise_alpha=neftune,
-        seed=seed,
-        data_seed=seed,
-        logging_steps=logged,
-        logging_nan_inf_filter=False,
-        save_steps=logged * max(1, LOGS // CHECKPOINTS),
-        save_total_limit=1,
-        use_cpu=device.type == "cpu",
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_pin_memory=device.type != "cpu",
-        remove_unused_columns=False,
-    )
-
-
-def _last_checkpoint(folder: Path, identity: dict) -> str | None:
-    """The newest whole checkpoint of this very call; all others are removed, and the folder is made."""
-    text = json.dumps(identity, sort_keys=True)
-    said = folder / SETTINGS
-    if not said.exists() or said.read_text(encoding="utf-8") != text:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(said, text)
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / COMPLETE).exists():
-            shutil.rmtree(checkpoint)
-    whole = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return str(whole[-1]) if whole else None
 
 
 @contextmanager

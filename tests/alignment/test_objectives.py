@@ -45,7 +45,7 @@ def test_length_normalised_everything_is_per_token():
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_are_those_of_finite_differences(name):
-    fixed = PairLogProbabilities(*(part.double() for part in PAIRS))
+    fixed = PairLogProbabilities(*(part.double() for part in PAIRS[:-1]))
 
     def losses(chosen, rejected):
         return OBJECTIVES[name](fixed._replace(chosen=chosen, rejected=rejected), 0.3)

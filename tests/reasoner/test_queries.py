@@ -263,3 +263,8 @@ def test_an_encoder_cannot_write(reasoner, prompter, prompts):
     for write in (queries.greedy, lambda *args: queries.sample(*args, samples=1, seed=0)):
         with pytest.raises(ReasonerError, match="MiniLM is an encoder: it embeds, it cannot write queries"):
             write(encoder, prompter, prompts)
+
+
+def test_a_part_of_the_prompts_has_the_numbers_that_it_has_among_all():
+    whole = queries._uniform(3, 10, 2, 5)
+    assert (queries._uniform(3, 6, 2, 5, first_row=4) == whole[8:]).all()

@@ -1,0 +1,189 @@
+"""What a run with a pretrained language model will take, before it starts: time from tokens, memory from parameters.
+
+With P the parameters that a token is multiplied with (model_size.trunk) and T the tokens, in floating point operations:
+reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
+reads once more, 2PT (Kaplan et al. 2020, 2.1). A written token costs the weights' bytes over the card's bandwidth,
+shared by the queries of a batch. Time is that at UTILISATION of the card's peak [C]; all counts are upper bounds: every
+prompt has max_tokens, every session a click. Attention's own products, rankers and looks at a step are left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from rgalign.model_size import ModelSize
+from rgalign.params import Params
+
+UTILISATION = 0.4  # of a card's peak in bf16 and of its bandwidth [C]
+WRITTEN_AT_ONCE = 16_384  # tokens in the cache while queries are written (reasoner.queries)
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PACKED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a weight of a linear layer
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Card:
+    """One accelerator by its data sheet: dense bf16 operations a second, bytes a second, bytes."""
+
+    name: str
+    operations: float
+    bandwidth: float
+    memory: float
+
+
+CARDS = {  # in the order in which a device's name is searched for them
+    name: Card(name, operations * 1e12, bandwidth * 1e12, memory * GIB)
+    for name, operations, bandwidth, memory in (
+        ("B200", 2250, 8.0, 180),
+        ("H200", 989, 4.8, 141),
+        ("H100", 989, 3.35, 80),
+        ("A100", 312, 1.55, 40),  # the smaller one; a device says its memory itself
+        ("L40S", 362, 0.864, 48),
+        ("L40", 181, 0.864, 48),
+        ("A10G", 70, 0.6, 24),
+        ("A10", 125, 0.6, 24),
+        ("L4", 121, 0.3, 24),
+        ("RTX 4090", 165, 1.008, 24),
+        ("RTX 3090", 71, 0.936, 24),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """How many there are: all; of train and valid; of train's part (learners), at most all of which have a click."""
+
+    all: int
+    seen: int
+    learners: int
+
+    @classmethod
+    def of(cls, count: int) -> "Sessions":
+        """By the shares of ShopWorld's weeks: four of six train, one valid, one test."""
+        return cls(count, count * 5 // 6, count * 4 // 6)
+
+
+def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
+    """One row a use of the main model: stage, what, read (tokens), written (tokens), operations a read token."""
+    how, prompt = params.alignment, params.reasoner.max_tokens
+    query, trunk = params.reasoner.queries.max_new_tokens, size.trunk
+    forward, learning = 2 * trunk, learning_operations(params, size)
+    models = 1 + len(params.reasoner.others)
+    drawn = how.candidates.samples + 1
+    if how.candidates.llms == "one":
+        drawn, models = models * drawn, 1
+    rows = [
+        ("02_reasoner", "embed train and valid", sessions.seen * prompt, 0, forward),
+        ("09_evaluation", "embed test", (sessions.all - sessions.seen) * prompt, 0, forward),
+    ]
+    if how.loop.rounds:
+        writes = params.reasoner.kind == "causal"
+        document, learners = prompt + query, sessions.learners
+        pairs = int(learners * (1 - how.dpo.margin_quantile))
+        if writes:
+            rows.append(("04_reward_model", f"write {drawn} queries a session, by each of {models} models",
+                         2 * learners * prompt * models, learners * drawn * query * models, forward))  # fmt: skip
+        if writes and how.sft.use:
+            rows.append(("05_rg_sft", "RG-SFT", int(learners * how.sft.epochs) * document, 0, learning))
+        if writes and how.dpo.use:
+            rows.append(("06_rg_dpo", "reference", 2 * pairs * document, 0, forward))
+            rows.append(("06_rg_dpo", "RG-DPO", int(2 * pairs * how.dpo.epochs) * document, 0, learning))
+        if how.cl.use:
+            rows.append(("07_rg_cl", "RG-CL", int(learners * how.cl.epochs) * document, 0, learning))
+        rows.append(("08_closed_loop", "embed train and valid anew", sessions.seen * prompt, 0, forward))
+        rows.append(("09_evaluation", "embed test anew", (sessions.all - sessions.seen) * prompt, 0, forward))
+    table = pd.DataFrame(rows, columns=["stage", "what", "read", "written", "operations"])
+    return table.sort_values("stage", kind="stable", ignore_index=True)
+
+
+def learning_operations(params: Params, size: ModelSize) -> int:
+    """Operations a token in training: 6P, or 4P with an adapter; 2P more with gradient checkpointing."""
+    times = (4 if params.alignment.lora else 6) + (2 if params.alignment.engine.gradient_checkpointing else 0)
+    return times * size.trunk
+
+
+def seconds(table: pd.DataFrame, params: Params, size: ModelSize, card: Card, processes: int) -> pd.Series:
+    """(rows,) seconds of each row of `work` on so many cards."""
+    together = max(1, WRITTEN_AT_ONCE // (params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens))
+    weights = memory_of_weights(params, size)
+    reading = table["read"].astype(float) * table["operations"] / card.operations  # more than int64 can hold
+    writing = table["written"] / together * weights / card.bandwidth
+    return (reading + writing) / UTILISATION / processes
+
+
+def memory_of_weights(params: Params, size: ModelSize) -> float:
+    """Bytes of the model as it is loaded."""
+    packed = PACKED.get(params.reasoner.quantize or "")
+    own = BYTES[params.reasoner.dtype]
+    return size.parameters * own if packed is None else size.linear * packed + (size.parameters - size.linear) * own
+
+
+def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool = False) -> dict[str, float]:
+    """Bytes on each card at the widest step of RG-SFT, RG-DPO or RG-CL, by what they are for.
+
+    weights      twice: the model that a stage begins from stays beside the one that learns, and is not sharded
+    gradients, optimizer   of what learns: an adapter in float32, or all weights in their own type; AdamW keeps two
+                           numbers a parameter, of the same type, or of one byte (adamw_8bit)
+    activations  of the tokens that run at once: all of a layer's, times the layers; with gradient checkpointing each
+                 layer's input, and one layer whole
+    logits       of the queries' tokens: the head's own, and twice float32 for the loss
+    sharded      FSDP, ZeRO-3: weights that learn, gradients and optimizer are shared out over the processes
+    """
+    how, own = params.alignment, BYTES[params.reasoner.dtype]
+    learning = size.lora(how.lora.rank) if how.lora else size.parameters
+    each = 4 if how.lora else own
+    state = 1 if how.engine.optimizer == "adamw_8bit" else each
+    tokens, queries = widest_step(params, processes)
+    kept = size.layers * size.activations
+    if how.engine.gradient_checkpointing:
+        kept = size.layers * size.hidden + size.activations
+    compute = 2 if params.run.precision == "bf16" else own
+    weights, share = memory_of_weights(params, size), processes if sharded else 1
+    return {
+        "weights": weights + weights / share,
+        "gradients": learning * each / share,
+        "optimizer": 2 * learning * state / share,
+        "activations": tokens * kept * compute,
+        "logits": queries * size.vocabulary * (own + 8),
+    }
+
+
+def widest_step(params: Params, processes: int) -> tuple[int, int]:
+    """Tokens, and query tokens among them, that a process runs at once at most."""
+    how, query = params.alignment, params.reasoner.queries.max_new_tokens
+    document = params.reasoner.max_tokens + query
+    at_once = {"sft": how.sft.documents_per_batch, "dpo": 2 * how.dpo.pairs_per_batch}
+    budget = how.engine.tokens_per_batch
+    if budget:
+        least = {"sft": 1, "dpo": 2}
+        at_once = {name: min(count, max(least[name], budget // document)) for name, count in at_once.items()}
+    at_once["cl"] = -(-how.cl.documents_per_batch // processes)
+    if not budget:
+        at_once |= {name: -(-at_once[name] // processes) for name in ("sft", "dpo")}
+    used = [count for name, count in at_once.items() if getattr(how, name).use] if how.loop.rounds else []
+    widest = max(used, default=0)
+    return widest * document, widest * query
+
+
+def as_text(
+    table: pd.DataFrame, held: Mapping[str, float], size: ModelSize, params: Params, card: Card, processes: int
+) -> str:
+    """The estimate for people: rows of `work` with hours, then memory and whether it fits."""
+    shown: dict[str, Any] = {"stage": table["stage"], "what": table["what"]}
+    shown["million tokens"] = ((table["read"] + table["written"]) / 1e6).round(1)
+    hours = seconds(table, params, size, card, processes) / 3600
+    shown["hours"] = hours.round(2)
+    total = sum(held.values())
+    parts = ", ".join(f"{name} {amount / GIB:.1f}" for name, amount in held.items())
+    verdict = "fits" if total < 0.9 * card.memory else "DOES NOT FIT"
+    return "\n".join(
+        [
+            f"estimate for {processes} x {card.name} at {UTILISATION:.0%} of its peak; at most (rgalign/estimate.py)",
+            f"{params.reasoner.model}: {size.parameters:,} parameters, {size.trunk:,} without vocabulary",
+            pd.DataFrame(shown).to_string(index=False),
+            f"about {hours.sum():.1f} hours in all, and {hours.sum() * processes:.1f} card-hours",
+            f"memory a card, GiB: {parts}; {total / GIB:.1f} of {card.memory / GIB:.0f}: {verdict}",
+        ]
+    )

@@ -1,0 +1,91 @@
+"""What a run is told of its machine before a kernel starts: what cannot be done there, and how long the rest takes."""
+
+from pathlib import Path
+
+from rgalign import artifacts, processes
+from rgalign.outside import model_folder
+from rgalign.params import Params, ParamsError
+from rgalign.rooms_run import gpu_only, refused
+
+UNKNOWN = 20_000  # sessions of a raw source, which nobody has counted yet
+PLANNED_FOR = "H100"  # where there is no CUDA and no --card
+
+
+def refuse(params: Params) -> None:
+    """Raise ParamsError for what this machine cannot do: CUDA that is not here, and all that needs it."""
+    needs = gpu_only(params.reasoner, params.alignment)
+    if params.run.device != "cuda" and not needs:
+        return
+    import torch  # late: most runs need not wait two seconds for it
+
+    if torch.cuda.is_available():
+        return
+    faults = [refused(needs, "cpu")] if needs else []
+    if params.run.device == "cuda":
+        faults.insert(0, "run.device is cuda, and torch sees no CUDA device here; expected auto or cpu")
+    lines = "\n".join(f"  {fault}" for fault in faults)
+    raise ParamsError(f"these params cannot run on this machine:\n{lines}")
+
+
+def outlook(params: Params, card: str | None = None) -> str:
+    """What people read before a run begins: the estimate (rgalign/estimate.py), or why there is none.
+
+    card  a name of estimate.CARDS; None: the one that is here, else PLANNED_FOR
+    Raises ParamsError for a card that nobody knows.
+    """
+    room = params.reasoner
+    if room.model == "tiny":
+        return "the language model is tiny: seconds by stage above are all there is to say, and memory is small"
+    folder = model_folder(room.model)
+    if folder is None:
+        return f"no estimate: {room.model} is not on this machine (hf download {room.model})"
+    from transformers import AutoConfig
+
+    from rgalign import estimate
+    from rgalign.model_size import model_size
+
+    found, note = _card(card, params.run.device)
+    if found is None:
+        return note
+    try:
+        size = model_size(AutoConfig.from_pretrained(folder, local_files_only=True), kind=room.kind)
+    except (OSError, ValueError) as error:  # notebook 02 says all that is wrong with a model
+        return f"no estimate: {room.model} has no config that can be read ({str(error).splitlines()[0]})"
+    launcher = params.run.launcher
+    count = (processes.planned(launcher) if launcher else 1) or 1
+    sharded = any(word in (launcher or "") for word in ("fsdp", "zero3"))
+    table = estimate.work(params, size, estimate.Sessions.of(_sessions(params)))
+    held = estimate.memory(params, size, processes=count, sharded=sharded)
+    return "\n".join(filter(None, (note, estimate.as_text(table, held, size, params, found, count))))
+
+
+def _card(name: str | None, device: str):
+    """The card that an estimate is for and what must be said of it; None where there is no estimate, and why."""
+    import torch
+
+    from rgalign.estimate import CARDS, Card
+
+    if name is not None and name not in CARDS:
+        raise ParamsError(f"--card is {name}; expected one of {', '.join(CARDS)}")
+    if name is not None:
+        return CARDS[name], ""
+    if torch.cuda.is_available() and device in ("auto", "cuda"):
+        here = torch.cuda.get_device_properties(0)
+        known = next((card for key, card in CARDS.items() if key in here.name), None)
+        if known is None:
+            return None, f"no estimate: {here.name} is not in rgalign/estimate.py; --card names one like it"
+        return Card(here.name, known.operations, known.bandwidth, here.total_memory), ""
+    if device == "cuda":
+        return CARDS[PLANNED_FOR], f"no CUDA device is here: the estimate is for one {PLANNED_FOR} (--card for another)"
+    return None, "no estimate on a CPU: nobody knows its peak. --card H100 says what a card would take"
+
+
+def _sessions(params: Params) -> int:
+    if params.data.source == "shopworld":
+        return params.data.world.sessions
+    path = artifacts.data_path(str(params.data.path)) if params.data.path else Path()
+    if params.data.source != "folder":
+        return UNKNOWN
+    from rgalign.data.parquet import Table
+
+    return Table(path, "sessions").rows

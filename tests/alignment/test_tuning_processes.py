@@ -1,0 +1,112 @@
+"""A step is the same step in pieces of few tokens, and shared out over two processes (gloo, CPU)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import process_worker
+import pytest
+import torch
+
+from rgalign.reasoner.engine import Engine, Share
+from rgalign.reasoner.model import load
+from rgalign.reasoner.training import Documents, right_padded, tokens_of
+
+HERE = Path(__file__).parent
+# sums are taken in another order: float32's rounding, which AdamW passes on for a dozen steps
+CURVE = dict(rtol=1e-4, atol=1e-5)
+JOBS = {
+    "sft": {"step": "sft"},
+    "sft in pieces": {"step": "sft", "budget": 16},
+    "sft by an adapter": {"step": "sft", "lora": True},
+    "sft with a document too few": {"step": "sft", "batch": 7},  # the last step has one document for two processes
+    "dpo": {"step": "dpo"},
+    "dpo in pieces": {"step": "dpo", "budget": 40},
+    "dpo looked at and stopped": {"step": "dpo", "looks": True},
+    "cl": {"step": "cl"},
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """What two processes made of all jobs, one after the other: <name>/ and <name>.parquet."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "jobs.json").write_text(json.dumps(JOBS))
+    paths = [HERE, HERE.parents[1], os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(HERE / "process_worker.py"), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def compared(shared: Path, name: str, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    how = {key: value for key, value in JOBS[name].items() if key != "budget"}
+    _, alone = process_worker.train(**how, folder=folder)
+    both = [curve.drop(columns="seconds") for curve in (pd.read_parquet(shared / f"{name}.parquet"), alone)]
+    for curve in both:
+        if "accuracy" in curve:
+            curve.loc[0, "accuracy"] = 0.0  # policy and reference agree at first: whose rounding is larger says nothing
+    return both[0], both[1]
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "cl"])
+def test_two_processes_have_the_curve_of_one(shared, name, tmp_path):
+    two, one = compared(shared, name, tmp_path / "alone")
+    assert len(one) > 4
+    pd.testing.assert_frame_equal(two, one, **CURVE)
+
+
+def test_two_processes_have_the_contrastive_curve_of_one(shared, tmp_path):
+    """The losses; a batch's rank, uniformity and distance are means over the processes' own rows."""
+    two, one = compared(shared, "cl", tmp_path / "alone")
+    losses = ["step", "loss", "contrastive", "language"]
+    pd.testing.assert_frame_equal(two[losses], one[losses], **CURVE)
+
+
+def test_two_processes_end_with_the_weights_of_one(shared, tmp_path):
+    reasoner, _ = process_worker.train("sft", tmp_path / "alone")
+    both = load(str(shared / "sft")).model.state_dict()
+    for name, value in reasoner.model.state_dict().items():
+        torch.testing.assert_close(both[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("step", "budget"), [("sft", 10), ("sft", 64), ("dpo", 30)])
+def test_pieces_leave_the_curve_of_one_process_as_it_is(step, budget, tmp_path):
+    _, whole = process_worker.train(step, tmp_path / "whole")
+    _, pieces = process_worker.train(step, tmp_path / "pieces", budget=budget)
+    pd.testing.assert_frame_equal(pieces.drop(columns="seconds"), whole.drop(columns="seconds"), **CURVE)
+
+
+def test_pieces_hold_every_document_once_within_the_budget():
+    lengths = np.random.default_rng(0).integers(3, 30, 40)
+    rows = Documents([[7] * n for n in lengths], [[8, 3]] * 40).rows
+    collate = Share(lambda part: right_padded(part, 0), lambda row: 2, tokens_of, 64)
+    pieces = collate(rows)["pieces"]
+    assert all(piece["ids"].numel() <= 64 or len(piece["ids"]) == 1 for piece in pieces)
+    assert sorted(int(n) for piece in pieces for n in piece["length"]) == sorted(lengths + 2)
+    assert sum(piece["share"] for piece in pieces) == pytest.approx(1)
+
+
+def test_gradient_checkpointing_leaves_the_curve_as_it_is(tmp_path, monkeypatch):
+    _, whole = process_worker.train("sft", tmp_path / "whole")
+    monkeypatch.setattr(process_worker, "Engine", lambda **own: Engine(gradient_checkpointing=True, **own))
+    reasoner, again = process_worker.train("sft", tmp_path / "again")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), whole.drop(columns="seconds"), **CURVE)
+    assert not reasoner.model.is_gradient_checkpointing
+
+
+def test_half_precision_learns_about_the_same_and_leaves_no_autocast(tmp_path, monkeypatch):
+    _, whole = process_worker.train("sft", tmp_path / "whole")
+    monkeypatch.setattr(process_worker, "Engine", lambda **own: Engine(precision="bf16", **own))
+    reasoner, half = process_worker.train("sft", tmp_path / "half")
+    assert "_original_forward" not in vars(reasoner.model)
+    assert half["loss"].iloc[-1] == pytest.approx(whole["loss"].iloc[-1], rel=0.1)
+    assert (half["loss"] != whole["loss"]).any()
+    assert "forward" not in vars(reasoner.model)
+    assert {value.dtype for value in reasoner.model.parameters()} == {torch.float32}

@@ -1,0 +1,170 @@
+"""Time and memory before a run: against counts worked by hand from Qwen3-4B's published sizes."""
+
+import json
+
+import pytest
+from transformers import Qwen3Config
+
+from rgalign import estimate, machine
+from rgalign.__main__ import main
+from rgalign.estimate import CARDS, Sessions
+from rgalign.model_size import model_size
+from rgalign.params import ROOT, ParamsError, load
+
+# huggingface.co/Qwen/Qwen3-4B/config.json
+QWEN3_4B = dict(
+    vocab_size=151936,
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    tie_word_embeddings=True,
+)
+# q and o 2560 x 4096, k and v 2560 x 1024, three of 2560 x 9728 in the MLP
+LINEAR = 36 * (2 * 2560 * 4096 + 2 * 2560 * 1024 + 3 * 2560 * 9728)
+NORMS = 36 * (2 * 2560 + 2 * 128) + 2560
+ENDS = 36 * (2 * (2560 + 4096) + 2 * (2560 + 1024) + 3 * (2560 + 9728))
+TABLE = 151936 * 2560
+SETTINGS = {"reasoner.max_tokens": 100, "reasoner.queries.max_new_tokens": 20, "data.world.sessions": 600}
+
+
+@pytest.fixture(scope="module")
+def size():
+    return model_size(Qwen3Config(**QWEN3_4B))
+
+
+def params(**other):
+    return load(ROOT / "params" / "qwen3-4b.yaml", {**SETTINGS, **other})
+
+
+def test_qwen3_4b_has_its_published_parameters(size):
+    assert size.parameters == LINEAR + NORMS + TABLE == 4_022_468_096
+    assert size.trunk == LINEAR + NORMS == 3_633_511_936  # 3.6 billion without the table, says its card
+    assert size.linear == LINEAR
+    assert size.lora(16) == 16 * ENDS == 33_030_144
+
+
+def test_an_untied_head_is_a_parameter_and_not_in_the_trunk():
+    untied = model_size(Qwen3Config(**{**QWEN3_4B, "tie_word_embeddings": False}))
+    assert untied.parameters == LINEAR + NORMS + 2 * TABLE
+    assert untied.trunk == LINEAR + NORMS
+    assert untied.linear == LINEAR
+
+
+@pytest.mark.parametrize(
+    ("lora", "checkpointing", "times"),
+    [(True, False, 4), (True, True, 6), (False, False, 6), (False, True, 8)],
+)
+def test_operations_a_token_in_training(size, lora, checkpointing, times):
+    own = {"alignment.engine.gradient_checkpointing": checkpointing} | ({} if lora else {"alignment.lora": None})
+    assert estimate.learning_operations(params(**own), size) == times * size.trunk
+
+
+def test_work_is_tokens_times_operations(size):
+    how = {"alignment.sft.epochs": 2, "alignment.cl.epochs": 3, "alignment.dpo.margin_quantile": 0.5}
+    how |= {"alignment.candidates.samples": 4, "alignment.dpo.epochs": 1}
+    table = estimate.work(params(**how), size, Sessions.of(600)).set_index("what")
+    assert table.loc["embed train and valid", "read"] == 500 * 100
+    assert table.loc["embed test", "read"] == 100 * 100
+    assert table.loc["write 5 queries a session, by each of 1 models", "written"] == 400 * 5 * 20
+    assert table.loc["RG-SFT", "read"] == 2 * 400 * 120
+    assert table.loc["RG-DPO", "read"] == 2 * 200 * 120
+    assert table.loc["RG-CL", "read"] == 3 * 400 * 120
+    assert table.loc["embed train and valid", "operations"] == 2 * size.trunk
+
+
+def test_seconds_are_operations_over_the_cards_peak(size):
+    table = estimate.work(params(), size, Sessions.of(600))
+    row = table[table["what"] == "embed train and valid"]
+    found = estimate.seconds(row, params(), size, CARDS["H100"], processes=2).item()
+    assert found == pytest.approx(2 * 3_633_511_936 * 50_000 / 989e12 / 0.4 / 2)
+
+
+def test_seconds_of_the_papers_size_are_not_too_large_a_number(size):
+    own = params(
+        **{"reasoner.max_tokens": 512, "alignment.sft.epochs": 2, "alignment.engine.gradient_checkpointing": True}
+    )
+    table = estimate.work(own, size, Sessions.of(7_530_000))
+    found = estimate.seconds(table, own, size, CARDS["H100"], processes=8)[table["what"] == "RG-SFT"].item()
+    assert found == pytest.approx(6 * 3_633_511_936 * 2 * 5_020_000 * 532 / (8 * 0.4 * 989e12))
+
+
+def test_memory_of_an_adapter(size):
+    own = params(**{"alignment.engine.tokens_per_batch": 1200, "alignment.cl.use": False})
+    held = estimate.memory(own, size)
+    assert held["weights"] == 2 * 2 * 4_022_468_096  # the stage's own and the one that learns, two bytes each
+    assert held["gradients"] == 4 * 33_030_144
+    assert held["optimizer"] == 2 * 4 * 33_030_144
+    layer = 4 * 2560 + 3 * 32 * 128 + 4 * 8 * 128 + 4 * 9728
+    assert held["activations"] == 1200 * (36 * 2560 + layer) * 2  # ten documents of 120 tokens
+    assert held["logits"] == 10 * 20 * 151936 * (2 + 4 + 4)
+
+
+def test_memory_of_all_weights_shared_out_over_eight(size):
+    own = params(**{"alignment.lora": None, "alignment.engine.optimizer": "adamw_8bit"})
+    held = estimate.memory(own, size, processes=8, sharded=True)
+    assert held["weights"] == 2 * 4_022_468_096 * (1 + 1 / 8)
+    assert held["gradients"] == 2 * 4_022_468_096 / 8
+    assert held["optimizer"] == 2 * 4_022_468_096 / 8  # two numbers of one byte
+
+
+def test_quantised_weights_leave_the_table_as_it_is(size):
+    assert estimate.memory_of_weights(params(**{"reasoner.quantize": "8bit"}), size) == LINEAR + 2 * (NORMS + TABLE)
+    assert estimate.memory_of_weights(params(**{"reasoner.quantize": "4bit"}), size) == LINEAR / 2 + 2 * (NORMS + TABLE)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model's folder with a config alone: nothing else is read for an estimate."""
+    Qwen3Config(**QWEN3_4B).save_pretrained(tmp_path / "qwen")
+    assert json.loads((tmp_path / "qwen" / "config.json").read_text())["hidden_size"] == 2560
+    return tmp_path / "qwen"
+
+
+def test_a_dry_run_says_what_a_card_would_take(folder, tmp_path, capsys):
+    place = ["--run-dir", str(tmp_path / "run"), "--set", f"reasoner.model={folder}", "--card", "A100"]
+    assert main(["run", "params/qwen3-4b.yaml", "--dry-run", *place]) == 0
+    said = capsys.readouterr().out
+    assert "4,022,468,096 parameters" in said
+    assert "estimate for 1 x A100" in said
+    assert "RG-SFT" in said
+    assert "memory a card, GiB" in said
+
+
+def test_cards_and_models_that_nobody_knows(folder):
+    own = params(**{"reasoner.model": str(folder)})
+    with pytest.raises(ParamsError, match="--card is H10; expected one of B200"):
+        machine.outlook(own, "H10")
+    assert "is not on this machine" in machine.outlook(params(**{"reasoner.model": "nobody/nothing"}))
+    assert "is tiny" in machine.outlook(load(ROOT / "params" / "smoke.yaml"))
+    assert "no estimate on a CPU" in machine.outlook(params(**{"reasoner.model": str(folder), "run.device": "auto"}))
+
+
+def test_a_launcher_shares_out_time(folder):
+    own = {"reasoner.model": str(folder), "run.launcher": "torchrun --nproc_per_node 4"}
+    assert "estimate for 4 x H100" in machine.outlook(params(**own), "H100")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("reasoner.quantize", "8bit", "reasoner.quantize (8bit)"),
+        ("alignment.engine.optimizer", "adamw_8bit", "alignment.engine.optimizer (adamw_8bit)"),
+    ],
+)
+def test_what_needs_cuda_is_refused_by_name_on_a_cpu(key, value, named):
+    with pytest.raises(ParamsError, match=r"run on CUDA alone, and run\.device is cpu") as caught:
+        params(**{key: value, "run.device": "cpu"})
+    assert named in str(caught.value)
+
+
+def test_a_run_without_its_gpu_ends_before_a_kernel_starts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run = tmp_path / "run"
+    assert main(["run", "params/qwen3-4b.yaml", "--run-dir", str(run), "--set", "reasoner.quantize=8bit"]) == 1
+    said = capsys.readouterr().err
+    assert "run.device is cuda, and torch sees no CUDA device here; expected auto or cpu" in said
+    assert "reasoner.quantize (8bit) run on CUDA alone" in said
+    assert not run.exists()
