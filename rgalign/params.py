@@ -6,6 +6,7 @@ A file may begin with `base: <another params file>`, seen from its own folder: i
 """
 
 import difflib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -140,7 +141,9 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 def dump(params: Params) -> str:
     """The resolved params as YAML, in the schema's order; `load` reads it back to the same params."""
-    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    given = params.model_dump(mode="json")
+    readable = "\x85" not in json.dumps(given, ensure_ascii=False)  # which PyYAML writes as a line break
+    return yaml.safe_dump(given, sort_keys=False, allow_unicode=readable)
 
 
 def flat(params: BaseModel | dict, prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rgalign.evaluation.results import MODELS
@@ -305,6 +305,7 @@ def refusal(given: dict) -> str:
 
 
 @given(key=st.sampled_from(LEAVES), value=SCALARS | st.lists(SCALARS, max_size=3))
+@example(key="run.warm_start", value="a\x85b")  # a line break to YAML 1.1
 def test_any_value_is_either_taken_or_refused_by_name(key, value):
     *sections, leaf = key.split(".")
     wanted: dict = {}
