@@ -84,7 +84,6 @@ def run_command(options: argparse.Namespace) -> int:
     if params.data.path:
         artifacts.data_path(params.data.path)  # before a kernel starts, and in a dry run too
     outside.last_run(params, run)
-    outside.refuse_missing_device(params.run.device)
     stages = pipeline.chosen(options.first, options.through)
     forced = options.force or options.first is not None
     if options.dry_run:

@@ -12,17 +12,23 @@ PLANNED_FOR = "H100"  # where there is no CUDA and no --card
 
 
 def refuse(params: Params) -> None:
-    """Raise ParamsError for what this machine cannot do: CUDA that is not here, and all that needs it."""
-    needs = gpu_only(params.reasoner, params.alignment)
-    if params.run.device != "cuda" and not needs:
+    """Raise ParamsError for what this machine cannot do: a device that is not here, and all that needs CUDA."""
+    device, needs = params.run.device, gpu_only(params.reasoner, params.alignment)
+    if device in ("auto", "cpu") and not needs:
         return
     import torch  # late: most runs need not wait two seconds for it
 
-    if torch.cuda.is_available():
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    faults = []
+    if not there.get(device, True):
+        faults.append(
+            f"run.device is {device}, and torch finds none on this machine; set run.device to auto, which takes what "
+            f"there is, or see what torch says: python -c 'import torch; print(torch.zeros(1, device=\"{device}\"))'"
+        )
+    if needs and not there["cuda"]:
+        faults.append(refused(needs, "cpu"))
+    if not faults:
         return
-    faults = [refused(needs, "cpu")] if needs else []
-    if params.run.device == "cuda":
-        faults.insert(0, "run.device is cuda, and torch sees no CUDA device here; expected auto or cpu")
     lines = "\n".join(f"  {fault}" for fault in faults)
     raise ParamsError(f"these params cannot run on this machine:\n{lines}")
 

@@ -56,19 +56,6 @@ def last_run(params: Params, run: Path) -> Path | None:
     return last
 
 
-def refuse_missing_device(device: str) -> None:
-    """Raises ArtifactError where run.device names what this machine has not."""
-    if device in ("auto", "cpu"):
-        return
-    import torch  # late: most runs need not wait for it here
-
-    if not (torch.cuda if device == "cuda" else torch.backends.mps).is_available():
-        raise ArtifactError(
-            f"run.device is {device}, and torch finds none on this machine; set run.device to auto, which takes what "
-            f"there is, or see what torch says: python -c 'import torch; print(torch.zeros(1, device=\"{device}\"))'"
-        )
-
-
 def models(params: Params) -> dict[str, str]:
     """{'model:<name or folder>': digest} of the pretrained models and the adapter that params name.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from rgalign import artifacts, locks, outside, pipeline, provenance, sharing
+from rgalign import artifacts, locks, machine, pipeline, provenance, sharing
 from rgalign.evaluation import study
 from rgalign.params import ROOT, Params, ParamsError, find, load, load_run
 from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
@@ -87,7 +87,7 @@ def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: 
     params = load(path, own)
     if params.data.path:
         artifacts.data_path(params.data.path)
-    outside.refuse_missing_device(params.run.device)
+    machine.refuse(params)
     changed = [f"{key.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+]+', '_', str(v))}" for key, v in overrides.items()]
     run = Run(out / "-".join([path.stem, *changed, f"s{seed}"]), artifacts.portable(path), own, params)
     was = before.get(run.folder.name)
