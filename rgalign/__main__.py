@@ -84,6 +84,8 @@ def run_command(options: argparse.Namespace) -> int:
     if params.data.path:
         artifacts.data_path(params.data.path)  # before a kernel starts, and in a dry run too
     outside.last_run(params, run)
+    if not (options.dry_run and options.card):  # another machine is asked about
+        machine.refuse(params)
     stages = pipeline.chosen(options.first, options.through)
     forced = options.force or options.first is not None
     if options.dry_run:
@@ -92,7 +94,6 @@ def run_command(options: argparse.Namespace) -> int:
         print(f"about {table.seconds.sum():.0f} s in all, in {run}")
         print(machine.outlook(params, options.card))
         return 0
-    machine.refuse(params)
     if params.reasoner.model != "tiny":
         print(machine.outlook(params, options.card), flush=True)
     parameters = {

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -190,12 +191,21 @@ def test_a_clock_that_runs_backwards_changes_nothing(tmp_path, monkeypatch):
     assert artifacts.read_manifest(tmp_path)["stages"]["01_data"]["seconds"] >= 0
 
 
+@pytest.fixture
+def in_a_terminal():
+    """A shell that starts something in the background has Ctrl-C ignored there."""
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, was)
+
+
+@pytest.mark.usefixtures("in_a_terminal")
 def test_being_asked_to_end_is_as_a_ctrl_c_in_the_terminal(capsys, monkeypatch, tmp_path):
     """SIGTERM and SIGHUP stop in order, say how to go on, and leave the handlers as they were."""
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         monkeypatch.setattr(pipeline, "execute", lambda *_, number=number, **__: os.kill(os.getpid(), number))
-        monkeypatch.setattr("rgalign.finished.tell", lambda _: signal.pause())
+        monkeypatch.setattr("rgalign.finished.tell", lambda _: time.sleep(10))
         assert main(["run", "params/smoke.yaml", "--run-dir", str(tmp_path)]) == 128 + number
         assert "Give the same command again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
