@@ -107,8 +107,7 @@ def kill_at(run: Path, moment: Moment, seconds: float, given: list[str]) -> str:
     process = start(given)
     try:
         if not _comes(process, run, moment, seconds, events):
-            process.communicate()
-            return "missed"
+            return "missed"  # stopped all the same: the chain's later moments are still to come
         below = children(process.pid)
         hit = [process.pid] if moment.alone or moment.signal != "SIGKILL" else [process.pid, *below]
         for each in hit:
@@ -123,18 +122,18 @@ def kill_at(run: Path, moment: Moment, seconds: float, given: list[str]) -> str:
 
 
 def _comes(process: subprocess.Popen, run: Path, moment: Moment, seconds: float, events: Events) -> bool:
-    """Wait for the moment; False where the run ended before."""
+    """Wait for the moment; False where the stage ended before."""
     os.set_blocking(process.stdout.fileno(), False)
     if not _stage_begins(process, moment.stage):
         return False
     kind = WHERE[moment.where]
     if kind == "time":
-        return _pause(process, moment.share * seconds)
+        return _pause(process, moment.stage, moment.share * seconds)
     if kind == "checkpoint":
-        return _checkpoint(process, run / "work" / moment.stage, moment.share)
+        return _checkpoint(process, moment.stage, run / "work" / moment.stage, moment.share)
     wanted, after = _wanted(kind, run, moment), 1 + int(moment.share * {"notebook": 12}.get(kind, 1))
     for _ in range(int(LONGEST * 10)):
-        if process.poll() is not None:
+        if _is_over(process, moment.stage):
             return False
         for happened, path in events.wait(0.1):
             if wanted(happened, path):
@@ -156,6 +155,13 @@ def _stage_begins(process: subprocess.Popen, stage: str) -> bool:
     return False
 
 
+def _is_over(process: subprocess.Popen, stage: str) -> bool:
+    """The run has ended, or says that it has come to a later stage."""
+    names = [each.name for each in SEQUENCE]
+    later = tuple(f"{name}: " for name in names[names.index(stage) + 1 :])
+    return process.poll() is not None or any(line.startswith(later) for line in _printed(process).splitlines())
+
+
 def _printed(process: subprocess.Popen) -> str:
     """What it has printed since the last look."""
     try:
@@ -164,18 +170,18 @@ def _printed(process: subprocess.Popen) -> str:
         return ""
 
 
-def _pause(process: subprocess.Popen, seconds: float) -> bool:
+def _pause(process: subprocess.Popen, stage: str, seconds: float) -> bool:
     ends = time.monotonic() + seconds
-    while time.monotonic() < ends and process.poll() is None:
+    while not (over := _is_over(process, stage)) and time.monotonic() < ends:
         time.sleep(0.005)
-    return process.poll() is None
+    return not over
 
 
-def _checkpoint(process: subprocess.Popen, work: Path, share: float) -> bool:
+def _checkpoint(process: subprocess.Popen, stage: str, work: Path, share: float) -> bool:
     """A checkpoint's folder is there; the later ones for a larger share, whole or not."""
     wanted = 1 + int(3 * share)
     seen: set[str] = set()
-    while process.poll() is None:
+    while not _is_over(process, stage):
         seen |= {path.name for path in work.glob("**/checkpoint-*")}
         if len(seen) >= wanted:
             return True
@@ -190,7 +196,8 @@ def _wanted(kind: str, run: Path, moment: Moment):
     copy = run / "notebooks" / f"{moment.stage}.ipynb"
     return {
         "notebook": lambda happened, path: happened == WRITTEN and path == artifacts.temporary_of(copy),
-        "writing": lambda happened, path: happened == MADE and path == artifacts.temporary_of(output),
+        # a folder may be made under a name of its own first, and then be moved to its temporary one
+        "writing": lambda happened, path: happened in (MADE, RENAMED) and path == artifacts.temporary_of(output),
         "renamed": lambda happened, path: happened == RENAMED and path == output,
         "manifest": lambda happened, path: happened == MADE and path.name == ".manifest.part.json",
         "recorded": lambda happened, path: happened == RENAMED and path.name == artifacts.MANIFEST,

@@ -4,18 +4,15 @@ accelerate itself shards on GPUs alone; here its FSDP is applied as it does ther
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import small_pairs
 import torch
+import two_processes
 
 from rgalign.reasoner.model import fingerprint, load
 
-HERE = Path(__file__).parent
 WORKER = """
 import copy, json, sys
 from dataclasses import replace
@@ -66,12 +63,7 @@ dist.destroy_process_group()
 def sharded(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     (folder / "worker.py").write_text(WORKER)
-    paths = [HERE, HERE.parents[1], os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(folder / "worker.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes.run(folder / "worker.py", folder, seconds=300)
     return folder
 
 

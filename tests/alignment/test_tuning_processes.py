@@ -1,9 +1,6 @@
 """A step is the same step in pieces of few tokens, and shared out over two processes (gloo, CPU)."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +8,12 @@ import pandas as pd
 import process_worker
 import pytest
 import torch
+import two_processes
 
 from rgalign.reasoner.engine import Engine, Share
 from rgalign.reasoner.model import load
 from rgalign.reasoner.training import Documents, right_padded, tokens_of
 
-HERE = Path(__file__).parent
 # sums are taken in another order: float32's rounding, which AdamW passes on for a dozen steps
 CURVE = dict(rtol=1e-4, atol=1e-5)
 JOBS = {
@@ -36,12 +33,7 @@ def shared(tmp_path_factory) -> Path:
     """What two processes made of all jobs, one after the other: <name>/ and <name>.parquet."""
     folder = tmp_path_factory.mktemp("shared")
     (folder / "jobs.json").write_text(json.dumps(JOBS))
-    paths = [HERE, HERE.parents[1], os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(HERE / "process_worker.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes.run(two_processes.HERE / "process_worker.py", folder, seconds=600)
     return folder
 
 
