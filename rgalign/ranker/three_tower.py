@@ -112,7 +112,9 @@ class TowerAttention(nn.Module):
         )
 
     def _mix(self, logit: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return torch.lerp(*torch.broadcast_tensors(second, first), (logit * self.scale).sigmoid().unsqueeze(2))
+        share = (logit * self.scale).sigmoid().unsqueeze(2)
+        # autocast leaves what is gathered in float32 beside products in bfloat16; lerp takes one type alone
+        return torch.lerp(*torch.broadcast_tensors(second, first.to(second.dtype)), share.to(second.dtype))
 
 
 class Interaction(nn.Module):

@@ -174,3 +174,21 @@ def test_initialisation_follows_the_seed_and_leaves_torchs_random_state(three_co
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["interaction.hidden.weight"], other["interaction.hidden.weight"])
+
+
+def test_in_bfloat16_the_loss_and_its_gradients_are_those_of_float32_to_its_precision(
+    model, query_lists, query_intents
+):
+    batch, loss = query_lists("train", 60, seed=0), listnet_kl(0.2)
+    model.eval()
+
+    def learnt(reduced: bool):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            value = loss(model, batch, query_intents)
+        value.backward()
+        return value.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    (expected, whole), (found, reduced) = learnt(False), learnt(True)
+    assert found == pytest.approx(expected, rel=0.02)
+    assert torch.cosine_similarity(whole, reduced, dim=0) > 0.99
