@@ -216,6 +216,31 @@ def ratios(benchmarks: pd.DataFrame) -> Figure:
     return figure
 
 
+def scaling(table: pd.DataFrame) -> Figure:
+    """Seconds of each step and peak memory against the number of sessions, log-log; a straight grey line is linear.
+
+    table: columns sessions, step, seconds, peak_mb (scaling.measure); training, which is cut, is left out.
+    """
+    figure, (time, memory) = panels_of(2, columns=2, width=10, height=4)
+    grown = table[(table["step"] != "train") & table["seconds"].notna()]
+    colours = plt.get_cmap("tab10").colors
+    for colour, (step, own) in zip(colours, grown.groupby("step", sort=False), strict=False):
+        time.plot(own["sessions"], own["seconds"].clip(lower=1e-2), marker="o", color=colour, label=step)
+    sizes = np.array(sorted(table["sessions"].unique()), dtype=float)
+    time.plot(sizes, sizes / sizes[0], color="#999999", linestyle=":", label="linear")
+    peak = table.groupby("sessions")["peak_mb"].max()
+    memory.plot(peak.index, peak / 1024, marker="o", color="#0072B2")
+    for axes in (time, memory):
+        axes.set_xscale("log")
+        axes.set_xlabel("sessions")
+    time.set_yscale("log")
+    time.set(title="Time of each step", ylabel="seconds")
+    time.legend(frameon=False, fontsize=8)
+    memory.set(title="Memory, at its peak", ylabel="GiB")
+    memory.set_ylim(bottom=0)
+    return figure
+
+
 def panels_of(panels: int, *, columns: int = 1, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure in the house style and its axes, row by row."""
     figure, axes = plt.subplots(

@@ -3,7 +3,8 @@
     python -m rgalign scale outputs/scaling --sessions 100000 300000 1000000
 
 Each size is measured in a process of its own, so that its peak memory is its own. What a size has left on disk is used
-again: a killed measurement goes on. Training is cut after so many lists, and its rate told.
+again: a killed measurement goes on, and a size that was measured is not measured again. Training is cut after so many
+lists, and its rate told.
 """
 
 import json
@@ -20,13 +21,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rgalign import provenance
-from rgalign.artifacts import ArtifactError, write_table, write_text
+from rgalign import plots, provenance
+from rgalign.artifacts import ArtifactError, atomic, write_table, write_text
 from rgalign.params import ROOT
 
 STEPS = ("draw", "fit", "encode", "load", "train", "evaluate")
 SETTINGS = {"lists_per_batch": 512, "learning_rate": 4e-3}
-TABLE, DEV = "scaling.parquet", 20_000  # lists at most on which the cut epoch is looked at
+TABLE, FIGURE = "scaling.parquet", "scaling.png"
+DEV = 20_000  # lists at most on which the cut epoch is looked at
 LISTS = 200_000  # trained on, at most
 
 
@@ -34,17 +36,24 @@ def measure(folder: Path, sizes: list[int], *, lists: int = LISTS, threads: int 
     """Measure every size, and write scaling.parquet: one row a size and step.
 
     Columns: sessions, step (STEPS), seconds, rows (what it went over), rate (rows a second), peak_mb (the process's
-    peak memory by the end of it), disk_mb (what it left). Raises ArtifactError where a size fails.
+    peak memory by the end of it), disk_mb (what it left). A figure of it lies beside it. Raises ArtifactError where a
+    size fails.
     """
     rows: list[dict[str, Any]] = []
     for size in sizes:
+        said = folder / f"{size}.json"
+        if said.is_file():
+            rows += json.loads(said.read_text(encoding="utf-8"))
+            continue
         command = [sys.executable, "-m", "rgalign.scaling", str(folder), str(size), str(lists), str(threads)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
         if status := subprocess.run(command, cwd=ROOT, env=environment).returncode:
             raise ArtifactError(f"measuring {size:,} sessions ended with exit {status}: give the same command again")
-        rows += json.loads((folder / f"{size}.json").read_text(encoding="utf-8"))
+        rows += json.loads(said.read_text(encoding="utf-8"))
     table = pd.DataFrame(rows)
     write_table(folder / TABLE, table)
+    with atomic(folder / FIGURE) as temporary:
+        plots.scaling(table).savefig(temporary, format="png", dpi=120)
     return table
 
 

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from transformers import Qwen3Config
 
+from rgalign import estimate, scaling
 from rgalign.artifacts import write_text
+from rgalign.benchmarks_gpu import QWEN3_4B
 from rgalign.evaluation.results import MODELS
-from rgalign.params import ROOT
+from rgalign.model_size import model_size
+from rgalign.params import ROOT, load
 from rgalign.ranker.variants import VARIANTS, pairs
 
 PUBLISHED = ROOT / "outputs" / "published"
@@ -37,12 +41,14 @@ SWEPT_FILES = (
     "manifest.json",
     "sweep.json",
 )
+SCALING = "scaling"  # what `python -m rgalign scale outputs/scaling` measured
+PLANNED = {"H100": (1, 36_000), "8 x H100": (8, 7_530_000)}  # cards, sessions: the shipped size, and the paper's
 STUDY = "study-w"  # outputs/study-w3-lm3 and so on: worlds and LM seeds of params/study.yaml
 
 
 def publish(run: str) -> None:
     """Copy the small files of outputs/<run>, a run or the folder of a sweep, to outputs/published/<run>."""
-    for name in SWEPT_FILES if run == SWEPT else FILES:
+    for name in {SWEPT: SWEPT_FILES, SCALING: (scaling.TABLE, scaling.FIGURE)}.get(run, FILES):
         target = PUBLISHED / run / Path(name).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / "outputs" / run / name, target)
@@ -111,6 +117,40 @@ def controls_table() -> str:
     return "\n".join(lines)
 
 
+def scaling_table() -> str:
+    """Seconds of each step by the number of sessions, memory, and how the time grows, as Markdown."""
+    table = pd.read_parquet(PUBLISHED / SCALING / scaling.TABLE)
+    steps = [step for step in scaling.STEPS if step != "train"]
+    lines = [f"| sessions | {', s | '.join(steps)}, s | trained lists/s | memory, GiB |", "|---" * 8 + "|"]
+    for sessions, own in table.groupby("sessions"):
+        own = own.set_index("step")
+        cells = [f"{own.loc[step, 'seconds']:,.1f}" for step in steps]
+        lines.append(
+            f"| {sessions:,} | {' | '.join(cells)} | {own.loc['train', 'rate']:,} | {own.peak_mb.max() / 1024:.1f} |"
+        )
+    grown = scaling.growth(table)
+    lines.append(f"| time grows as sessions to the power | {' | '.join(f'{grown[step]:.2f}' for step in steps)} | | |")
+    return "\n".join(lines)
+
+
+def costs_table() -> str:
+    """What rgalign/estimate.py says of params/qwen3-4b.yaml on CUDA cards, as Markdown."""
+    params, size = load("params/qwen3-4b.yaml"), model_size(Qwen3Config(**QWEN3_4B, tie_word_embeddings=True))
+    works = [estimate.work(params, size, estimate.Sessions.of(sessions)) for _, sessions in PLANNED.values()]
+    spent = [
+        estimate.seconds(work, params, size, estimate.CARDS["H100"], cards) / 3600
+        for work, (cards, _) in zip(works, PLANNED.values(), strict=True)
+    ]
+    heads = [f"{sessions:,} sessions, {name}: hours" for name, (_, sessions) in PLANNED.items()]
+    lines = [f"| stage | {' | '.join(heads)} |", "|---" * 3 + "|"]
+    for row, (stage, what) in enumerate(works[0][["stage", "what"]].itertuples(index=False)):
+        lines.append(f"| {stage}: {what} | {' | '.join(f'{hours[row]:.2f}' for hours in spent)} |")
+    lines.append(f"| all | {' | '.join(f'{hours.sum():.1f}' for hours in spent)} |")
+    held = [sum(estimate.memory(params, size, processes=cards).values()) for cards, _ in PLANNED.values()]
+    lines.append(f"| memory a card, GiB | {' | '.join(f'{held_by / estimate.GIB:.1f}' for held_by in held)} |")
+    return "\n".join(lines)
+
+
 def _row(compared: pd.DataFrame, model: str, name: str) -> pd.Series:
     """GAUC's row of a model in a slice."""
     return compared[(compared.model == model) & (compared.slice == name) & (compared.metric == "gauc")].iloc[0]
@@ -120,9 +160,18 @@ def _interval(row) -> str:
     return f"{row.difference:+.4f} [{row.ci_low:.4f}, {row.ci_high:.4f}]"
 
 
+TABLES = {
+    "results": results_table,
+    "study": study_table,
+    "controls": controls_table,
+    "scaling": scaling_table,
+    "costs": costs_table,
+}
+
+
 def with_tables(readme: str) -> str:
     """The README's text with its tables between their marks."""
-    for name, table in {"results": results_table, "study": study_table, "controls": controls_table}.items():
+    for name, table in TABLES.items():
         begin, end = f"<!-- {name}: made by `make published` -->", f"<!-- end of {name} -->"
         readme = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", f"{begin}\n{table()}\n{end}", readme, flags=re.S)
     return readme
@@ -130,7 +179,7 @@ def with_tables(readme: str) -> str:
 
 if __name__ == "__main__":
     studies = sorted(path.name for path in (ROOT / "outputs").glob(f"{STUDY}*"))
-    swept = [SWEPT] if (ROOT / "outputs" / SWEPT).is_dir() else []
-    for name in sys.argv[1:] or [*RUNS, *studies, *swept]:
+    others = [name for name in (SWEPT, SCALING) if (ROOT / "outputs" / name).is_dir()]
+    for name in sys.argv[1:] or [*RUNS, *studies, *others]:
         publish(name)
     write_text(ROOT / "README.md", with_tables((ROOT / "README.md").read_text(encoding="utf-8")))

@@ -26,3 +26,7 @@ def test_a_size_is_measured_from_world_to_evaluation(tmp_path, capfd):
     assert "GAUC of test" in capfd.readouterr().out
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / scaling.TABLE), table)
     assert pd.isna(scaling.growth(table)).all()
+    assert (tmp_path / scaling.FIGURE).read_bytes().startswith(b"\x89PNG")
+    again = scaling.measure(tmp_path, [600], lists=50)
+    pd.testing.assert_frame_equal(again, table)  # to the second: it was not measured anew
+    assert "600" not in capfd.readouterr().out

@@ -1,0 +1,150 @@
+"""What a CUDA device alone can show; skipped, visibly, where there is none."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rgalign import artifacts, benchmarks_gpu, benchmarks_reasoner, estimate
+from rgalign.alignment.sft import sft
+from rgalign.model_size import model_size
+from rgalign.params import ROOT, load
+from rgalign.reasoner.embed import embed
+from rgalign.reasoner.model import load as load_reasoner
+from rgalign.reasoner.model import save
+from rgalign.reasoner.queries import sample
+from rgalign.reasoner.training import Engine
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+LORA = {"rank": 8, "alpha": 16}
+SHAPE = {
+    "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 2000, "max_position_embeddings": 1024,
+}  # fmt: skip
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return benchmarks_reasoner.small_task(hidden=64, layers=2, sessions=400)
+
+
+@pytest.fixture(scope="module")
+def prompts(task) -> list[list[int]]:
+    return task.prompter.sessions(task.sessions)
+
+
+@pytest.fixture(scope="module")
+def folder(task, tmp_path_factory):
+    """A random model of SHAPE in bfloat16, as a folder."""
+    path = tmp_path_factory.mktemp("model") / "random"
+    save(benchmarks_gpu._random(task, SHAPE, DEVICE, seed=0), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def on_both(task, tmp_path_factory):
+    """The same float32 model on the CPU and on the device."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny"
+    save(task.reasoner, path)
+    return load_reasoner(str(path), device="cpu"), load_reasoner(str(path), device=DEVICE)
+
+
+def learn(reasoner, prompts, work, *, documents: int = 64, **engine):
+    end = reasoner.tokenizer.eos_token_id
+    queries = [[*prompt[-8:], end] for prompt in prompts[:documents]]
+    return sft(
+        reasoner, prompts[:documents], queries, folder=work, seed=0, lora=LORA, epochs=6.0, learning_rate=3e-3,
+        neftune=0.0, documents_per_batch=16, engine=Engine(**engine), progress=False,
+    )  # fmt: skip
+
+
+def test_a_whole_run_ends_and_ranks_as_on_a_cpu(tmp_path):
+    found = {}
+    for device in ("cpu", DEVICE):
+        run = tmp_path / device
+        more = ["--set", "run.precision=bf16"] if device == "cuda" else []
+        command = [sys.executable, "-m", "rgalign", "run", "tests/micro.yaml", "--run-dir", str(run)]
+        ended = subprocess.run(
+            [*command, "--set", f"run.device={device}", *more], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert len(json.loads((run / "manifest.json").read_text())["stages"]) == 10
+        results = pd.read_parquet(run / "tables" / "results.parquet")
+        whole = results[(results["metric"] == "gauc") & (results["slice"] == "all") & (results["split"] == "test")]
+        found[device] = whole.set_index("model")["value"]
+    # two epochs on 300 lists: what is asked is that nothing is broken, not that roundings agree
+    assert (found["cpu"] - found[DEVICE]).abs().max() < 0.1
+
+
+def test_vectors_are_the_cpus(on_both, prompts, task):
+    cpu, device = (embed(reasoner, prompts, prefix=len(task.prompter.head), progress=False) for reasoner in on_both)
+    assert np.abs(cpu - device).max() < 2e-3 * np.abs(cpu).max()
+
+
+def test_draws_are_the_cpus_but_where_a_rounding_decides(on_both, prompts, task):
+    how = {"samples": 4, "max_new_tokens": 8, "seed": 0, "progress": False}
+    cpu, device = (sample(reasoner, task.prompter, prompts[:50], **how) for reasoner in on_both)
+    same = cpu.merge(device, on=["row", "query"])
+    assert len(same) >= 0.95 * len(cpu)
+
+
+def test_twice_the_same_bytes(on_both, prompts, tmp_path):
+    _, device = on_both
+    tuned = [learn(device, prompts, tmp_path / name, precision="bf16") for name in ("first", "again")]
+    for number, (reasoner, _) in enumerate(tuned):
+        save(reasoner, tmp_path / f"model-{number}")
+    assert artifacts.digest(tmp_path / "model-0") == artifacts.digest(tmp_path / "model-1")
+    pd.testing.assert_series_equal(tuned[0][1]["loss"], tuned[1][1]["loss"])
+
+
+def test_pieces_and_checkpointing_change_memory_and_not_the_losses(on_both, prompts, tmp_path):
+    _, device = on_both
+    _, whole = learn(device, prompts, tmp_path / "whole")
+    _, pieces = learn(device, prompts, tmp_path / "pieces", gradient_checkpointing=True, tokens_per_batch=512)
+    np.testing.assert_allclose(whole["loss"], pieces["loss"], rtol=1e-3)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("bits", "least"), [("8bit", 0.98), ("4bit", 0.9)])
+def test_packed_weights_embed_and_learn(folder, prompts, bits, least, tmp_path):
+    plain = load_reasoner(str(folder), dtype="bfloat16", device=DEVICE)
+    packed = load_reasoner(str(folder), dtype="bfloat16", device=DEVICE, quantize=bits)
+    first, second = (torch.from_numpy(embed(reasoner, prompts[:64], progress=False)) for reasoner in (plain, packed))
+    assert torch.cosine_similarity(first, second).mean() > least
+    _, curve = learn(packed, prompts, tmp_path / "work", precision="bf16", optimizer="adamw_8bit")
+    assert curve["loss"].iloc[-1] < curve["loss"].iloc[0] - 0.5
+
+
+def test_a_batch_that_does_not_fit_is_halved_to_the_same_vectors(folder, prompts, caplog):
+    reasoner = load_reasoner(str(folder), dtype="bfloat16", device=DEVICE)
+    many = [[*prompt, number % 50 + 3, number // 50 + 3] for prompt in prompts for number in range(80)]
+    expected = embed(reasoner, many, tokens_per_batch=8_192, progress=False)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1.5e9 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        found = embed(reasoner, many, tokens_per_batch=4_000_000, progress=False)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory" in caplog.text
+    gap = torch.cosine_similarity(torch.from_numpy(expected), torch.from_numpy(found))
+    assert gap.min() > 0.999
+
+
+def test_memory_stays_below_the_estimate(task, tmp_path):
+    settings = {"alignment.lora": LORA, "reasoner.dtype": "bfloat16", "run.precision": "bf16"}
+    settings |= {"reasoner.max_tokens": 400, "alignment.engine.gradient_checkpointing": True}
+    params = load("params/quickstart.yaml", settings | {"alignment.engine.tokens_per_batch": 8192})
+    shape = SHAPE | {"hidden_size": 1024, "num_hidden_layers": 12, "vocab_size": 50_000}
+    reasoner = benchmarks_gpu._random(task, shape, DEVICE, seed=0)
+    expected = estimate.memory(params, model_size(reasoner.model.config))
+    documents = benchmarks_gpu._prompts(task, 64, (400, 400), seed=0)
+    torch.cuda.reset_peak_memory_stats()
+    learn(reasoner, documents, tmp_path / "work", precision="bf16", gradient_checkpointing=True, tokens_per_batch=8192)
+    assert torch.cuda.max_memory_allocated() < sum(expected.values())
