@@ -52,11 +52,16 @@ def publish(run: str) -> None:
 
 
 def results_table() -> str:
-    """The Markdown table of every published run without its controls: means over ranker seeds, test split, whole."""
+    """The Markdown table of every published run without its controls: means over ranker seeds, test split, whole.
+
+    A row that an earlier run on the same data has in the same words is not repeated.
+    """
+    told = set()
     lines = [f"| data | model | {' | '.join(METRICS.values())} | GAUC, difference (95 % interval) | to |"]
     lines.append("|---" * (len(METRICS) + 4) + "|")
     for run, title in RUNS.items():
         results = pd.read_parquet(PUBLISHED / run / "results.parquet")
+        (data,) = results.data.unique()
         whole = results[(results.slice == "all") & (results.split == "test")]
         means = whole.pivot_table("value", "model", "metric", sort=False)
         compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet")
@@ -68,8 +73,11 @@ def results_table() -> str:
             if model in compared.index:
                 row = compared.loc[model]
                 against = f"{_interval(row)} | {MODELS[row.against]}"
-            lines.append(f"| {title} | {MODELS[model]} | {figures} | {against} |")
-            title = ""
+            line = f"{MODELS[model]} | {figures} | {against} |"
+            if (data, line) not in told:
+                told.add((data, line))
+                lines.append(f"| {title} | {line}")
+                title = ""
     return "\n".join(lines)
 
 
@@ -117,7 +125,7 @@ def _row(compared: pd.DataFrame, model: str, name: str) -> pd.Series:
 
 
 def _interval(row) -> str:
-    return f"{row.difference:+.4f} [{row.ci_low:.4f}, {row.ci_high:.4f}]"
+    return f"{row.difference:+.4f} [{row.ci_low:.4f},\N{NO-BREAK SPACE}{row.ci_high:.4f}]"
 
 
 def with_tables(readme: str) -> str:
