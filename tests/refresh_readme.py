@@ -12,7 +12,8 @@ import pandas as pd
 
 from rgalign.artifacts import write_text
 from rgalign.evaluation.results import MODELS
-from rgalign.params import ROOT
+from rgalign.evaluation.study_compare import verdict
+from rgalign.params import ROOT, load
 from rgalign.ranker.variants import VARIANTS, pairs
 
 PUBLISHED = ROOT / "outputs" / "published"
@@ -107,6 +108,17 @@ def study_table() -> str:
     return "\n".join(lines)
 
 
+def stages_table() -> str:
+    """What the sweep says of RGAlign-Rec with something left out or changed, as Markdown; intervals are over worlds."""
+    compared = pd.read_parquet(PUBLISHED / SWEPT / "comparisons.parquet").query("split == 'test'")
+    compared = compared[compared.distance == load(PUBLISHED / SWEPT / "params.yaml").data.world.distance]
+    lines = ["| left out or changed | GAUC, difference to RGAlign-Rec | says |", "|---|---|---|"]
+    for model in [name for name in MODELS if name in set(compared.model[compared.against == "rgalign_rec"])]:
+        row = _row(compared, model, "all")
+        lines.append(f"| {MODELS[model]} | {_interval(row)} | {verdict(row)} |")
+    return "\n".join(lines)
+
+
 def controls_table() -> str:
     """QE-Rec and its controls on the public sets, as Markdown; intervals are those of the sessions."""
     found = {run: pd.read_parquet(PUBLISHED / run / "comparisons.parquet").query("split == 'test'") for run in CONTROLS}
@@ -130,7 +142,8 @@ def _interval(row) -> str:
 
 def with_tables(readme: str) -> str:
     """The README's text with its tables between their marks."""
-    for name, table in {"results": results_table, "study": study_table, "controls": controls_table}.items():
+    tables = {"results": results_table, "study": study_table, "stages": stages_table, "controls": controls_table}
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: made by `make published` -->", f"<!-- end of {name} -->"
         readme = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", f"{begin}\n{table()}\n{end}", readme, flags=re.S)
     return readme
