@@ -15,6 +15,7 @@ from rgalign import estimate, scaling
 from rgalign.artifacts import write_text
 from rgalign.benchmarks_gpu import QWEN3_4B
 from rgalign.evaluation.results import MODELS
+from rgalign.evaluation.study_compare import verdict
 from rgalign.model_size import model_size
 from rgalign.params import ROOT, load
 from rgalign.ranker.variants import VARIANTS, pairs
@@ -58,11 +59,16 @@ def publish(run: str) -> None:
 
 
 def results_table() -> str:
-    """The Markdown table of every published run without its controls: means over ranker seeds, test split, whole."""
+    """The Markdown table of every published run without its controls: means over ranker seeds, test split, whole.
+
+    A row that an earlier run on the same data has in the same words is not repeated.
+    """
+    told = set()
     lines = [f"| data | model | {' | '.join(METRICS.values())} | GAUC, difference (95 % interval) | to |"]
     lines.append("|---" * (len(METRICS) + 4) + "|")
     for run, title in RUNS.items():
         results = pd.read_parquet(PUBLISHED / run / "results.parquet")
+        (data,) = results.data.unique()
         whole = results[(results.slice == "all") & (results.split == "test")]
         means = whole.pivot_table("value", "model", "metric", sort=False)
         compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet")
@@ -74,8 +80,11 @@ def results_table() -> str:
             if model in compared.index:
                 row = compared.loc[model]
                 against = f"{_interval(row)} | {MODELS[row.against]}"
-            lines.append(f"| {title} | {MODELS[model]} | {figures} | {against} |")
-            title = ""
+            line = f"{MODELS[model]} | {figures} | {against} |"
+            if (data, line) not in told:
+                told.add((data, line))
+                lines.append(f"| {title} | {line}")
+                title = ""
     return "\n".join(lines)
 
 
@@ -102,6 +111,17 @@ def study_table() -> str:
         lines[-1] += f" {name} {told};"
     seeds = whole.groupby("model").seed.nunique().max()
     lines[-1] = lines[-1][:-1] + f". Means over {seeds} ranker seeds; each world has an LM of its own seed."
+    return "\n".join(lines)
+
+
+def stages_table() -> str:
+    """What the sweep says of RGAlign-Rec with something left out or changed, as Markdown; intervals are over worlds."""
+    compared = pd.read_parquet(PUBLISHED / SWEPT / "comparisons.parquet").query("split == 'test'")
+    compared = compared[compared.distance == load(PUBLISHED / SWEPT / "params.yaml").data.world.distance]
+    lines = ["| left out or changed | GAUC, difference to RGAlign-Rec | says |", "|---|---|---|"]
+    for model in [name for name in MODELS if name in set(compared.model[compared.against == "rgalign_rec"])]:
+        row = _row(compared, model, "all")
+        lines.append(f"| {MODELS[model]} | {_interval(row)} | {verdict(row)} |")
     return "\n".join(lines)
 
 
@@ -157,12 +177,13 @@ def _row(compared: pd.DataFrame, model: str, name: str) -> pd.Series:
 
 
 def _interval(row) -> str:
-    return f"{row.difference:+.4f} [{row.ci_low:.4f}, {row.ci_high:.4f}]"
+    return f"{row.difference:+.4f} [{row.ci_low:.4f},\N{NO-BREAK SPACE}{row.ci_high:.4f}]"
 
 
 TABLES = {
     "results": results_table,
     "study": study_table,
+    "stages": stages_table,
     "controls": controls_table,
     "scaling": scaling_table,
     "costs": costs_table,

@@ -1,5 +1,6 @@
-"""Glossary, changelog and citation say what the code says."""
+"""Glossary, changelog, reading list and citation say what the code says."""
 
+import json
 import re
 import tomllib
 
@@ -36,6 +37,17 @@ def test_the_paper_is_cited_as_the_readme_cites_it():
     assert f"{', '.join(names[:-1])} and {names[-1]}" in readme
     assert citation["title"] in readme
     assert re.search(r"arXiv[: ](\d{4}\.\d{5})", citation["journal"])[1] in readme
+
+
+def test_who_is_cited_is_in_the_reading_list():
+    listed = (ROOT / "docs/READING.md").read_text(encoding="utf-8")
+    for number in re.findall(r"\[arXiv ([\d.]+)\]\((\S+)\)", listed):
+        assert number[1] == f"https://arxiv.org/abs/{number[0]}"
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        last = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][-1]["source"])
+        told = " ".join(last.partition("**Read on:**")[2].split())
+        for name, year in re.findall(r"\b([A-Z]\w+)(?: et al\.)? (\d{4})\b", told):
+            assert re.search(rf"\b{name}(?: et al\.)? {year}\b", listed), f"{path.stem}: {name} {year}"
 
 
 def test_the_changelog_names_every_command():

@@ -8,6 +8,7 @@ import pytest
 import refresh_readme
 from refresh_readme import PUBLISHED, RUNS, STUDY, SWEPT_FILES, with_tables
 
+from rgalign.data import tables
 from rgalign.evaluation.results import conform
 from rgalign.params import ROOT, Params, flat, load
 
@@ -74,3 +75,25 @@ def test_files_and_commands_that_the_readme_names_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     for target in re.findall(r"^make (\w+)", readme, re.M):
         assert target in targets
+
+
+def test_ten_lines_make_a_data_set_of_a_csv(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"session_id": f"s{s}", "user_id": f"u{s % 7}", "time": f"2025-03-{s + 1:02d}", "status": "late"}
+        | {
+            "last_search": "refund",
+            "intent_id": f"i{i}",
+            "title": f"Intent {i}",
+            "position": i,
+            "clicked": int(i == s % 3),
+        }
+        for s in range(20)
+        for i in range(3)
+    ]
+    pd.DataFrame(rows).to_csv("clicks.csv", index=False)
+    (block,) = re.findall(r"```python\n(.*?read_csv.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert len([line for line in block.splitlines() if line and "import" not in line]) <= 10
+    exec(block, {})
+    tables.check(tmp_path / "data/mine")  # raises where there is a fault
+    assert set(tables.read(tmp_path / "data/mine").sessions["split"]) == {"train", "valid"}

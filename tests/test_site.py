@@ -14,7 +14,8 @@ import pytest
 from rgalign.params import ROOT
 
 NEEDED = ("sphinx", "myst_nb", "furo")
-PAGES = ("README", "CHANGELOG", "CONTRIBUTING", "docs/own-logs", "docs/glossary", "docs/site/index")
+NAMES = ("METHOD", "ARCHITECTURE", "READING", "own-logs", "glossary", "reliability", "site/index")
+PAGES = ("README", "CHANGELOG", "CONTRIBUTING", *(f"docs/{name}" for name in NAMES))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -72,6 +73,20 @@ def test_links_inside_the_site_lead_somewhere(site):
             if not target.is_file() or (target in pages and parts.fragment not in pages[target].anchors):
                 broken.append(f"{path.relative_to(site)}: {link}")
     assert not broken
+
+
+def test_links_to_other_places_are_well_formed(site):
+    """None is opened: a check needs no network."""
+    for path in site.rglob("*.html"):
+        for link in Page(path).links:
+            parts = urlsplit(link)
+            if not parts.scheme:
+                continue
+            assert parts.scheme == "https", f"{path}: {link}"
+            if parts.netloc == "arxiv.org":
+                assert re.fullmatch(r"/abs/\d{4}\.\d{4,5}", parts.path), link
+            if parts.netloc == "doi.org":
+                assert re.fullmatch(r"/10\.\d{4,}/\S+", parts.path), link
 
 
 def test_nothing_is_loaded_from_a_network(site):
