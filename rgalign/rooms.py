@@ -55,7 +55,7 @@ class Features(Room):
 
 
 class SampledNegatives(Room):
-    """How the candidates of sampled lists were drawn (data/README of the public sets)."""
+    """How the candidates of sampled lists were drawn [C]."""
 
     popularity: int = Field(ge=0, description="distinct negatives drawn with p ~ train clicks + smoothing")
     uniform: int = Field(ge=0, description="distinct negatives drawn uniformly from the rest")

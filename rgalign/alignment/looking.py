@@ -83,6 +83,11 @@ class Lookout:
         return found | {"tokens": float(texts["tokens"].mean()), "distinct": texts["query"].nunique() / len(texts)}
 
 
+def hacked(first: Mapping[str, float], now: Mapping[str, float], tolerance: float) -> bool:
+    """Whether the reward has risen since the first look while the ranking fell by more than `tolerance` (GAUC) [C]."""
+    return bool(now["reward"] > first["reward"] and now["ranking"] < first["ranking"] - tolerance)
+
+
 @dataclass(eq=False)
 class Dashboard:
     """RG-DPO's watch (METHOD.md 2.3): stops training when the reward rises and the ranking on valid falls.
@@ -102,8 +107,7 @@ class Dashboard:
 
     def __call__(self, reasoner: Reasoner, step: int) -> bool:
         self.rows[step] = {**self.lookout.figures(reasoner), "kl": self._kl(reasoner)}
-        first, now = self.rows[0], self.rows[step]
-        return now["reward"] > first["reward"] and now["ranking"] < first["ranking"] - self.tolerance
+        return hacked(self.rows[0], self.rows[step], self.tolerance)
 
     def table(self) -> pd.DataFrame:
         """One row a look: step and what `Lookout.figures` finds, and kl to the reference (nats a query)."""

@@ -1,6 +1,6 @@
 """Candidate lists for logs that do not say what was shown: the true intent among sampled negatives.
 
-Rule of the public data sets (data/README.md): 15 distinct negatives with p ~ (train clicks + 0.5), 4 uniform ones,
+Rule of the public data sets [C]: 15 distinct negatives with p ~ (train clicks + 0.5), 4 uniform ones,
 in random order. A ranker trained on such lists learns log p(i|x) - log q(i); `log_inclusion` is the log q(i) to add
 back when it ranks all intents.
 """

@@ -1,6 +1,6 @@
 """Chats of eight other shops: what a general-purpose language model has read instead of this shop's chats.
 
-`distance` s says how far away they are (FINDINGS C, [C]): their intents and columns follow tables mixed with fresh
+`distance` s says how far away they are [C]: their intents and columns follow tables mixed with fresh
 ones in proportion s; half of their columns carry, with probability s, the names and codes of a foreign system; and half
 of all concepts are, in proportion s, put in words that are rare here. The mild mix does not depend on s: a quarter of
 vague openers, some questions that have nothing to do with their context, and some rows of another task.
