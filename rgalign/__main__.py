@@ -79,8 +79,7 @@ def run_command(options: argparse.Namespace) -> int:
     from rgalign import machine, outside, pipeline
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
-    if run.exists() and not run.is_dir():
-        raise artifacts.ArtifactError(f"{run} is a file; expected a folder for the run: give another --run-dir")
+    artifacts.refuse_no_folder(run, "the run: give another --run-dir")
     if params.data.path:
         artifacts.data_path(params.data.path)  # before a kernel starts, and in a dry run too
     outside.last_run(params, run)
@@ -168,6 +167,7 @@ def scale_command(options: argparse.Namespace) -> int:
     from rgalign import scaling
 
     folder = Path(os.path.abspath(options.folder))
+    artifacts.refuse_no_folder(folder, "worlds and the table: give another one")
     found = scaling.measure(folder, options.sessions, lists=options.lists, threads=options.threads)
     print(found.to_string(index=False))
     print(f"seconds ~ sessions ^ {scaling.growth(found).round(2).to_dict()}; table: {folder / scaling.TABLE}")
