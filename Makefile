@@ -1,6 +1,7 @@
 # make run    the default run: notebooks 01 to 10 on ShopWorld, results in outputs/quickstart
 # make test   every check
 # make lab    JupyterLab in the project's environment
+# make audit  known vulnerabilities of the pins in constraints.txt, where a database can be reached
 # make site   README, docs and notebooks as a static site in build/site: opens from disk, needs no network
 #
 # Each sets up .venv the first time and reuses it after that. An environment that exists already is used with
@@ -22,7 +23,7 @@ PYTHON = .venv/bin/python
 READY = .venv/.ready
 endif
 
-.PHONY: run test lint unit notebooks-test lab site env notebooks references published bench kills reliability constraints clean
+.PHONY: run test lint unit notebooks-test audit lab site env notebooks references published bench kills reliability constraints clean
 
 run: $(READY)
 	$(PYTHON) -m rgalign run $(PARAMS)
@@ -39,6 +40,12 @@ unit: $(READY)
 notebooks-test: $(READY)
 	rm -rf outputs/nbval
 	$(PYTHON) -m pytest --nbval --nbval-current-env -p no:cacheprovider tests/notebooks
+
+# A report that fails nothing; pip-audit has an environment of its own, for its needs are not ours.
+audit:
+	@$(BASE_PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet $(PIP_ARGS) 'pip-audit>=2.7,<3' \
+	  || echo "audit: pip-audit could not be installed"
+	@build/audit/bin/python tests/audit_pins.py || true
 
 lab: $(READY)
 	$(PYTHON) -m jupyter lab notebooks

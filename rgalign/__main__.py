@@ -79,14 +79,14 @@ def run_command(options: argparse.Namespace) -> int:
     from rgalign import machine, outside, pipeline
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
-    if run.exists() and not run.is_dir():
-        raise artifacts.ArtifactError(f"{run} is a file; expected a folder for the run: give another --run-dir")
+    artifacts.refuse_no_folder(run, "the run: give another --run-dir")
     if params.data.path:
         artifacts.data_path(params.data.path)  # before a kernel starts, and in a dry run too
     outside.last_run(params, run)
     if not (options.dry_run and options.card):  # another machine is asked about
         machine.refuse(params)
     stages = pipeline.chosen(options.first, options.through)
+    pipeline.refuse_missing(stages, params)
     forced = options.force or options.first is not None
     if options.dry_run:
         table = pipeline.plan(run, params, stages, forced=forced)
@@ -118,6 +118,8 @@ def sweep_command(options: argparse.Namespace) -> int:
     out = Path(os.path.abspath(options.out)) if options.out else ROOT / "outputs" / "study"
     stages = pipeline.chosen(None, options.through)
     runs = sweep.runs_of(options.params, options.seeds, overrides, out)
+    for each in runs:
+        pipeline.refuse_missing(stages, each.params)
     planned = sweep.plan(runs, stages)
     print(sweep.by_run(planned).to_string(index=False))
     print(f"{len(runs)} runs, about {planned.seconds.sum():.0f} s in all, in {out}")
@@ -168,6 +170,7 @@ def scale_command(options: argparse.Namespace) -> int:
     from rgalign import scaling
 
     folder = Path(os.path.abspath(options.folder))
+    artifacts.refuse_no_folder(folder, "worlds and the table: give another one")
     found = scaling.measure(folder, options.sessions, lists=options.lists, threads=options.threads)
     print(found.to_string(index=False))
     print(f"seconds ~ sessions ^ {scaling.growth(found).round(2).to_dict()}; table: {folder / scaling.TABLE}")

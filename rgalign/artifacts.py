@@ -130,6 +130,13 @@ def _refuse_folder(path: Path) -> None:
         raise ArtifactError(f"{path} is a folder; expected a file to write")
 
 
+def refuse_no_folder(path: Path, what: str) -> None:
+    """Raises ArtifactError where there is something that is no folder: a file, a device, a link that leads nowhere."""
+    if os.path.lexists(path) and not path.is_dir():
+        is_what = "is a file" if path.exists() else "is a link that leads nowhere"
+        raise ArtifactError(f"{path} {is_what}; expected a folder for {what}")
+
+
 def read_manifest(run: Path) -> dict[str, Any]:
     """The manifest of a run directory, empty where nothing has run.
 
@@ -143,18 +150,33 @@ def read_manifest(run: Path) -> dict[str, Any]:
         if isinstance(manifest, dict) and manifest.get("version", VERSION) != VERSION:
             raise ArtifactError(_other_version(run, manifest["version"]))
         stages = manifest["stages"] if isinstance(manifest, dict) else None
-        parts = {"params": dict, "code": dict, "inputs": dict, "outputs": dict}
-        whole = isinstance(stages, dict) and all(
-            isinstance(entry, dict) and all(isinstance(entry.get(part), kind) for part, kind in parts.items())
-            for entry in stages.values()
-        )
-        if not whole:
-            raise ValueError("it does not list stages with their params, code, inputs and outputs")
-    except (ValueError, KeyError) as error:
+        if not isinstance(stages, dict):
+            raise ValueError("it does not list stages")
+        if faults := [f"{name}: {fault}" for name, entry in stages.items() for fault in _entry_faults(entry)]:
+            raise ValueError("; ".join(faults))
+    except (ValueError, KeyError, RecursionError) as error:
         raise ArtifactError(
             f"{path} cannot be read ({error}); delete it and run again: finished stages are made anew"
         ) from None
     return manifest
+
+
+def _entry_faults(entry: Any) -> list[str]:
+    """What is wrong with a stage's entry in a manifest, in so far as anybody counts on it."""
+    if not isinstance(entry, dict):
+        return ["is no entry of a stage"]
+    parts = [name for name in ("params", "code", "inputs", "outputs") if not isinstance(entry.get(name), dict)]
+    counts = [name for name in ("seconds", "peak_memory_mb") if not _is_count(entry.get(name))]
+    names = [name for name in entry.get("outputs") or () if Path(name).is_absolute() or ".." in Path(name).parts]
+    return [
+        *(f"{name} is no table of names" for name in parts),
+        *(f"{name} is {entry.get(name)!r:.40}; expected a number from 0" for name in counts),
+        *(f"the output {name!r:.80} lies outside of the run" for name in names),
+    ]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
 
 
 def forget_stage(run: Path, stage: str) -> None:

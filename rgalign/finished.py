@@ -1,6 +1,7 @@
 """Commands over a run that has finished, or over its data: status, score, report, compare, labels."""
 
 import argparse
+import os
 from pathlib import Path
 
 from rgalign import artifacts
@@ -110,8 +111,9 @@ def _refuse_inside_a_run(folder: Path) -> None:
     """An artifact of a stage must stay as the stage wrote it, or all that was made from it has to be made again."""
     from rgalign.data.labels import LabelError
 
-    for run in folder.resolve().parents:
-        if _is_run(run) and (run / artifacts.MANIFEST).is_file() and folder.resolve().is_relative_to(run / "tables"):
+    place = Path(os.path.realpath(folder))  # Path.resolve fails on a link that leads to itself
+    for run in place.parents:
+        if _is_run(run) and (run / artifacts.MANIFEST).is_file() and place.is_relative_to(run / "tables"):
             raise LabelError(f"{folder} belongs to a run, which keeps its labels beside its tables: name {run}")
 
 

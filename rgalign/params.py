@@ -8,7 +8,8 @@ A file may begin with `base: <another params file>`, seen from its own folder: i
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -34,6 +35,7 @@ def project_folder(here: Path) -> Path:
 
 ROOT = project_folder(Path.cwd().resolve())  # JupyterLab starts a kernel in notebooks/, the pipeline starts it here
 NEW_FOLDER = "make a folder with notebooks and params: python -m rgalign new DIR"
+MOST = 2**18  # bytes of a params file; YAML takes half a minute for a few megabytes
 BASE = "base"  # key of a params file that is laid over another one
 
 
@@ -73,6 +75,8 @@ def load_run(run: Path) -> Params:
 
 def _read(path: Path) -> dict:
     """The sections that one file gives, as they stand there."""
+    if (size := path.stat().st_size) > MOST:
+        raise ParamsError(f"{path.name} has {size:,} bytes; expected a params file, of {MOST:,} at most")
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # bytes, dates and numbers that are none
@@ -162,7 +166,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         merge = "tag:yaml.org,2002:merge"  # `<<` is no key of its own
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value if key.tag != merge]
-        doubled = sorted({str(key) for key in keys if keys.count(key) > 1})
+        counts = Counter(key for key in keys if isinstance(key, Hashable))
+        doubled = sorted(str(key) for key, count in counts.items() if count > 1)
         if doubled:
             raise ParamsError(f"the key {', '.join(doubled)} stands twice{node.start_mark}")
         return super().construct_mapping(node, deep)

@@ -53,6 +53,15 @@ def stage_named(name: str) -> Stage:
     raise StageFailed(f"there is no stage {name}; stages: {', '.join(STAGES)}")
 
 
+def refuse_missing(stages: list[Stage], params: Params) -> None:
+    """Raises StageFailed that lists the notebooks which are needed and not there, before an earlier one has run."""
+    names = [f"notebooks/{stage.name}.ipynb" for stage in stages if needed(stage, params)]
+    if missing := [name for name in names if not (ROOT / name).is_file()]:
+        raise StageFailed(
+            f"{ROOT} lacks {', '.join(missing)}; nothing was run. A whole set of notebooks: python -m rgalign new DIR"
+        )
+
+
 def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.DataFrame:
     """What a run would do: stage, action (run | skip), why, and estimated seconds.
 
@@ -179,11 +188,11 @@ def _explain(stage: Stage, error: Exception, copy: Path, log: Path) -> str:
             "the kernel died without a word, most often for want of memory. "
             "Lower data.world.sessions or ranker.lists_per_batch, then run again."
         )
-    return (
-        f"notebooks/{stage.name}.ipynb failed{where}\n  {what}\n"
-        f"  executed copy: {copy}\n  log:           {log}\n"
-        "Mend it and give the same command again: finished stages are kept."
-    )
+    kept = [f"  {name:<14} {path}" for name, path in (("executed copy:", copy), ("log:", log)) if path.exists()]
+    if not copy.parent.is_dir():
+        kept.append(f"  {copy.parents[1]} was removed while it ran: start it again")
+    advice = "Mend it and give the same command again: finished stages are kept."
+    return "\n".join([f"notebooks/{stage.name}.ipynb failed{where}", f"  {what}", *kept, advice])
 
 
 @contextmanager

@@ -216,8 +216,7 @@ def open_stage(
     if not needed(stage, params):
         raise ArtifactError(f"{name} is no part of this run: alignment.loop.rounds is 0; set it to 1 or more")
     run = artifacts.run_directory(run_dir, params_file)
-    if run.exists() and not run.is_dir():
-        raise ArtifactError(f"{run} is a file; expected a folder for the run: give another run_dir")
+    artifacts.refuse_no_folder(run, "the run: give another run_dir")
     run.mkdir(parents=True, exist_ok=True)
     if stage.writes:
         locks.hold_stage(run, name)

@@ -64,8 +64,10 @@ def runs_of(files: Sequence[str], seeds: str, overrides: Mapping[str, Any], out:
         faults.append(str(error))
     if "run.seed" in overrides:
         faults.append("--set run.seed has no place here: --seeds gives every run its own")
-    if out.exists() and not out.is_dir():
-        faults.append(f"--out {out} is a file; expected a folder")
+    try:
+        artifacts.refuse_no_folder(out, "the runs")
+    except artifacts.ArtifactError as error:
+        faults.append(f"--out {error}")
     before = study.read_sweep(out)["runs"]
     for file in files:
         try:

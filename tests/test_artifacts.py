@@ -58,6 +58,34 @@ def test_the_same_table_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+WRONG = {
+    "seconds in words": ({"seconds": "x"}, "01_data: seconds is 'x'; expected a number from 0"),
+    "no peak": ({"peak_memory_mb": None}, "01_data: peak_memory_mb is None; expected a number from 0"),
+    "seconds without end": ({"seconds": 10**400}, "01_data: seconds is 1000"),
+    "outputs a list": ({"outputs": ["a"]}, "01_data: outputs is no table of names"),
+    "an output elsewhere": ({"outputs": {"../x": "0"}}, "01_data: the output '../x' lies outside of the run"),
+    "an absolute output": ({"outputs": {"/tmp/x": "0"}}, "01_data: the output '/tmp/x' lies outside of the run"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_manifest_of_wrong_types_is_told_with_stage_and_key(tmp_path, name):
+    more, expected = WRONG[name]
+    entry = {"params": {}, "code": {}, "inputs": {}, "outputs": {}, "seconds": 1.5, "peak_memory_mb": 3}
+    (tmp_path / "manifest.json").write_text(json.dumps({"stages": {"01_data": entry}}))
+    assert artifacts.read_manifest(tmp_path)["stages"]["01_data"] == entry
+    (tmp_path / "manifest.json").write_text(json.dumps({"stages": {"01_data": entry | more}}))
+    with pytest.raises(artifacts.ArtifactError, match="delete it and run again") as told:
+        artifacts.read_manifest(tmp_path)
+    assert expected in str(told.value)
+
+
+def test_a_manifest_that_nests_without_end_is_told(tmp_path):
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(artifacts.ArtifactError, match=r"manifest\.json cannot be read .*delete it"):
+        artifacts.read_manifest(tmp_path)
+
+
 def test_a_torn_manifest_says_what_to_do(tmp_path):
     (tmp_path / artifacts.MANIFEST).write_text('{"stages": {')
     with pytest.raises(ArtifactError, match="delete it and run again"):

@@ -44,7 +44,9 @@ def run(tmp_path):
     write_raw(run / "tables/dataset", good_tables(), good_meta())
     overrides = {"reasoner.features": "[note, amount]", "data.features.drop": "[amount]"}
     write_text(run / "params.yaml", dump(load("params/smoke.yaml", overrides)))
-    record_stage(run, "01_data", {"params": {}, "code": {}, "inputs": {}, "outputs": {}})
+    record_stage(
+        run, "01_data", {"params": {}, "code": {}, "inputs": {}, "outputs": {}, "seconds": 1, "peak_memory_mb": 1}
+    )
     return run
 
 

@@ -315,3 +315,19 @@ def test_any_value_is_either_taken_or_refused_by_name(key, value):
     inner[leaf] = value
     message = refusal(wanted)
     assert not message or ".".join(sections) in message
+
+
+def test_a_file_that_is_no_params_file_by_its_size_is_refused_at_once(tmp_path):
+    """YAML would read it for minutes."""
+    path = tmp_path / "log.yaml"
+    path.write_text("run: {seed: 3}\n" + "# a comment\n" * 30_000)
+    with pytest.raises(ParamsError, match=r"log\.yaml has 360,015 bytes; expected a params file, of 262,144 at most"):
+        load(path)
+    (tmp_path / "over.yaml").write_text("base: log.yaml\n")
+    with pytest.raises(ParamsError, match=r"log\.yaml has 360,015 bytes"):
+        load(tmp_path / "over.yaml")
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path):
+    (tmp_path / "windows.yaml").write_bytes("\ufeffrun:\r\n  seed: 3\r\n".encode())
+    assert load(tmp_path / "windows.yaml").run.seed == 3

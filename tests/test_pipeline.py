@@ -66,6 +66,27 @@ def test_a_failing_cell_is_named_with_its_error_copy_and_log(toy, tmp_path):
     assert not (tmp_path / "run/notebooks/01_toy.ipynb").exists()
 
 
+def test_a_run_that_is_removed_while_it_runs_is_told_and_no_file_is_named_that_is_gone(toy, tmp_path):
+    execute = toy("import shutil; shutil.rmtree(run_dir)", FINISH)
+    with pytest.raises(pipeline.StageFailed) as error:
+        execute()
+    assert f"{tmp_path / 'run'} was removed while it ran" in str(error.value)
+    assert "executed copy" not in str(error.value)
+
+
+def test_a_notebook_that_is_not_there_is_told_before_an_earlier_one_runs(toy, tmp_path, capsys, monkeypatch):
+    toy(FINISH)
+    monkeypatch.setattr(pipeline, "execute", lambda *_, **__: pytest.fail("a stage was run"))
+    for command in (
+        ["run", "params/smoke.yaml", "--run-dir", str(tmp_path / "run")],
+        ["sweep", "params/smoke.yaml", "--seeds", "1", "--out", str(tmp_path / "run")],
+    ):
+        assert main([*command, "--through", "02"]) == 1
+        said = capsys.readouterr().err
+        assert f"{tmp_path} lacks notebooks/01_data.ipynb, notebooks/02_reasoner.ipynb; nothing was run" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_kernel_that_dies_is_explained(toy):
     execute = toy("import os; os._exit(9)", FINISH)
     with pytest.raises(pipeline.StageFailed, match=r"kernel died .*want of memory"):

@@ -268,7 +268,7 @@ def test_all_faults_of_a_command_are_told_at_once_before_anything_runs(executed,
 
 
 def test_notebook_90_runs_at_the_end_over_what_has_finished(files, executed, tmp_path, monkeypatch, capsys):
-    ended = {"params": {}, "code": {}, "inputs": {}, "outputs": {}, "seconds": 1}
+    ended = {"params": {}, "code": {}, "inputs": {}, "outputs": {}, "seconds": 1, "peak_memory_mb": 1}
     monkeypatch.setattr(
         sweep, "_execute_run", lambda run, stages: artifacts.record_stage(run.folder, "09_evaluation", ended)
     )

@@ -28,7 +28,13 @@ def last(tmp_path):
     for stage in STAGES.values():
         for name in stage.writes:
             artifacts.write_text(run / name, f"{name} of the last run")
-        entry = {"params": stages.stage_params(stage, params), "code": {}, "inputs": {}}
+        entry = {
+            "params": stages.stage_params(stage, params),
+            "code": {},
+            "inputs": {},
+            "seconds": 1,
+            "peak_memory_mb": 1,
+        }
         entry["outputs"] = {name: artifacts.digest(run / name) for name in stage.writes}
         if stage.in_sequence:
             artifacts.record_stage(run, stage.name, entry)

@@ -30,6 +30,7 @@ from rgalign.alignment.pairs import (
 from rgalign.alignment.tuning import Watch, query_log_probabilities, trainable, tuned
 from rgalign.data.faults import nearest
 from rgalign.reasoner import training
+from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner, fingerprint
 
 __all__ = ["Pairs", "dpo", "reference_log_probabilities"]
@@ -82,7 +83,7 @@ def dpo(
     documents = PairDocuments(pairs, reference, np.flatnonzero(pairs.above(min_margin)))
     collate = partial(paired, pad=reasoner.tokenizer.pad_token_id)
     model = trainable(reasoner, lora, seed=seed)
-    _check_start(model, collate(documents.rows[:pairs_per_batch]))
+    _check_start(model, collate, documents.rows[:pairs_per_batch])
     how = dict(objective=objective, beta=beta, sft_weight=sft_weight, length_normalised=length_normalised)
     identity = {"stage": "dpo", "reasoner": checkpoint, "pairs": documents.digest(), **how}
     curve = training.train(
@@ -136,17 +137,24 @@ def _loss(
     }
 
 
-def _check_start(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+def _check_start(model: nn.Module, collate: Callable[[list], dict[str, Tensor]], rows: list[dict]) -> None:
     """Policy and reference agree before the first step, so that the first DPO loss is ln 2; without dropout."""
     weights = next(model.parameters())
-    batch = {name: value.to(weights.device) for name, value in batch.items()}
-    with torch.no_grad():
-        found = query_log_probabilities(model.eval(), batch)
+
+    def widest_gap(part: Sequence[dict]) -> float:
+        """Nats a token."""
+        batch = {name: value.to(weights.device) for name, value in collate(part).items()}
+        with torch.no_grad():
+            found = query_log_probabilities(model, batch)
+        return float(((found - batch["reference"]).abs() / (batch["length"] - batch["prompt"])).max())
+
+    model.eval()
+    gaps = [gap for _, gap in in_halves(widest_gap, rows, "RG-DPO")]
     model.train()
-    gap = ((found - batch["reference"]).abs() / (batch["length"] - batch["prompt"])).max()
+    gap = float(np.max(gaps))  # NaN where one is
     if not gap <= ROUNDING.get(weights.dtype, ROUNDING[torch.bfloat16]):
         raise ValueError(
-            f"RG-DPO cannot begin: the reference is not what this reasoner says ({float(gap):.3g} nats a token apart "
+            f"RG-DPO cannot begin: the reference is not what this reasoner says ({gap:.3g} nats a token apart "
             "in the first batch); make it anew: reference_log_probabilities(reasoner, pairs)"
         )
 

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from rgalign import processes
 from rgalign.reasoner import training
 from rgalign.reasoner.adapter import ready_to_save
+from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner
 from rgalign.seeding import seeded
 
@@ -97,6 +98,7 @@ def log_probabilities(
 ) -> np.ndarray:
     """(documents,) float32: `query_log_probabilities` of given queries, in eval mode; a batch has about one length.
 
+    A batch that the device has no memory for is halved, and the log says so.
     Called in several processes, each runs every so many-th batch, and all return the whole.
     """
     documents = training.Documents(prompts, queries)
@@ -105,12 +107,16 @@ def log_probabilities(
     firsts = range(0, len(order), documents_per_batch)[processes.index() :: processes.count()]
     was_training = reasoner.model.training
     reasoner.model.eval()
+
+    def read(rows: Sequence[int]) -> np.ndarray:
+        batch = training.right_padded([documents[row] for row in rows], reasoner.tokenizer.pad_token_id)
+        batch = {name: value.to(reasoner.device) for name, value in batch.items()}
+        return query_log_probabilities(reasoner.model, batch).cpu().numpy()
+
     try:
         for start in tqdm(firsts, desc=title, disable=not progress or processes.index() > 0):
-            rows = order[start : start + documents_per_batch]
-            batch = training.right_padded([documents[row] for row in rows], reasoner.tokenizer.pad_token_id)
-            batch = {name: value.to(reasoner.device) for name, value in batch.items()}
-            found[rows] = query_log_probabilities(reasoner.model, batch).cpu().numpy()
+            for rows, values in in_halves(read, order[start : start + documents_per_batch], title):
+                found[rows] = values
     finally:
         reasoner.model.train(was_training)
     return processes.summed(torch.from_numpy(found).to(reasoner.device)).cpu().numpy()

@@ -97,7 +97,11 @@ def _outside(report: Report, where: str, values: pa.ChunkedArray) -> bool:
 
 
 def _note_inexact(report: Report, where: str, values: pa.ChunkedArray) -> None:
-    beyond = pc.fill_null(pc.or_(pc.greater(values, EXACT), pc.less(values, -EXACT)), False)
+    if pa.types.is_uint64(values.type):  # which arrow compares with no signed number
+        beyond = pc.greater(values, pa.scalar(EXACT, pa.uint64()))
+    else:
+        beyond = pc.or_(pc.greater(values, EXACT), pc.less(values, -EXACT))
+    beyond = pc.fill_null(beyond, False)
     if pc.any(beyond).as_py():
         report.note(where, f"{count_rows(beyond, 'holds a whole number')} beyond 2^53: read as the nearest float")
 
@@ -155,7 +159,7 @@ def _check_users(report: Report, source: Source) -> None:
     users = source.load(report, "sessions", "user_id") if source.parts is not None else None
     if users is None:
         return
-    own = users.filter(pa.array(source.parts == SPLITS.index("train")))
+    own = as_type(users, STRING).filter(pa.array(source.parts == SPLITS.index("train")))
     if len(own) > 1 and pc.count_distinct(own).as_py() == 1:
         what = "train has one user alone; expected several, since some are kept apart for early stopping"
         report.fault("sessions.user_id", f"{what}: a session id will do where users are unknown")

@@ -10,10 +10,13 @@ file in the order of its sessions, are in one order too.
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 
 class Table:
@@ -45,16 +48,29 @@ class Table:
         """Batches of at most so many rows, in order; columns: None for all."""
         names = None if columns is None else list(columns)
         if self._file is not None:
-            return self._file.iter_batches(rows, columns=names)
+            return map(_plain, self._file.iter_batches(rows, columns=names))
         ahead = {"batch_readahead": 1, "fragment_readahead": 1}  # memory of a batch or two, not of sixteen
-        return self._dataset.to_batches(batch_size=rows, columns=names, use_threads=False, **ahead)
+        return map(_plain, self._dataset.to_batches(batch_size=rows, columns=names, use_threads=False, **ahead))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole table, or these columns of it."""
         names = None if columns is None else list(columns)
         if self._file is not None:
-            return self._file.read(columns=names)
-        return self._dataset.to_table(columns=names, use_threads=False)
+            return _plain(self._file.read(columns=names))
+        return _plain(self._dataset.to_table(columns=names, use_threads=False))
+
+
+def _plain(rows: Rows) -> Rows:
+    """Strings that arrow keeps as views are made plain ones: it can neither filter nor sort views."""
+    plain = [field.with_type(_plain_type(field.type)) for field in rows.schema]
+    return rows.cast(pa.schema(plain)) if plain != list(rows.schema) else rows
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    views = (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_string_view(kind.value_type)
+    return pa.list_(pa.large_string()) if views else kind
 
 
 def location(folder: str | Path, name: str) -> Path:

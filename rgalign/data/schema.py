@@ -97,7 +97,7 @@ def as_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.ChunkedAr
         column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
     if wanted == TIME:
         return column.cast(TIME, safe=False)  # nanoseconds are cut to microseconds
-    return column.cast(wanted)
+    return column.cast(wanted, safe=not pa.types.is_float64(wanted))  # a whole number may have no float of its own
 
 
 def as_types(table: pa.Table, name: str, kinds: dict[str, str]) -> pa.Table:

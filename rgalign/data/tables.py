@@ -147,7 +147,9 @@ def _by_list(table: pa.Table, sessions: pa.Array) -> pd.DataFrame:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    if not folder.exists():
+    try:
+        folder.stat()  # a link that leads to itself is an error here; Path.exists takes it for nothing
+    except FileNotFoundError:
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; expected a folder for a data set")

@@ -1,10 +1,10 @@
 """transformers.Trainer as the training stages use it: any objective, a step in pieces, one process or several.
 
-A step's documents are the same however it is run. They are shared out over the processes, each of which runs its own in
-pieces that fit `tokens_per_batch`; every piece's loss is weighted so that the sum is the mean over the step.
+A step that a device has no memory for is run anew in smaller pieces; what a step is does not depend on its pieces.
 """
 
 import json
+import logging
 import math
 import shutil
 import time
@@ -23,14 +23,17 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rgalign import processes
 from rgalign.artifacts import write_text
+from rgalign.reasoner.memory import is_out_of_memory, let_go
+from rgalign.reasoner.pieces import Piece, Share, Step
 
 Objective = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
-Weight = Callable[[dict], int]
 
 COMPLETE = "complete"  # mark in a checkpoint's folder, written last: a killed writer leaves none
 SETTINGS = "settings.json"  # what the checkpoints beside it belong to
 CHECKPOINTS, LOGS = 8, 40  # a run has about so many; a checkpoint falls on a log, so that a resumed curve is the same
 OPTIMIZERS = {"adamw_8bit": "adamw_bnb_8bit"}  # transformers' names; adamw is its default
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
@@ -56,66 +59,17 @@ class Engine:
 PLAIN = Engine()
 
 
-@dataclass(frozen=True)
-class Share:
-    """Collates a step's rows into the pieces of this process: [{.., "share": its weight in the step's mean}].
-
-    weight  what a row counts in the objective's mean (query tokens, pairs); None: the objective evens itself out over
-            the processes (alignment.gather), and is not run in pieces
-    width   (row) -> tokens of its widest document, and documents in a row
-    whole   (rows of the step) -> what every piece's batch must know of them all; None: nothing
-    """
-
-    collate: Callable[[list], dict[str, Tensor]]
-    weight: Weight | None
-    width: Callable[[dict], tuple[int, int]]
-    tokens_per_batch: int | None
-    whole: Callable[[list], dict[str, Tensor]] | None = None
-
-    def __call__(self, rows: list[dict]) -> dict[str, list[dict]]:
-        count, index = processes.count(), processes.index()
-        own = [_part(rows, count, each) for each in range(count)]
-        pieces = [self._pieces(part or rows[:1]) for part in own]  # fewer rows than processes: one that weighs 0
-        most = max(map(len, pieces))  # sharded weights are gathered in every piece: all processes have equally many
-        mine = pieces[index] + [pieces[index][-1]] * (most - len(pieces[index]))
-        real = len(pieces[index]) if own[index] else 0
-        shares = [self._share(piece, rows, count) * (number < real) for number, piece in enumerate(mine)]
-        known = self.whole(rows) if self.whole else {}
-        return {"pieces": [{**self.collate(piece), **known, "share": s} for piece, s in zip(mine, shares, strict=True)]}
-
-    def _pieces(self, rows: list[dict]) -> list[list[dict]]:
-        if self.tokens_per_batch is None or self.weight is None:
-            return [rows]
-        order = sorted(rows, key=lambda row: -self.width(row)[0])  # the longest first, and stable
-        pieces = []
-        while order:
-            widest, documents = self.width(order[0])
-            size = max(1, self.tokens_per_batch // (widest * documents))
-            pieces.append(order[:size])
-            order = order[size:]
-        return pieces
-
-    def _share(self, piece: list[dict], rows: list[dict], count: int) -> float:
-        if self.weight is None:
-            return 1.0
-        # processes' gradients are averaged: count times the piece's part of the step makes that the step's mean
-        return count * sum(map(self.weight, piece)) / sum(map(self.weight, rows))
-
-
-def _part(rows: list[dict], count: int, index: int) -> list[dict]:
-    """Rows of one of `count` processes: neighbours, as many as the others have or one more."""
-    least, more = divmod(len(rows), count)
-    first = index * least + min(index, more)
-    return rows[first : first + least + (index < more)]
-
-
 class StepTrainer(Trainer):
     """The objective's loss over the pieces of `Share`; its other values, as means since the last log, and the seconds
-    of all calls in the log."""
+    of all calls in the log.
 
-    def __init__(self, objective: Objective, *arguments, **more):
-        super().__init__(*arguments, **more)
-        self.objective, self.seen, self.steps = objective, defaultdict(list), 0
+    title  of what is trained, for the log
+    """
+
+    def __init__(self, objective: Objective, share: Share, title: str, *arguments, **more):
+        super().__init__(*arguments, data_collator=lambda rows: {"step": Step(rows)}, **more)
+        self.objective, self.share, self.title = objective, share, title
+        self.seen, self.steps = defaultdict(list), 0
 
     def get_train_dataloader(self) -> DataLoader:
         """Every process reads every step's rows, in one order; `Share` takes its own."""
@@ -125,14 +79,53 @@ class StepTrainer(Trainer):
             dealer.num_processes, dealer.process_index, dealer.even_batches = 1, 0, False
         return loader
 
-    def training_step(self, model: nn.Module, inputs: dict[str, list], num_items_in_batch=None) -> Tensor:
-        *before, last = inputs["pieces"]
+    def training_step(self, model: nn.Module, inputs: dict[str, Step], num_items_in_batch=None) -> Tensor:
+        """The step's loss. A step that finds no memory is begun anew in smaller pieces, with the random numbers that it
+        began with: as if `tokens_per_batch` had been that small. Later steps begin with the smaller pieces."""
+        drawn, loss = random_states(self.args.device), None
+        while loss is None:
+            self.fresh = defaultdict(list)
+            loss = self._attempt(model, inputs["step"].rows)
+            if loss is None:
+                model.zero_grad()  # of the pieces that did fit
+                let_go()
+                set_random_states(self.args.device, drawn)
+        for name, values in self.fresh.items():
+            self.seen[name] += values
         self.steps += 1
-        losses = []
-        for piece in before:
-            with self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, piece))
-        return sum(losses, super().training_step(model, last))
+        return loss
+
+    def _attempt(self, model: nn.Module, rows: list[dict]) -> Tensor | None:
+        """The loss of all pieces of a step; None: one found no memory, and `share` makes smaller ones from now on."""
+        *before, last = self.share(rows)
+        piece, losses = last, []
+        try:
+            for piece in before:
+                with self.accelerator.no_sync(model):
+                    losses.append(super().training_step(model, piece.as_inputs()))
+            piece = last
+            return sum(losses, super().training_step(model, piece.as_inputs()))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._make_smaller(piece, error)
+        return None  # outside of the handler, whose traceback holds on to the batch
+
+    def _make_smaller(self, piece: Piece, error: Exception) -> None:
+        """Half of this piece at once from now on. Raises what is to be said where a piece cannot be halved."""
+        if processes.several():  # the others are in the middle of the step, and wait
+            raise TrainingError(f"{self.title}: {error}\nLower alignment.engine.tokens_per_batch") from error
+        if self.share.weight is None:
+            raise TrainingError(
+                f"{self.title}: {error}\nIts {piece.rows} documents are run at once: lower its documents_per_batch"
+            ) from error
+        if piece.rows == 1:
+            raise error
+        self.share = self.share.smaller(piece)
+        logger.warning(
+            "%s: out of memory with %d rows of %d tokens at once; going on with pieces of %d tokens",
+            *(self.title, piece.rows, piece.tokens, self.share.tokens_per_batch),
+        )
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
         batch = dict(inputs)
@@ -140,7 +133,7 @@ class StepTrainer(Trainer):
         with self.accelerator.autocast():
             loss, values = model(batch=batch) if processes.several() else self.objective(model, batch)
         for name, value in values.items():
-            self.seen[name].append(value.detach() * share)
+            self.fresh[name].append(value.detach() * share)
         loss = loss * share
         return (loss, None) if return_outputs else loss
 
@@ -157,6 +150,18 @@ class StepTrainer(Trainer):
         self.seen.clear()
         self.steps = 0
         super().log({**logs, **means, "seconds": time.perf_counter() - self.began}, start_time)
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """Where torch's random numbers stand: those of the CPU, and of a card's own."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_random_states(device: torch.device, states: list[Tensor]) -> None:
+    """Draw on from `random_states` of this device."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def over_processes(value: Tensor) -> Tensor:

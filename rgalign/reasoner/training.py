@@ -32,15 +32,14 @@ from rgalign.reasoner.engine import (
     Engine,
     Mark,
     Objective,
-    Share,
     StepTrainer,
     TrainingError,
-    Weight,
     last_checkpoint,
     objective_as_forward,
     trainer_arguments,
 )
 from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.pieces import Share, Weight
 from rgalign.reasoner.sharded import put_together
 
 __all__ = ["CHECKPOINTS", "Documents", "Engine", "Rows", "TrainingError", "right_padded", "train"]
@@ -80,12 +79,14 @@ def train(
     identity       what makes this call this call, beside its settings: digests of model and data (JSON)
     learning_rate  its peak; rises over the share `warmup` of the steps, then falls to zero as a cosine
     neftune        NEFTune's alpha: noise on embeddings in training (Jain et al. 2023); None: none
-    weight, width, whole   of a row and of a step, as of `engine.Share`; width None: that of a row of Documents
+    weight, width, whole   of a row and of a step, as of `pieces.Share`; width None: that of a row of Documents
     engine         how a step is run: precision, memory
     title          of the progress bar
     Runs on the model's device; where it is called in several processes, with the same arguments in all of them, they
     share out each step. Random states and accelerate's state stay the caller's.
-    Raises TrainingError when the loss is not finite.
+    A step that the device has no memory for is run in smaller pieces, where `weight` says what they weigh, and so are
+    those after it; the log says so.
+    Raises TrainingError when the loss is not finite, or where memory is short and the step has no pieces.
     """
     settings = dict(epochs=epochs, learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, seed=seed)
     settings |= dict(documents_per_batch=documents_per_batch, beta2=beta2, neftune=neftune)
@@ -94,7 +95,9 @@ def train(
     wrapped = objective_as_forward(model, objective) if processes.several() else nullcontext()
     with borrowed_state(), wrapped:
         arguments = trainer_arguments(folder, len(documents), device, **settings, engine=engine)
-        trainer = StepTrainer(objective, model, arguments, share, documents, callbacks=[Mark(), *callbacks])
+        trainer = StepTrainer(
+            objective, share, title, model, arguments, train_dataset=documents, callbacks=[Mark(), *callbacks]
+        )
         trainer.remove_callback(PrinterCallback)
         if progress and processes.index() == 0:
             trainer.add_callback(Bar(title))

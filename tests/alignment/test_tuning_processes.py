@@ -10,8 +10,9 @@ import pytest
 import torch
 import two_processes
 
-from rgalign.reasoner.engine import Engine, Share
+from rgalign.reasoner.engine import Engine
 from rgalign.reasoner.model import load
+from rgalign.reasoner.pieces import Share
 from rgalign.reasoner.training import Documents, right_padded, tokens_of
 
 # sums are taken in another order: float32's rounding, which AdamW passes on for a dozen steps
@@ -79,10 +80,11 @@ def test_pieces_hold_every_document_once_within_the_budget():
     lengths = np.random.default_rng(0).integers(3, 30, 40)
     rows = Documents([[7] * n for n in lengths], [[8, 3]] * 40).rows
     collate = Share(lambda part: right_padded(part, 0), lambda row: 2, tokens_of, 64)
-    pieces = collate(rows)["pieces"]
-    assert all(piece["ids"].numel() <= 64 or len(piece["ids"]) == 1 for piece in pieces)
-    assert sorted(int(n) for piece in pieces for n in piece["length"]) == sorted(lengths + 2)
-    assert sum(piece["share"] for piece in pieces) == pytest.approx(1)
+    pieces = collate(rows)
+    assert all(piece.tokens == piece.batch["ids"].numel() for piece in pieces)
+    assert all(piece.tokens <= 64 or piece.rows == 1 for piece in pieces)
+    assert sorted(int(n) for piece in pieces for n in piece.batch["length"]) == sorted(lengths + 2)
+    assert sum(piece.share for piece in pieces) == pytest.approx(1)
 
 
 def test_gradient_checkpointing_leaves_the_curve_as_it_is(tmp_path, monkeypatch):

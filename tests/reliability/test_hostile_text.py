@@ -13,7 +13,9 @@ from small_shop import good_shop
 from table_changes import put, write_raw
 from text_faults import CHAT, CONTROL, FORMATS, FORMULA, HTML, INJECTION, MATHS, PATHS, PLAIN, feature_called, id_became
 
+import rgalign
 from rgalign import plots
+from rgalign.alignment import rewarding, steps
 from rgalign.data import labels
 from rgalign.data.prompts import Prompter
 from rgalign.data.tables import read
@@ -21,6 +23,7 @@ from rgalign.evaluation import report
 from rgalign.reasoner import tokenizer
 
 HOSTILE = [*PLAIN.values(), *CONTROL.values()]
+STEERING = ("<|pad|>", "<|ask|>", "<|end|>")
 
 
 def hostile_shop(folder: Path) -> Path:
@@ -43,18 +46,61 @@ def hostile_shop(folder: Path) -> Path:
             id_became(column, tables[table][column][number].as_py(), text)(tables, meta)
     feature_called(r"../$\x$<b>")(tables, meta)
     meta["name"] = f"../{HTML}"
+    del tables["truth"], meta["world"]  # its ids are no longer ShopWorld's
     return write_raw(folder, tables, meta)
 
 
 @pytest.fixture(scope="module")
-def hostile_run(tmp_path_factory) -> Path:
-    """Notebooks 01, 02, 03 and 09 over that shop, without alignment; their folder holds the shop and the run alone."""
+def taught() -> dict[str, list[list[int]]]:
+    """prompts and queries as token ids: all that the alignment of `hostile_run` trained the reasoner on."""
+    return {"prompts": [], "queries": []}
+
+
+@pytest.fixture(scope="module")
+def hostile_run(taught, tmp_path_factory) -> Path:
+    """Notebooks 01 to 10 over that shop; what the LLMs write is hostile too. Their folder holds shop and run alone."""
     folder = tmp_path_factory.mktemp("hostile")
-    own = {"data.source": "folder", "data.path": str(hostile_shop(folder / "shop")), "alignment.loop.rounds": 0}
-    own |= {"data.dev_users": 0.3, "ranker.models": ["two_tower_text", "qe_rec"]}
-    for name in ("01_data", "02_reasoner", "03_rankers", "09_evaluation"):
-        small_run.play(name, folder / "run", own)
+    hostile_shop(folder / "shop")
+    with pytest.MonkeyPatch.context() as patch:
+        obeying(patch, taught)
+        for name in ("01_data", "02_reasoner", "03_rankers", *small_run.ALIGNMENT, "09_evaluation", "10_ab_test"):
+            small_run.play(name, folder / "run", settings(folder))
     return folder
+
+
+def settings(folder: Path) -> dict:
+    """What the run changes of small_run.SMALL."""
+    own = {"data.source": "folder", "data.path": str(folder / "shop"), "data.dev_users": 0.3}
+    return own | {"ranker.models": ["two_tower_text", "qe_rec"]}
+
+
+def obeying(patch: pytest.MonkeyPatch, taught: dict[str, list]) -> None:
+    """LLMs that write what a text has told them to write; and a note of what the three steps are given."""
+    write, sft, dpo, contrastive = rewarding.write_candidates, steps.sft, steps.dpo, steps.contrastive
+
+    def candidates(*given) -> pd.DataFrame:
+        table = write(*given)
+        return table.assign(query=[HOSTILE[row % len(HOSTILE)] for row in range(len(table))])
+
+    def note(prompts, *queries) -> None:
+        taught["prompts"] += prompts
+        taught["queries"] += [query for side in queries for query in side]
+
+    def noted_sft(reasoner, prompts, queries, **how):
+        note(prompts, queries)
+        return sft(reasoner, prompts, queries, **how)
+
+    def noted_dpo(reasoner, pairs, **how):
+        note(pairs.prompts, pairs.chosen, pairs.rejected)
+        return dpo(reasoner, pairs, **how)
+
+    def noted_cl(reasoner, prompts, **how):
+        note(prompts, how["queries"])
+        return contrastive(reasoner, prompts, **how)
+
+    patch.setattr(rewarding, "write_candidates", candidates)
+    for name, noted in (("sft", noted_sft), ("dpo", noted_dpo), ("contrastive", noted_cl)):
+        patch.setattr(steps, name, noted)
 
 
 class Page(HTMLParser):
@@ -76,7 +122,7 @@ def test_a_run_writes_where_it_should_and_nowhere_else(hostile_run):
     }
     assert not Path("/tmp/owned").exists()
     results = pd.read_parquet(hostile_run / "run/tables/results.parquet")
-    assert results.value.notna().any()
+    assert results[results.model == "rgalign_rec"].value.notna().any()
 
 
 def test_its_report_shows_the_text_and_runs_none_of_it(hostile_run):
@@ -90,7 +136,7 @@ def test_its_report_shows_the_text_and_runs_none_of_it(hostile_run):
 
 def test_its_figures_are_pictures(hostile_run):
     paths = sorted((hostile_run / "run/figures").rglob("*.png"))
-    assert len(paths) > 5
+    assert len(paths) > 20
     for path in paths:
         with Image.open(path) as picture:
             assert picture.size[0] > 100
@@ -124,9 +170,39 @@ def test_no_text_yields_a_token_that_steers(hostile_run):
         features=features, kinds=shop.kinds, intents=shop.intents, transcripts=shop.transcripts
     )
     prompter = Prompter(tokenizer.build(counts, min_count=1), features=features, kinds=shop.kinds)
-    steering = {prompter.tokenizer.convert_tokens_to_ids(name) for name in ("<|pad|>", "<|ask|>", "<|end|>")}
+    steering = {prompter.tokenizer.convert_tokens_to_ids(name) for name in STEERING}
     prompts = [*prompter.sessions(shop.sessions), *prompter.intents(shop.intents)]
     for ids in prompts:
         assert not steering & set(ids[len(prompter.head) : len(ids) - len(prompter.tail)])
     for ids in prompter.queries([CHAT, INJECTION, *HOSTILE]):
         assert not steering & set(ids[:-1])
+
+
+def test_candidates_and_preferences_are_kept_as_they_were_written(hostile_run):
+    tables = hostile_run / "run/tables"
+    assert set(pd.read_parquet(tables / "candidates.parquet")["query"]) == set(HOSTILE)
+    preferences = pd.read_parquet(tables / "preferences.parquet")
+    assert len(preferences) > 5
+    assert set(preferences.chosen) | set(preferences.rejected) <= set(HOSTILE)
+
+
+def test_the_alignment_is_taught_no_token_that_steers(hostile_run, taught):
+    """Of RG-SFT, RG-DPO and RG-CL: special tokens frame a prompt and end a query, and stand nowhere else."""
+    prompter = rgalign.load(hostile_run / "run").prompter
+    steering = {prompter.tokenizer.convert_tokens_to_ids(name) for name in STEERING}
+    assert len(taught["queries"]) > len(taught["prompts"]) > 50
+    for ids in taught["prompts"]:
+        assert ids[len(ids) - len(prompter.tail) :] == list(prompter.tail)
+        assert not steering & set(ids[len(prompter.head) : len(ids) - len(prompter.tail)])
+    for *words, end in taught["queries"]:
+        assert end == prompter.end_id
+        assert not steering & set(words)
+
+
+def test_the_tours_pages_show_the_text_and_run_none_of_it(hostile_run):
+    explorer = small_run.play("00_tour", hostile_run / "run", settings(hostile_run))["explorer"]
+    pages = [explorer.page(session) for session in explorer.sessions.session_id]
+    assert any("&lt;script&gt;" in page for page in pages)
+    for page in map(Page, pages):
+        assert not page.handlers
+        assert page.tags <= {"p", "b", "pre", "table", "thead", "tbody", "tr", "th", "td"}

@@ -116,7 +116,7 @@ def test_a_run_of_another_version_is_refused_with_the_command_to_type(tmp_path, 
 @pytest.mark.parametrize("command", ["status", "report"])
 def test_params_of_another_version_are_named_with_their_run(tmp_path, capsys, command):
     (tmp_path / "params.yaml").write_text("run: {seed: 0, an_older_key: 3}\n")
-    entry = {"params": {}, "code": {}, "inputs": {}, "outputs": {}}
+    entry = {"params": {}, "code": {}, "inputs": {}, "outputs": {}, "seconds": 1, "peak_memory_mb": 1}
     (tmp_path / artifacts.MANIFEST).write_text(json.dumps({"stages": {"09_evaluation": entry}}))
     assert main([command, str(tmp_path)]) == 1
     said = capsys.readouterr().err

@@ -94,6 +94,29 @@ def test_read_only_outputs_end_in_one_line_with_the_path(tmp_path, capsys, exist
     assert str(run) in said
 
 
+LINKS = {command: ["itself", "a file", "nothing"] for command in ("run", "sweep", "scale", "labels", "new")}
+LINKS |= {"world": ["itself", "a file"]}  # it makes the folder that is linked to
+
+
+@pytest.mark.parametrize(("command", "what"), [(command, what) for command in LINKS for what in LINKS[command]])
+def test_a_link_that_leads_to_no_folder_ends_in_one_line_with_the_path(tmp_path, capsys, monkeypatch, command, what):
+    monkeypatch.setattr(pipeline, "execute", lambda *_, **__: pytest.fail("a stage was run"))
+    place = tmp_path / "place"
+    (tmp_path / "a file").write_text("kept")
+    place.symlink_to(place if what == "itself" else tmp_path / what)
+    given = {
+        "run": ["params/smoke.yaml", "--run-dir", str(place)],
+        "sweep": ["params/smoke.yaml", "--seeds", "1", "--out", str(place)],
+        "world": [str(place), "--set", "sessions=200"],
+        "labels": [str(place), str(tmp_path / "sheet.csv")],
+    }
+    assert main([command, *given.get(command, [str(place)])]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert str(place) in said
+    assert (tmp_path / "a file").read_text() == "kept"
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -129,6 +129,28 @@ TYPES = {
     "numeric half precision": kept(typed("sessions", "order_amount", pa.float16())),
     "titles a dictionary": kept(typed("intents", "title", pa.dictionary(pa.int32(), pa.string()))),
     "timestamps days": kept(typed("sessions", "timestamp", pa.date32())),
+    "user ids a dictionary": kept(typed("sessions", "user_id", pa.dictionary(pa.int32(), pa.string()))),
+    "user ids of nulls": refused(constant("sessions", "user_id", None, pa.null()), "sessions.user_id", "240 rows are"),
+    "session ids views": kept(typed("sessions", "session_id", pa.string_view())),
+    "user ids views": kept(typed("sessions", "user_id", pa.string_view())),
+    "texts views": kept(typed("sessions", "event_text", pa.string_view())),
+    "history of views": kept(became("sessions", "seen", lambda _, v: v, pa.list_(pa.string_view()))),
+    "history long, of views": kept(became("sessions", "seen", lambda _, v: v, pa.large_list(pa.string_view()))),
+    "history a list view": refused(
+        became("sessions", "seen", lambda _, v: v, pa.list_view(pa.string())), "sessions.seen", "lists of strings"
+    ),
+    "session ids universal": refused(
+        became("sessions", "session_id", lambda row, _: row.to_bytes(16, "big"), pa.uuid()), "sessions.session_id", KEYS
+    ),
+    "numeric beyond all signed": noted(
+        constant("sessions", "order_amount", 2**64 - 1, pa.uint64()), "sessions.order_amount", "beyond 2^53"
+    ),
+    "propensity beyond all signed": refused(
+        constant("impressions", "propensity", 2**64 - 1, pa.uint64()), "impressions.propensity", "a probability"
+    ),
+    "propensity beyond 2^53": refused(
+        constant("impressions", "propensity", 2**53 + 1, pa.int64()), "impressions.propensity", "a probability"
+    ),
 }
 
 NEEDED = {
