@@ -8,6 +8,7 @@ from pathlib import Path
 from rgalign import artifacts
 from rgalign.params import NEW_FOLDER, PACKAGE, ROOT
 
+COPIED = ("notebooks", "params", "docs")
 SHIPPED = Path(__file__).parent / "shipped"  # in a wheel: put there by setup.py
 
 
@@ -24,11 +25,20 @@ def new_command(options: argparse.Namespace) -> int:
 def make(folder: Path) -> int:
     """Copy notebooks, without their outputs, params and docs into a folder; returns the number of notebooks.
 
-    Raises ArtifactError where the folder is not empty: what a user has written must not be overwritten.
+    Raises ArtifactError where the folder is not empty: what a user has written must not be overwritten. Where copying
+    fails, a full disk say, nothing of it stays: the same command can be given again.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise artifacts.ArtifactError(f"{folder} is not empty; expected a new folder: give another name")
-    source = SHIPPED if SHIPPED.is_dir() else PACKAGE
+    try:
+        return _copy(SHIPPED if SHIPPED.is_dir() else PACKAGE, folder)
+    except BaseException:
+        for name in COPIED:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        raise
+
+
+def _copy(source: Path, folder: Path) -> int:
     notebooks = sorted((source / "notebooks").glob("*.ipynb"))
     for path in notebooks:
         notebook = without_outputs(json.loads(path.read_text(encoding="utf-8")))
