@@ -33,6 +33,7 @@ RUNS = {
 METRICS = {"gauc": "GAUC", "recall@3": "Recall@3", "ndcg@3": "NDCG@3", "recall@3/kb": "Recall@3, whole KB"}
 CONTROLS = ("cfpb2014-controls", "msweb-controls")  # whose controls have a table of their own
 SWEPT = "study"  # outputs/study: what a sweep ran and notebook 90 made of it
+ALIGNED = ("cfpb2014-alignment",)  # sweeps over a public set, LLMs and rankers drawn anew
 SWEPT_FILES = (
     "tables/results.parquet",
     "tables/comparisons.parquet",
@@ -50,13 +51,19 @@ STUDY = "study-w"  # outputs/study-w3-lm3 and so on: worlds and LM seeds of para
 
 def publish(run: str) -> None:
     """Copy the small files of outputs/<run>, a run or the folder of a sweep, to outputs/published/<run>."""
-    for name in {SWEPT: SWEPT_FILES, SCALING: (scaling.TABLE, scaling.FIGURE)}.get(run, FILES):
+    for name in _files(run):
         target = PUBLISHED / run / Path(name).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / "outputs" / run / name, target)
     figure = ROOT / "outputs" / run / "figures/09_evaluation/distance_to_oracle.png"
     if run == "quickstart":
         shutil.copyfile(figure, PUBLISHED / run / figure.name)
+
+
+def _files(run: str) -> tuple[str, ...]:
+    if run == SCALING:
+        return scaling.TABLE, scaling.FIGURE
+    return SWEPT_FILES if run in (SWEPT, *ALIGNED) else FILES
 
 
 def results_table() -> str:
@@ -126,6 +133,22 @@ def stages_table() -> str:
     return "\n".join(lines)
 
 
+def aligned_table() -> str:
+    """RGAlign-Rec and its baselines on the public sets, as Markdown: means over LMs and ranker seeds."""
+    lines = ["| data | model | GAUC | Recall@3 | GAUC, difference (95 % interval) | to | LMs |", "|---" * 7 + "|"]
+    for run in ALIGNED:
+        results = pd.read_parquet(PUBLISHED / run / "results.parquet")
+        whole = results[(results.slice == "all") & (results.split == "test")]
+        means, lms = whole.pivot_table("value", "model", "metric"), whole.groupby("model")["lm_seed"].nunique()
+        compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet").query("split == 'test'")
+        for model, against in {"qe_rec": "two_tower_text", "rgalign_rec": "qe_rec"}.items():
+            row = _row(compared[compared.against == against], model, "all")
+            cells = [f"{means.loc[model, metric]:.3f}" for metric in ("gauc", "recall@3")]
+            cells = [MODELS[model], *cells, _interval(row), MODELS[against], str(lms[model])]
+            lines.append(f"| {run.removesuffix('-alignment')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def controls_table() -> str:
     """QE-Rec and its controls on the public sets, as Markdown; intervals are those of the sessions."""
     found = {run: pd.read_parquet(PUBLISHED / run / "comparisons.parquet").query("split == 'test'") for run in CONTROLS}
@@ -150,9 +173,8 @@ def scaling_table() -> str:
             f"| {sessions:,} | {' | '.join(cells)} | {own.loc['train', 'rate']:,} | {own.peak_mb.max() / 1024:.1f} |"
         )
     grown = scaling.growth(table[table["sessions"] <= LINEAR])
-    lines.append(
-        f"| up to {LINEAR:,}: seconds grow as sessions to the power | {' | '.join(f'{grown[step]:.2f}' for step in steps)} | | |"
-    )
+    powers = " | ".join(f"{grown[step]:.2f}" for step in steps)
+    lines.append(f"| up to {LINEAR:,}: seconds grow as sessions to the power | {powers} | | |")
     return "\n".join(lines)
 
 
@@ -188,6 +210,7 @@ TABLES = {
     "study": study_table,
     "stages": stages_table,
     "controls": controls_table,
+    "aligned": aligned_table,
     "scaling": scaling_table,
     "costs": costs_table,
 }
@@ -203,7 +226,7 @@ def with_tables(readme: str) -> str:
 
 if __name__ == "__main__":
     studies = sorted(path.name for path in (ROOT / "outputs").glob(f"{STUDY}*"))
-    others = [name for name in (SWEPT, SCALING) if (ROOT / "outputs" / name).is_dir()]
+    others = [name for name in (SWEPT, *ALIGNED, SCALING) if (ROOT / "outputs" / name).is_dir()]
     for name in sys.argv[1:] or [*RUNS, *studies, *others]:
         publish(name)
     write_text(ROOT / "README.md", with_tables((ROOT / "README.md").read_text(encoding="utf-8")))

@@ -23,9 +23,10 @@ def test_a_copy_that_fails_leaves_nothing_and_can_be_begun_again(tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", full)
-        userfolder.make(tmp_path)
+        with pytest.raises(OSError, match="No space left"):
+            userfolder.make(tmp_path)
     assert not list(tmp_path.iterdir())
     assert userfolder.make(tmp_path)
     (tmp_path / "notebooks" / "mine.ipynb").write_text("{}")
