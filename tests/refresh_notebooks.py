@@ -94,9 +94,14 @@ def _keep(executed: Path, target: Path, *, injected: bool) -> None:
 
 
 def _last_words(outputs: list) -> list:
-    """Outputs with each stream in one piece, and of a progress bar its last state alone: hundreds are no reading."""
+    """Outputs with each stream in one piece, and of a progress bar its last state alone: hundreds are no reading.
+
+    A library's warning that names a folder of this machine is left out.
+    """
     kept = []
     for output in outputs:
+        if output.get("name") == "stderr" and str(ROOT) in output.text:
+            continue
         if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
             kept[-1].text += output.text
         else:
