@@ -135,7 +135,8 @@ def stages_table() -> str:
 
 def aligned_table() -> str:
     """RGAlign-Rec and its baselines on the public sets, as Markdown: means over LMs and ranker seeds."""
-    lines = ["| data | model | GAUC | Recall@3 | GAUC, difference (95 % interval) | to | LMs |", "|---" * 7 + "|"]
+    lines = ["| data | model | GAUC | Recall@3 | IHR@1 | GAUC, difference (95 % interval) | to | LMs |"]
+    lines.append("|---" * 8 + "|")
     for run in ALIGNED:
         results = pd.read_parquet(PUBLISHED / run / "results.parquet")
         whole = results[(results.slice == "all") & (results.split == "test")]
@@ -143,7 +144,7 @@ def aligned_table() -> str:
         compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet").query("split == 'test'")
         for model, against in {"qe_rec": "two_tower_text", "rgalign_rec": "qe_rec"}.items():
             row = _row(compared[compared.against == against], model, "all")
-            cells = [f"{means.loc[model, metric]:.3f}" for metric in ("gauc", "recall@3")]
+            cells = [f"{means.loc[model, metric]:.3f}" for metric in ("gauc", "recall@3", "ihr@1")]
             cells = [MODELS[model], *cells, _interval(row), MODELS[against], str(lms[model])]
             lines.append(f"| {run.removesuffix('-alignment')} | {' | '.join(cells)} |")
     return "\n".join(lines)
