@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -94,13 +95,15 @@ def _titles(task: Task, count: int, seed: int) -> Titles:
     return Titles([prompts[i % len(prompts)] for i in range(count)], [titles[i] for i in first], rejected)
 
 
-class _Clock(TrainerCallback):
-    """Seconds a step, of all steps but the first."""
+class Clock(TrainerCallback):
+    """Seconds a step, of all steps but the first; a GPU's work is waited for."""
 
     def __init__(self):
         self.ends: list[float] = []
 
     def on_step_end(self, args, state, control, **_) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
     @property
@@ -109,7 +112,7 @@ class _Clock(TrainerCallback):
 
 
 def _ours_sft(reasoner: Reasoner, data: Titles, *, batch: int, steps: int, seed: int) -> Trained:
-    clock = _Clock()
+    clock = Clock()
     how = dict(learning_rate=LEARNING_RATE, documents_per_batch=batch, weight_decay=WEIGHT_DECAY, seed=seed)
     with TemporaryDirectory() as work:
         _, curve = sft(
@@ -121,7 +124,7 @@ def _ours_sft(reasoner: Reasoner, data: Titles, *, batch: int, steps: int, seed:
 
 def _ours_dpo(reasoner: Reasoner, data: Titles, *, batch: int, steps: int, seed: int, charged: bool = False) -> Trained:
     """charged: the reference's seconds are shared out over the steps."""
-    clock, count = _Clock(), len(data.prompts)
+    clock, count = Clock(), len(data.prompts)
     pairs = Pairs(*data, reward_chosen=np.ones(count), reward_rejected=np.zeros(count))
     started = time.perf_counter()
     reference = reference_log_probabilities(reasoner, pairs, progress=False)
@@ -170,7 +173,7 @@ def _trained(trainer_of: Callable, table: Mapping[str, list[str]], reasoner: Rea
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    clock, data = _Clock(), Dataset.from_dict(dict(table))
+    clock, data = Clock(), Dataset.from_dict(dict(table))
     with borrowed_state():
         trainer = trainer_of(train_dataset=data, processing_class=reasoner.tokenizer, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)

@@ -21,6 +21,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rgalign.alignment.sft import sft
 from rgalign.benchmarks import row
+from rgalign.benchmarks_alignment import Clock
 from rgalign.benchmarks_reasoner import Task
 from rgalign.data.lists import Lists, with_queries, with_texts
 from rgalign.model_size import model_size
@@ -67,7 +68,7 @@ def rows(
         names = ["embedding", "writing", "RG-SFT, LoRA", *(f"QE-Rec, {n:,} lists a step" for n in lists_per_step)]
         return [row(name, MATRIX, MISSING, math.nan, math.nan, "share", None) for name in names]
     peak, bandwidth = ceilings or (matrix_peak(device), copy_bandwidth(device))
-    reasoner, ids = _random(task, shape, device, seed), _prompts(task, prompts, tokens, seed)
+    reasoner, ids = random_reasoner(task, shape, device, seed), random_prompts(task, prompts, tokens, seed)
     found = [
         _embedding(reasoner, ids, peak),
         _writing(reasoner, task, ids[: prompts // 3], bandwidth, seed),
@@ -115,33 +116,22 @@ def _writing(reasoner: Reasoner, task: Task, ids: list[list[int]], bandwidth: fl
 
 
 def _tuning(reasoner: Reasoner, ids: list[list[int]], peak: float, seed: int) -> dict:
-    """The rate between the first and the last logged step: what comes before (the model's copy, its hash) is once."""
+    """The rate of all steps but the first: what comes before (the model's copy, its hash) is once."""
     rng = np.random.default_rng(seed)
     end, most = reasoner.tokenizer.eos_token_id, len(reasoner.tokenizer)
     queries = [[*rng.integers(3, most, 12).tolist(), end] for _ in ids]
     engine = Engine(precision="bf16", gradient_checkpointing=True, tokens_per_batch=8192)
-    batch, ends = max(1, len(ids) // 4), []
+    batch, clock = max(1, len(ids) // 4), Clock()
     with TemporaryDirectory() as work:
         sft(
             reasoner, ids, queries, folder=Path(work) / "sft", seed=seed, lora=LORA, epochs=1.0,
-            documents_per_batch=batch, engine=engine, progress=False, callbacks=[_clock(ends)],
+            documents_per_batch=batch, engine=engine, progress=False, callbacks=[clock],
         )  # fmt: skip
     # every step has the same number of documents, but not quite of tokens: their mean
     tokens = sum(map(len, ids)) + sum(map(len, queries))
-    rate = tokens / len(ends) / ((ends[-1] - ends[0]) / (len(ends) - 1))
+    rate = tokens / len(clock.ends) / clock.seconds
     reached = 6 * model_size(reasoner.model.config).trunk * rate
     return _share(f"RG-SFT, LoRA and checkpointing, {rate:,.0f} tokens/s", MATRIX, reached, peak)
-
-
-def _clock(ends: list[float]):
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args, state, control, **_) -> None:
-            _wait()
-            ends.append(time.perf_counter())
-
-    return Clock()
 
 
 def _ranker(
@@ -200,7 +190,7 @@ def _share(name: str, ceiling: str, ours: float, theirs: float) -> dict:
     return row(name, ceiling, str(torch.__version__), ours / 1e12, theirs / 1e12, unit, None)
 
 
-def _random(task: Task, shape: Mapping[str, int], device: str, seed: int) -> Reasoner:
+def random_reasoner(task: Task, shape: Mapping[str, int], device: str, seed: int) -> Reasoner:
     """A model of this shape in bfloat16, its weights drawn on the device: 8 GB would take minutes on a CPU."""
     words, before = task.reasoner.tokenizer, torch.get_default_dtype()
     config = Qwen3Config(
@@ -215,7 +205,7 @@ def _random(task: Task, shape: Mapping[str, int], device: str, seed: int) -> Rea
     return Reasoner("random", "causal", model.eval(), words)
 
 
-def _prompts(task: Task, count: int, tokens: tuple[int, int], seed: int) -> list[list[int]]:
+def random_prompts(task: Task, count: int, tokens: tuple[int, int], seed: int) -> list[list[int]]:
     """Random words after a shared instruction, lengths even between the two."""
     rng, most = np.random.default_rng(seed), len(task.reasoner.tokenizer)
     head = list(task.prompter.head)

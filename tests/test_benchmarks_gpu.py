@@ -46,7 +46,7 @@ def test_a_rate_counts_two_operations_a_weight_and_real_token(task, parts, monke
     monkeypatch.setattr(benchmarks_gpu, "_seconds", lambda work, *_, **__: [work(), 2.0][1])
     rows = benchmarks.table(benchmarks_gpu.rows(task, parts, device="cpu", ceilings=(1e12, 1e12), **TINY))
     reached = rows.set_index(rows["name"].str.split(",").str[0])["ours"]
-    tokens = sum(map(len, benchmarks_gpu._prompts(task, 12, (45, 60), 0)))
+    tokens = sum(map(len, benchmarks_gpu.random_prompts(task, 12, (45, 60), 0)))
     assert reached["embedding"] * 1e12 == pytest.approx(2 * WEIGHTS * tokens / 2.0)
     in_bytes = 2 * (WEIGHTS + 2000 * 32)  # bfloat16, tied vocabulary once
     assert reached["writing"] * 1e12 * 2.0 / in_bytes == pytest.approx(24)  # steps of one batch: each reads all weights
@@ -55,7 +55,7 @@ def test_a_rate_counts_two_operations_a_weight_and_real_token(task, parts, monke
 
 
 def test_prompts_share_the_instruction_and_have_the_lengths_asked_for(task):
-    ids = benchmarks_gpu._prompts(task, 50, (45, 60), seed=1)
+    ids = benchmarks_gpu.random_prompts(task, 50, (45, 60), seed=1)
     lengths = np.array([len(prompt) for prompt in ids])
     assert lengths.min() >= 45
     assert lengths.max() <= 60

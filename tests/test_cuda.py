@@ -44,7 +44,7 @@ def prompts(task) -> list[list[int]]:
 def folder(task, tmp_path_factory):
     """A random model of SHAPE in bfloat16, as a folder."""
     path = tmp_path_factory.mktemp("model") / "random"
-    save(benchmarks_gpu._random(task, SHAPE, DEVICE, seed=0), path)
+    save(benchmarks_gpu.random_reasoner(task, SHAPE, DEVICE, seed=0), path)
     return path
 
 
@@ -142,9 +142,9 @@ def test_memory_stays_below_the_estimate(task, tmp_path):
     settings |= {"reasoner.max_tokens": 400, "alignment.engine.gradient_checkpointing": True}
     params = load("params/quickstart.yaml", settings | {"alignment.engine.tokens_per_batch": 8192})
     shape = SHAPE | {"hidden_size": 1024, "num_hidden_layers": 12, "vocab_size": 50_000}
-    reasoner = benchmarks_gpu._random(task, shape, DEVICE, seed=0)
+    reasoner = benchmarks_gpu.random_reasoner(task, shape, DEVICE, seed=0)
     expected = estimate.memory(params, model_size(reasoner.model.config))
-    documents = benchmarks_gpu._prompts(task, 64, (400, 400), seed=0)
+    documents = benchmarks_gpu.random_prompts(task, 64, (400, 400), seed=0)
     torch.cuda.reset_peak_memory_stats()
     learn(reasoner, documents, tmp_path / "work", precision="bf16", gradient_checkpointing=True, tokens_per_batch=8192)
     assert torch.cuda.max_memory_allocated() < sum(expected.values())
