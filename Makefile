@@ -11,6 +11,7 @@
 BASE_PYTHON ?= python3
 PIP_ARGS ?=
 PARAMS ?= params/quickstart.yaml
+WORKERS ?= 2
 LAB_SETTINGS = .venv/share/jupyter/lab/settings
 export PYTHONHASHSEED = 0
 export GOMP_SPINCOUNT ?= 1000
@@ -34,8 +35,9 @@ lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
+# Two at a time, a thread each: most of a test's time is Python and small matrices, which a second thread does not help.
 unit: $(READY)
-	$(PYTHON) -m pytest tests
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 notebooks-test: $(READY)
 	rm -rf outputs/nbval

@@ -14,6 +14,16 @@ settings.load_profile("untimed")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where workers share the tests, those of a file stay together, and so do all that read a run from here.
+
+    The latter come first, then the files beside this one, which start processes: what is short fills the end.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("the runs" if "ranked" in item.fixturenames else str(item.path)))
+    items.sort(key=lambda item: ("ranked" not in item.fixturenames, item.path.parent != ROOT / "tests"))
+
+
 @pytest.fixture(scope="session")
 def public_data() -> Path:
     """Folder of the public data sets (see README); tests that need them are skipped, visibly, without it."""
