@@ -7,21 +7,22 @@ this execution is there, every code cell has run, and none shows an error.
 
 import json
 import logging
-import os
 import sys
-import tempfile
-from collections.abc import Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from rgalign import artifacts, locks
+from rgalign.kernels import Kernels
 from rgalign.params import ROOT, Params
 from rgalign.plan import STAGES, Stage, needed
 from rgalign.stages import reason_to_run
 
+START = 600  # seconds at most for a kernel and what it imports, on a busy machine
 BROKEN_OFF = "was broken off before its notebook was written"
 
 
@@ -82,16 +83,28 @@ def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.
     return table
 
 
-def execute(run: Path, stages: list[Stage], parameters: Mapping[str, Any], params: Params, *, forced: bool) -> None:
+def execute(
+    run: Path,
+    stages: list[Stage],
+    parameters: Mapping[str, Any],
+    params: Params,
+    *,
+    forced: bool,
+    kernels: Kernels | None = None,
+) -> None:
     """Run the stages that need it, in order. Raises StageFailed at the first that does not end well, ArtifactError
     where somebody else runs stages in `run`.
 
     parameters   what goes into each notebook's parameters cell: params_file, run_dir, overrides
+    kernels      of a caller who runs other stages after these; None: kernels of this call's own
     What a killed run left unfinished beside its artifacts is removed first.
     """
-    with locks.locked(run, f"python -m rgalign run {parameters.get('params_file', '')}".strip()):
+    command = f"python -m rgalign run {parameters.get('params_file', '')}".strip()
+    own = Kernels(ROOT) if kernels is None else nullcontext(kernels)
+    with locks.locked(run, command), own as started:
         left = {path.name for path in artifacts.sweep_run(run)}
-        for stage in (stage for stage in stages if needed(stage, params)):
+        stages = [stage for stage in stages if needed(stage, params)]
+        for stage in stages:
             broken = artifacts.temporary_of(_copy(run, stage)).name in left
             why = "forced" if forced else reason_to_run(run, stage, params) or (BROKEN_OFF if broken else None)
             if why is None:
@@ -101,7 +114,8 @@ def execute(run: Path, stages: list[Stage], parameters: Mapping[str, Any], param
             print(f"{stage.name}: {why}", flush=True)
             if broken:
                 artifacts.forget_stage(run, stage.name)
-            _execute_stage(run, stage, dict(parameters))
+            more = kernels is not None or stage is not stages[-1]
+            _execute_stage(run, stage, dict(parameters), partial(started.one, more=more))
             entry = artifacts.read_manifest(run)["stages"][stage.name]
             print(f"{stage.name}: done, {entry['seconds']:.0f} s, {entry['peak_memory_mb']:,} MiB", flush=True)
 
@@ -129,13 +143,14 @@ def status(run: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["stage", "state", "seconds", "peak MiB", "started"])
 
 
-def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any]) -> None:
+def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any], a_kernel: Callable[[], Any]) -> None:
+    """a_kernel: -> context of a kernel that has executed nothing."""
     import papermill  # late: `--dry-run` and `status` do without it
 
     before = artifacts.read_manifest(run)["stages"].get(stage.name)
     copy = _copy(run, stage)
     failed = copy.with_name(f"{stage.name}.failed.ipynb")
-    with _log_file(run / "logs" / f"{stage.name}.log") as log, _own_kernel():
+    with _log_file(run / "logs" / f"{stage.name}.log") as log, a_kernel() as kernel:
         try:
             with artifacts.atomic(copy) as temporary:
                 try:
@@ -145,6 +160,8 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any]) -> None:
                         parameters=parameters,
                         cwd=ROOT,
                         kernel_name="python3",
+                        km=kernel,
+                        start_timeout=START,
                         log_output=True,
                         progress_bar=sys.stderr.isatty(),
                     )
@@ -213,27 +230,6 @@ def _log_file(path: Path):
         handler.close()
         logger.propagate = propagate
         logger.setLevel(level)
-
-
-@contextmanager
-def _own_kernel():
-    """Let `python3` mean the running interpreter, whatever kernels the user has installed under that name."""
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
-        spec.parent.mkdir(parents=True)
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-        # threads that spin for long while they wait make two of them seventy times slower beside a busy process
-        env = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
-        spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))
-        before = os.environ.get("JUPYTER_PATH")
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["JUPYTER_PATH"]
-            else:
-                os.environ["JUPYTER_PATH"] = before
 
 
 def _complete_html(notebook: Path) -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from rgalign import artifacts, locks, machine, pipeline, provenance, sharing
 from rgalign.evaluation import study
+from rgalign.kernels import Kernels
 from rgalign.params import ROOT, Params, ParamsError, find, load, load_run
 from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 from rgalign.stages import reason_to_run
@@ -177,33 +178,34 @@ def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str
     """Run all, one after the other; returns {run: what went wrong} of those that failed. OUT/sweep.json is kept."""
     failures: dict[str, str] = {}
     started = _now()
-    for number, run in enumerate(runs):
-        name = run.folder.name
-        print(f"[{number + 1}/{len(runs)}] {name}", flush=True)
-        _write_manifest(out, runs, number + 1, failures, started)
-        try:
-            _execute_run(run, stages)
-        except Exception as error:  # whatever it is, the rest of a night's work goes on
-            if not isinstance(error, pipeline.StageFailed | artifacts.ArtifactError | OSError):
-                traceback.print_exc()
-            failures[name] = str(error) or type(error).__name__
-            print(f"{name} failed: {error}", flush=True)
-        finally:
+    with Kernels(ROOT) as kernels:
+        for number, run in enumerate(runs):
+            name = run.folder.name
+            print(f"[{number + 1}/{len(runs)}] {name}", flush=True)
             _write_manifest(out, runs, number + 1, failures, started)
+            try:
+                _execute_run(run, stages, kernels)
+            except Exception as error:  # whatever it is, the rest of a night's work goes on
+                if not isinstance(error, pipeline.StageFailed | artifacts.ArtifactError | OSError):
+                    traceback.print_exc()
+                failures[name] = str(error) or type(error).__name__
+                print(f"{name} failed: {error}", flush=True)
+            finally:
+                _write_manifest(out, runs, number + 1, failures, started)
     return failures
 
 
-def _execute_run(run: Run, stages: Sequence[Stage]) -> None:
+def _execute_run(run: Run, stages: Sequence[Stage], kernels: Kernels) -> None:
     with locks.locked(run.folder, f"python -m rgalign sweep, {run.folder.name}"):
-        _execute_stages(run, stages)
+        _execute_stages(run, stages, kernels)
 
 
-def _execute_stages(run: Run, stages: Sequence[Stage]) -> None:
+def _execute_stages(run: Run, stages: Sequence[Stage], kernels: Kernels) -> None:
     for stage in (stage for stage in stages if needed(stage, run.params)):
         why = reason_to_run(run.folder, stage, run.params)
         other = sharing.twin(run.folder, stage, run.params) if why else None
         if other is None:
-            pipeline.execute(run.folder, [stage], run.parameters, run.params, forced=False)
+            pipeline.execute(run.folder, [stage], run.parameters, run.params, forced=False, kernels=kernels)
         else:
             sharing.take_over(run.folder, stage, run.params, other)
             print(f"{stage.name}: {why}; taken over from {other.name}", flush=True)

@@ -106,6 +106,7 @@ FLOORS = tuple(
         "scaling",
         "estimate",
         "machine",
+        "kernels",
         "pipeline",
         "sharing",
         "sweep",

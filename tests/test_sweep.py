@@ -27,7 +27,7 @@ def executed(monkeypatch):
     """(run, stage) of each notebook that a sweep executes; a stage writes the params it depends on and its inputs."""
     found = []
 
-    def execute_stage(run, stage, parameters):
+    def execute_stage(run, stage, parameters, a_kernel):
         found.append((run.name, stage.name))
         opened = open_stage(stage.name, **parameters)
         told = json.dumps(
@@ -133,10 +133,10 @@ def test_a_copy_is_as_good_as_a_link(files, executed, tmp_path, monkeypatch):
 def test_a_failing_run_does_not_stop_the_others(files, executed, tmp_path, monkeypatch, capsys):
     out, whole = tmp_path / "out", pipeline._execute_stage
 
-    def fails_once(run, stage, parameters):
+    def fails_once(run, stage, parameters, a_kernel):
         if (run.name, stage.name) == ("a-s0", "02_reasoner"):
             raise pipeline.StageFailed(f"notebooks/02_reasoner.ipynb failed in cell 3\n  KeyError: no\n  log: {ROOT}/x")
-        whole(run, stage, parameters)
+        whole(run, stage, parameters, a_kernel)
 
     monkeypatch.setattr(pipeline, "_execute_stage", fails_once)
     assert swept(files, out) == 1
@@ -158,10 +158,10 @@ def test_a_failing_run_does_not_stop_the_others(files, executed, tmp_path, monke
 def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(files, executed, tmp_path, monkeypatch, capsys):
     out, whole = tmp_path / "out", pipeline._execute_stage
 
-    def interrupted(run, stage, parameters):
+    def interrupted(run, stage, parameters, a_kernel):
         if (run.name, stage.name) == ("a-s1", "02_reasoner"):
             raise KeyboardInterrupt
-        whole(run, stage, parameters)
+        whole(run, stage, parameters, a_kernel)
 
     monkeypatch.setattr(pipeline, "_execute_stage", interrupted)
     assert swept(files, out) == 130
@@ -270,7 +270,7 @@ def test_all_faults_of_a_command_are_told_at_once_before_anything_runs(executed,
 def test_notebook_90_runs_at_the_end_over_what_has_finished(files, executed, tmp_path, monkeypatch, capsys):
     ended = {"params": {}, "code": {}, "inputs": {}, "outputs": {}, "seconds": 1, "peak_memory_mb": 1}
     monkeypatch.setattr(
-        sweep, "_execute_run", lambda run, stages: artifacts.record_stage(run.folder, "09_evaluation", ended)
+        sweep, "_execute_run", lambda run, stages, kernels: artifacts.record_stage(run.folder, "09_evaluation", ended)
     )
 
     def study_fails(run, stages, parameters, params, forced):
