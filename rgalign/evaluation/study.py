@@ -23,6 +23,13 @@ ABLATIONS = "ablations"  # the folder of their params files: params/ablations/no
 METRICS = ("gauc", "recall@3", "ndcg@3", "ihr@1", "ihr@3")
 SLICES = ("all", "cold", "tail")
 WORLD = ["distance", "world_seed"]
+# What a step is worth where nothing comes after it: the whole may make up for a step that does harm.
+STEPS = (
+    ("rgalign_rec/random_sft", "rgalign_rec/sft_only"),
+    ("rgalign_rec/sft_only", "qe_rec"),
+    ("rgalign_rec/sft_dpo", "rgalign_rec/sft_only"),
+    ("rgalign_rec/cl_only", "qe_rec"),
+)
 PAIR = ["model", "against"]
 
 
@@ -146,9 +153,10 @@ def as_row(table: pd.DataFrame, ablation: str) -> pd.DataFrame:
 
 
 def pairs_of(folder: Path, runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """(model, against): what the runs compared themselves, and each ablation against the whole."""
-    pairs = []
-    for run in runs[runs["state"] == "finished"].itertuples():
+    """(model, against): what the runs compared themselves, each ablation against the whole, and STEPS."""
+    finished = runs[runs["state"] == "finished"]
+    pairs = [pair for pair in STEPS if set(pair) - {"qe_rec"} <= set(finished["ablation"])]
+    for run in finished.itertuples():
         if run.ablation:
             pairs.append((run.ablation, FULL))
         else:

@@ -5,7 +5,7 @@ is Student's over the worlds' differences. One or two worlds say next to nothing
 own interval is given, users drawn anew, and the column `worlds` shows it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +56,11 @@ def _own_intervals(folder: Path, runs: pd.DataFrame, few: pd.DataFrame, **draws)
     for (distance, world), part in few.groupby(WORLD, dropna=False):
         here = runs[(runs["state"] == "finished") & same(runs["distance"], distance) & same(runs["world_seed"], world)]
         masks = _slices(folder / here["run"].iloc[0])
-        ablations = set(here["ablation"]) - {""}
+        ablations = frozenset(here["ablation"]) - {""}
         wanted = list(part[PAIR].drop_duplicates().itertuples(index=False, name=None))
-        for name in ("", *sorted(ablations)):
-            pairs = [pair for pair in wanted if (pair[0] if pair[0] in ablations else "") == name]
-            if not pairs:
-                continue
-            sessions = _sessions(folder, here, name)
+        for names in {ablations.intersection(pair): None for pair in wanted}:
+            pairs = [pair for pair in wanted if ablations.intersection(pair) == names]
+            sessions = _sessions(folder, here, names)
             rows = comparisons(sessions, pairs, masks, distance=distance, **draws)
             found.append(rows[[*COMPARED, *PAIR, "ci_low", "ci_high"]].assign(world_seed=world))
     return pd.concat(found).astype(
@@ -83,16 +81,14 @@ def _slices(run: Path) -> pd.DataFrame:
     return slices.session_slices(own["test"], shown["test"], shown["train"])[list(SLICES)]
 
 
-def _sessions(folder: Path, runs: pd.DataFrame, ablation: str) -> pd.DataFrame:
-    """session_metrics of one world's runs: those of no ablation, with those of one (if named) beside them.
+def _sessions(folder: Path, runs: pd.DataFrame, ablations: Collection[str]) -> pd.DataFrame:
+    """session_metrics of one world's runs: those of no ablation, with those of some beside them.
 
-    Seeds are numbered anew, since runs of two LM seeds may have the same ranker seeds. Beside an ablation only runs of
-    run.seeds that it has as well count: an LM is noise that both must share.
+    Seeds are numbered anew, since runs of two LM seeds may have the same ranker seeds. Beside ablations only runs of
+    run.seeds that each of them has count: an LM is noise that all must share.
     """
-    chosen = runs[runs["ablation"] == ""]
-    if ablation:
-        own = runs[runs["ablation"] == ablation]
-        chosen = pd.concat([chosen[chosen["seed"].isin(own["seed"])], own[own["seed"].isin(chosen["seed"])]])
+    seeds = set.intersection(*(set(runs["seed"][runs["ablation"] == name]) for name in ("", *ablations)))
+    chosen = runs[runs["ablation"].isin(["", *ablations]) & runs["seed"].isin(seeds)]
     parts = []
     for run in chosen.itertuples():
         sessions = table_of(folder, run.run, "session_metrics")
@@ -108,7 +104,7 @@ def stage_table(table: pd.DataFrame, compared: pd.DataFrame, seconds: pd.DataFra
     gauc .. ihr@3  means over worlds, LM seeds and ranker seeds; cold, tail: gauc there
     difference     of gauc, to `against`, with its interval; `relative` the share of the error removed
     says           what the interval shows
-    seconds        of the stages that make the model, each once, whether this run or another executed it
+    seconds        of the stages that make the model, each stage's median, whether this run or another executed it
     """
     of_world = table.groupby(["distance", "model", "metric", "slice", "world_seed"], dropna=False)["value"].mean()
     means = of_world.groupby(level=[0, 1, 2, 3], dropna=False).mean().rename("value").reset_index()
@@ -143,7 +139,10 @@ def verdict(row) -> str:
 
 
 def _seconds(model: str, distance: float, seconds: pd.DataFrame, runs: pd.DataFrame) -> float:
-    """Mean over a model's runs of the seconds of its stages; NaN for what no stage trains (popularity, an oracle)."""
+    """Median over a model's runs of the seconds of its stages; NaN for what no stage trains (popularity, an oracle).
+
+    The median, since a machine that was busy with something else must not make a stage look dear.
+    """
     trained = model.split("+")[0]
     if trained not in VARIANTS and not trained.startswith(FULL):
         return np.nan
@@ -151,5 +150,6 @@ def _seconds(model: str, distance: float, seconds: pd.DataFrame, runs: pd.DataFr
     own = runs[(runs["ablation"] == recipe) & (runs["state"] == "finished") & same(runs["distance"], distance)]
     last = "03" if model in VARIANTS and not model.startswith(FULL) else "08"  # of the stages that make it
     making = seconds[seconds["run"].isin(own["run"]) & (seconds["stage"].str[:2] <= last)]
-    spent = making.groupby("run")["seconds"].sum()
-    return float(spent.mean())
+    if model in VARIANTS and VARIANTS[model].vectors is None:
+        making = making[making["stage"].str[:2] != "02"]  # it reads nothing of a language model
+    return float(making.groupby("stage")["seconds"].median().sum())

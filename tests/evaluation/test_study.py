@@ -246,3 +246,44 @@ def test_notebook_90_runs_over_a_study(folder):
     assert outputs.count("image/png") == 2
     entry = artifacts.read_manifest(folder)["stages"]["90_ablation"]
     assert "quickstart-s0/manifest.json" in entry["inputs"]
+
+
+STEP = ("rgalign_rec/sft_dpo", "rgalign_rec/sft_only")
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_two_ablations_are_compared_with_each_other_on_the_same_sessions(tmp_path, shop, count):
+    for seed in range(count):
+        dataset, masks = shop
+        for recipe in (MAIN, "params/ablations/sft_only.yaml", "params/ablations/sft_dpo.yaml"):
+            sessions = made_up_sessions(seed, recipe, 0.5, ids=list(masks.index))
+            tables.write(dataset, add_run(tmp_path, recipe, seed, sessions=sessions, slices=masks) / "tables/dataset")
+    runs = study.runs_of(tmp_path)
+    table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
+    assert set(study.STEPS) & set(pairs) == {STEP, ("rgalign_rec/sft_only", "qe_rec")}
+    compared, _ = over.compare(tmp_path, runs, table, pairs, **DRAWS)
+    row = row_of(compared, *STEP)
+    own = table[(table["metric"] == "gauc") & (table["slice"] == "all")]
+    new, old = (own[own["model"] == name].groupby("world_seed")["value"].mean() for name in STEP)
+    assert row.difference == pytest.approx((new - old).mean())
+    assert row.worlds == count
+    if count > 1:
+        half = stats.t.ppf(0.975, count - 1) * (new - old).std(ddof=1) / np.sqrt(count)
+        assert (row.ci_low, row.ci_high) == pytest.approx((row.difference - half, row.difference + half))
+    else:
+        assert row.ci_low < row.difference < row.ci_high
+
+
+def test_a_baselines_seconds_hold_no_language_model_and_a_slow_run_does_not_count(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, MAIN, seed)
+    path = tmp_path / "quickstart-s0" / "manifest.json"
+    told = json.loads(path.read_text())
+    told["stages"]["03_rankers"]["seconds"] = 9_000.0
+    path.write_text(json.dumps(told))
+    runs = study.runs_of(tmp_path)
+    table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
+    compared, _ = over.compare(tmp_path, runs, table, pairs, **DRAWS)
+    rows = over.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs).set_index("model")
+    assert rows.loc["two_tower_text", "seconds"] == 10 + 30
+    assert rows.loc["qe_rec", "seconds"] == 10 + 20 + 30
