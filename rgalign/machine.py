@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from rgalign import artifacts, processes
+from rgalign.data.faults import nearest, quote
 from rgalign.outside import model_folder
 from rgalign.params import Params, ParamsError
+from rgalign.rooms_alignment import Alignment
 from rgalign.rooms_run import gpu_only, refused
 
 UNKNOWN = 20_000  # sessions of a raw source, which nobody has counted yet
@@ -12,7 +14,10 @@ PLANNED_FOR = "H100"  # where there is no CUDA and no --card
 
 
 def refuse(params: Params) -> None:
-    """Raise ParamsError for what this machine cannot do: a device that is not here, and all that needs CUDA."""
+    """Raise ParamsError for what cannot be done here: a device that is not there, all that needs CUDA, and names of
+    objectives and rewards that nobody has written."""
+    if unknown := _unknown_names(params.alignment):
+        raise ParamsError("these params name what is not there:\n" + "\n".join(f"  {fault}" for fault in unknown))
     device, needs = params.run.device, gpu_only(params.reasoner, params.alignment)
     if device in ("auto", "cpu") and not needs:
         return
@@ -31,6 +36,23 @@ def refuse(params: Params) -> None:
         return
     lines = "\n".join(f"  {fault}" for fault in faults)
     raise ParamsError(f"these params cannot run on this machine:\n{lines}")
+
+
+def _unknown_names(alignment: Alignment) -> list[str]:
+    """Faults of names that the params cannot know: what they may be is said where the functions are."""
+    asked = {"dpo.objective": alignment.dpo.objective, "reward.form": alignment.reward.form}
+    defaults = Alignment()
+    if asked == {"dpo.objective": defaults.dpo.objective, "reward.form": defaults.reward.form}:
+        return []  # most runs need not wait for the import
+    from rgalign.alignment.objectives import OBJECTIVES
+    from rgalign.alignment.reward import REWARDS
+
+    known = {"dpo.objective": [*OBJECTIVES], "reward.form": ["auto", *REWARDS]}
+    return [
+        f"alignment.{key} is {quote(name)}; expected {' | '.join(known[key])}{nearest(name, known[key])}"
+        for key, name in asked.items()
+        if name not in known[key]
+    ]
 
 
 def outlook(params: Params, card: str | None = None) -> str:

@@ -20,6 +20,8 @@ MODEL_STYLE = {  # colour, marker
     "two_tower_text": ("#0072B2", "o"),
     "qe_rec": ("#009E73", "^"),
     "rgalign_rec": ("#D55E00", "D"),
+    "all": ("#009E73", "o"),  # reward models: hearing every LLM, and one alone
+    "one": ("#56B4E9", "s"),
     "oracle_discrete": ("#777777", "<"),
     "oracle": ("#000000", ">"),
 }

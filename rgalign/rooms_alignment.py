@@ -41,8 +41,8 @@ class Candidates(Room):
 
 
 class Reward(Room):
-    form: Literal["auto", "list", "kb"] = Field(
-        "auto", description="softmax over the shown list, or of the query branch over the KB [C]"
+    form: str = Field(
+        "auto", description="a name of alignment.reward.REWARDS; auto: the better judge of list and kb [C]"
     )
     null_share: Share = Field(0.1, lt=1, description="of training sessions that hear the null query [C]")
     compared: bool = Field(
@@ -63,7 +63,7 @@ class Sft(Room):
 
 class Dpo(Room):
     use: bool = Field(True, description="False switches this step off")
-    objective: Literal["dpo", "ipo", "sft"] = "dpo"
+    objective: str = Field("dpo", description="a name of alignment.objectives.OBJECTIVES")
     beta: Real = Field(0.3, gt=0, description="small ones let the policy run away from its reference [C]")
     sft_weight: Real = Field(1.0, ge=0, description="of the chosen queries' -log p per token beside it [C]")
     length_normalised: bool = False

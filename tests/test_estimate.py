@@ -7,6 +7,8 @@ from transformers import Qwen3Config
 
 from rgalign import estimate, machine
 from rgalign.__main__ import main
+from rgalign.alignment.objectives import OBJECTIVES
+from rgalign.alignment.reward import REWARDS
 from rgalign.estimate import CARDS, Sessions
 from rgalign.model_size import model_size
 from rgalign.params import ROOT, ParamsError, load
@@ -168,3 +170,17 @@ def test_a_run_without_its_gpu_ends_before_a_kernel_starts(tmp_path, capsys, mon
     assert "run.device is cuda, and torch finds none on this machine; set run.device to auto" in said
     assert "reasoner.quantize (8bit) run on CUDA alone" in said
     assert not run.exists()
+
+
+def test_an_objective_or_reward_that_somebody_wrote_is_known_by_its_name(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "hinge", OBJECTIVES["dpo"])
+    monkeypatch.setitem(REWARDS, "margin", REWARDS["list"])
+    named = {"alignment.dpo.objective": "hinge", "alignment.reward.form": "margin"}
+    machine.refuse(load("params/smoke.yaml", named))
+    monkeypatch.undo()
+    with pytest.raises(ParamsError) as error:
+        machine.refuse(load("params/smoke.yaml", {"alignment.dpo.objective": "ipoo", "alignment.reward.form": "KB"}))
+    assert str(error.value).splitlines()[1:] == [
+        "  alignment.dpo.objective is 'ipoo'; expected dpo | ipo | sft; did you mean 'ipo'?",
+        "  alignment.reward.form is 'KB'; expected auto | list | kb; did you mean 'kb'?",
+    ]

@@ -151,7 +151,7 @@ ABLATED = {  # what sets each row of the stage table apart from the whole
     "random_sft": {"sft.select", "dpo.use", "cl.use"},
     "sft_only": {"dpo.use", "cl.use"},
     "sft_dpo": {"cl.use"},
-    "cl_only": {"sft.use", "dpo.use"},
+    "cl_only": {"sft.use", "dpo.use", "cl.lm_weight"},
     "no_dpo": {"dpo.use"},
     "one_llm": {"candidates.llms"},
     "no_neftune": {"sft.neftune"},
