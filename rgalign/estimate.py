@@ -19,6 +19,7 @@ from rgalign.params import Params
 UTILISATION = 0.4  # of a card's peak in bf16 and of its bandwidth [C]
 WRITTEN_AT_ONCE = 16_384  # tokens in the cache while queries are written (reasoner.queries)
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LEARNT = 4  # bytes of a weight that learns, of its gradient and of each of AdamW's two numbers: float32
 PACKED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a weight of a linear layer
 GIB = 2**30
 
@@ -123,29 +124,31 @@ def memory_of_weights(params: Params, size: ModelSize) -> float:
 def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool = False) -> dict[str, float]:
     """Bytes on each card at the widest step of RG-SFT, RG-DPO or RG-CL, by what they are for.
 
-    weights      twice: the model that a stage begins from stays beside the one that learns, and is not sharded
-    gradients, optimizer   of what learns: an adapter in float32, or all weights in their own type; AdamW keeps two
-                           numbers a parameter, of the same type, or of one byte (adamw_8bit)
+    weights      twice: the model that a stage begins from stays beside the one that learns, and is not sharded; where
+                 all weights learn, they do so in float32 (alignment.tuning), and precision bf16 copies them once more
+    gradients, optimizer   of what learns, in float32; AdamW keeps two numbers a parameter, of four bytes or of one
+                           (adamw_8bit)
     activations  of the tokens that run at once: all of a layer's, times the layers; with gradient checkpointing each
-                 layer's input, and one layer whole
+                 layer's input, and one layer whole; in the type of the weights
     logits       of the queries' tokens: the head's own, and twice float32 for the loss
     sharded      FSDP, ZeRO-3: weights that learn, gradients and optimizer are shared out over the processes
     """
-    how, own = params.alignment, BYTES[params.reasoner.dtype]
+    how = params.alignment
+    own = BYTES[params.reasoner.dtype] if how.lora else LEARNT
     learning = size.lora(how.lora.rank) if how.lora else size.parameters
-    each = 4 if how.lora else own
-    state = 1 if how.engine.optimizer == "adamw_8bit" else each
+    state = 1 if how.engine.optimizer == "adamw_8bit" else LEARNT
     tokens, queries = widest_step(params, processes)
     kept = size.layers * size.activations
     if how.engine.gradient_checkpointing:
         kept = size.layers * size.hidden + size.activations
-    compute = 2 if params.run.precision == "bf16" else own
+    copies = 2 if params.run.precision == "bf16" else 0
     weights, share = memory_of_weights(params, size), processes if sharded else 1
+    learner = weights if how.lora else size.parameters * (LEARNT + copies)
     return {
-        "weights": weights + weights / share,
-        "gradients": learning * each / share,
+        "weights": weights + learner / share,
+        "gradients": learning * LEARNT / share,
         "optimizer": 2 * learning * state / share,
-        "activations": tokens * kept * compute,
+        "activations": tokens * kept * own,
         "logits": queries * size.vocabulary * (own + 8),
     }
 
