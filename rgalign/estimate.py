@@ -2,9 +2,10 @@
 
 With P the parameters that a token is multiplied with (model_size.trunk) and T the tokens, in floating point operations:
 reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
-reads once more, 2PT (Kaplan et al. 2020, 2.1). A written token costs the weights' bytes over the card's bandwidth,
-shared by the queries of a batch. Time is that at UTILISATION of the card's peak [C]; all counts are upper bounds: every
-prompt has max_tokens, every session a click. Attention's own products, rankers and looks at a step are left out.
+reads once more, 2PT (Kaplan et al. 2020, 2.1). Queries are written by steps, a token of every query of a batch: one
+takes as long as its weights and cache take to be moved, or its kernels to be launched. Time is that at UTILISATION of
+the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, every session a click. Attention's own
+products, rankers and looks at a step are left out.
 """
 
 from collections.abc import Mapping
@@ -15,9 +16,11 @@ import pandas as pd
 
 from rgalign.model_size import ModelSize
 from rgalign.params import Params
+from rgalign.reasoner.queries import TOKENS_PER_BATCH
 
 UTILISATION = 0.4  # of a card's peak in bf16 and of its bandwidth [C]
-WRITTEN_AT_ONCE = 16_384  # tokens in the cache while queries are written (reasoner.queries)
+LAUNCHES = 0.7e-3  # seconds a layer and step of writing: its kernels, launched one by one; not measured [C]
+CACHE_MOVED = 3  # times a step: it is read for attention, and copied (read, written) to be a token longer
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEARNT = 4  # bytes of a weight that learns, of its gradient and of each of AdamW's two numbers: float32
 PACKED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a weight of a linear layer
@@ -107,11 +110,17 @@ def learning_operations(params: Params, size: ModelSize) -> int:
 
 def seconds(table: pd.DataFrame, params: Params, size: ModelSize, card: Card, processes: int) -> pd.Series:
     """(rows,) seconds of each row of `work` on so many cards."""
-    together = max(1, WRITTEN_AT_ONCE // (params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens))
-    weights = memory_of_weights(params, size)
     reading = table["read"].astype(float) * table["operations"] / card.operations  # more than int64 can hold
-    writing = table["written"] / together * weights / card.bandwidth
-    return (reading + writing) / UTILISATION / processes
+    return (reading / UTILISATION + table["written"] * seconds_written(params, size, card)) / processes
+
+
+def seconds_written(params: Params, size: ModelSize, card: Card) -> float:
+    """A written token's part of a step of `reasoner.queries`, which writes one token of each query of a batch."""
+    document = params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens
+    together = max(1, TOKENS_PER_BATCH["cuda"] // document)
+    cache = together * document * size.layers * size.cached * BYTES[params.reasoner.dtype]
+    moved = memory_of_weights(params, size) + CACHE_MOVED * cache
+    return max(moved / card.bandwidth / UTILISATION, size.layers * LAUNCHES) / together
 
 
 def memory_of_weights(params: Params, size: ModelSize) -> float:
