@@ -3,7 +3,8 @@
 folder/<model>/seed-<seed>/   config.json, weights.safetensors (ranker.store)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from rgalign.data import shards
@@ -67,6 +69,20 @@ def accelerator(device: str, precision: str) -> Accelerator:
     if not seen.get(device, True):
         raise ValueError(f"run.device is {device}, but torch sees no such device here; expected auto or cpu")
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+@contextmanager
+def cpu_alone() -> Iterator[Accelerator]:
+    """accelerate's view of the CPU, also where there is a GPU; afterwards the process's own view is as it was."""
+    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
+    for state, _ in shared:
+        state._shared_state.clear()
+    try:
+        yield Accelerator(cpu=True)
+    finally:
+        for state, was in shared:
+            state._shared_state.clear()
+            state._shared_state.update(was)
 
 
 def with_vectors(parts: Parts, name: str, sessions: Vectors, intents: Vectors, seed: int) -> Parts:
