@@ -259,9 +259,12 @@ def last_rankers(
     return {name: path for name, path in found.items() if all((path / f"seed-{seed}").is_dir() for seed in seeds)}
 
 
-def load_rankers(folder: Path, models: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], nn.Module]:
-    """(model, seed) -> the ranker that `train` saved."""
-    return {(name, seed): store.load(folder / name / f"seed-{seed}") for name in models for seed in seeds}
+def load_rankers(
+    folder: Path, models: Sequence[str], seeds: Sequence[int], *, device: str = "cpu"
+) -> dict[tuple[str, int], nn.Module]:
+    """(model, seed) -> the ranker that `train` saved. device: where it scores, as of `store.load`."""
+    every = [(name, seed) for name in models for seed in seeds]
+    return {(name, seed): store.load(folder / name / f"seed-{seed}", device=device) for name, seed in every}
 
 
 def _parts_of(parts: PartsOf, name: str) -> Parts:
