@@ -25,6 +25,7 @@ from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc, gauc_of_lists, group_auc, ndcg_at
 from rgalign.ranker.fit import fit, score
+from rgalign.ranker.train import cpu_alone
 from rgalign.ranker.two_tower import TwoTower, TwoTowerConfig
 from rgalign.seeding import seeded
 
@@ -121,6 +122,7 @@ def ranker_rows(
 
     Both: ids only, one attention layer of one head as wide as the embedding, 256 hidden units, then 32; batches of the
     same impressions; the better of `learning_rates` and the best of `epochs` on dev; the rest as each library has it.
+    Both train on the CPU, also where there is a GPU.
     AutoInt reads session and intent as the fields of one row, so it attends once an impression, ours once a list: most
     of the ratio is that, and not tuning. It gets its batches from memory; its own loaders would slow it down.
     After the same seconds: AutoInt as before, ours in as many epochs as fit into its training time.
@@ -176,8 +178,10 @@ def _two_tower(task: _Task, epochs: int, learning_rate: float) -> _Trained:
     vocabulary = (space.field_sizes, (), space.word_buckets, space.intent_ids_size, space.category_size)
     sizes = {"embedding_dim": task.embedding_dim, "attention_layers": 1, "heads": 1, "experts": 4, "dim": 32}
     model = TwoTower(TwoTowerConfig(*vocabulary, 0, False, **sizes), seed=task.seed)
-    settings = {"epochs": epochs, "patience": epochs, "lists_per_batch": task.lists_per_batch, "seed": task.seed}
-    fitted = fit(model, task.train, task.dev, task.intents, learning_rate=learning_rate, progress=False, **settings)
+    settings: dict = {"epochs": epochs, "patience": epochs, "lists_per_batch": task.lists_per_batch, "seed": task.seed}
+    settings |= {"learning_rate": learning_rate, "progress": False}
+    with cpu_alone() as accelerator:
+        fitted = fit(model, task.train, task.dev, task.intents, accelerator=accelerator, **settings)
     judging, dev_gauc = _seconds(lambda: _gauc_of(task.dev, score(model, task.dev, task.intents)))
     epochs_run, spent = len(fitted.curve), fitted.curve["seconds"].sum()
     gauc_on_valid = _gauc_of(task.valid, score(model, task.valid, task.intents))

@@ -2,8 +2,8 @@
 
 `theirs` is what the device reached in this very run: products of two large bfloat16 matrices, or a copy in its memory.
 The language model has Qwen3-4B's shape and random weights: speed does not depend on what a model has learnt. Useful
-operations alone are counted, two (in training with an adapter and checkpointing, six) for every weight and real token:
-attention's own products, padding and what is done twice are not, so the shares are lower bounds.
+operations alone are counted, two (in training with an adapter, beside which weights are frozen, four) for every weight
+and real token: attention's own products, padding and what is done twice are not, so the shares are lower bounds.
 """
 
 import math
@@ -116,7 +116,10 @@ def _writing(reasoner: Reasoner, task: Task, ids: list[list[int]], bandwidth: fl
 
 
 def _tuning(reasoner: Reasoner, ids: list[list[int]], peak: float, seed: int) -> dict:
-    """The rate of all steps but the first: what comes before (the model's copy, its hash) is once."""
+    """The rate of all steps but the first: what comes before (the model's copy, its hash) is once.
+
+    A frozen weight is multiplied with states and with their gradients; checkpointing does the first twice.
+    """
     rng = np.random.default_rng(seed)
     end, most = reasoner.tokenizer.eos_token_id, len(reasoner.tokenizer)
     queries = [[*rng.integers(3, most, 12).tolist(), end] for _ in ids]
@@ -130,7 +133,7 @@ def _tuning(reasoner: Reasoner, ids: list[list[int]], peak: float, seed: int) ->
     # every step has the same number of documents, but not quite of tokens: their mean
     tokens = sum(map(len, ids)) + sum(map(len, queries))
     rate = tokens / len(clock.ends) / clock.seconds
-    reached = 6 * model_size(reasoner.model.config).trunk * rate
+    reached = 4 * model_size(reasoner.model.config).trunk * rate
     return _share(f"RG-SFT, LoRA and checkpointing, {rate:,.0f} tokens/s", MATRIX, reached, peak)
 
 

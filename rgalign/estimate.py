@@ -2,9 +2,10 @@
 
 With P the parameters that a token is multiplied with (model_size.trunk) and T the tokens, in floating point operations:
 reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
-reads once more, 2PT (Kaplan et al. 2020, 2.1). A written token costs the weights' bytes over the card's bandwidth,
-shared by the queries of a batch. Time is that at UTILISATION of the card's peak [C]; all counts are upper bounds: every
-prompt has max_tokens, every session a click. Attention's own products, rankers and looks at a step are left out.
+reads once more, 2PT (Kaplan et al. 2020, 2.1). Queries are written by steps, a token of every query of a batch: one
+takes as long as its weights and cache take to be moved, or its kernels to be launched. Time is that at UTILISATION of
+the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, every session a click. Attention's own
+products, rankers and looks at a step are left out.
 """
 
 from collections.abc import Mapping
@@ -15,10 +16,13 @@ import pandas as pd
 
 from rgalign.model_size import ModelSize
 from rgalign.params import Params
+from rgalign.reasoner.queries import TOKENS_PER_BATCH
 
 UTILISATION = 0.4  # of a card's peak in bf16 and of its bandwidth [C]
-WRITTEN_AT_ONCE = 16_384  # tokens in the cache while queries are written (reasoner.queries)
+LAUNCHES = 0.7e-3  # seconds a layer and step of writing: its kernels, launched one by one; not measured [C]
+CACHE_MOVED = 3  # times a step: it is read for attention, and copied (read, written) to be a token longer
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LEARNT = 4  # bytes of a weight that learns, of its gradient and of each of AdamW's two numbers: float32
 PACKED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a weight of a linear layer
 GIB = 2**30
 
@@ -106,11 +110,17 @@ def learning_operations(params: Params, size: ModelSize) -> int:
 
 def seconds(table: pd.DataFrame, params: Params, size: ModelSize, card: Card, processes: int) -> pd.Series:
     """(rows,) seconds of each row of `work` on so many cards."""
-    together = max(1, WRITTEN_AT_ONCE // (params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens))
-    weights = memory_of_weights(params, size)
     reading = table["read"].astype(float) * table["operations"] / card.operations  # more than int64 can hold
-    writing = table["written"] / together * weights / card.bandwidth
-    return (reading + writing) / UTILISATION / processes
+    return (reading / UTILISATION + table["written"] * seconds_written(params, size, card)) / processes
+
+
+def seconds_written(params: Params, size: ModelSize, card: Card) -> float:
+    """A written token's part of a step of `reasoner.queries`, which writes one token of each query of a batch."""
+    document = params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens
+    together = max(1, TOKENS_PER_BATCH["cuda"] // document)
+    cache = together * document * size.layers * size.cached * BYTES[params.reasoner.dtype]
+    moved = memory_of_weights(params, size) + CACHE_MOVED * cache
+    return max(moved / card.bandwidth / UTILISATION, size.layers * LAUNCHES) / together
 
 
 def memory_of_weights(params: Params, size: ModelSize) -> float:
@@ -123,29 +133,31 @@ def memory_of_weights(params: Params, size: ModelSize) -> float:
 def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool = False) -> dict[str, float]:
     """Bytes on each card at the widest step of RG-SFT, RG-DPO or RG-CL, by what they are for.
 
-    weights      twice: the model that a stage begins from stays beside the one that learns, and is not sharded
-    gradients, optimizer   of what learns: an adapter in float32, or all weights in their own type; AdamW keeps two
-                           numbers a parameter, of the same type, or of one byte (adamw_8bit)
+    weights      twice: the model that a stage begins from stays beside the one that learns, and is not sharded; where
+                 all weights learn, they do so in float32 (alignment.tuning), and precision bf16 copies them once more
+    gradients, optimizer   of what learns, in float32; AdamW keeps two numbers a parameter, of four bytes or of one
+                           (adamw_8bit)
     activations  of the tokens that run at once: all of a layer's, times the layers; with gradient checkpointing each
-                 layer's input, and one layer whole
+                 layer's input, and one layer whole; in the type of the weights
     logits       of the queries' tokens: the head's own, and twice float32 for the loss
     sharded      FSDP, ZeRO-3: weights that learn, gradients and optimizer are shared out over the processes
     """
-    how, own = params.alignment, BYTES[params.reasoner.dtype]
+    how = params.alignment
+    own = BYTES[params.reasoner.dtype] if how.lora else LEARNT
     learning = size.lora(how.lora.rank) if how.lora else size.parameters
-    each = 4 if how.lora else own
-    state = 1 if how.engine.optimizer == "adamw_8bit" else each
+    state = 1 if how.engine.optimizer == "adamw_8bit" else LEARNT
     tokens, queries = widest_step(params, processes)
     kept = size.layers * size.activations
     if how.engine.gradient_checkpointing:
         kept = size.layers * size.hidden + size.activations
-    compute = 2 if params.run.precision == "bf16" else own
+    copies = 2 if params.run.precision == "bf16" else 0
     weights, share = memory_of_weights(params, size), processes if sharded else 1
+    learner = weights if how.lora else size.parameters * (LEARNT + copies)
     return {
-        "weights": weights + weights / share,
-        "gradients": learning * each / share,
+        "weights": weights + learner / share,
+        "gradients": learning * LEARNT / share,
         "optimizer": 2 * learning * state / share,
-        "activations": tokens * kept * compute,
+        "activations": tokens * kept * own,
         "logits": queries * size.vocabulary * (own + 8),
     }
 

@@ -17,6 +17,7 @@ class ModelSize:
     linear       of these, in linear layers but the language head: what 8- and 4-bit weights pack, LoRA stands beside
     linear_ends  sum over these layers of inputs + outputs: LoRA has rank times as many parameters
     activations  numbers that a token leaves in one layer for the backward pass
+    cached       numbers that a token leaves in one layer while queries are written: its key and its value
     """
 
     parameters: int
@@ -27,6 +28,7 @@ class ModelSize:
     hidden: int
     vocabulary: int
     activations: int
+    cached: int
 
     def lora(self, rank: int) -> int:
         """Parameters of an adapter of this rank beside all linear layers."""
@@ -50,6 +52,7 @@ def model_size(config: PreTrainedConfig, *, kind: str = "causal") -> ModelSize:
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
         activations=_activations(text),
+        cached=2 * _shared(text),
     )
 
 
@@ -59,7 +62,15 @@ def _activations(text: PreTrainedConfig) -> int:
 
     Attention's own matrix is not kept (flash and sdpa make it again).
     """
-    heads = text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    shared = getattr(text, "num_key_value_heads", None) or heads
-    return 4 * text.hidden_size + 3 * heads * width + 4 * shared * width + 4 * text.intermediate_size
+    heads = text.num_attention_heads * _head(text)
+    return 4 * text.hidden_size + 3 * heads + 4 * _shared(text) + 4 * text.intermediate_size
+
+
+def _head(text: PreTrainedConfig) -> int:
+    """Width of one head of attention."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def _shared(text: PreTrainedConfig) -> int:
+    """Width of all keys of a token, which several heads may share; that of its values."""
+    return (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * _head(text)

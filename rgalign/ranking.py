@@ -45,12 +45,19 @@ class Ranking:
 
     @classmethod
     def of(
-        cls, folder: Path, encoded: Path, kb: pd.DataFrame, vectors: Vectors | None, sampled: dict | None
+        cls,
+        folder: Path,
+        encoded: Path,
+        kb: pd.DataFrame,
+        vectors: Vectors | None,
+        sampled: dict | None,
+        device: str | torch.device = "cpu",
     ) -> "Ranking":
         """From a run's artifacts.
 
         folder   of the ranker (ranker.store);  encoded  tables/encoded;  vectors  of the intents, None: it reads none
         sampled  dataset.yaml's sampled_negatives, None where logs say what was shown
+        device   where the ranker scores; what it is given and what it finds lie on the CPU
         """
         space, log_inclusion = shards.load_space(encoded), None
         if sampled:
@@ -59,7 +66,7 @@ class Ranking:
         intents = encode_intents(space, kb)
         if vectors is not None:
             intents = with_texts(intents, vectors.rows(kb["intent_id"].tolist()))
-        return cls(store.load(folder), space, kb, intents, log_inclusion)
+        return cls(store.load(folder, device=device), space, kb, intents, log_inclusion)
 
     @property
     def columns(self) -> tuple[str, ...]:

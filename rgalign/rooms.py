@@ -17,7 +17,7 @@ from pydantic import (
 
 from rgalign.rooms_alignment import Alignment
 from rgalign.rooms_base import Names, Real, Room, Seed, Seeds, Share, all_different, tuple_from_yaml
-from rgalign.rooms_run import RunRoom, gpu_only, refused
+from rgalign.rooms_run import RunRoom, gpu_only, packed_fault, refused
 
 RankerName = Literal[  # rankers that can be trained (ranker/variants.py); all but the first two and qe_rec are controls
     "two_tower",
@@ -290,6 +290,14 @@ class Params(Room):
             faults.append("an encoder takes no adapter: leave alignment.lora empty, all its weights learn")
         if faults:
             raise ValueError("; ".join(faults))
+        return alignment
+
+    @field_validator("alignment")
+    @classmethod
+    def what_packed_weights_can_learn(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
+        reasoner = info.data.get("reasoner")
+        if reasoner is not None and (fault := packed_fault(reasoner, alignment)):
+            raise ValueError(fault)
         return alignment
 
     @field_validator("run")

@@ -52,3 +52,15 @@ def refused(given: dict[str, str], device: str) -> str | None:
         return None
     named = " and ".join(f"{key} ({value})" for key, value in given.items())
     return f"{named} run on CUDA alone, and run.device is {device}: set it to cuda, or leave {' and '.join(given)} out"
+
+
+def packed_fault(reasoner: Any, alignment: Any) -> str | None:
+    """Why 8- or 4-bit weights cannot learn what is asked of them; None where they can, or need not."""
+    used = [f"alignment.{name}" for name in ("sft", "dpo", "cl") if getattr(alignment, name).use]
+    learns_beside = alignment.lora is not None or reasoner.adapter is not None
+    if reasoner.quantize is None or learns_beside or not (alignment.loop.rounds and used):
+        return None
+    return (
+        f"reasoner.quantize is {reasoner.quantize} and lora is empty: packed weights cannot learn, as "
+        f"{', '.join(used)} would have them do; give alignment.lora a rank, or leave reasoner.quantize out"
+    )

@@ -194,7 +194,7 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
         reads_kb,
         room["queries"]["max_new_tokens"],
         room["embed_tokens_per_batch"],
-        _load_ranking(run, params, ALIGNED_RANKERS if serves_aligned else QE_REC, seed, intents, meta),
+        _load_ranking(run, params, ALIGNED_RANKERS if serves_aligned else QE_REC, seed, intents, meta, reasoner.device),
     )
 
 
@@ -230,7 +230,13 @@ def _milliseconds(step: Callable[[int], object], row: int) -> float:
 
 
 def _load_ranking(
-    run: Path, params: Params, rankers: str, seed: int | None, intents: pd.DataFrame, meta: Mapping[str, Any]
+    run: Path,
+    params: Params,
+    rankers: str,
+    seed: int | None,
+    intents: pd.DataFrame,
+    meta: Mapping[str, Any],
+    device: torch.device,
 ) -> Ranking | None:
     seeds = params.ranker.seeds
     if seed is not None and seed not in seeds:
@@ -239,7 +245,7 @@ def _load_ranking(
     if not folder.is_dir():
         return None
     texts = stored.load(run / TEXTS)
-    return Ranking.of(folder, run / ENCODED, intents, texts, meta.get("sampled_negatives"))
+    return Ranking.of(folder, run / ENCODED, intents, texts, meta.get("sampled_negatives"), device)
 
 
 def _find(run_dir: str | Path) -> Path:

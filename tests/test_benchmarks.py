@@ -4,6 +4,9 @@ import math
 
 import pandas as pd
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 
 from rgalign import benchmarks
 from rgalign.data.encode import encode_intents, encode_lists
@@ -60,6 +63,22 @@ def test_the_ranker_and_its_peer_see_the_same_impressions(task):
     assert tuple(rows.columns) == benchmarks.COLUMNS
     assert rows["equal"].all()
     assert rows["unit"].tolist() == ["impressions/s", "GAUC", "GAUC"]
+
+
+def test_ours_trains_on_the_cpu_like_its_peer_and_leaves_the_process_its_gpu(monkeypatch, task):
+    Accelerator()
+    devices, unspied = [], benchmarks.fit
+
+    def spied(*given, accelerator, **more):
+        devices.append(accelerator.device.type)
+        return unspied(*given, accelerator=accelerator, **more)
+
+    monkeypatch.setattr(benchmarks, "fit", spied)
+    monkeypatch.delenv(benchmarks.FUXICTR, raising=False)
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cuda"))
+    benchmarks.ranker_rows(**task, epochs=1, learning_rates=(4e-3,))
+    assert devices == ["cpu"]
+    assert AcceleratorState().device.type == "cuda"
 
 
 def test_a_ratio_above_one_means_that_ours_is_better():

@@ -44,12 +44,17 @@ def test_without_a_device_every_row_is_there_and_says_so(task, parts, monkeypatc
 
 def test_a_rate_counts_two_operations_a_weight_and_real_token(task, parts, monkeypatch):
     monkeypatch.setattr(benchmarks_gpu, "_seconds", lambda work, *_, **__: [work(), 2.0][1])
+    monkeypatch.setattr(benchmarks_gpu.Clock, "seconds", 0.5)
     rows = benchmarks.table(benchmarks_gpu.rows(task, parts, device="cpu", ceilings=(1e12, 1e12), **TINY))
     reached = rows.set_index(rows["name"].str.split(",").str[0])["ours"]
     tokens = sum(map(len, benchmarks_gpu.random_prompts(task, 12, (45, 60), 0)))
     assert reached["embedding"] * 1e12 == pytest.approx(2 * WEIGHTS * tokens / 2.0)
     in_bytes = 2 * (WEIGHTS + 2000 * 32)  # bfloat16, tied vocabulary once
     assert reached["writing"] * 1e12 * 2.0 / in_bytes == pytest.approx(24)  # steps of one batch: each reads all weights
+    first = benchmarks_gpu.random_prompts(task, 12, (45, 60), 0)[:3]  # a step each, with 12 words and the end behind
+    a_step = sum(len(prompt) + 13 for prompt in first) / 3
+    # frozen weights: 2 a weight forwards, 2 for the states' gradient, none for their own, none for what is made again
+    assert reached["RG-SFT"] * 1e12 == pytest.approx(4 * WEIGHTS * a_step / 0.5)
     assert (rows["ratio"] == rows["ours"] / rows["theirs"]).all()
     assert (rows["ours"] > 0).all()
 

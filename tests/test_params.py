@@ -251,6 +251,20 @@ def test_what_an_encoder_cannot_learn_is_told_at_once():
     check({"reasoner": reasoner, "alignment": {"sft": {"use": False}, "dpo": {"use": False}, "cl": {"lm_weight": 0}}})
 
 
+def test_packed_weights_that_are_to_learn_are_refused_by_name():
+    packed = {"model": "some/model", "quantize": "4bit"}
+    with pytest.raises(
+        ParamsError, match=r"reasoner\.quantize is 4bit and lora is empty.* give alignment\.lora"
+    ) as error:
+        check({"reasoner": packed, "alignment": {"sft": {"use": False}}})
+    assert "as alignment.dpo, alignment.cl would have them do" in str(error.value)
+    off = {name: {"use": False} for name in ("sft", "dpo", "cl")}
+    check({"reasoner": packed, "alignment": {"lora": {"rank": 2}}})
+    check({"reasoner": {**packed, "adapter": "some/adapter"}})  # which is trained on beside them
+    check({"reasoner": packed, "alignment": off})
+    check({"reasoner": packed, "alignment": {"loop": {"rounds": 0}}})
+
+
 def test_an_alignment_without_its_ranker_is_told_at_once():
     alone = {"ranker": {"models": ["two_tower"]}}
     with pytest.raises(ParamsError, match=r"ranker\.models is two_tower; .* qe_rec .*alignment\.loop\.rounds to 0"):

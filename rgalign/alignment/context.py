@@ -64,7 +64,7 @@ class Context:
         pair = (vectors.load(path("tables/embeddings") / "prompt" / kind) for kind in ("sessions", "intents"))
         parts = rankers.load_parts(path("tables/encoded"))
         folder = path("models/rankers")
-        trained = rankers.load_rankers(folder, [QE_REC], params.ranker.seeds)
+        trained = rankers.load_rankers(folder, [QE_REC], params.ranker.seeds, device=params.run.device)
         return cls(
             params,
             tables.read(path("tables/dataset")),
@@ -155,9 +155,11 @@ def load_aligned(stage: OpenStage, recipe: Recipe, main: Reasoner) -> Reasoner |
     return load_step(stage.path("models/rgalign"), recipe, main)
 
 
-def load_aligned_rankers(folder: Path, seeds: Sequence[int]) -> dict[tuple[str, int], ThreeTower]:
-    """(rgalign_rec, seed) -> the ranker that notebook 08 trained."""
-    return {(RGALIGN_REC, seed): store.load(folder / f"seed-{seed}") for seed in seeds}
+def load_aligned_rankers(
+    folder: Path, seeds: Sequence[int], *, device: str = "cpu"
+) -> dict[tuple[str, int], ThreeTower]:
+    """(rgalign_rec, seed) -> the ranker that notebook 08 trained. device: where it scores, as of `store.load`."""
+    return {(RGALIGN_REC, seed): store.load(folder / f"seed-{seed}", device=device) for seed in seeds}
 
 
 def load_step(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:

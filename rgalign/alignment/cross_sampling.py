@@ -55,8 +55,8 @@ class CrossSampled(QueryLists):
     chance: Tensor
 
     def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "CrossSampled":
-        indices = torch.as_tensor(indices, device=self.places.device).long()
-        return replace(super().take(indices), places=self.places[indices], chance=self.chance[indices])
+        own = torch.as_tensor(indices, device=self.places.device).long()
+        return replace(super().take(indices), places=self.places[own], chance=self.chance[own])
 
     def drawn(self) -> "CrossSampled":
         """The lists with a query each, drawn anew from torch's random state (`fit` seeds it)."""

@@ -35,7 +35,8 @@ from rgalign.reasoner.model import Reasoner, fingerprint
 
 __all__ = ["Pairs", "dpo", "reference_log_probabilities"]
 
-# By how many nats a token's log-probability may move when its batch is padded otherwise.
+# By how many nats a token's log-probability may move when its batch is padded otherwise, by the type of the weights
+# that the reference was made with (where all weights learn, the policy begins from the same ones in float32).
 ROUNDING = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
@@ -83,7 +84,8 @@ def dpo(
     documents = PairDocuments(pairs, reference, np.flatnonzero(pairs.above(min_margin)))
     collate = partial(paired, pad=reasoner.tokenizer.pad_token_id)
     model = trainable(reasoner, lora, seed=seed)
-    _check_start(model, collate, documents.rows[:pairs_per_batch])
+    rounding = ROUNDING.get(next(reasoner.model.parameters()).dtype, ROUNDING[torch.bfloat16])
+    _check_start(model, collate, documents.rows[:pairs_per_batch], rounding)
     how = dict(objective=objective, beta=beta, sft_weight=sft_weight, length_normalised=length_normalised)
     identity = {"stage": "dpo", "reasoner": checkpoint, "pairs": documents.digest(), **how}
     curve = training.train(
@@ -137,13 +139,18 @@ def _loss(
     }
 
 
-def _check_start(model: nn.Module, collate: Callable[[list], dict[str, Tensor]], rows: list[dict]) -> None:
-    """Policy and reference agree before the first step, so that the first DPO loss is ln 2; without dropout."""
-    weights = next(model.parameters())
+def _check_start(
+    model: nn.Module, collate: Callable[[list], dict[str, Tensor]], rows: list[dict], rounding: float
+) -> None:
+    """Policy and reference agree before the first step, so that the first DPO loss is ln 2; without dropout.
+
+    rounding  nats a token that they may be apart
+    """
+    device = next(model.parameters()).device
 
     def widest_gap(part: Sequence[dict]) -> float:
         """Nats a token."""
-        batch = {name: value.to(weights.device) for name, value in collate(part).items()}
+        batch = {name: value.to(device) for name, value in collate(part).items()}
         with torch.no_grad():
             found = query_log_probabilities(model, batch)
         return float(((found - batch["reference"]).abs() / (batch["length"] - batch["prompt"])).max())
@@ -152,7 +159,7 @@ def _check_start(model: nn.Module, collate: Callable[[list], dict[str, Tensor]],
     gaps = [gap for _, gap in in_halves(widest_gap, rows, "RG-DPO")]
     model.train()
     gap = float(np.max(gaps))  # NaN where one is
-    if not gap <= ROUNDING.get(weights.dtype, ROUNDING[torch.bfloat16]):
+    if not gap <= rounding:
         raise ValueError(
             f"RG-DPO cannot begin: the reference is not what this reasoner says ({gap:.3g} nats a token apart "
             "in the first batch); make it anew: reference_log_probabilities(reasoner, pairs)"

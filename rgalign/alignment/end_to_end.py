@@ -58,7 +58,8 @@ def going_on(context: Context, folder: Path) -> Context:
     """The context whose loop starts from the rankers that `learn_together` wrote; as it was where it wrote none."""
     if not any(folder.iterdir()):
         return context
-    rankers = {seed: store.load(folder / f"seed-{seed}") for seed in context.rankers}
+    device = context.params.run.device
+    rankers = {seed: store.load(folder / f"seed-{seed}", device=device) for seed in context.rankers}
     return replace(context, rankers=rankers, rankers_folder=folder)
 
 

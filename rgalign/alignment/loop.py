@@ -80,7 +80,7 @@ def close(context: Context, reasoner: Reasoner, folder: Path, work: Path, folds:
                 path.rename(temporary / path.name)
             (temporary / "trained" / RGALIGN_REC).rmdir()
             (temporary / "trained").rmdir()
-    trained = load_rankers(folder, seeds).values()
+    trained = load_rankers(folder, seeds, device=context.params.run.device).values()
     dev, valid = (
         sum(_gauc(model, lists, parts) for model in trained) / len(trained) for lists in (parts.dev, parts.valid)
     )
@@ -108,9 +108,9 @@ def before(context: Context) -> dict[str, float]:
     }
 
 
-def load_rankers(folder: Path, seeds: Sequence[int]) -> dict[int, ThreeTower]:
-    """seed -> the ranker that the loop ended with."""
-    return {seed: store.load(folder / f"seed-{seed}") for seed in seeds}
+def load_rankers(folder: Path, seeds: Sequence[int], *, device: str = "cpu") -> dict[int, ThreeTower]:
+    """seed -> the ranker that the loop ended with. device: where it scores, as of `store.load`."""
+    return {seed: store.load(folder / f"seed-{seed}", device=device) for seed in seeds}
 
 
 def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> Turn:
@@ -120,7 +120,7 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
     """
     began = time.perf_counter()
     how = context.params.alignment
-    trained = load_rankers(turn.folder, context.params.ranker.seeds)
+    trained = load_rankers(turn.folder, context.params.ranker.seeds, device=context.params.run.device)
     parts = with_aligned(context, turn.vectors)
     context = replace(context, parts=parts, rankers=trained, rankers_folder=turn.folder)
     reasoner, best = turn.reasoner, None

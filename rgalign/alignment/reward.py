@@ -226,9 +226,9 @@ def save_reward_model(folder: str | Path, model: RewardModel) -> None:
         save_file({"null": model.null.cpu().contiguous()}, temporary / NULL, metadata={"form": model.form})
 
 
-def load_reward_model(folder: str | Path, intents: QueryIntents) -> RewardModel:
-    """What `save_reward_model` wrote, on the CPU. Raises StoreError."""
-    ranker = store.load(folder)
+def load_reward_model(folder: str | Path, intents: QueryIntents, *, device: str = "cpu") -> RewardModel:
+    """What `save_reward_model` wrote. device: where it judges, as of `store.load`. Raises StoreError."""
+    ranker = store.load(folder, device=device)
     try:
         with safe_open(Path(folder) / NULL, "pt") as file:
             return RewardModel(ranker, intents, file.get_tensor("null"), (file.metadata() or {}).get("form", ""))

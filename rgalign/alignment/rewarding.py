@@ -144,8 +144,9 @@ class Rewarder:
         cls, reader: Reader, folder: Path, form: str = "list", *, name: str = ALL, seed: int | None = None
     ) -> "Rewarder":
         """One of the models that `train_models` saved."""
-        seed = reader.context.params.ranker.seeds[0] if seed is None else seed
-        model = load_reward_model(folder / name / f"seed-{seed}", reader.context.parts.intents)
+        params, intents = reader.context.params, reader.context.parts.intents
+        seed = params.ranker.seeds[0] if seed is None else seed
+        model = load_reward_model(folder / name / f"seed-{seed}", intents, device=params.run.device)
         return cls(model, reader, form)
 
     def of_texts(self, lists: Lists, texts: Sequence[str], *, form: str | None = None) -> np.ndarray:

@@ -26,7 +26,8 @@ def trainable(reasoner: Reasoner, lora: Mapping[str, Any] | None, *, seed: int) 
 
     lora  rank, alpha and, where they differ from these, dropout 0, targets "all-linear" (peft's target_modules): low-
           rank matrices beside the frozen weights (Hu et al. 2022), the first drawn from `seed`, the second zero, so
-          that nothing is changed at first. None: all weights
+          that nothing is changed at first. None: all weights, in float32 whatever type they came in: a step of AdamW
+          is smaller than what a bfloat16 weight can move by (engine.precision bf16 multiplies in bfloat16 all the same)
     An adapter of a stage before is trained on, as it is. Raises ValueError for an encoder with lora, and where lora
     asks for another rank or alpha than that adapter has.
     """
@@ -35,6 +36,8 @@ def trainable(reasoner: Reasoner, lora: Mapping[str, Any] | None, *, seed: int) 
         _check_adapter(model, lora)
         model.set_adapter(model.active_adapter)  # read from a folder it is frozen
     elif lora is None:
+        for weight in model.parameters():  # in place: tied ones stay tied
+            weight.data = weight.data.float()
         return model.requires_grad_(True).train()
     elif reasoner.kind != "causal":
         raise ValueError(f"{reasoner.name} is an encoder, which takes no adapter; set lora to None: all weights")
@@ -62,7 +65,10 @@ def _check_adapter(model: PeftModel, lora: Mapping[str, Any] | None) -> None:
 
 
 def tuned(reasoner: Reasoner, model: nn.Module) -> Reasoner:
-    """The reasoner with this model in place of its own, in eval mode."""
+    """The reasoner with this trained model in place of its own, in eval mode; its weights in the type of its own."""
+    if not isinstance(model, PeftModel):
+        for weight, own in zip(model.parameters(), reasoner.model.parameters(), strict=True):
+            weight.data = weight.data.to(own.dtype)
     return replace(reasoner, model=model.eval())
 
 
@@ -142,7 +148,8 @@ class Watch(TrainerCallback):
         if state.global_step % self.steps:
             return
         with training.kept_random_states():
-            stop = processes.agreed(self.look(tuned(self.reasoner, model), state.global_step))
+            seen = replace(self.reasoner, model=model.eval())  # its weights stay in the type in which they learn
+            stop = processes.agreed(self.look(seen, state.global_step))
         model.train()
         if state.global_step in self.rows:
             state.log_history.append({"step": state.global_step, "look": self.rows[state.global_step]})

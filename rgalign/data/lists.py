@@ -27,8 +27,10 @@ class Bag(NamedTuple):
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        within = torch.arange(int(offsets[-1]), device=lengths.device)
-        return Bag(self.values[within + torch.repeat_interleave(starts - offsets[:-1], lengths)], offsets)
+        ids = int(offsets[-1])  # the one number that a GPU is waited for
+        within = torch.arange(ids, device=lengths.device)
+        moved = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=ids)
+        return Bag(self.values[within + moved], offsets)
 
     def to(self, device: torch.device | str) -> "Bag":
         return Bag(self.values.to(device), self.offsets.to(device))
@@ -68,9 +70,10 @@ class Lists:
         return self.candidates >= 0
 
     def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "Lists":
-        """The lists at these positions, in this order. indices: integers (not a mask), on the tensors' device."""
+        """The lists at these positions, in this order. indices: integers (not a mask), best on the host, as the ids
+        are: a GPU would be waited for."""
+        on_host = _places(indices, "cpu").numpy()
         indices = _places(indices, self.candidates.device)
-        on_host = indices.cpu().numpy()
         return replace(
             self,
             session_id=self.session_id[on_host],
@@ -128,8 +131,7 @@ class QueryLists(Lists):
     query: Tensor
 
     def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "QueryLists":
-        indices = _places(indices, self.query.device)
-        return replace(super().take(indices), query=self.query[indices])
+        return replace(super().take(indices), query=self.query[_places(indices, self.query.device)])
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def concat_offsets(offsets: Sequence[Tensor]) -> Tensor:
     return torch.cat([offsets[0][:1], *(each[1:] + start for each, start in zip(offsets, starts, strict=False))])
 
 
-def _places(indices: Tensor | np.ndarray | Sequence[int], device: torch.device) -> Tensor:
+def _places(indices: Tensor | np.ndarray | Sequence[int], device: torch.device | str) -> Tensor:
     """Indices as torch wants them; what pandas lends is read-only, of which torch would warn."""
     return torch.as_tensor(indices if isinstance(indices, Tensor) else np.array(indices), device=device).long()
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker.losses import listnet_loss
+from rgalign.ranker.losses import listnet_of_clicked
 from rgalign.seeding import seeded
 
 Loss = Callable[[nn.Module, Lists, Intents], Tensor]
@@ -38,8 +38,8 @@ class Fitted:
 
 
 def listnet(model: nn.Module, lists: Lists, intents: Intents) -> Tensor:
-    """The baseline's loss: ListNet on the shown lists."""
-    return listnet_loss(model(lists, intents), lists.clicked, lists.shown)
+    """The baseline's loss: ListNet on the shown lists, one of which has a click."""
+    return listnet_of_clicked(model(lists, intents), lists.clicked, lists.shown)
 
 
 def fit(

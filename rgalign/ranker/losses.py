@@ -16,10 +16,18 @@ def listnet_loss(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
     shown    (lists, candidates) bool, False where padded; what stands there has no influence, not even NaN
     Returns nats, a scalar. Lists without a click say nothing and are left out; ValueError if all are.
     """
+    if not (clicked & shown).any():
+        raise ValueError(f"none of the {len(clicked)} lists has a click on a shown candidate: nothing to learn from")
+    return listnet_of_clicked(scores, clicked, shown)
+
+
+def listnet_of_clicked(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
+    """`listnet_loss` where a list is known to have a click, as all lists of `fit` have: NaN if none has.
+
+    A look at every batch would keep a GPU waiting.
+    """
     clicks = (clicked & shown).to(scores.dtype)
     per_list = clicks.sum(dim=1)
-    if not per_list.any():
-        raise ValueError(f"none of the {len(clicked)} lists has a click on a shown candidate: nothing to learn from")
     target = clicks / per_list.clamp(min=1).unsqueeze(1)
     return -(target * _log_softmax(scores, shown)).sum() / (per_list > 0).sum()
 
@@ -47,7 +55,7 @@ def listnet_kl(kl_weight: float) -> Callable[[nn.Module, Lists, Intents], Tensor
 
     def loss(ranker: nn.Module, lists: Lists, intents: Intents) -> Tensor:
         scores, relevance, query = ranker(lists, intents, branches=True)
-        value = listnet_loss(scores, lists.clicked, lists.shown)
+        value = listnet_of_clicked(scores, lists.clicked, lists.shown)
         return value + kl_weight * query_kl(relevance, query, lists.shown) if kl_weight else value
 
     return loss

@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -31,8 +32,12 @@ def save(folder: str | Path, model: nn.Module) -> None:
         save_file(weights, temporary / WEIGHTS)
 
 
-def load(folder: str | Path) -> nn.Module:
-    """The ranker that `save` wrote, of its own class, on the CPU and ready to score. Raises StoreError."""
+def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
+    """The ranker that `save` wrote, of its own class, ready to score; lists and scores lie on the CPU all the same.
+
+    device  auto (cuda where there is one) | cpu | cuda | ..
+    Raises StoreError.
+    """
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -48,7 +53,8 @@ def load(folder: str | Path) -> nn.Module:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise StoreError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {error}") from None
-    return model.eval()
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return model.to(where).eval()
 
 
 def _config(kind: type, given: dict[str, Any], path: Path) -> Any:

@@ -3,7 +3,8 @@
 folder/<model>/seed-<seed>/   config.json, weights.safetensors (ranker.store)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from rgalign.data import shards
@@ -67,6 +69,20 @@ def accelerator(device: str, precision: str) -> Accelerator:
     if not seen.get(device, True):
         raise ValueError(f"run.device is {device}, but torch sees no such device here; expected auto or cpu")
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+@contextmanager
+def cpu_alone() -> Iterator[Accelerator]:
+    """accelerate's view of the CPU, also where there is a GPU; afterwards the process's own view is as it was."""
+    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
+    for state, _ in shared:
+        state._shared_state.clear()
+    try:
+        yield Accelerator(cpu=True)
+    finally:
+        for state, was in shared:
+            state._shared_state.clear()
+            state._shared_state.update(was)
 
 
 def with_vectors(parts: Parts, name: str, sessions: Vectors, intents: Vectors, seed: int) -> Parts:
@@ -243,9 +259,12 @@ def last_rankers(
     return {name: path for name, path in found.items() if all((path / f"seed-{seed}").is_dir() for seed in seeds)}
 
 
-def load_rankers(folder: Path, models: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], nn.Module]:
-    """(model, seed) -> the ranker that `train` saved."""
-    return {(name, seed): store.load(folder / name / f"seed-{seed}") for name in models for seed in seeds}
+def load_rankers(
+    folder: Path, models: Sequence[str], seeds: Sequence[int], *, device: str = "cpu"
+) -> dict[tuple[str, int], nn.Module]:
+    """(model, seed) -> the ranker that `train` saved. device: where it scores, as of `store.load`."""
+    every = [(name, seed) for name in models for seed in seeds]
+    return {(name, seed): store.load(folder / name / f"seed-{seed}", device=device) for name, seed in every}
 
 
 def _parts_of(parts: PartsOf, name: str) -> Parts:

@@ -101,7 +101,7 @@ class StepTrainer(Trainer):
         piece, losses = last, []
         try:
             for piece in before:
-                with self.accelerator.no_sync(model):
+                with self._adding_up(model):
                     losses.append(super().training_step(model, piece.as_inputs()))
             piece = last
             return sum(losses, super().training_step(model, piece.as_inputs()))
@@ -110,6 +110,19 @@ class StepTrainer(Trainer):
                 raise
             self._make_smaller(piece, error)
         return None  # outside of the handler, whose traceback holds on to the batch
+
+    @contextmanager
+    def _adding_up(self, model: nn.Module) -> Iterator[None]:
+        """Inside, a piece's gradients are only added to those of the pieces before it: nothing is sent to other
+        processes, and DeepSpeed, which steps wherever accelerate says that gradients are complete, takes no step."""
+        state = self.accelerator.gradient_state
+        complete = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(complete)
 
     def _make_smaller(self, piece: Piece, error: Exception) -> None:
         """Half of this piece at once from now on. Raises what is to be said where a piece cannot be halved."""

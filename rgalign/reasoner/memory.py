@@ -8,7 +8,8 @@ from typing import TypeVar
 import torch
 
 Row, Result = TypeVar("Row"), TypeVar("Result")
-NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")  # as devices and the CPU's allocator say it
+# as devices, the CPU's allocator and cuBLAS (its own workspace) say it
+NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
 
 logger = logging.getLogger(__name__)
 

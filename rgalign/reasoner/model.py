@@ -156,10 +156,7 @@ def load(
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if quantize:
-        settings = (
-            {"load_in_8bit": True} if quantize == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-        )
-        options |= {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": where}}
+        options |= {"quantization_config": _packing(quantize, DTYPES[dtype]), "device_map": {"": where}}
     auto, spare = (AutoModel, ("pooler.",)) if found.encoder else (AutoModelForCausalLM, ())
     loaded = load_weights(auto, found.folder, spare=spare, **options)
     _check_vocabulary(found.folder, found.tokenizer, loaded)
@@ -240,6 +237,13 @@ def fingerprint(reasoner: Reasoner) -> str:
         reasoner.tokenizer.save_pretrained(folder)
         hashed.update(digest(Path(folder)).encode())
     return hashed.hexdigest()
+
+
+def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What bitsandbytes is told; it would unpack 4-bit weights to float32 unless it is told what to compute in."""
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:

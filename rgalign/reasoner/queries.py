@@ -17,6 +17,8 @@ from rgalign.reasoner.model import Reasoner, ReasonerError
 
 # (logits (draws, vocabulary) float32, draws (draws,) their numbers, step) -> tokens (draws,)
 Choose = Callable[[Tensor, Tensor, int], Tensor]
+# Tokens in the cache while queries are written, by device [C]: with few, a card waits for launches most of the time.
+TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 131_072}
 DROP_BELOW = 0.75  # of the draws in the cache still being written: then those that have ended are taken out
 
 
@@ -31,7 +33,7 @@ def sample(
     max_new_tokens: int = 24,
     seed: int,
     first_row: int = 0,
-    tokens_per_batch: int = 16_384,
+    tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """`samples` queries a prompt, equal ones of a prompt as one row; sorted by row, candidate.
@@ -41,8 +43,8 @@ def sample(
     over the query's tokens, the end token included, of the untempered model; of the first drawn), tokens (their
     number), count (how often it was drawn). A draw depends on seed, row and its own number alone: more samples, prompts
     or new tokens leave it as it begins; torch's state is neither read nor moved. first_row: the number that the first
-    prompt's draws go by, where these are a part of more. Raises ValueError with every fault of
-    the arguments, ReasonerError for an encoder.
+    prompt's draws go by, where these are a part of more. tokens_per_batch: in the cache at once; default: by device.
+    Raises ValueError with every fault of the arguments, ReasonerError for an encoder.
     """
     faults = [f"samples is {samples}; expected 1 or more"] if samples < 1 else []
     faults += [f"temperature is {temperature}; expected more than 0"] if not temperature > 0 else []
@@ -62,7 +64,7 @@ def greedy(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 24,
-    tokens_per_batch: int = 16_384,
+    tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The query of each prompt that takes the likeliest token at every step; columns and errors as of `sample`."""
@@ -129,11 +131,12 @@ def _write(
     samples: int,
     choose: Choose,
     max_new_tokens: int,
-    tokens_per_batch: int,
+    tokens_per_batch: int | None,
     progress: bool,
 ) -> pd.DataFrame:
     """Runs the batches and gathers what they wrote: see `sample` for the columns."""
     model, written = reasoner.model, []
+    budget = tokens_per_batch or TOKENS_PER_BATCH.get(reasoner.device.type, TOKENS_PER_BATCH["cpu"])
     training = model.training
     model.eval()
     try:
@@ -146,7 +149,7 @@ def _write(
                 tokens, log_probability = _decode(model, ids, mask, draws, choose, ends, max_new_tokens)
                 return list(zip(draws.tolist(), tokens.tolist(), log_probability.tolist(), strict=True))
 
-            for batch in _batches(prompts, samples, max_new_tokens, tokens_per_batch):
+            for batch in _batches(prompts, samples, max_new_tokens, budget):
                 for rows, lines in in_halves(write, batch, "queries"):
                     written += lines
                     bar.update(len(rows))

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import small_run
 
-from rgalign.alignment import rewarding, steps
+from rgalign.alignment import end_to_end, rewarding, steps
+from rgalign.alignment.context import Context
 
 BOTH = ["main", "other-1"]
 
@@ -15,6 +16,16 @@ BOTH = ["main", "other-1"]
 @pytest.fixture
 def rewarder(context, rewarded):
     return rewarding.Rewarder.load(context, rewarded[1])
+
+
+def test_rankers_of_a_run_stand_on_its_device(context, rewarded):
+    """Told with torch's `meta`, which holds no numbers: a test has no GPU."""
+    run = context.params.run.model_copy(update={"device": "meta"})
+    own = Context.at(context.params.model_copy(update={"run": run}), lambda artifact: context.run / artifact)
+    judge = rewarding.Rewarder.of(rewarding.Reader(own, context.main()), rewarded[1]).model.ranker
+    again = end_to_end.going_on(own, context.rankers_folder).rankers
+    for ranker in (judge, *own.rankers.values(), *again.values()):
+        assert {weight.device.type for weight in ranker.parameters()} == {"meta"}
 
 
 def with_params(context, **overrides):

@@ -11,10 +11,12 @@ from peft import PeftModel
 from small_pairs import CHOSEN, LORA, PROMPTS
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
+from rgalign.alignment.dpo import dpo, reference_log_probabilities
+from rgalign.alignment.sft import sft
 from rgalign.alignment.tuning import log_probabilities, query_log_probabilities, trainable, tuned
 from rgalign.artifacts import digest
 from rgalign.reasoner.model import fingerprint, load, save
-from rgalign.reasoner.training import Documents, right_padded
+from rgalign.reasoner.training import Documents, Engine, right_padded
 
 IDS = torch.tensor([[5, 6, 7, 2]])
 
@@ -102,6 +104,50 @@ def test_without_lora_all_weights_of_a_copy_are_trained():
     model = trainable(reasoner, None, seed=0)
     assert all(weight.requires_grad for weight in model.parameters())
     assert not any(weight.requires_grad for weight in reasoner.model.parameters())
+
+
+def in_half(dtype: torch.dtype):
+    reasoner = small_pairs.reasoner()
+    return replace(reasoner, model=reasoner.model.to(dtype))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_learn_though_a_step_is_smaller_than_their_rounding(dtype, precision, tmp_path):
+    start = in_half(dtype)
+    before = {name: value.clone() for name, value in start.model.state_dict().items()}
+    rate, how = 2e-5 if dtype == torch.float16 else 1e-4, {"seed": 0, "weight_decay": 0.0, "progress": False}
+    found, curve = sft(
+        start, small_pairs.PROMPTS, small_pairs.CHOSEN, folder=tmp_path, epochs=40, documents_per_batch=12,
+        learning_rate=rate, neftune=0.0, engine=Engine(precision), **how,
+    )  # fmt: skip
+    assert curve["step"].max() == 80
+    learnt = found.model.state_dict()
+    assert {value.dtype for value in learnt.values()} == {dtype}, "handed on in the type that it came in"
+    assert found.model.get_output_embeddings().weight is found.model.get_input_embeddings().weight
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"):
+        large = before[name].abs() >= 0.25
+        value = before[name][large]
+        assert torch.equal(value - torch.tensor(rate, dtype=dtype), value), "where AdamW's step is lost"
+        assert (learnt[name][large] != value).float().mean() > 0.5
+    assert all(torch.equal(value, before[name]) for name, value in start.model.state_dict().items())
+
+
+def test_pairs_are_learnt_in_float32_against_a_reference_of_half_precision(tmp_path):
+    start, types = in_half(torch.bfloat16), []
+
+    def onlooker(reasoner, step: int) -> bool:
+        types.append({value.dtype for value in reasoner.model.parameters()})
+        return False
+
+    given = small_pairs.pairs()
+    reference = reference_log_probabilities(start, given)
+    found, curve = dpo(
+        start, given, reference=reference, folder=tmp_path, watch=onlooker, watch_steps=8, **small_pairs.SETTINGS
+    )
+    assert types == [{torch.float32}] * 3
+    assert {value.dtype for value in found.model.parameters()} == {torch.bfloat16}
+    assert curve["margin"].iloc[-1] > curve["margin"].iloc[0]
 
 
 def moved(reasoner, lora):

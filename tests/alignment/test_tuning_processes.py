@@ -9,8 +9,10 @@ import process_worker
 import pytest
 import torch
 import two_processes
+from accelerate import Accelerator
+from test_short_memory import room_for
 
-from rgalign.reasoner.engine import Engine
+from rgalign.reasoner.engine import Engine, StepTrainer
 from rgalign.reasoner.model import load
 from rgalign.reasoner.pieces import Share
 from rgalign.reasoner.training import Documents, right_padded, tokens_of
@@ -74,6 +76,35 @@ def test_pieces_leave_the_curve_of_one_process_as_it_is(step, budget, tmp_path):
     _, whole = process_worker.train(step, tmp_path / "whole")
     _, pieces = process_worker.train(step, tmp_path / "pieces", budget=budget)
     pd.testing.assert_frame_equal(pieces.drop(columns="seconds"), whole.drop(columns="seconds"), **CURVE)
+
+
+@pytest.mark.parametrize("room", [None, 11])
+def test_gradients_are_complete_in_a_steps_last_piece_alone(room, tmp_path, monkeypatch):
+    """DeepSpeed steps in every backward pass that accelerate calls complete; also where a piece found no memory."""
+    passes, pieces, backward, attempt = [], [], Accelerator.backward, StepTrainer._attempt
+
+    def spied(accelerator, loss, **more):
+        passes.append(accelerator.gradient_state.sync_gradients)
+        backward(accelerator, loss, **more)
+
+    def counted(trainer, model, rows):
+        before = len(passes)
+        loss = attempt(trainer, model, rows)
+        assert trainer.accelerator.gradient_state.sync_gradients, "as it was, for the optimizer"
+        pieces.append((passes[before:], loss))
+        return loss
+
+    monkeypatch.setattr(Accelerator, "backward", spied)
+    monkeypatch.setattr(StepTrainer, "_attempt", counted)
+    if room is None:
+        process_worker.train("sft", tmp_path, budget=16)
+    else:
+        with room_for(room, "sft"):
+            process_worker.train("sft", tmp_path, budget=2 * room)
+    whole = [said for said, loss in pieces if loss is not None]
+    assert max(map(len, whole)) > 1
+    assert all(said == [False] * (len(said) - 1) + [True] for said in whole)
+    assert not any(said for failed, loss in pieces if loss is None for said in failed)
 
 
 def test_pieces_hold_every_document_once_within_the_budget():

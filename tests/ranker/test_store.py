@@ -28,6 +28,14 @@ def test_a_ranker_read_back_scores_the_same(folder, config, lists, intents):
     assert load(folder).config == config(text=True)
 
 
+def test_a_ranker_stands_where_it_is_told_to(folder):
+    def places(**how):
+        return {str(value.device) for value in load(folder, **how).state_dict().values()}
+
+    assert places() == places(device="cpu") == {"cpu"}
+    assert places(device="meta") == {"meta"}
+
+
 def test_saving_again_replaces_the_folder(folder, config):
     save(folder, TwoTower(config(dim=4)))
     assert load(folder).config.dim == 4

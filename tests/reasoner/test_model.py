@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from rgalign.artifacts import digest
+from rgalign.reasoner import model
 from rgalign.reasoner.model import Reasoner, ReasonerError, fingerprint, load, save, tiny
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -55,6 +56,29 @@ def test_quantising_where_it_cannot_run_names_what_is_lacking(folder, bits, monk
     text = refusal(str(folder), quantize=bits)
     assert f"quantize {bits} needs a CUDA device" in text
     assert "pip install bitsandbytes" in text
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_packed_weights_are_computed_with_in_the_type_asked_for(folder, bits, dtype, monkeypatch):
+    """bitsandbytes itself needs CUDA: what transformers is told is looked at, and an unpacked model given back."""
+    told, load_weights = {}, model.load_weights
+
+    def unpacked(auto, place, *, quantization_config, device_map, **more):
+        told.update(packing=quantization_config, device_map=device_map, **more)
+        return load_weights(auto, place, **more)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(model, "find_spec", lambda name: name)
+    monkeypatch.setattr(model, "_device_fault", lambda device: None)
+    monkeypatch.setattr(model, "load_weights", unpacked)
+    load(str(folder), quantize=bits, dtype=dtype, device="cuda")
+    assert (told["packing"].load_in_8bit, told["packing"].load_in_4bit) == (bits == "8bit", bits == "4bit")
+    assert told["dtype"] == getattr(torch, dtype)
+    assert told["device_map"] == {"": "cuda"}
+    if bits == "4bit":
+        assert told["packing"].bnb_4bit_compute_dtype == getattr(torch, dtype)
+        assert told["packing"].bnb_4bit_quant_type == "nf4"
 
 
 def test_a_missing_model_says_how_to_get_it(monkeypatch, tmp_path):

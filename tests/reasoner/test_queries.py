@@ -9,7 +9,7 @@ import torch
 
 from rgalign.data.prompts import Prompter
 from rgalign.reasoner import queries
-from rgalign.reasoner.model import ReasonerError, tiny
+from rgalign.reasoner.model import Reasoner, ReasonerError, tiny
 from rgalign.reasoner.tokenizer import build
 
 COLUMNS = ["row", "candidate", "query", "log_probability", "tokens", "count"]
@@ -190,6 +190,17 @@ def test_the_same_seed_gives_the_same_bytes_and_torch_keeps_its_state(reasoner, 
         once, queries.sample(reasoner, prompter, prompts, seed=11, **settings), check_exact=True
     )
     assert not once.equals(queries.sample(reasoner, prompter, prompts, seed=12, **settings))
+
+
+@pytest.mark.parametrize(("device", "tokens"), [("cpu", 16_384), ("cuda:1", 131_072), ("mps", 16_384)])
+def test_a_card_writes_more_at_once_than_a_cpu(reasoner, prompter, device, tokens, monkeypatch):
+    budgets = []
+    monkeypatch.setattr(Reasoner, "device", torch.device(device))
+    monkeypatch.setattr(queries, "_batches", lambda *given: budgets.append(given[-1]) or iter(()))
+    queries.greedy(reasoner, prompter, [], progress=False)
+    queries.sample(reasoner, prompter, [], samples=2, seed=0, progress=False)
+    queries.sample(reasoner, prompter, [], samples=2, seed=0, tokens_per_batch=7, progress=False)
+    assert budgets == [tokens, tokens, 7]
 
 
 def test_draws_do_not_depend_on_batches_or_on_the_prompts_beside(reasoner, prompter, prompts):

@@ -22,7 +22,7 @@ from rgalign import artifacts, pipeline, stages
 from rgalign.__main__ import main
 from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, load
-from rgalign.reasoner.memory import in_halves
+from rgalign.reasoner.memory import in_halves, is_out_of_memory
 
 SMALL_FILES = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
 SMALL_FILES += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
@@ -151,6 +151,19 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_log_says_so(c
     assert [row for rows, _ in parts for row in rows] == list(range(10))
     assert tried == [10, 5, 2, 3, 5, 2, 3]
     assert "embed: out of memory with 10 rows at once; going on with 5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8",
+    ],
+)
+def test_whoever_finds_no_room_says_it_in_its_own_words(words):
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
 
 
 def test_a_row_that_does_not_fit_alone_and_other_errors_are_raised_as_they_are():
