@@ -54,7 +54,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     except RuntimeError as error:
         raise StoreError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {error}") from None
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return model.to(where).eval()
+    return model.eval().to(where)
 
 
 def _config(kind: type, given: dict[str, Any], path: Path) -> Any:
