@@ -14,7 +14,9 @@ from transformers import Qwen3Config
 from rgalign import estimate, scaling
 from rgalign.artifacts import write_text
 from rgalign.benchmarks_gpu import QWEN3_4B
+from rgalign.evaluation.comparisons import comparisons_over_worlds
 from rgalign.evaluation.results import MODELS
+from rgalign.evaluation.study import STEPS
 from rgalign.evaluation.study_compare import verdict
 from rgalign.model_size import model_size
 from rgalign.params import ROOT, load
@@ -32,7 +34,8 @@ RUNS = {
 }
 METRICS = {"gauc": "GAUC", "recall@3": "Recall@3", "ndcg@3": "NDCG@3", "recall@3/kb": "Recall@3, whole KB"}
 CONTROLS = ("cfpb2014-controls", "msweb-controls")  # whose controls have a table of their own
-SWEPT = "study"  # outputs/study: what a sweep ran and notebook 90 made of it
+SWEPT = ("study", "study-2")  # what sweeps ran and notebook 90 made of it; each on worlds of its own
+CL_ONLY = "rgalign_rec/cl_only"  # which still had its language term in the first study
 ALIGNED = ("cfpb2014-alignment",)  # sweeps over a public set, LLMs and rankers drawn anew
 SWEPT_FILES = (
     "tables/results.parquet",
@@ -63,7 +66,7 @@ def publish(run: str) -> None:
 def _files(run: str) -> tuple[str, ...]:
     if run == SCALING:
         return scaling.TABLE, scaling.FIGURE
-    return SWEPT_FILES if run in (SWEPT, *ALIGNED) else FILES
+    return SWEPT_FILES if run in (*SWEPT, *ALIGNED) else FILES
 
 
 def results_table() -> str:
@@ -123,13 +126,34 @@ def study_table() -> str:
 
 
 def stages_table() -> str:
-    """What the sweep says of RGAlign-Rec with something left out or changed, as Markdown; intervals are over worlds."""
-    compared = pd.read_parquet(PUBLISHED / SWEPT / "comparisons.parquet").query("split == 'test'")
-    compared = compared[compared.distance == load(PUBLISHED / SWEPT / "params.yaml").data.world.distance]
-    lines = ["| left out or changed | GAUC, difference to RGAlign-Rec | says |", "|---|---|---|"]
-    for model in [name for name in MODELS if name in set(compared.model[compared.against == "rgalign_rec"])]:
-        row = _row(compared, model, "all")
-        lines.append(f"| {MODELS[model]} | {_interval(row)} | {verdict(row)} |")
+    """What the sweeps say of RGAlign-Rec with something left out or changed, as Markdown; intervals are over worlds."""
+    lines = ["| left out or changed | GAUC, difference to RGAlign-Rec | says | worlds |", "|---|---|---|---|"]
+    for study in SWEPT:
+        compared = pd.read_parquet(PUBLISHED / study / "comparisons.parquet").query("split == 'test'")
+        compared = compared[compared.distance == load(PUBLISHED / study / "params.yaml").data.world.distance]
+        worlds = pd.read_parquet(PUBLISHED / study / "worlds.parquet")["world_seed"].unique()
+        compared = compared[compared.against == "rgalign_rec"]
+        for model in [name for name in MODELS if name in set(compared.model)]:
+            row, name = _row(compared, model, "all"), MODELS[model]
+            if (study, model) == (SWEPT[0], CL_ONLY):
+                name += " and its language term"
+            lines.append(f"| {name} | {_interval(row)} | {verdict(row)} | {_listed(worlds)} |")
+    return "\n".join(lines)
+
+
+def steps_table() -> str:
+    """What a step is worth where nothing comes after it (study.STEPS), as Markdown; intervals are over worlds."""
+    lines = ["| with | against | GAUC, difference | error removed | worlds |", "|---" * 5 + "|"]
+    for study in SWEPT:
+        results = pd.read_parquet(PUBLISHED / study / "results.parquet").query("split == 'test'")
+        results = results[results.distance == load(PUBLISHED / study / "params.yaml").data.world.distance]
+        known = set(results.model) - ({CL_ONLY} if study == SWEPT[0] else set())
+        pairs = [pair for pair in STEPS if known.issuperset(pair)]
+        compared, worlds = comparisons_over_worlds(results, pairs), _listed(results.world_seed.unique())
+        for model, against in pairs:
+            row = _row(compared[compared.against == against], model, "all")
+            cells = [MODELS[model], MODELS[against], _interval(row), f"{100 * row.relative:+.1f} %", worlds]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -202,6 +226,10 @@ def _row(compared: pd.DataFrame, model: str, name: str) -> pd.Series:
     return compared[(compared.model == model) & (compared.slice == name) & (compared.metric == "gauc")].iloc[0]
 
 
+def _listed(numbers) -> str:
+    return ", ".join(str(number) for number in sorted(numbers))
+
+
 def _interval(row) -> str:
     return f"{row.difference:+.4f} [{row.ci_low:.4f},\N{NO-BREAK SPACE}{row.ci_high:.4f}]"
 
@@ -210,6 +238,7 @@ TABLES = {
     "results": results_table,
     "study": study_table,
     "stages": stages_table,
+    "steps": steps_table,
     "controls": controls_table,
     "aligned": aligned_table,
     "scaling": scaling_table,
@@ -227,7 +256,7 @@ def with_tables(readme: str) -> str:
 
 if __name__ == "__main__":
     studies = sorted(path.name for path in (ROOT / "outputs").glob(f"{STUDY}*"))
-    others = [name for name in (SWEPT, *ALIGNED, SCALING) if (ROOT / "outputs" / name).is_dir()]
+    others = [name for name in (*SWEPT, *ALIGNED, SCALING) if (ROOT / "outputs" / name).is_dir()]
     for name in sys.argv[1:] or [*RUNS, *studies, *others]:
         publish(name)
     write_text(ROOT / "README.md", with_tables((ROOT / "README.md").read_text(encoding="utf-8")))
