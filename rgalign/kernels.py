@@ -49,7 +49,7 @@ class Kernels:
     def _started(self, imports: tuple[str, ...] = ()) -> AsyncKernelManager:
         """A kernel that starts, and is not waited for. What it imports is bound to no name there."""
         kernel = AsyncKernelManager(kernel_name="python3")
-        lines = [f"--IPKernelApp.exec_lines=__import__('{name}')" for name in imports]
+        lines = [f"--IPKernelApp.exec_lines=import {name}; del {name.split('.')[0]}" for name in imports]
         run_sync(kernel.start_kernel)(cwd=str(self.cwd), extra_arguments=lines)
         return kernel
 

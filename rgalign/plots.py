@@ -20,11 +20,10 @@ MODEL_STYLE = {  # colour, marker
     "two_tower_text": ("#0072B2", "o"),
     "qe_rec": ("#009E73", "^"),
     "rgalign_rec": ("#D55E00", "D"),
-    "all": ("#009E73", "o"),  # reward models: hearing every LLM, and one alone
-    "one": ("#56B4E9", "s"),
     "oracle_discrete": ("#777777", "<"),
     "oracle": ("#000000", ">"),
 }
+REWARD_STYLE = {"all": ("#009E73", "o"), "one": ("#56B4E9", "s")}  # reward models, by the LLMs that they hear
 SPLIT_STYLE = {"train": ("#56B4E9", ""), "valid": ("#E69F00", "//"), "test": ("#000000", "xx")}
 
 
@@ -256,7 +255,7 @@ def panels_of(panels: int, *, columns: int = 1, width: float, height: float) -> 
 
 def _style(model: str) -> tuple[str, str]:
     """A control (qe_rec/no_text) has its parent's colour and a marker of its own."""
-    colour, marker = MODEL_STYLE.get(model.split("/")[0], ("#CC79A7", "D"))
+    colour, marker = (MODEL_STYLE | REWARD_STYLE).get(model.split("/")[0], ("#CC79A7", "D"))
     return colour, "X" if "/" in model else marker
 
 

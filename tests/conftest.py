@@ -20,8 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The latter come first, then the files beside this one, which start processes: what is short fills the end.
     """
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("the runs" if "ranked" in item.fixturenames else str(item.path)))
-    items.sort(key=lambda item: ("ranked" not in item.fixturenames, item.path.parent != ROOT / "tests"))
+        item.add_marker(pytest.mark.xdist_group("the runs" if _reads_a_run(item) else str(item.path)))
+    items.sort(key=lambda item: (not _reads_a_run(item), item.path.parent != ROOT / "tests"))
+
+
+def _reads_a_run(item: pytest.Item) -> bool:
+    return "ranked" in getattr(item, "fixturenames", ())  # a notebook's cell, for nbval, has none
 
 
 @pytest.fixture(scope="session")

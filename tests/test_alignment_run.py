@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 from rgalign import artifacts, pipeline, stages, sweep
 from rgalign.artifacts import digest
 from rgalign.data import vectors
+from rgalign.kernels import Kernels
+from rgalign.params import ROOT
 from rgalign.reasoner.model import Reasoner, save
 
 LORA = {"alignment.lora": {"rank": 2, "alpha": 4}}
@@ -133,7 +135,8 @@ def test_without_rounds_there_is_no_alignment_anywhere(run, capsys):
     given = {"params_file": small_run.SMOKE, "run_dir": str(run), "overrides": {**small_run.SMALL, **none}}
     pipeline.execute(run, pipeline.chosen(), given, params, forced=False)
     study = sweep.Run(run, small_run.SMOKE, given["overrides"], params)
-    sweep._execute_run(study, pipeline.chosen())
+    with Kernels(ROOT) as kernels:
+        sweep._execute_run(study, pipeline.chosen(), kernels)
     printed = capsys.readouterr().out
     assert printed.count("unchanged, skipped") == 2 * len(left)
     assert "04" not in printed
