@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from jupyter_client.manager import AsyncKernelManager
@@ -23,17 +23,17 @@ class Kernels:
 
     def __init__(self, cwd: Path):
         self.cwd = cwd
+        self._waiting: AsyncKernelManager | None = None
+        self._python = _this_python()
 
     def __enter__(self) -> "Kernels":
-        self._waiting: AsyncKernelManager | None = None
-        self._left = ExitStack()
-        self._left.enter_context(_this_python())
+        self._python.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._waiting is not None:
             _stop(self._waiting, now=True)
-        self._left.close()
+        self._python.__exit__(None, None, None)
 
     @contextmanager
     def one(self, *, more: bool) -> Iterator[AsyncKernelManager]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from rgalign import artifacts, processes
-from rgalign.data.faults import nearest, quote
 from rgalign.outside import model_folder
 from rgalign.params import Params, ParamsError
 from rgalign.rooms_alignment import Alignment
@@ -39,20 +38,13 @@ def refuse(params: Params) -> None:
 
 
 def _unknown_names(alignment: Alignment) -> list[str]:
-    """Faults of names that the params cannot know: what they may be is said where the functions are."""
-    asked = {"dpo.objective": alignment.dpo.objective, "reward.form": alignment.reward.form}
-    defaults = Alignment()
-    if asked == {"dpo.objective": defaults.dpo.objective, "reward.form": defaults.reward.form}:
-        return []  # most runs need not wait for the import
-    from rgalign.alignment.objectives import OBJECTIVES
-    from rgalign.alignment.reward import REWARDS
+    """Faults of names that the schema cannot know; most runs have the defaults and need not wait for the import."""
+    usual = Alignment()
+    if (alignment.dpo.objective, alignment.reward.form) == (usual.dpo.objective, usual.reward.form):
+        return []
+    from rgalign.alignment.names import unknown_names
 
-    known = {"dpo.objective": [*OBJECTIVES], "reward.form": ["auto", *REWARDS]}
-    return [
-        f"alignment.{key} is {quote(name)}; expected {' | '.join(known[key])}{nearest(name, known[key])}"
-        for key, name in asked.items()
-        if name not in known[key]
-    ]
+    return unknown_names(alignment)
 
 
 def outlook(params: Params, card: str | None = None) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from accelerate import Accelerator
 
+from rgalign.alignment.names import unknown_names
 from rgalign.artifacts import atomic
 from rgalign.data import tables, vectors
 from rgalign.data.lists import Lists
@@ -55,12 +56,14 @@ class Context:
 
     @classmethod
     def of(cls, stage: OpenStage) -> "Context":
-        """From a stage's declared inputs."""
+        """From a stage's declared inputs. Raises as `at`."""
         return cls.at(stage.params, stage.path)
 
     @classmethod
     def at(cls, params: Params, path: Callable[[str], Path]) -> "Context":
-        """path: artifact -> where it lies."""
+        """path: artifact -> where it lies. Raises ValueError for an objective or reward that nobody has written."""
+        if unknown := unknown_names(params.alignment):  # before anything is trained: a notebook may be opened alone
+            raise ValueError("; ".join(unknown))
         pair = (vectors.load(path("tables/embeddings") / "prompt" / kind) for kind in ("sessions", "intents"))
         parts = rankers.load_parts(path("tables/encoded"))
         folder = path("models/rankers")

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rgalign.alignment import steps
-from rgalign.alignment.context import MAIN, hand_on, load_aligned
+from rgalign.alignment.context import MAIN, Context, hand_on, load_aligned
 from rgalign.alignment.tuning import trainable, tuned
 from rgalign.artifacts import digest
 from rgalign.reasoner.model import fingerprint
@@ -111,3 +111,10 @@ def test_a_run_without_alignment_has_no_aligned_reasoner(context, ranked):
     stage = open_stage("03_rankers", small_run.SMOKE, ranked, small_run.SMALL)
     stage.params = small_run.small({"alignment.loop.rounds": 0})
     assert load_aligned(stage, context.recipe, context.main()) is None
+
+
+def test_an_objective_that_nobody_wrote_is_told_before_anything_is_trained(context):
+    how = context.params.alignment
+    wrong = how.model_copy(update={"dpo": how.dpo.model_copy(update={"objective": "ipoo"})})
+    with pytest.raises(ValueError, match=r"alignment\.dpo\.objective is 'ipoo'.* did you mean 'ipo'"):
+        Context.at(context.params.model_copy(update={"alignment": wrong}), lambda artifact: context.run / artifact)
