@@ -19,7 +19,7 @@ from rgalign.params import ROOT
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
-PATIENCE = 120_000  # ms: a kernel that imports torch on a busy machine
+PATIENCE = 300_000  # ms: a kernel that imports torch, on two cores that other tests keep busy
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the tour was not opened in a browser")
 
@@ -93,13 +93,14 @@ def test_the_tour_runs_and_its_explorer_answers(lab, notebook):
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         choice = page.locator(".jp-OutputArea select")
-        choice.wait_for()
+        errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
+        choice.or_(errors).first.wait_for()
+        assert errors.count() == 0, errors.all_inner_texts()
         shown = page.locator(".jp-OutputArea .widget-html-content").filter(has_text="The rankers show")
         shown.wait_for()
         before = shown.inner_text()
         choice.select_option(choice.locator("option").all_inner_texts()[1])
         expect(shown).not_to_have_text(before, timeout=PATIENCE)
         page.get_by_text("figures/00_tour/idea.png").first.wait_for(state="attached")
-        errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
         assert errors.count() == 0, errors.all_inner_texts()
         browser.close()
