@@ -72,6 +72,7 @@ FLOORS = tuple(
         "quoting",
         "rooms_base",
         "rooms_alignment",
+        "rooms_ranker",
         "rooms_run",
         "rooms",
         "params",

@@ -26,7 +26,8 @@ from rgalign.ranker.three_tower import ThreeTowerConfig
 from rgalign.ranker.variants import VARIANTS
 from rgalign.reasoner.build import prompt_weight
 from rgalign.reasoner.pretrain import pretrain
-from rgalign.rooms import CORE_RANKERS, RANKERS, Params, Pretraining, RankerSettings
+from rgalign.rooms import Params, Pretraining
+from rgalign.rooms_ranker import CORE_RANKERS, RANKERS, RankerSettings
 
 SHIPPED = shipped_files()
 

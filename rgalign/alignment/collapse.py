@@ -1,6 +1,5 @@
 """Is a space of vectors collapsing? Three figures to watch while the reasoner is pulled towards the ranker."""
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -39,18 +38,6 @@ def alignment(query: Tensor, positive: Tensor) -> Tensor:
     """
     pairs = functional.normalize(_floats(query), dim=1) - functional.normalize(_floats(positive), dim=1)
     return pairs.square().sum(dim=1).mean()
-
-
-def collapse_report(before: Tensor, after: Tensor, positive: Tensor) -> pd.DataFrame:
-    """The three figures of the same sessions' queries before and after: index before, after; one column each.
-
-    before, after, positive  (rows, dim) queries, and vectors of the intents clicked
-    """
-    rows = {
-        name: [float(measure) for measure in (effective_rank(query), uniformity(query), alignment(query, positive))]
-        for name, query in (("before", before), ("after", after))
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["effective_rank", "uniformity", "alignment"])
 
 
 def _floats(vectors: Tensor) -> Tensor:
