@@ -36,6 +36,7 @@ METRICS = {"gauc": "GAUC", "recall@3": "Recall@3", "ndcg@3": "NDCG@3", "recall@3
 CONTROLS = ("cfpb2014-controls", "msweb-controls")  # whose controls have a table of their own
 SWEPT = ("study", "study-2")  # what sweeps ran and notebook 90 made of it; each on worlds of its own
 CL_ONLY = "rgalign_rec/cl_only"  # which still had its language term in the first study
+DISTANCES = "study-distance"  # a sweep over the distance between the LM's chats and the shop
 ALIGNED = ("cfpb2014-alignment",)  # sweeps over a public set, LLMs and rankers drawn anew
 SWEPT_FILES = (
     "tables/results.parquet",
@@ -59,14 +60,16 @@ def publish(run: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / "outputs" / run / name, target)
     figure = ROOT / "outputs" / run / "figures/09_evaluation/distance_to_oracle.png"
-    if run == "quickstart":
+    if run == DISTANCES:
+        figure = ROOT / "outputs" / run / "figures/90_ablation/gain_by_distance.png"
+    if run in ("quickstart", DISTANCES):
         shutil.copyfile(figure, PUBLISHED / run / figure.name)
 
 
 def _files(run: str) -> tuple[str, ...]:
     if run == SCALING:
         return scaling.TABLE, scaling.FIGURE
-    return SWEPT_FILES if run in (*SWEPT, *ALIGNED) else FILES
+    return SWEPT_FILES if run in (*SWEPT, DISTANCES, *ALIGNED) else FILES
 
 
 def results_table() -> str:
@@ -157,6 +160,24 @@ def steps_table() -> str:
     return "\n".join(lines)
 
 
+def distances_table() -> str:
+    """RGAlign-Rec's gain at each distance between the LM's chats and the shop, as Markdown; intervals over worlds."""
+    table = pd.read_parquet(PUBLISHED / DISTANCES / "results.parquet")
+    whole = table.query("slice == 'all' and split == 'test' and metric == 'gauc'")
+    means = whole.groupby(["distance", "model", "world_seed"])["value"].mean().groupby(level=[0, 1]).mean()
+    compared = pd.read_parquet(PUBLISHED / DISTANCES / "comparisons.parquet").query("split == 'test'")
+    worlds = pd.read_parquet(PUBLISHED / DISTANCES / "worlds.parquet").query("slice == 'all' and metric == 'gauc'")
+    lines = ["| distance | QE-Rec | RGAlign-Rec | difference | error removed | by world |", "|---" * 6 + "|"]
+    for distance, own in compared[compared["against"] == "qe_rec"].groupby("distance"):
+        row = _row(own, "rgalign_rec", "all")
+        here = worlds[(worlds["distance"] == distance) & (worlds["model"] == "rgalign_rec")]
+        here = here[here["against"] == "qe_rec"].sort_values("world_seed")
+        gaucs = [f"{means[distance, model]:.4f}" for model in ("qe_rec", "rgalign_rec")]
+        cells = [f"{distance:g}", *gaucs, _interval(row), f"{100 * row.relative:+.1f} %"]
+        lines.append(f"| {' | '.join(cells)} | {', '.join(f'{each:+.4f}' for each in here['difference'])} |")
+    return "\n".join(lines)
+
+
 def aligned_table() -> str:
     """RGAlign-Rec and its baselines on the public sets, as Markdown: means over LMs and ranker seeds."""
     lines = ["| data | model | GAUC | Recall@3 | IHR@1 | GAUC, difference (95 % interval) | to | LMs |"]
@@ -239,6 +260,7 @@ TABLES = {
     "study": study_table,
     "stages": stages_table,
     "steps": steps_table,
+    "distances": distances_table,
     "controls": controls_table,
     "aligned": aligned_table,
     "scaling": scaling_table,
@@ -256,7 +278,7 @@ def with_tables(readme: str) -> str:
 
 if __name__ == "__main__":
     studies = sorted(path.name for path in (ROOT / "outputs").glob(f"{STUDY}*"))
-    others = [name for name in (*SWEPT, *ALIGNED, SCALING) if (ROOT / "outputs" / name).is_dir()]
+    others = [name for name in (*SWEPT, DISTANCES, *ALIGNED, SCALING) if (ROOT / "outputs" / name).is_dir()]
     for name in sys.argv[1:] or [*RUNS, *studies, *others]:
         publish(name)
     write_text(ROOT / "README.md", with_tables((ROOT / "README.md").read_text(encoding="utf-8")))

@@ -13,6 +13,7 @@ import pandas as pd
 
 from rgalign.alignment.context import MAIN, RGALIGN_REC, Context
 from rgalign.alignment.cross_fit import with_folds
+from rgalign.alignment.looking import Dashboard, Lookout
 from rgalign.alignment.rewarding import Reader, Rewarder, train_models, write_candidates
 from rgalign.alignment.steps import best_queries, preference_pairs, pull_to_clicks, tune_by_best, tune_by_pairs
 from rgalign.artifacts import atomic
@@ -128,14 +129,16 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
         reader = Reader(context, context.main())
         candidates = write_candidates(context, {**context.language_models(), MAIN: reasoner})
         train_models(context, reader, candidates, work / "reward")
-        scored = Rewarder.of(reader, work / "reward", form).scored(candidates)
+        rewarder = Rewarder.of(reader, work / "reward", form)
+        scored = rewarder.scored(candidates)
         best = best_queries(context, scored)
         if how.sft.use:
             reasoner, _ = tune_by_best(context, reasoner, best, work / "sft")
         if how.dpo.use:
             pairs, _ = preference_pairs(context, reasoner, scored)
             if len(pairs):
-                reasoner, _, _ = tune_by_pairs(context, reasoner, pairs, work / "dpo")
+                watch = Dashboard(Lookout.of(context, rewarder), reasoner, how.dpo.tolerance) if how.dpo.looks else None
+                reasoner, _, _ = tune_by_pairs(context, reasoner, pairs, work / "dpo", watch)
     if how.cl.use:
         reasoner, _ = pull_to_clicks(context, reasoner, best, work / "cl")
     turned = close(context, reasoner, folder, work / "embed")
@@ -145,16 +148,15 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
 def rounds(
     context: Context, reasoner: Reasoner, form: str, work: Path, folds: Path | None = None
 ) -> tuple[Turn, pd.DataFrame]:
-    """The loop: at most alignment.loop.rounds turns, while GAUC on the development users rises. Returns the best turn,
-    and every turn's figures: round, dev, valid (GAUC), seconds, kept. folds: as of `close`."""
-    best = close(context, reasoner, work / "rankers-1", work / "embed", folds)
+    """The loop: at most alignment.loop.rounds turns, while GAUC on the development users rises, the first turn's above
+    what it was before. Returns the best turn (the first if none is better than before), and every turn's figures:
+    round, dev, valid (GAUC), seconds, kept. folds: as of `close`."""
+    last, best = before(context)["dev"], close(context, reasoner, work / "rankers-1", work / "embed", folds)
     turns = [best]
-    for number in range(2, context.params.alignment.loop.rounds + 1):
-        turn = again(context, best, form, work / f"rankers-{number}", work / f"round-{number}")
-        turns.append(turn)
-        if turn.dev <= best.dev:
-            break
-        best = turn
+    while len(turns) < context.params.alignment.loop.rounds and turns[-1].dev > last:
+        number, last = len(turns) + 1, best.dev
+        turns.append(again(context, best, form, work / f"rankers-{number}", work / f"round-{number}"))
+        best = max(best, turns[-1], key=lambda turn: turn.dev)  # of two as good the earlier
     rows = [(i, t.dev, t.valid, round(t.seconds, 1), t is best) for i, t in enumerate(turns, start=1)]
     return best, pd.DataFrame(rows, columns=["round", "dev", "valid", "seconds", "kept"])
 

@@ -69,10 +69,12 @@ def test_the_knowledge_base_keeps_its_vectors(context):
         (4, [0.5, 0.6, 0.55, 0.9], 3, 2),
         (4, [0.5, 0.5, 0.9], 2, 1),  # as good is no better
         (3, [0.5, 0.6, 0.7], 3, 3),
+        (3, [0.4, 0.6, 0.7], 1, 1),  # the first turn lost against QE-Rec, which has 0.4
     ],
 )
 def test_rounds_end_when_the_development_users_gain_no_more(context, monkeypatch, tmp_path, most, dev, played, kept):
     said, begun_from = iter(dev), []
+    monkeypatch.setattr(loop, "before", lambda context: {"dev": 0.4})
 
     def turn(folder) -> Turn:
         return Turn(folder.name, None, folder, pd.DataFrame(), next(said), 0.1, 1.0)
@@ -118,3 +120,26 @@ def test_the_language_term_alone_is_reason_enough_to_write_candidates_again(cont
     silent = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.0)
     loop.again(silent, first, "list", tmp_path / "rankers-3", tmp_path / "work")
     assert targets[1] is None
+
+
+@pytest.mark.parametrize("looks", [0, 2])
+def test_rg_dpo_is_watched_in_later_rounds_too(context, monkeypatch, tmp_path, looks):
+    """From the rankers and the reward model of its own round."""
+    own = with_params(
+        context, loop__ranker="frozen", sft__use=False, cl__use=False, dpo__min_margin=0.0, dpo__looks=looks
+    )
+    first, watches = loop.close(own, own.main(), tmp_path / "rankers-1", tmp_path / "work"), []
+
+    def spy(context, reasoner, pairs, work, watch):
+        watches.append((reasoner, watch))
+        return reasoner, None, None
+
+    monkeypatch.setattr(loop, "tune_by_pairs", spy)
+    loop.again(own, first, "list", tmp_path / "rankers-2", tmp_path / "work")
+    ((reasoner, watch),) = watches
+    if looks:
+        assert watch.start is reasoner
+        assert watch.lookout.context.rankers_folder == first.folder
+        assert np.isfinite([watch.rows[0]["ranking"], watch.rows[0]["reward"]]).all()
+    else:
+        assert watch is None
