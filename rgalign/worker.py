@@ -16,7 +16,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from rgalign import processes
-from rgalign.alignment import launched, rewarding, steps
+from rgalign.alignment import candidate_shards, launched, rewarding, steps
 from rgalign.alignment.context import Context
 from rgalign.alignment.looking import Dashboard, Lookout
 from rgalign.artifacts import ArtifactError, write_table, write_text
@@ -81,10 +81,10 @@ def _context(arguments: Mapping[str, Any]) -> tuple[Context, Callable[[dict], Re
 
 
 def write(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Candidate queries of this process's shards (alignment.launched.write)."""
+    """Candidate queries of this process's shards (alignment.candidate_shards)."""
     context, read = _context(arguments)
     models = {name: read(said) for name, said in arguments["models"].items()}
-    return launched.write_share(folder, context, models, arguments["how"])
+    return candidate_shards.write_share(folder, context, models, arguments["how"])
 
 
 def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def rewarded(context, tmp_path_factory):
     from rgalign.alignment import rewarding
 
     folder = tmp_path_factory.mktemp("reward")
-    candidates = rewarding.write_candidates(context, context.language_models())
+    candidates = rewarding.write_candidates(context, context.language_models(), folder)
     reader = rewarding.Reader(context, context.main())
     rewarding.train_models(context, reader, candidates, folder)
     rewarding.save_form(folder, "list")

@@ -14,8 +14,8 @@ from peft import PeftModel
 from rgalign import processes
 from rgalign.alignment import candidates as writing
 from rgalign.alignment import rewarding, steps
+from rgalign.alignment.candidate_shards import shard, write_share
 from rgalign.alignment.context import Context
-from rgalign.alignment.launched import shard, write_share
 from rgalign.alignment.looking import Dashboard, Lookout
 from rgalign.artifacts import digest, write_table
 from rgalign.params import ROOT, ParamsError, load
@@ -140,16 +140,16 @@ def launched(context: Context) -> Context:
     return replace(context, recipe=replace(context.recipe, launcher=TORCHRUN.format(2)))
 
 
-def test_two_processes_write_the_draws_of_one(context):
+def test_two_processes_write_the_draws_of_one(context, tmp_path):
     models = context.language_models()
-    one, two = (rewarding.write_candidates(each, models) for each in (context, launched(context)))
+    one, two = (rewarding.write_candidates(each, models, tmp_path) for each in (context, launched(context)))
     told = ["session_id", "source", "candidate", "query", "tokens", "count"]
     pd.testing.assert_frame_equal(two[told], one[told])
     np.testing.assert_allclose(two["log_probability"], one["log_probability"], atol=1e-3)
 
 
 def test_shards_of_written_queries_are_kept_and_a_lost_one_is_written_again(context, tmp_path, monkeypatch):
-    monkeypatch.setattr("rgalign.alignment.launched.SESSIONS_PER_SHARD", 30)
+    monkeypatch.setattr("rgalign.alignment.candidate_shards.SESSIONS_PER_SHARD", 30)
     models, sessions = context.language_models(), context.sessions(context.learners)
     prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
     how = {"samples": 2, "max_new_tokens": 5, "seed": 4}

@@ -127,7 +127,7 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
     reasoner, best = turn.reasoner, None
     if context.writes and (how.sft.use or how.dpo.use or (how.cl.use and how.cl.lm_weight)):
         reader = Reader(context, context.main())
-        candidates = write_candidates(context, {**context.language_models(), MAIN: reasoner})
+        candidates = write_candidates(context, {**context.language_models(), MAIN: reasoner}, work)
         train_models(context, reader, candidates, work / "reward")
         rewarder = Rewarder.of(reader, work / "reward", form)
         scored = rewarder.scored(candidates)

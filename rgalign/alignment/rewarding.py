@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rgalign.alignment import candidate_shards
 from rgalign.alignment import candidates as writing
-from rgalign.alignment import launched
 from rgalign.alignment.context import MAIN, Context
 from rgalign.alignment.cross_sampling import query_vectors
 from rgalign.alignment.reward import ALL, ONE, REWARDS, RewardModel, load_reward_model, scored, train_reward_models
@@ -21,13 +21,15 @@ from rgalign.data.lists import Lists
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import with_click
 from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.settings import TINY
 from rgalign.seeding import derived
 
 
-def write_candidates(context: Context, models: dict[str, Reasoner]) -> pd.DataFrame:
+def write_candidates(context: Context, models: dict[str, Reasoner], work: Path) -> pd.DataFrame:
     """What every LLM writes for the sessions with a click of train and of the development users.
 
     models  by name, the main one among them; with alignment.candidates.llms `one` it writes as many as all would
+    work    of the stage: what an LLM from elsewhere, or several processes, had written before a kill is kept there
     """
     how = context.params.alignment.candidates
     samples = how.samples
@@ -44,8 +46,8 @@ def write_candidates(context: Context, models: dict[str, Reasoner]) -> pd.DataFr
         "max_new_tokens": context.params.reasoner.queries.max_new_tokens,
         "seed": derived(context.params.run.seed, "candidates"),
     }
-    if context.recipe.launcher:
-        return launched.write(context, models, sessions, asked)
+    if context.recipe.launcher or context.params.reasoner.model != TINY:
+        return candidate_shards.write(context, models, sessions, asked, work)
     return writing.write(models, prompters, sessions, **asked)
 
 

@@ -50,12 +50,36 @@ def test_candidates_are_of_train_and_development_sessions_with_a_click(context, 
 
 
 @pytest.mark.parametrize(("llms", "names", "samples"), [("all", ["main", "other-1"], 2), ("one", ["main"], 5)])
-def test_one_llm_writes_as_many_as_all_would(context, monkeypatch, llms, names, samples):
+def test_one_llm_writes_as_many_as_all_would(context, monkeypatch, tmp_path, llms, names, samples):
     calls = spy(monkeypatch, rewarding.writing, "write", None)
-    rewarding.write_candidates(with_params(context, candidates__llms=llms), context.language_models())
+    rewarding.write_candidates(with_params(context, candidates__llms=llms), context.language_models(), tmp_path)
     (((models, prompters, _), how),) = calls
     assert [sorted(models), sorted(prompters), how["samples"]] == [names, names, samples]
     assert len(names) * (samples + 1) == 6, "greedy ones count"
+
+
+def test_what_an_llm_from_elsewhere_had_written_before_a_kill_is_kept(context, monkeypatch, tmp_path):
+    """In one process as well; the tiny model writes in one go, whose bytes do not depend on shards."""
+    models = context.language_models()
+    whole = rewarding.write_candidates(context, models, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    monkeypatch.setattr(rewarding, "TINY", "another model")
+    monkeypatch.setattr(rewarding.candidate_shards, "SESSIONS_PER_SHARD", 30)
+    write, first_rows = rewarding.writing.write, []
+
+    def killed_at_the_third(*given, first_row, **how):
+        first_rows.append(first_row)
+        if len(first_rows) == 3:
+            raise KeyboardInterrupt
+        return write(*given, first_row=first_row, **how)
+
+    monkeypatch.setattr(rewarding.writing, "write", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        rewarding.write_candidates(context, models, tmp_path)
+    again = rewarding.write_candidates(context, models, tmp_path)
+    assert first_rows == [0, 30, 60, *range(60, whole["session_id"].nunique(), 30)]
+    told = ["session_id", "source", "candidate", "query", "tokens", "count"]
+    pd.testing.assert_frame_equal(again[told], whole[told])
 
 
 @pytest.mark.parametrize(
