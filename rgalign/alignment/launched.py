@@ -17,7 +17,10 @@ from rgalign import processes
 from rgalign.alignment import candidates as writing
 from rgalign.alignment.context import Context
 from rgalign.artifacts import write_table
+from rgalign.data import vectors
 from rgalign.data.lists import Lists
+from rgalign.data.vectors import Vectors
+from rgalign.ranker.launched import by_processes
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.source import hand_over
 
@@ -90,6 +93,22 @@ def write_share(job: Path, context: Context, models: Mapping[str, Reasoner], how
         label.write_text(json.dumps(digest), encoding="utf-8")
         made += 1
     return {"shards": made}
+
+
+def train_rewards(
+    context: Context,
+    candidates: pd.DataFrame,
+    queries: Vectors,
+    models: Mapping[tuple[str, int], Sequence[str]],
+    folder: Path,
+) -> pd.DataFrame:
+    """Reward models dealt out as rankers are (ranker.launched). queries: vectors by text; models: as of
+    `reward.train_reward_models`. Returns their learning curves."""
+    job = context.run / "work" / "rewards"
+    write_table(job / "candidates.parquet", candidates)
+    vectors.save(job / "queries", queries)
+    arguments = {"run": str(context.run.absolute()), "models": [[*key, list(heard)] for key, heard in models.items()]}
+    return by_processes("reward", context.recipe.launcher, job, list(models), arguments, folder)
 
 
 def shard(job: Path, number: int) -> Path:
