@@ -38,7 +38,7 @@ SAID = (
     torch.OutOfMemoryError,
 )  # fmt: skip
 DEALT = ("rank", "reward")  # jobs whose processes do not meet before their end, however long the last one takes
-PATIENCE = timedelta(days=7)  # of those that are done by then: a lost process is told by the launcher, not by the clock
+PATIENCE = timedelta(days=2)  # of those that are done by then: a lost process is told by the launcher, not by the clock
 
 
 def main(folder: Path) -> int:
