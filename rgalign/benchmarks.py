@@ -25,7 +25,7 @@ from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc, gauc_of_lists, group_auc, ndcg_at
 from rgalign.ranker.fit import fit, score
-from rgalign.ranker.train import cpu_alone
+from rgalign.ranker.train import alone
 from rgalign.ranker.two_tower import TwoTower, TwoTowerConfig
 from rgalign.seeding import seeded
 
@@ -180,7 +180,7 @@ def _two_tower(task: _Task, epochs: int, learning_rate: float) -> _Trained:
     model = TwoTower(TwoTowerConfig(*vocabulary, 0, False, **sizes), seed=task.seed)
     settings: dict = {"epochs": epochs, "patience": epochs, "lists_per_batch": task.lists_per_batch, "seed": task.seed}
     settings |= {"learning_rate": learning_rate, "progress": False}
-    with cpu_alone() as accelerator:
+    with alone() as accelerator:
         fitted = fit(model, task.train, task.dev, task.intents, accelerator=accelerator, **settings)
     judging, dev_gauc = _seconds(lambda: _gauc_of(task.dev, score(model, task.dev, task.intents)))
     epochs_run, spent = len(fitted.curve), fitted.curve["seconds"].sum()

@@ -28,6 +28,7 @@ COUNTS = ("--nproc_per_node", "--nproc-per-node", "--num_processes", "--num-proc
 NODES = ("--nnodes", "--num_machines", "--num-machines")
 CONFIGS = ("--config_file", "--config-file")
 STARTS = 2  # of a job that loses a process without a word
+OF_A_MODEL = "alignment.engine.tokens_per_batch or reasoner.embed_tokens_per_batch"
 KEPT = 4000  # characters of what the processes said, for the message
 
 
@@ -92,10 +93,11 @@ def planned(launcher: str) -> int | None:
     return int(said) * (1 if of_all else int(nodes))
 
 
-def run(job: str, folder: Path, launcher: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def run(job: str, folder: Path, launcher: str, arguments: dict[str, Any], *, lower: str = OF_A_MODEL) -> dict[str, Any]:
     """Have the processes do a job of `rgalign.worker`; returns what its first process wrote as its result.
 
     folder     the job's own: files that `arguments` (JSON) name, what the job goes on from, its result
+    lower      the params that its memory hangs on
     What the processes print is shown here as it comes. Where they end without having said why (killed, out of memory)
     they are started once more. Raises ProcessesError.
     """
@@ -116,7 +118,7 @@ def run(job: str, folder: Path, launcher: str, arguments: dict[str, Any]) -> dic
             print(f"{job}: a process was lost (exit {status}); started once more, from what is finished", flush=True)
     raise ProcessesError(
         f"{job}, by `{launcher}`, ended with exit {status} {STARTS} times, most often for want of memory: lower "
-        "alignment.engine.tokens_per_batch or reasoner.embed_tokens_per_batch. Give the same command again: what is "
+        f"{lower}. Give the same command again: what is "
         f"finished is kept. The processes said last:\n{words}"
     )
 

@@ -21,8 +21,8 @@ class RunRoom(Room):
     )
     launcher: str | None = Field(
         None,
-        description="starts several processes for what an LLM does (processes.py): torchrun --nproc_per_node 4, "
-        "accelerate launch --config_file params/accelerate/fsdp.yaml",
+        description="starts several processes for the LLM's work and for training rankers (processes.py): torchrun "
+        "--nproc_per_node 4, accelerate launch --config_file params/accelerate/fsdp.yaml",
     )
     warm_start: str | None = Field(
         None, description="an aligned run to go on from with newer logs: its encoding, LLMs and rankers; keep data.seed"

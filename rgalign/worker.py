@@ -7,6 +7,7 @@ written for the notebook to say; any other end (a process killed, a connection l
 import json
 import sys
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from rgalign.alignment import candidate_shards, launched, rewarding, steps
 from rgalign.alignment.context import Context
 from rgalign.alignment.looking import Dashboard, Lookout
 from rgalign.artifacts import ArtifactError, write_table, write_text
+from rgalign.data import vectors
 from rgalign.evaluation import describe_alignment as look
 from rgalign.params import Params, load
+from rgalign.ranker import fit
+from rgalign.ranker.launched import deal, train_share
+from rgalign.ranker.train import alone
 from rgalign.reasoner.embed_shards import embed_share
 from rgalign.reasoner.engine import TrainingError
 from rgalign.reasoner.model import Reasoner
@@ -29,9 +34,11 @@ from rgalign.reasoner.sharded import is_sharded
 from rgalign.reasoner.source import take_over
 
 SAID = (
-    ValueError, KeyError, TypeError, OSError, ArtifactError, TrainingError, processes.ProcessesError,
+    ValueError, KeyError, TypeError, OSError, ArtifactError, TrainingError, fit.TrainingError, processes.ProcessesError,
     torch.OutOfMemoryError,
 )  # fmt: skip
+DEALT = ("rank", "reward")  # jobs whose processes do not meet before their end, however long the last one takes
+PATIENCE = timedelta(days=2)  # of those that are done by then: a lost process is told by the launcher, not by the clock
 
 
 def main(folder: Path) -> int:
@@ -56,7 +63,8 @@ def main(folder: Path) -> int:
 def _join(said: Mapping[str, Any]) -> None:
     """Meet the other processes. Raises ProcessesError where there are not as many as the launcher was told to start."""
     device = said["arguments"].get("device") or _params(said["arguments"]).run.device
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    patience = {"timeout": PATIENCE} if said["job"] in DEALT else {}
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), **patience)
     found, planned = state.num_processes, said["processes"]
     if planned is not None and found != planned:
         raise processes.ProcessesError(
@@ -85,6 +93,20 @@ def write(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     context, read = _context(arguments)
     models = {name: read(said) for name, said in arguments["models"].items()}
     return candidate_shards.write_share(folder, context, models, arguments["how"])
+
+
+def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
+    """This process's share of the reward models (alignment.launched.train_rewards)."""
+    context, _ = _context(arguments)
+    candidates, queries = pd.read_parquet(folder / "candidates.parquet"), vectors.load(folder / "queries")
+
+    def train_one(number: int, place: Path) -> pd.DataFrame:
+        name, seed, heard = arguments["models"][number]
+        how = {"folder": place, "accelerator": accelerator, "progress": processes.index() == 0}
+        return rewarding.train_on(context, candidates, queries, models={(name, seed): heard}, **how)
+
+    with alone(context.params.run.device, context.params.run.precision) as accelerator:
+        return deal(folder, len(arguments["models"]), train_one)
 
 
 def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +142,7 @@ def _dashboard(context: Context, start: Reasoner) -> Dashboard:
     return Dashboard(lookout, start, context.params.alignment.dpo.tolerance)
 
 
-JOBS = {"embed": embed_share, "write": write, "tune": tune}
+JOBS = {"embed": embed_share, "write": write, "tune": tune, "rank": train_share, "reward": reward}
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1])))

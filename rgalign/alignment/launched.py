@@ -4,7 +4,7 @@ A worker builds the run's context from its directory anew, so that only what the
 parquet, a reasoner as the folder that it lies in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ import pandas as pd
 from rgalign import processes
 from rgalign.alignment.context import Context
 from rgalign.artifacts import write_table
+from rgalign.data import vectors
 from rgalign.data.lists import Lists
+from rgalign.data.vectors import Vectors
+from rgalign.ranker.launched import by_processes
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.source import hand_over
 
@@ -46,3 +49,19 @@ def tune(
     curve = pd.read_parquet(job / CURVE)
     curve.attrs["left_out"] = said["left_out"]
     return context.load(job / TUNED), curve, said
+
+
+def train_rewards(
+    context: Context,
+    candidates: pd.DataFrame,
+    queries: Vectors,
+    models: Mapping[tuple[str, int], Sequence[str]],
+    folder: Path,
+) -> pd.DataFrame:
+    """Reward models dealt out as rankers are (ranker.launched). queries: vectors by text; models: as of
+    `reward.train_reward_models`. Returns their learning curves."""
+    job = context.run / "work" / "rewards"
+    write_table(job / "candidates.parquet", candidates)
+    vectors.save(job / "queries", queries)
+    arguments = {"run": str(context.run.absolute()), "models": [[*key, list(heard)] for key, heard in models.items()]}
+    return by_processes("reward", context.recipe.launcher, job, list(models), arguments, folder)

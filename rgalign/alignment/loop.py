@@ -17,13 +17,15 @@ from rgalign.alignment.looking import Dashboard, Lookout
 from rgalign.alignment.rewarding import Reader, Rewarder, train_models, write_candidates
 from rgalign.alignment.steps import best_queries, preference_pairs, pull_to_clicks, tune_by_best, tune_by_pairs
 from rgalign.artifacts import atomic
-from rgalign.data.vectors import Vectors
+from rgalign.data.vectors import Vectors, save
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker import store
+from rgalign.ranker import launched, store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import score
+from rgalign.ranker.launched import Launch
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import Parts
+from rgalign.ranker.variants import VARIANTS
 from rgalign.reasoner.model import Reasoner
 
 CURVE = {"epoch": 0, "train_loss": float("nan"), "best": True}  # of a ranker that is not trained on
@@ -63,29 +65,47 @@ def close(context: Context, reasoner: Reasoner, folder: Path, work: Path, folds:
             store.save(folder / f"seed-{seed}", model)
         curves = pd.DataFrame([{**CURVE, "dev_gauc": float("nan"), "seed": seed} for seed in seeds])
     else:
-        settings = dict(context.settings)
-        if own.ranker == "warm":
-            settings |= {"learning_rate": own.learning_rate, "patience": own.patience}
-        with atomic(folder) as temporary:
-            curves = rankers.train(
-                {RGALIGN_REC: settings},
-                seeds,
-                parts,
-                folder=temporary / "trained",
-                positions=context.positions,
-                start={RGALIGN_REC: context.rankers_folder} if own.ranker == "warm" else None,
-                workers=context.params.run.workers,
-                accelerator=context.accelerator,
-            )
-            for path in (temporary / "trained" / RGALIGN_REC).iterdir():
-                path.rename(temporary / path.name)
-            (temporary / "trained" / RGALIGN_REC).rmdir()
-            (temporary / "trained").rmdir()
+        curves = _retrained(context, parts, vectors, folder)
     trained = load_rankers(folder, seeds, device=context.params.run.device).values()
     dev, valid = (
         sum(_gauc(model, lists, parts) for model in trained) / len(trained) for lists in (parts.dev, parts.valid)
     )
     return Turn(reasoner, vectors, folder, curves, dev, valid, time.perf_counter() - began)
+
+
+def _retrained(context: Context, parts: Parts, sessions: Vectors, folder: Path) -> pd.DataFrame:
+    """Train the rankers of every seed on `parts`, which have these vectors; returns their learning curves."""
+    own, settings, job = context.params.alignment.loop, dict(context.settings), folder.with_name(f"{folder.name}-job")
+    if own.ranker == "warm":
+        settings |= {"learning_rate": own.learning_rate, "patience": own.patience}
+    launch = Launch(
+        context.recipe.launcher,
+        job,
+        encoded=context.run / "tables" / "encoded",
+        embeddings=job / "embeddings",
+        seed=context.params.reasoner.seed,
+    )
+    if launch.launcher:  # its processes read what is in memory here
+        own_vectors = launch.embeddings / str(VARIANTS[RGALIGN_REC].vectors)
+        save(own_vectors / "sessions", sessions)
+        save(own_vectors / "intents", intent_vectors(context))
+    with atomic(folder) as temporary:
+        curves = launched.train(
+            {RGALIGN_REC: settings},
+            context.params.ranker.seeds,
+            parts,
+            launch=launch,
+            folder=temporary / "trained",
+            positions=context.positions,
+            start={RGALIGN_REC: context.rankers_folder} if own.ranker == "warm" else None,
+            workers=context.params.run.workers,
+            accelerator=context.accelerator,
+        )
+        for path in (temporary / "trained" / RGALIGN_REC).iterdir():
+            path.rename(temporary / path.name)
+        (temporary / "trained" / RGALIGN_REC).rmdir()
+        (temporary / "trained").rmdir()
+    return curves
 
 
 def with_aligned(context: Context, sessions: Vectors) -> Parts:

@@ -7,11 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rgalign.alignment import candidate_shards
+from rgalign.alignment import candidate_shards, launched
 from rgalign.alignment import candidates as writing
 from rgalign.alignment.context import MAIN, Context
 from rgalign.alignment.cross_sampling import query_vectors
@@ -82,19 +83,25 @@ def train_models(context: Context, reader: Reader, candidates: pd.DataFrame, fol
     if how.compared:
         models |= {(ONE, first): [MAIN]} if len(everyone) > 1 else {}
         models[ALL, first + 1] = everyone
+    queries = reader.vectors(candidates["query"].tolist(), progress=True)
+    if context.recipe.launcher:
+        return launched.train_rewards(context, candidates, queries, models, folder)
+    how = {"workers": context.params.run.workers, "accelerator": context.accelerator}
+    return train_on(context, candidates, queries, models=models, folder=folder, **how)
+
+
+def train_on(context: Context, candidates: pd.DataFrame, queries: Vectors, **how: Any) -> pd.DataFrame:
+    """`reward.train_reward_models` with what the run says of it. queries: vectors by text; how: the other arguments."""
     intents = context.parts.intents
     return train_reward_models(
         context.parts,
         candidates,
-        reader.vectors(candidates["query"].tolist(), progress=True),
+        queries,
         Vectors(intents.intent_id, intents.text.numpy()),
-        models=models,
         settings=context.settings,
-        folder=folder,
         positions=context.positions,
-        null_share=how.null_share,
-        workers=context.params.run.workers,
-        accelerator=context.accelerator,
+        null_share=context.params.alignment.reward.null_share,
+        **how,
     )
 
 

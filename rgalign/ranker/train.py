@@ -3,6 +3,7 @@
 folder/<model>/seed-<seed>/   config.json, weights.safetensors (ranker.store)
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
-from rgalign.data import shards
+from rgalign.data import shards, vectors
 from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
@@ -32,6 +33,10 @@ from rgalign.ranker.variants import VARIANTS
 
 ARCHITECTURES = {"two_tower": TwoTower, "three_tower": ThreeTower}
 LOOP = ("epochs", "patience", "lists_per_batch", *FITTING)  # settings of the training loop
+# what a launcher tells a process: that there are others, and that they share one model's weights
+OF_OTHERS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,17 +77,34 @@ def accelerator(device: str, precision: str) -> Accelerator:
 
 
 @contextmanager
-def cpu_alone() -> Iterator[Accelerator]:
-    """accelerate's view of the CPU, also where there is a GPU; afterwards the process's own view is as it was."""
+def alone(device: str = "cpu", precision: str = "no") -> Iterator[Accelerator]:
+    """accelerate's view of this process as if it were the only one; afterwards the process's own view is as it was.
+
+    One of a launcher's processes keeps the GPU that it was given. Arguments and errors are those of `accelerator`.
+    """
     shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
+    others = {name: os.environ.pop(name) for name in OF_OTHERS if name in os.environ}
     for state, _ in shared:
         state._shared_state.clear()
     try:
-        yield Accelerator(cpu=True)
+        yield accelerator(device, precision)
     finally:
+        os.environ.update(others)
         for state, was in shared:
             state._shared_state.clear()
             state._shared_state.update(was)
+
+
+def parts_of_variant(parts: Parts, name: str, embeddings: Path, seed: int) -> Parts:
+    """What one variant learns from: the parts as they are, or with the vectors that it reads.
+
+    embeddings  folder/<Variant.vectors>/sessions and intents (data.vectors);  seed  as of `with_vectors`
+    """
+    kind = VARIANTS[name].vectors
+    if kind is None:
+        return parts
+    pair = (vectors.load(embeddings / kind / what) for what in ("sessions", "intents"))
+    return with_vectors(parts, name, *pair, seed=seed)
 
 
 def with_vectors(parts: Parts, name: str, sessions: Vectors, intents: Vectors, seed: int) -> Parts:
