@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rgalign.data import cfpb_csv, tables
+from rgalign.data import cfpb_csv
 from rgalign.data.candidates import SAMPLED_NEGATIVES, draw_lists, impressions
-from rgalign.data.parquet import is_there
-from rgalign.data.schema import SPLITS, to_frame, to_table
+from rgalign.data.schema import to_frame, to_table
 from rgalign.data.split import by_fraction
 from rgalign.data.tables import Dataset, TableError
 
@@ -23,11 +22,6 @@ CANDIDATES = (
     "Never a candidate: an intent before its valid_from, an area already visited. "
     "position is a random shuffle. Add log q(i) (candidates.log_inclusion) when all intents are ranked."
 )
-
-
-def folder(path: str | Path) -> Dataset:
-    """A data set folder, all of it: every split, and the truth where there is one."""
-    return tables.read(path, splits=SPLITS, truth=is_there(path, "truth"))
 
 
 def cfpb(csv_path: str | Path, *, seed: int) -> Dataset:

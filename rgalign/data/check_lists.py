@@ -8,10 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rgalign.data.faults import Report, count_rows, count_values, quote
-from rgalign.data.schema import SPLITS, STRING, TIME, as_type, is_empty
+from rgalign.data.parquet import regrouped
+from rgalign.data.schema import PROBABILITIES, REQUIRED, SPLITS, STRING, TIME, as_type, is_empty
 from rgalign.data.source import Source
 
 ROWS_AT_ONCE = 2**22  # impressions whose strings are in memory together
+DISTRIBUTIONS = [column for column, kind in REQUIRED["truth"].items() if kind == PROBABILITIES]
+LISTS_AT_ONCE = 2**14  # of truth's, each as long as the knowledge base
 MAX_POSITIONS = 2**15
 SUM_TOLERANCE = 1e-3  # of a posterior stored in 32 bits
 
@@ -32,6 +35,7 @@ def check_impressions(report: Report, source: Source) -> None:
         _check_range(report, "propensity", propensity, wrong, "expected a probability, above 0 and at most 1")
     if session is None or "sessions" not in source.ids:
         return
+    source.shown = np.bincount(session[session >= 0], minlength=len(source.ids["sessions"]))
     if intent is not None:
         _check_doubles(report, source, session, intent)
         _check_valid_from(report, source, session, intent)
@@ -50,8 +54,8 @@ def _codes(report: Report, source: Source, column: str, table: str, why: str) ->
     ids = source.ids.get(table)
     codes, empty, orphans, orphan_rows = [], [], [], 0
     try:
-        for batch in source.files["impressions"].iter_batches(ROWS_AT_ONCE, columns=[column]):
-            keys = as_type(pa.chunked_array([batch.column(0)]), STRING)
+        for rows in regrouped(source.files["impressions"].iter_batches(ROWS_AT_ONCE, [column]), ROWS_AT_ONCE):
+            keys = as_type(rows.column(0), STRING)
             keys.validate(full=True)
             empty.append(np.asarray(is_empty(keys)))
             code = pc.fill_null(pc.index_in(keys, value_set=ids), -1).to_numpy() if ids is not None else None
@@ -121,11 +125,11 @@ def _check_positions(report: Report, session: np.ndarray, position: np.ndarray) 
 
 def _repeated(keys: np.ndarray, judged: np.ndarray) -> np.ndarray:
     """True where a judged key has come before; sorts only when it must."""
-    keys = keys.astype(np.int64)
     again = np.zeros(len(keys), bool)
-    rows = np.flatnonzero(judged)
-    if (np.diff(keys[rows]) > 0).all():
+    own = keys if judged.all() else keys[judged]
+    if (own[1:] > own[:-1]).all():
         return again
+    rows = np.flatnonzero(judged)
     order = rows[np.argsort(keys[rows], kind="stable")]
     again[order[1:]] = np.diff(keys[order]) == 0
     return again
@@ -146,8 +150,7 @@ def _check_valid_from(report: Report, source: Source, session: np.ndarray, inten
 
 
 def _check_clicks(report: Report, source: Source, session: np.ndarray, clicked: np.ndarray | None) -> None:
-    known, sessions = session >= 0, len(source.ids["sessions"])
-    shown = np.bincount(session[known], minlength=sessions)
+    known, sessions, shown = session >= 0, len(source.ids["sessions"]), source.shown
     if (shown == 0).any():
         report.note("sessions", count_rows(shown == 0, "has no impression", "session"))
     if clicked is None:
@@ -205,35 +208,38 @@ def _check_transcripts(report: Report, source: Source) -> None:
 
 
 def _check_truth(report: Report, source: Source) -> None:
+    lists = {column: _lists_of(report, source, column) for column in DISTRIBUTIONS}
     owner = source.load(report, "truth", "session_id")
     if owner is None or not {"sessions", "intents"} <= set(source.ids):
         return
     code = _code_of(owner, source.ids["sessions"])
-    shown = np.zeros(len(source.ids["sessions"]) + 1, int)
-    session = source.load(report, "impressions", "session_id")
-    if session is not None:
-        shown[:-1] = np.bincount(_code_of(session, source.ids["sessions"]) % len(shown), minlength=len(shown))[:-1]
+    shown = np.zeros(len(source.ids["sessions"]), int) if source.shown is None else source.shown
     absent = np.bincount(code[code >= 0], minlength=len(source.ids["sessions"])) == 0
     if absent.any():
         what = count_rows(absent, "has no row", "session")
         report.fault("truth.session_id", f"{what}; expected one for every session, or no truth.parquet")
-    for column in ("click_probability", "posterior_discrete", "posterior"):
-        values = source.load(report, "truth", column)
-        if values is None:
-            continue
-        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
+    for column in (column for column in DISTRIBUTIONS if source.has("truth", column)):
+        lengths, outside, total = lists[column]
         wanted = shown[code] if column == "click_probability" else np.full(len(code), len(source.ids["intents"]))
         what = "intents.parquet has rows" if column != "click_probability" else "its session was shown intents"
         wrong = (lengths != wanted) & (code >= 0)
         if wrong.any() and (shown.any() or column != "click_probability"):
             found = count_rows(wrong, "has a list of another length")
             report.fault(f"truth.{column}", f"{found}; expected as many as {what}")
-        flat, parents = pc.list_flatten(values).to_numpy(), pc.list_parent_indices(values).to_numpy()
-        outside = np.zeros(len(values), bool)
-        outside[parents[~((flat >= 0) & (flat <= 1))]] = True
         if outside.any():
             report.fault(f"truth.{column}", count_rows(outside, "has a value outside 0 to 1"))
-        elif column != "click_probability" and not wrong.any():
-            total = np.bincount(parents, weights=flat, minlength=len(values))
-            if (off := np.abs(total - 1) > SUM_TOLERANCE).any():
-                report.fault(f"truth.{column}", count_rows(off, "does not sum to 1") + "; expected a distribution")
+        elif column != "click_probability" and not wrong.any() and (off := np.abs(total - 1) > SUM_TOLERANCE).any():
+            report.fault(f"truth.{column}", count_rows(off, "does not sum to 1") + "; expected a distribution")
+
+
+def _lists_of(report: Report, source: Source, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows,) each: a list's length, whether it has a value outside 0 to 1, its sum; up to where it can be read."""
+    found = [(np.zeros(0, int), np.zeros(0, bool), np.zeros(0))]
+    for lists in source.pieces(report, "truth", column, LISTS_AT_ONCE):
+        flat, parents = (of(lists).to_numpy(zero_copy_only=False) for of in (pc.list_flatten, pc.list_parent_indices))
+        outside = np.zeros(len(lists), bool)
+        outside[parents[~((flat >= 0) & (flat <= 1))]] = True
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+        found.append((lengths, outside, np.bincount(parents, weights=flat, minlength=len(lists))))
+    lengths, outside, total = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return lengths, outside, total

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rgalign.data import adapters, world
+from rgalign.data import adapters, tables, world
 from rgalign.data.faults import nearest, quote
-from rgalign.data.tables import Dataset
 from rgalign.data.world_columns import KINDS, TEXT_COLUMNS
 
 
-def load_dataset(
+def write_dataset(
+    folder: Path,
     source: str,
     *,
     seed: int,
@@ -19,30 +19,40 @@ def load_dataset(
     path: Path | None = None,
     sampled_negatives: Mapping[str, Any] | None = None,
     drop: Sequence[str] = (),
-) -> Dataset:
-    """The whole data set that the params name, every split and, of a simulator, the truth.
+) -> dict[str, str]:
+    """Writes the whole data set that the params name, every split and, of a simulator, the truth; returns its kinds.
 
-    source             shopworld | folder | cfpb | msweb; all but the first read `path`
+    folder             where it is written, all of it or nothing (tables.write)
+    source             shopworld | folder | cfpb | msweb; all but the first read `path`. A folder may be larger than
+                       memory (tables.copy); the others are held whole
     world_settings     sessions, users, distance, transcripts (world.generate)
     sampled_negatives  says how a folder's lists were sampled where its dataset.yaml does not
     drop               feature columns that will be left out (data.features.drop): only their names are checked
     Raises TableError with every fault of the files, ValueError where dataset.yaml says it differently and where `drop`
     names no feature column or leaves none.
     """
+    if source == "folder":
+        meta = tables.checked(path)
+        _refuse_drop(drop, meta["features"])
+        tables.copy(path, folder, _with_sampling(meta, sampled_negatives))
+        return dict(meta["features"])
     if source == "shopworld":
         _refuse_drop(drop, [*KINDS, *TEXT_COLUMNS])  # before the minutes that a large world takes
         dataset = world.generate(seed=seed, progress=True, **world_settings)
-    elif source == "folder":
-        dataset = adapters.folder(path)
     else:
         dataset = {"cfpb": adapters.cfpb, "msweb": adapters.msweb}[source](path, seed=seed)
     _refuse_drop(drop, dataset.kinds)
+    tables.write(replace(dataset, meta=_with_sampling(dataset.meta, sampled_negatives)), folder)
+    return dataset.kinds
+
+
+def _with_sampling(meta: Mapping[str, Any], sampled_negatives: Mapping[str, Any] | None) -> dict[str, Any]:
     if sampled_negatives is None:
-        return dataset
-    stated = dataset.meta.get("sampled_negatives", sampled_negatives)
+        return dict(meta)
+    stated = meta.get("sampled_negatives", sampled_negatives)
     if dict(stated) != dict(sampled_negatives):
         raise ValueError(f"data.sampled_negatives is {dict(sampled_negatives)}, but dataset.yaml says {stated}")
-    return replace(dataset, meta={**dataset.meta, "sampled_negatives": dict(sampled_negatives)})
+    return {**meta, "sampled_negatives": dict(sampled_negatives)}
 
 
 def _refuse_drop(drop: Sequence[str], known: Iterable[str]) -> None:

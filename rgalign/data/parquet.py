@@ -7,7 +7,7 @@ Files are read in the order of their paths, batch by batch: sessions and impress
 file in the order of its sessions, are in one order too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -58,6 +58,19 @@ class Table:
         if self._file is not None:
             return _plain(self._file.read(columns=names))
         return _plain(self._dataset.to_table(columns=names, use_threads=False))
+
+
+def regrouped(parts: Iterable[Rows], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of so many rows, each in one piece, the last one shorter."""
+    waiting = None
+    for part in parts:
+        table = pa.Table.from_batches([part]) if isinstance(part, pa.RecordBatch) else part
+        waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        while len(waiting) > rows:
+            yield waiting.slice(0, rows).combine_chunks()
+            waiting = waiting.slice(rows)
+    if waiting is not None:
+        yield waiting.combine_chunks()
 
 
 def _plain(rows: Rows) -> Rows:

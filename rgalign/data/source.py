@@ -1,5 +1,6 @@
 """The opened files of a folder under check: which columns can be judged, and how they are read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,6 +8,8 @@ import pyarrow as pa
 
 from rgalign.data.faults import Report
 from rgalign.data.parquet import Table
+
+READ_ERRORS = (pa.ArrowException, OSError)
 
 
 @dataclass
@@ -19,6 +22,7 @@ class Source:
     meta: dict
     ids: dict[str, pa.Array] = field(default_factory=dict)  # table -> its key column, where readable
     parts: np.ndarray | None = None  # (sessions,) index in SPLITS of each session's split, where it has a sound one
+    shown: np.ndarray | None = None  # (sessions,) impressions of each session, where they can be told
 
     def has(self, table: str, *columns: str) -> bool:
         """True where all these columns can be judged."""
@@ -33,8 +37,26 @@ class Source:
             if len(values) != self.files[table].rows:
                 raise OSError(f"{len(values)} values for {self.files[table].rows} rows")
             values.validate(full=True)  # bytes that are not UTF-8 would otherwise surface in the middle of a run
-        except (pa.ArrowException, OSError) as error:
-            self.columns[table].discard(column)
-            report.fault(f"{table}.{column}", f"cannot be read, the file is corrupt ({error}); write it again")
+        except READ_ERRORS as error:
+            self._corrupt(report, table, column, error)
             return None
         return values
+
+    def pieces(self, report: Report, table: str, column: str, rows: int) -> Iterator[pa.Array]:
+        """One column, so many rows at a time; a fault and the end of it where its pages cannot be decoded."""
+        if not self.has(table, column):
+            return
+        left = self.files[table].rows
+        try:
+            for batch in self.files[table].iter_batches(rows, [column]):
+                batch.validate(full=True)
+                left -= len(batch)
+                yield batch.column(0)
+            if left:
+                raise OSError(f"{self.files[table].rows - left} values for {self.files[table].rows} rows")
+        except READ_ERRORS as error:
+            self._corrupt(report, table, column, error)
+
+    def _corrupt(self, report: Report, table: str, column: str, error: Exception) -> None:
+        self.columns[table].discard(column)
+        report.fault(f"{table}.{column}", f"cannot be read, the file is corrupt ({error}); write it again")

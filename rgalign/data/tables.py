@@ -7,7 +7,8 @@ dataset.sessions.head()
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +21,14 @@ import yaml
 
 from rgalign.data import split as splitting
 from rgalign.data.checks import Report, check
-from rgalign.data.parquet import Table, is_there
-from rgalign.data.schema import KINDS, SPLITS, TABLES, YAML_FILE, as_types, read_yaml, to_frame, to_table
+from rgalign.data.parquet import Table, is_there, regrouped
+from rgalign.data.schema import KINDS, REQUIRED, SPLITS, TABLES, YAML_FILE, as_types, read_yaml, to_frame, to_table
 
-__all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "read", "write"]
+__all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "head", "read", "write"]
 
 ROW_GROUP = 131_072  # rows; fixed, so that the same tables give the same bytes
 ROWS_AT_ONCE = 2**20  # rows looked up together: each look-up hashes all session ids anew
+KEYS_AT_ONCE = 2**22  # the same where the ids alone are read
 
 
 class TableError(ValueError):
@@ -53,23 +55,88 @@ class Dataset:
     truth: pd.DataFrame | None = None
 
 
-def read(folder: str | Path, *, splits: Sequence[str] = ("train", "valid"), truth: bool = False) -> Dataset:
-    """The tables of `folder`: only sessions of `splits`, and what belongs to them; `truth` only when asked for.
-
-    An empty split column is filled in by time (`split.resolve`). Raises TableError with every fault `check` finds,
-    ValueError for an unknown split.
-    """
-    folder = Path(folder)
-    if not splits or not set(splits) <= set(SPLITS):
-        raise ValueError(f"splits is {tuple(splits)}; expected one or more of {', '.join(SPLITS)}")
+def checked(folder: str | Path) -> dict:
+    """dataset.yaml of a data set without a fault. Raises TableError with every fault `check` finds."""
     report = check(folder)
     if report.faults:
         raise TableError(str(report))
-    meta = read_yaml(folder / YAML_FILE)
+    return read_yaml(Path(folder) / YAML_FILE)
+
+
+def read(
+    folder: str | Path,
+    *,
+    splits: Sequence[str] = ("train", "valid"),
+    truth: bool = False,
+    columns: Sequence[str] | None = None,
+) -> Dataset:
+    """The tables of `folder`: only sessions of `splits`, and what belongs to them; `truth` only when asked for.
+
+    columns  of the sessions, beside those that every data set has; None for all, and names it lacks are left out. Most
+             of a data set's memory are its feature columns
+    An empty split column is filled in by time (`split.resolve`). Raises TableError with every fault `check` finds,
+    ValueError for an unknown split.
+    """
+    if not splits or not set(splits) <= set(SPLITS):
+        raise ValueError(f"splits is {tuple(splits)}; expected one or more of {', '.join(SPLITS)}")
+    meta = checked(folder)
+    return _read(Path(folder), meta, splits, truth=truth, columns=columns)
+
+
+def head(folder: str | Path, sessions: int, *, splits: Sequence[str] = ("train", "valid")) -> Dataset:
+    """The first so many sessions of `splits`, every column, and what belongs to them; `check` comes before it."""
+    return _read(Path(folder), read_yaml(Path(folder) / YAML_FILE), splits, most=sessions)
+
+
+def write(dataset: Dataset, folder: str | Path) -> None:
+    """Writes `dataset` as a folder, all of it or nothing; the same data set gives the same bytes.
+
+    Replaces a data set that is already there. Raises FileExistsError where the folder holds anything else.
+    """
+    with _placed(folder) as fresh:
+        for name in TABLES:
+            if (frame := getattr(dataset, name)) is not None:
+                _write_table(fresh / f"{name}.parquet", [to_table(frame, name, dataset.kinds)])
+        _write_meta(fresh, {**dataset.meta, "name": dataset.name, "features": dict(dataset.kinds)})
+
+
+def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
+    """Writes what `write` would of all that `read` finds in `source`, every split and the truth, but row group by row
+    group: what is whole in memory are the sessions' ids, times and splits.
+
+    Impressions that are not in the order of the sessions are sorted, and whole in memory for that.
+
+    meta  the copy's dataset.yaml: what `checked` said of `source`, or a change of it
+    Raises FileExistsError as `write` does.
+    """
+    source, kinds = Path(source), dict(meta["features"])
+    ids = pa.chunked_array(as_types(Table(source, "sessions").read(["session_id"]), "sessions", kinds)["session_id"])
+    ids = ids.combine_chunks()
+    with _placed(folder) as fresh:
+        for name in (name for name in TABLES if is_there(source, name)):
+            if name == "sessions":
+                parts = _session_parts(source, kinds, meta, SPLITS)
+            elif name == "impressions" and not _in_order(source, kinds, ids):
+                parts = [_by_list(_load(source, name, kinds), ids)]
+            else:  # a transcript alone may name a session that is not there
+                parts = _parts(source, name, kinds, ids if name == "transcripts" else None)
+            _write_table(fresh / f"{name}.parquet", parts)
+        _write_meta(fresh, meta)
+
+
+def _read(
+    folder: Path,
+    meta: dict,
+    splits: Sequence[str],
+    *,
+    truth: bool = False,
+    columns: Sequence[str] | None = None,
+    most: int | None = None,
+) -> Dataset:
     kinds = dict(meta["features"])
-    sessions = _sessions(folder, kinds, meta, splits)
+    sessions = to_frame(pa.concat_tables(_session_parts(folder, kinds, meta, splits, columns, most)))
     ids = pa.array(sessions["session_id"])
-    impressions = _by_list(_load(folder, "impressions", kinds, ids), ids)
+    impressions = to_frame(_by_list(_load(folder, "impressions", kinds, ids), ids))
     others = {
         name: to_frame(_load(folder, name, kinds, ids))
         for name in ("transcripts", "labels", "truth")
@@ -81,69 +148,103 @@ def read(folder: str | Path, *, splits: Sequence[str] = ("train", "valid"), trut
     return Dataset(meta["name"], kinds, meta, intents, sessions, impressions, **others)
 
 
-def write(dataset: Dataset, folder: str | Path) -> None:
-    """Writes `dataset` as a folder, all of it or nothing; the same data set gives the same bytes.
+def _session_parts(
+    folder: Path,
+    kinds: dict[str, str],
+    meta: Mapping,
+    splits: Sequence[str],
+    columns: Sequence[str] | None = None,
+    most: int | None = None,
+) -> Iterator[pa.Table]:
+    """Sessions of `splits`, the first `most` of them, in pieces and in their types, the split filled in."""
+    file = Table(folder, "sessions")
+    kept = None if columns is None else {*REQUIRED["sessions"], *columns}
+    names = [name for name in file.schema_arrow.names if kept is None or name in kept]
+    split = splitting.resolve(to_frame(as_types(file.read(["timestamp", "split"]), "sessions", kinds)), meta)
+    rows = np.flatnonzero(split.isin(list(splits)))[:most]
+    split, row = pa.array(split), 0
+    for batch in file.iter_batches(ROW_GROUP, names):
+        first, last = np.searchsorted(rows, [row, row + len(batch)])
+        part = as_types(pa.Table.from_batches([batch]).take(rows[first:last] - row), "sessions", kinds)
+        yield part.set_column(names.index("split"), "split", split.take(rows[first:last]))
+        row += len(batch)
+        if last == len(rows):
+            return
 
-    Replaces a data set that is already there. Raises FileExistsError where the folder holds anything else.
-    """
+
+def _load(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None = None) -> pa.Table:
+    """One table in its types; rows of other sessions left where they are, rows without a session kept."""
+    parts = list(_parts(folder, name, kinds, sessions))
+    if not parts:
+        return as_types(Table(folder, name).read(), name, kinds)
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def _parts(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None) -> Iterator[pa.Table]:
+    file = Table(folder, name)
+    if sessions is None or "session_id" not in file.schema_arrow.names:
+        yield from (as_types(pa.Table.from_batches([batch]), name, kinds) for batch in file.iter_batches(ROW_GROUP))
+        return
+    for rows in regrouped(file.iter_batches(ROW_GROUP), ROWS_AT_ONCE):
+        part = as_types(rows, name, kinds)
+        known = pc.is_in(part["session_id"], value_set=sessions)
+        yield part.filter(pc.or_(known, pc.is_null(part["session_id"])))
+
+
+def _by_list(table: pa.Table, sessions: pa.Array) -> pa.Table:
+    """Impressions grouped in the order of `sessions`, by position inside; a sorted table is left as it is."""
+    places = _places(table, sessions)
+    return table.take(pa.array(np.argsort(places, kind="stable"))) if (np.diff(places) < 0).any() else table
+
+
+def _in_order(folder: Path, kinds: dict[str, str], sessions: pa.Array) -> bool:
+    """Whether `_by_list` would leave the impressions as they are."""
+    before = np.zeros(1, np.int64)
+    batches = Table(folder, "impressions").iter_batches(ROW_GROUP, ["session_id", "position"])
+    for rows in regrouped(batches, KEYS_AT_ONCE):
+        places = _places(as_types(rows, "impressions", kinds), sessions)
+        if (np.diff(places, prepend=before) < 0).any():
+            return False
+        before = places[-1:] if len(places) else before
+    return True
+
+
+def _places(table: pa.Table, sessions: pa.Array) -> np.ndarray:
+    """(rows,) ascending where impressions are grouped in the order of `sessions` and by position."""
+    session = pc.index_in(table["session_id"], value_set=sessions).to_numpy().astype(np.int64)
+    return session * 2**16 + table["position"].to_numpy()
+
+
+def _write_table(path: Path, parts: Iterable[pa.Table]) -> None:
+    """One parquet file; its bytes tell nothing of how the rows were handed in."""
+    groups = regrouped(parts, ROW_GROUP)
+    first = next(groups)
+    with pq.ParquetWriter(path, first.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(first, ROW_GROUP)
+        for group in groups:
+            writer.write_table(group, ROW_GROUP)
+
+
+def _write_meta(fresh: Path, meta: Mapping) -> None:
+    # `files` holds checksums of the folder the data came from: they say nothing about these bytes.
+    kept = {key: value for key, value in meta.items() if key != "files"}
+    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
+    (fresh / YAML_FILE).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _placed(folder: str | Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `folder` when the block ends well."""
     folder = Path(folder)
     _refuse_foreign(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     fresh.mkdir()
     try:
-        for name in TABLES:
-            if (frame := getattr(dataset, name)) is not None:
-                table = to_table(frame, name, dataset.kinds)
-                path = fresh / f"{name}.parquet"
-                pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
-        # `files` holds checksums of the folder the data came from: they say nothing about these bytes.
-        meta = {key: value for key, value in dataset.meta.items() if key != "files"}
-        meta |= {"name": dataset.name, "features": dict(dataset.kinds)}
-        text = yaml.safe_dump(meta, sort_keys=False, allow_unicode=True, width=120)
-        (fresh / YAML_FILE).write_text(text, encoding="utf-8")
+        yield fresh
         _put_in_place(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _sessions(folder: Path, kinds: dict[str, str], meta: dict, splits: Sequence[str]) -> pd.DataFrame:
-    file = Table(folder, "sessions")
-    keys = to_frame(as_types(file.read(["timestamp", "split"]), "sessions", kinds))
-    part = splitting.resolve(keys, meta)
-    wanted = part.isin(list(splits)).to_numpy(dtype=bool)
-    batches, row = [], 0
-    for batch in file.iter_batches(ROW_GROUP):
-        batches.append(batch.filter(pa.array(wanted[row : row + len(batch)])))
-        row += len(batch)
-    table = pa.Table.from_batches(batches)
-    sessions = to_frame(as_types(table, "sessions", kinds))
-    sessions["split"] = part[wanted].reset_index(drop=True)
-    return sessions
-
-
-def _load(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None = None) -> pa.Table:
-    """One table in its types; rows of other sessions left where they are, rows without a session kept."""
-    batches = []
-    file = Table(folder, name)
-    for batch in file.iter_batches(ROWS_AT_ONCE):
-        part = as_types(pa.Table.from_batches([batch]), name, kinds)
-        if sessions is not None and "session_id" in part.column_names:
-            known = pc.is_in(part["session_id"], value_set=sessions)
-            part = part.filter(pc.or_(known, pc.is_null(part["session_id"])))
-        batches.append(part)
-    if not batches:
-        return as_types(file.read(), name, kinds)
-    return pa.concat_tables(batches).combine_chunks()
-
-
-def _by_list(table: pa.Table, sessions: pa.Array) -> pd.DataFrame:
-    """Impressions grouped in the order of `sessions`, by position inside; a sorted table is left as it is."""
-    session = pc.index_in(table["session_id"], value_set=sessions).to_numpy().astype(np.int64)
-    rank = session * 2**16 + table["position"].to_numpy()
-    if (np.diff(rank) < 0).any():
-        table = table.take(pa.array(np.argsort(rank, kind="stable")))
-    return to_frame(table)
 
 
 def _refuse_foreign(folder: Path) -> None:

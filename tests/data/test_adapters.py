@@ -102,7 +102,7 @@ def test_an_adapted_folder_passes_the_check_and_is_read_back(tmp_path, name):
     else:
         dataset = adapters.msweb(write_msweb(tmp_path / "uci"), seed=1)
     tables.write(dataset, tmp_path / "out")
-    again = adapters.folder(tmp_path / "out")
+    again = tables.read(tmp_path / "out", splits=SPLITS)
     for table in ("intents", "sessions", "impressions"):
         assert getattr(again, table).equals(getattr(dataset, table))
     assert again.meta == dataset.meta

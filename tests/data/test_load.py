@@ -4,15 +4,18 @@ import pytest
 from builders import good_meta, good_tables
 from table_changes import write_raw
 
-from rgalign.data.load import load_dataset
+from rgalign.artifacts import digest
+from rgalign.data import tables
+from rgalign.data.load import write_dataset
+from rgalign.data.schema import SPLITS
 from rgalign.data.world_columns import KINDS, TEXT_COLUMNS
 
 SMALL = {"sessions": 200, "users": 20, "distance": 0.5, "transcripts": 0}
 
 
 def load(folder, drop):
-    write_raw(folder, good_tables(), good_meta())
-    return load_dataset("folder", seed=0, world_settings={}, path=folder, drop=drop)
+    write_raw(folder / "raw", good_tables(), good_meta())
+    return write_dataset(folder / "out", "folder", seed=0, world_settings={}, path=folder / "raw", drop=drop)
 
 
 def test_an_unknown_column_to_drop_is_named_with_the_nearest(tmp_path):
@@ -20,13 +23,37 @@ def test_an_unknown_column_to_drop_is_named_with_the_nearest(tmp_path):
         load(tmp_path, ["state", "amont"])
     with pytest.raises(ValueError, match=r"data\.features\.drop leaves none of the 4"):
         load(tmp_path, list(good_meta()["features"]))
-    assert list(load(tmp_path, ["state"]).kinds) == list(good_meta()["features"])  # only the names are checked
+    assert not (tmp_path / "out").exists()
+    assert load(tmp_path, ["state"]) == good_meta()["features"]  # only the names are checked
+    assert tables.read(tmp_path / "out").kinds == good_meta()["features"]
 
 
-def test_a_world_is_not_drawn_for_an_unknown_column(monkeypatch):
+def test_a_folder_that_has_faults_is_not_written(tmp_path):
+    write_raw(tmp_path / "raw", good_tables() | {"impressions": good_tables()["impressions"][:0]}, good_meta())
+    with pytest.raises(tables.TableError, match=r"impressions\.parquet +is empty"):
+        write_dataset(tmp_path / "out", "folder", seed=0, world_settings={}, path=tmp_path / "raw")
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_lists_were_sampled_is_written_down_or_refused(tmp_path):
+    write_raw(tmp_path / "raw", good_tables(), good_meta())
+    sampled = {"popularity": 2, "uniform": 1, "smoothing": 0.5}
+    how = {"seed": 0, "world_settings": {}, "sampled_negatives": sampled}
+    write_dataset(tmp_path / "out", "folder", path=tmp_path / "raw", **how)
+    plain = tables.read(tmp_path / "raw", splits=SPLITS, truth=True)
+    plain.meta["sampled_negatives"] = sampled
+    tables.write(plain, tmp_path / "whole")
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"data\.sampled_negatives is .*, but dataset\.yaml says"):
+        write_dataset(
+            tmp_path / "no", "folder", path=tmp_path / "out", **how | {"sampled_negatives": {**sampled, "uniform": 2}}
+        )
+
+
+def test_a_world_is_not_drawn_for_an_unknown_column(tmp_path, monkeypatch):
     columns = [*KINDS, *TEXT_COLUMNS]
-    dataset = load_dataset("shopworld", seed=0, world_settings=SMALL, drop=columns[:2])
-    assert list(dataset.kinds) == columns
+    kinds = write_dataset(tmp_path / "shop", "shopworld", seed=0, world_settings=SMALL, drop=columns[:2])
+    assert list(kinds) == columns
     monkeypatch.setattr("rgalign.data.world.generate", lambda **_: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=r"data\.features\.drop"):
-        load_dataset("shopworld", seed=0, world_settings=SMALL, drop=["nothing"])
+        write_dataset(tmp_path / "shop", "shopworld", seed=0, world_settings=SMALL, drop=["nothing"])

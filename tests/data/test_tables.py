@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_changes import replaced, write_raw
 
+from rgalign.artifacts import digest
 from rgalign.data import tables as rgalign_tables
 from rgalign.data.schema import SPLITS
-from rgalign.data.tables import Dataset, TableError, check, read, write
+from rgalign.data.tables import Dataset, TableError, check, checked, copy, head, read, write
 
 
 def test_other_types_of_the_same_meaning_are_accepted(tmp_path):
@@ -176,3 +177,41 @@ def test_a_write_that_fails_leaves_the_old_data_set(tmp_path, monkeypatch):
         write(dataset, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def in_any_order(tables):
+    """Impressions upside down, a split by time, a transcript of a session that is not there, a column of its own."""
+    session = tables["transcripts"].schema.field("session_id").type
+    lost = pa.table({"session_id": pa.array(["s0", "s77"], session), "typed_query": ["where", "what"]})
+    features = pa.array([None, [("state", "paid")]], pa.map_(pa.string(), pa.string()))
+    return tables | {
+        "impressions": tables["impressions"].take(list(range(3 * SESSIONS))[::-1]).append_column("more", [[True] * 30]),
+        "sessions": replaced(tables["sessions"], "split", pa.nulls(SESSIONS)),
+        "transcripts": lost.append_column("features", features),
+    }
+
+
+@pytest.mark.parametrize("group", [2**17, 4])
+@pytest.mark.parametrize("change", [dict, in_any_order])
+def test_a_copy_has_the_bytes_of_what_is_read_whole_and_written(tmp_path, monkeypatch, change, group):
+    for rows in ("ROW_GROUP", "ROWS_AT_ONCE", "KEYS_AT_ONCE"):
+        monkeypatch.setattr(rgalign_tables, rows, group)
+    raw = write_raw(tmp_path / "raw", change(good_tables()), good_meta() | {"files": {}})
+    write(read(raw, splits=SPLITS, truth=True), tmp_path / "whole")
+    copy(raw, tmp_path / "copy", checked(raw))
+    assert digest(tmp_path / "copy") == digest(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "raw", "whole"]
+    with pytest.raises(FileExistsError, match=r"is a file"):
+        copy(raw, tmp_path / "copy" / "dataset.yaml", checked(raw))
+
+
+def test_columns_and_sessions_can_be_left_out(tmp_path):
+    raw = write_raw(tmp_path, good_tables(), good_meta())
+    whole, narrow, few = read(raw), read(raw, columns=["amount", "nothing"]), head(raw, 3)
+    assert list(narrow.sessions) == ["session_id", "user_id", "timestamp", "region", "split", "amount"]
+    assert narrow.sessions.equals(whole.sessions[list(narrow.sessions)])
+    assert narrow.impressions.equals(whole.impressions)
+    assert narrow.kinds == whole.kinds
+    assert few.sessions.equals(whole.sessions.head(3))
+    assert few.impressions.equals(whole.impressions.head(9))
+    assert len(head(raw, 99, splits=("test",)).sessions) == 2
