@@ -93,11 +93,8 @@ def fit(
             started = time.perf_counter()
             batches = _batches(len(train), lists_per_batch, order)
             train_loss = _train_epoch(wrapped, optimizer, loss, train, intents, batches, accelerator)
-            if not math.isfinite(train_loss):
-                raise TrainingError(
-                    f"the loss of the ranker is {train_loss} in epoch {epoch}: "
-                    f"lower ranker.learning_rate (it is {learning_rate:g})"
-                )
+            if astray := _astray(train_loss, model):
+                raise TrainingError(f"{astray} in epoch {epoch}: lower ranker.learning_rate (it is {learning_rate:g})")
             dev_gauc = _dev_gauc(accelerator.unwrap_model(wrapped), dev, intents, accelerator)
             rows.append((epoch, train_loss, dev_gauc, time.perf_counter() - started))
             bar.set_postfix(loss=f"{train_loss:.4f}", dev_gauc=f"{dev_gauc:.4f}", refresh=False)
@@ -140,6 +137,14 @@ def refuse_other_parts(who: str, **lists: Lists) -> None:
             f"{who} refuses: {'; '.join(wrong)}. Learn from train, stop on dev, choose on valid; test is opened by "
             "notebook 09 alone"
         )
+
+
+def _astray(train_loss: float, model: nn.Module) -> str:
+    """What is not finite after an epoch: its loss, or the weights that its last step left; empty where all is well."""
+    if not math.isfinite(train_loss):
+        return f"the loss of the ranker is {train_loss}"
+    finite = all(weights.isfinite().all() for weights in model.parameters())
+    return "" if finite else "the weights of the ranker are no longer finite"
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

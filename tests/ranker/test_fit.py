@@ -102,6 +102,14 @@ def test_a_loss_that_is_not_finite_names_epoch_and_parameter(parts, intents, con
         fit(TwoTower(config()), train, dev, intents, loss=loss, **FAST)
 
 
+def test_weights_that_the_last_step_ruined_are_told_before_they_are_judged(parts, intents, config):
+    """One batch an epoch: its loss was still finite."""
+    train, dev = parts
+    own = FAST | {"learning_rate": 1e38, "lists_per_batch": 1000}
+    with pytest.raises(TrainingError, match=r"no longer finite in epoch 1: lower ranker.learning_rate \(it is"):
+        fit(TwoTower(config()), train, dev, intents, **own)
+
+
 def test_the_loop_takes_any_module_and_any_loss(parts, intents):
     class OnlyIds(nn.Module):
         def __init__(self):
