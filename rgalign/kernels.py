@@ -49,8 +49,9 @@ class Kernels:
     def _started(self, imports: tuple[str, ...] = ()) -> AsyncKernelManager:
         """A kernel that starts, and is not waited for. What it imports is bound to no name there."""
         kernel = AsyncKernelManager(kernel_name="python3")
-        lines = [f"--IPKernelApp.exec_lines=import {name}; del {name.split('.')[0]}" for name in imports]
-        run_sync(kernel.start_kernel)(cwd=str(self.cwd), extra_arguments=lines)
+        told = [f"--IPKernelApp.exec_lines=import {name}; del {name.split('.')[0]}" for name in imports]
+        told.append("--HistoryManager.hist_file=:memory:")  # not the user's: what a batch executes is not typed by hand
+        run_sync(kernel.start_kernel)(cwd=str(self.cwd), extra_arguments=told)
         return kernel
 
 
