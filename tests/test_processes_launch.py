@@ -148,6 +148,14 @@ def test_two_processes_write_the_draws_of_one(context, tmp_path):
     np.testing.assert_allclose(two["log_probability"], one["log_probability"], atol=1e-3)
 
 
+def with_other_text(table: pd.DataFrame, sessions: pd.DataFrame, row: int) -> pd.DataFrame:
+    """The table, in which that row of `sessions` is about two items at once."""
+    titles = table["item_title"].dropna()
+    changed = table.copy()
+    changed.loc[changed["session_id"] == sessions["session_id"].iloc[row], "item_title"] = " ".join(titles.iloc[:2])
+    return changed
+
+
 def test_shards_of_written_queries_are_kept_and_a_lost_one_is_written_again(context, tmp_path, monkeypatch):
     monkeypatch.setattr("rgalign.alignment.candidate_shards.SESSIONS_PER_SHARD", 30)
     models, sessions = context.language_models(), context.sessions(context.learners)
@@ -162,6 +170,11 @@ def test_shards_of_written_queries_are_kept_and_a_lost_one_is_written_again(cont
     shard(tmp_path, 1).unlink()
     assert write_share(tmp_path, context, models, how) == {"shards": 1}
     assert digest(tmp_path) == before
+    shard(tmp_path, 0).with_suffix(".txt").write_text("")  # a disk that was full
+    assert write_share(tmp_path, context, models, how) == {"shards": 1}
+    assert digest(tmp_path) == before
+    other = replace(context, shop=replace(context.shop, sessions=with_other_text(context.shop.sessions, sessions, 31)))
+    assert write_share(tmp_path, other, models, how) == {"shards": 1}, "the same session in other words"
     assert write_share(tmp_path, context, models, how | {"seed": 5}) == {"shards": count}
     write_share(tmp_path, context, models, how)
     parts = pd.concat([pd.read_parquet(shard(tmp_path, number)) for number in range(count)], ignore_index=True)

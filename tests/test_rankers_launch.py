@@ -168,3 +168,16 @@ def test_a_process_is_alone_with_its_rankers_among_others(monkeypatch):
     with rankers.alone() as accelerator:
         assert (accelerator.num_processes, accelerator.device.type) == (1, "cpu")
     assert {name: os.environ[name] for name in told} == told
+
+
+def test_alone_a_process_knows_nothing_of_its_launcher(monkeypatch):
+    """Neither of the others nor of how they train one model: a ranker would else have its loss divided."""
+    told = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    told |= {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_MIXED_PRECISION": "bf16"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with rankers.alone("cpu", "no") as accelerator:
+        assert (accelerator.num_processes, accelerator.gradient_accumulation_steps) == (1, 1)
+        assert accelerator.mixed_precision == "no"
+        assert accelerator.state.dynamo_plugin.backend == "NO"
+    assert {name: os.environ[name] for name in told} == told

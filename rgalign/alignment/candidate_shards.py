@@ -6,12 +6,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rgalign import processes
 from rgalign.alignment import candidates as writing
 from rgalign.alignment.context import Context
-from rgalign.artifacts import write_table
+from rgalign.artifacts import write_table, write_text
+from rgalign.data.prompts import Prompter
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.source import hand_over
 
@@ -41,24 +43,31 @@ def write(
 
 
 def write_share(job: Path, context: Context, models: Mapping[str, Reasoner], how: Mapping[str, Any]) -> dict[str, int]:
-    """This process's shards of `write`; those that are there, of these very models and sessions, are kept."""
+    """This process's shards of `write`; those that are there, of these very models and prompts, are kept."""
     ids: Sequence[str] = pd.read_parquet(job / SESSIONS)["session_id"].tolist()
     sessions = context.shop.sessions.set_index("session_id", drop=False).loc[ids].reset_index(drop=True)
     prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
-    meant = {"models": {name: fingerprint(model) for name, model in models.items()}, "ids": ids, "how": dict(how)}
-    digest, made = sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest(), 0
+    meant, made = {"models": {name: fingerprint(model) for name, model in models.items()}, "how": dict(how)}, 0
     for number in range(processes.index(), -(-len(ids) // SESSIONS_PER_SHARD), processes.count()):
-        label = shard(job, number).with_suffix(".json")
-        if shard(job, number).is_file() and label.is_file() and json.loads(label.read_text()) == digest:
-            continue
-        label.unlink(missing_ok=True)
         first = number * SESSIONS_PER_SHARD
         own = sessions.iloc[first : first + SESSIONS_PER_SHARD].reset_index(drop=True)
+        digest, label = _digest(meant | {"first": first}, prompters, own), shard(job, number).with_suffix(".txt")
+        if shard(job, number).is_file() and label.is_file() and label.read_text(encoding="utf-8") == digest:
+            continue
+        label.unlink(missing_ok=True)
         shown = {"progress": processes.index() == 0}
         write_table(shard(job, number), writing.write(models, prompters, own, first_row=first, **how, **shown))
-        label.write_text(json.dumps(digest), encoding="utf-8")
+        write_text(label, digest)
         made += 1
     return {"shards": made}
+
+
+def _digest(meant: Mapping[str, Any], prompters: Mapping[str, Prompter], sessions: pd.DataFrame) -> str:
+    hashed = sha256(json.dumps([meant, sessions["session_id"].tolist()], sort_keys=True).encode())
+    for prompter in prompters.values():
+        for prompt in prompter.sessions(sessions):
+            hashed.update(np.array([len(prompt), *prompt], dtype=np.int64).tobytes())
+    return hashed.hexdigest()
 
 
 def shard(job: Path, number: int) -> Path:

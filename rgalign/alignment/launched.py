@@ -60,7 +60,7 @@ def train_rewards(
 ) -> pd.DataFrame:
     """Reward models dealt out as rankers are (ranker.launched). queries: vectors by text; models: as of
     `reward.train_reward_models`. Returns their learning curves."""
-    job = context.run / "work" / "rewards"
+    job = folder / "job"
     write_table(job / "candidates.parquet", candidates)
     vectors.save(job / "queries", queries)
     arguments = {"run": str(context.run.absolute()), "models": [[*key, list(heard)] for key, heard in models.items()]}

@@ -74,7 +74,7 @@ def click_rates(dataset: Dataset) -> pd.DataFrame:
     sessions, shown = dataset.sessions, dataset.impressions
     known = "shuffled" in sessions
     names = np.array(["lists in the shop's order" if known else "all lists", "shuffled lists"], dtype=object)
-    shuffled = sessions["shuffled"].to_numpy(dtype=bool) if known else np.zeros(len(sessions), bool)
+    shuffled = sessions["shuffled"].eq(True).fillna(False).to_numpy(bool) if known else np.zeros(len(sessions), bool)
     # Counted by one number a row: frames of all impressions, joined and grouped, would be ten times as large.
     place = shuffled[_session_rows(dataset)] * MAX_POSITIONS + shown.position.to_numpy()
     size, clicks = np.bincount(place), np.bincount(place, shown.clicked.to_numpy())

@@ -62,15 +62,18 @@ class Table:
 
 def regrouped(parts: Iterable[Rows], rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of so many rows, each in one piece, the last one shorter."""
-    waiting = None
+    waiting, count = [], 0
     for part in parts:
-        table = pa.Table.from_batches([part]) if isinstance(part, pa.RecordBatch) else part
-        waiting = table if waiting is None else pa.concat_tables([waiting, table])
-        while len(waiting) > rows:
-            yield waiting.slice(0, rows).combine_chunks()
-            waiting = waiting.slice(rows)
-    if waiting is not None:
-        yield waiting.combine_chunks()
+        waiting.append(pa.Table.from_batches([part]) if isinstance(part, pa.RecordBatch) else part)
+        count += len(part)
+        if count > rows:  # joined once a group: many small pieces would else be gone through again for each
+            whole = pa.concat_tables(waiting)
+            while len(whole) > rows:
+                yield whole.slice(0, rows).combine_chunks()
+                whole = whole.slice(rows)
+            waiting, count = [whole], len(whole)
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _plain(rows: Rows) -> Rows:

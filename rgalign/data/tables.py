@@ -22,7 +22,18 @@ import yaml
 from rgalign.data import split as splitting
 from rgalign.data.checks import Report, check
 from rgalign.data.parquet import Table, is_there, regrouped
-from rgalign.data.schema import KINDS, REQUIRED, SPLITS, TABLES, YAML_FILE, as_types, read_yaml, to_frame, to_table
+from rgalign.data.schema import (
+    KINDS,
+    NEEDED_TABLES,
+    REQUIRED,
+    SPLITS,
+    TABLES,
+    YAML_FILE,
+    as_types,
+    read_yaml,
+    to_frame,
+    to_table,
+)
 
 __all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "head", "read", "write"]
 
@@ -216,9 +227,14 @@ def _places(table: pa.Table, sessions: pa.Array) -> np.ndarray:
 
 
 def _write_table(path: Path, parts: Iterable[pa.Table]) -> None:
-    """One parquet file; its bytes tell nothing of how the rows were handed in."""
+    """One parquet file; its bytes tell nothing of how the rows were handed in.
+
+    A table that may be missing is left out where it has no row: `check` takes an empty one for a mistake.
+    """
     groups = regrouped(parts, ROW_GROUP)
     first = next(groups)
+    if not len(first) and path.stem not in NEEDED_TABLES:
+        return
     with pq.ParquetWriter(path, first.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(first, ROW_GROUP)
         for group in groups:

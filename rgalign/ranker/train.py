@@ -33,10 +33,8 @@ from rgalign.ranker.variants import VARIANTS
 
 ARCHITECTURES = {"two_tower": TwoTower, "three_tower": ThreeTower}
 LOOP = ("epochs", "patience", "lists_per_batch", *FITTING)  # settings of the training loop
-# what a launcher tells a process: that there are others, and that they share one model's weights
-OF_OTHERS = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED",
-)  # fmt: skip
+OF_OTHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a launcher tells a process of others by these
+OF_ACCELERATE = "ACCELERATE_"  # and by what begins so how they train one model; the device stays the process's own
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,8 @@ def alone(device: str = "cpu", precision: str = "no") -> Iterator[Accelerator]:
     One of a launcher's processes keeps the GPU that it was given. Arguments and errors are those of `accelerator`.
     """
     shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
-    others = {name: os.environ.pop(name) for name in OF_OTHERS if name in os.environ}
+    told = [name for name in os.environ if name in OF_OTHERS or name.startswith(OF_ACCELERATE)]
+    others = {name: os.environ.pop(name) for name in told if name != "ACCELERATE_TORCH_DEVICE"}
     for state, _ in shared:
         state._shared_state.clear()
     try:

@@ -1,5 +1,7 @@
 """A table that is a folder of many files, with hive partitions, is the table that one file would be."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -9,12 +11,23 @@ import yaml
 
 from rgalign.artifacts import digest
 from rgalign.data import tables
-from rgalign.data.parquet import Table
+from rgalign.data.parquet import Table, regrouped
 from rgalign.data.stream import encode_folder, fit_folder
 
 DAYS = ("2026-01-05", "2026-01-12", "2026-01-19")
 SPLIT = dict(zip(DAYS, ("train", "valid", "test"), strict=True))
 META = {"name": "shop", "features": {"state": "categorical", "orders": "numeric", "region": "categorical"}}
+
+
+@pytest.mark.parametrize("sizes", [[], [0, 0], [3], [10], [10, 10], [4, 0, 25, 1], [1] * 31])
+def test_rows_are_regrouped_whatever_pieces_they_come_in(sizes):
+    borders = np.cumsum([0, *sizes])
+    pieces = [pa.table({"row": np.arange(first, last)}) for first, last in pairwise(borders)]
+    groups = list(regrouped(iter(pieces), 10))
+    assert [row for group in groups for row in group["row"].to_pylist()] == list(range(borders[-1]))
+    assert [len(group) for group in groups[:-1]] == [10] * (len(groups) - 1)
+    assert all(group["row"].num_chunks <= 1 for group in groups)
+    assert len(groups) == (max(1, -(-borders[-1] // 10)) if sizes else 0)
 
 
 def drawn() -> dict[str, pd.DataFrame]:

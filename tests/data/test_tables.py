@@ -1,5 +1,7 @@
 """What is written is read back unchanged; only the parts asked for are opened; nothing foreign is overwritten."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -203,6 +205,23 @@ def test_a_copy_has_the_bytes_of_what_is_read_whole_and_written(tmp_path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "raw", "whole"]
     with pytest.raises(FileExistsError, match=r"is a file"):
         copy(raw, tmp_path / "copy" / "dataset.yaml", checked(raw))
+
+
+@pytest.mark.parametrize("name", ["transcripts", "labels"])
+def test_a_table_of_which_no_row_is_left_is_no_empty_one(tmp_path, name):
+    """A chat with its own features may be of another shop; its session is not there."""
+    given = good_tables()
+    features = pa.array([[("state", "paid")]], pa.map_(pa.string(), pa.string()))
+    strange = pa.table({"session_id": ["s77"], "typed_query": ["where"], "features": features})
+    given = given | {"transcripts": strange} if name == "transcripts" else given | {name: given[name]}
+    raw = write_raw(tmp_path / "raw", given, good_meta())
+    if name == "labels":
+        dataset = read(raw, splits=SPLITS, truth=True)
+        write(replace(dataset, labels=dataset.labels.head(0)), tmp_path / "copy")
+    else:
+        copy(raw, tmp_path / "copy", checked(raw))
+    assert not (tmp_path / "copy" / f"{name}.parquet").exists()
+    assert check(tmp_path / "copy").faults == []
 
 
 def test_columns_and_sessions_can_be_left_out(tmp_path):
