@@ -260,6 +260,7 @@ TABLES = {
     "study": study_table,
     "stages": stages_table,
     "steps": steps_table,
+    "distances": distances_table,
     "controls": controls_table,
     "aligned": aligned_table,
     "scaling": scaling_table,
