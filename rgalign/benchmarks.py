@@ -25,7 +25,7 @@ from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc, gauc_of_lists, group_auc, ndcg_at
 from rgalign.ranker.fit import fit, score
-from rgalign.ranker.train import alone
+from rgalign.ranker.launched import alone
 from rgalign.ranker.two_tower import TwoTower, TwoTowerConfig
 from rgalign.seeding import seeded
 

@@ -25,8 +25,7 @@ from rgalign.data import vectors
 from rgalign.evaluation import describe_alignment as look
 from rgalign.params import Params, load
 from rgalign.ranker import fit
-from rgalign.ranker.launched import deal, train_share
-from rgalign.ranker.train import alone
+from rgalign.ranker.launched import alone, deal, train_share
 from rgalign.reasoner.embed_shards import embed_share
 from rgalign.reasoner.engine import TrainingError
 from rgalign.reasoner.model import Reasoner

@@ -157,27 +157,19 @@ def test_two_processes_train_the_reward_models_of_one(context, rewarded, tmp_pat
     assert len(list((tmp_path / "two").glob("*/seed-*"))) == 3
     assert digest(tmp_path / "two") == digest(tmp_path / "one")
     pd.testing.assert_frame_equal(two, one)
-    assert not (run / "work" / "rewards").exists()
+    assert not (tmp_path / "two" / "job").exists()
 
 
 def test_a_process_is_alone_with_its_rankers_among_others(monkeypatch):
+    """It knows neither of the others nor of how they train one model: a ranker would else have its loss divided."""
     told = {"RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}
     told |= {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_DEEPSPEED": "true"}
+    told |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}
+    told |= {"ACCELERATE_MIXED_PRECISION": "bf16"}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    with rankers.alone() as accelerator:
+    with launched.alone() as accelerator:
         assert (accelerator.num_processes, accelerator.device.type) == (1, "cpu")
-    assert {name: os.environ[name] for name in told} == told
-
-
-def test_alone_a_process_knows_nothing_of_its_launcher(monkeypatch):
-    """Neither of the others nor of how they train one model: a ranker would else have its loss divided."""
-    told = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
-    told |= {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_MIXED_PRECISION": "bf16"}
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
-    with rankers.alone("cpu", "no") as accelerator:
-        assert (accelerator.num_processes, accelerator.gradient_accumulation_steps) == (1, 1)
-        assert accelerator.mixed_precision == "no"
+        assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (1, "no")
         assert accelerator.state.dynamo_plugin.backend == "NO"
     assert {name: os.environ[name] for name in told} == told

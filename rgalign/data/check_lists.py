@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from rgalign.data.faults import Report, count_rows, count_values, quote
 from rgalign.data.parquet import regrouped
 from rgalign.data.schema import PROBABILITIES, REQUIRED, SPLITS, STRING, TIME, as_type, is_empty
-from rgalign.data.source import Source
+from rgalign.data.source import READ_ERRORS, Source
 
 ROWS_AT_ONCE = 2**22  # impressions whose strings are in memory together
 DISTRIBUTIONS = [column for column, kind in REQUIRED["truth"].items() if kind == PROBABILITIES]
@@ -64,7 +64,7 @@ def _codes(report: Report, source: Source, column: str, table: str, why: str) ->
                 lost = (code < 0) & ~empty[-1]
                 orphan_rows += lost.sum()
                 orphans += pc.unique(keys.filter(pa.array(lost))).to_pylist()[:3]
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         report.fault(f"impressions.{column}", f"cannot be read, the file is corrupt ({error}); write it again")
         return None
     missing = np.concatenate(empty) if empty else np.zeros(0, bool)

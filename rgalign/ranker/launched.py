@@ -6,8 +6,10 @@ many threads of torch: run.threads shared out over the processes, as run.workers
 processes than trainings, the rest wait.
 """
 
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 
 from rgalign import processes
 from rgalign.artifacts import atomic, write_table
@@ -22,6 +25,8 @@ from rgalign.ranker import train as rankers
 from rgalign.ranker.train import PartsOf
 
 RANKERS, CURVE = "rankers", "curve.parquet"
+OF_OTHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a launcher tells a process of others by these
+OF_ACCELERATE = "ACCELERATE_"  # and by what begins so how they train one model; the device stays the process's own
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def train_share(job: Path, said: dict[str, Any]) -> dict[str, int]:
         how |= {"accelerator": accelerator, "progress": processes.index() == 0}
         return rankers.train({name: said["settings"][name]}, [seed], own, folder=folder, **how)
 
-    with rankers.alone(said["device"], said["precision"]) as accelerator:
+    with alone(said["device"], said["precision"]) as accelerator:
         return deal(job, len(said["trainings"]), train_one)
 
 
@@ -127,6 +132,26 @@ def deal(job: Path, count: int, train_one: Callable[[int, Path], pd.DataFrame]) 
             write_table(temporary / CURVE, train_one(number, temporary / RANKERS))
         made += 1
     return {"trained": made}
+
+
+@contextmanager
+def alone(device: str = "cpu", precision: str = "no") -> Iterator[Accelerator]:
+    """accelerate's view of this process as if it were the only one; afterwards the process's own view is as it was.
+
+    One of a launcher's processes keeps the GPU that it was given. Arguments, errors: as of `ranker.train.accelerator`.
+    """
+    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
+    told = [name for name in os.environ if name in OF_OTHERS or name.startswith(OF_ACCELERATE)]
+    others = {name: os.environ.pop(name) for name in told if name != "ACCELERATE_TORCH_DEVICE"}
+    for state, _ in shared:
+        state._shared_state.clear()
+    try:
+        yield rankers.accelerator(device, precision)
+    finally:
+        os.environ.update(others)
+        for state, was in shared:
+            state._shared_state.clear()
+            state._shared_state.update(was)
 
 
 def _place(job: Path, number: int) -> Path:

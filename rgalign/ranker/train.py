@@ -3,9 +3,7 @@
 folder/<model>/seed-<seed>/   config.json, weights.safetensors (ranker.store)
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from rgalign.data import shards, vectors
@@ -33,8 +30,6 @@ from rgalign.ranker.variants import VARIANTS
 
 ARCHITECTURES = {"two_tower": TwoTower, "three_tower": ThreeTower}
 LOOP = ("epochs", "patience", "lists_per_batch", *FITTING)  # settings of the training loop
-OF_OTHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a launcher tells a process of others by these
-OF_ACCELERATE = "ACCELERATE_"  # and by what begins so how they train one model; the device stays the process's own
 
 
 @dataclass(frozen=True)
@@ -72,26 +67,6 @@ def accelerator(device: str, precision: str) -> Accelerator:
     if not seen.get(device, True):
         raise ValueError(f"run.device is {device}, but torch sees no such device here; expected auto or cpu")
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
-
-
-@contextmanager
-def alone(device: str = "cpu", precision: str = "no") -> Iterator[Accelerator]:
-    """accelerate's view of this process as if it were the only one; afterwards the process's own view is as it was.
-
-    One of a launcher's processes keeps the GPU that it was given. Arguments and errors are those of `accelerator`.
-    """
-    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
-    told = [name for name in os.environ if name in OF_OTHERS or name.startswith(OF_ACCELERATE)]
-    others = {name: os.environ.pop(name) for name in told if name != "ACCELERATE_TORCH_DEVICE"}
-    for state, _ in shared:
-        state._shared_state.clear()
-    try:
-        yield accelerator(device, precision)
-    finally:
-        os.environ.update(others)
-        for state, was in shared:
-            state._shared_state.clear()
-            state._shared_state.update(was)
 
 
 def parts_of_variant(parts: Parts, name: str, embeddings: Path, seed: int) -> Parts:
