@@ -4,8 +4,9 @@ With P the parameters that a token is multiplied with (model_size.trunk) and T t
 reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
 reads once more, 2PT (Kaplan et al. 2020, 2.1). Queries are written by steps, a token of every query of a batch: one
 takes as long as its weights and cache take to be moved, or its kernels to be launched. Time is that at UTILISATION of
-the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, every session a click. Attention's own
-products, rankers and looks at a step are left out.
+the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, every session a click, and a pair's two
+queries are behind one prompt (a model with a sliding window reads it twice). Attention's own products, rankers and
+looks at a step are left out.
 """
 
 from collections.abc import Mapping
@@ -92,8 +93,9 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
         if writes and how.sft.use:
             rows.append(("05_rg_sft", "RG-SFT", int(learners * how.sft.epochs) * document, 0, learning))
         if writes and how.dpo.use:
-            rows.append(("06_rg_dpo", "reference", 2 * pairs * document, 0, forward))
-            rows.append(("06_rg_dpo", "RG-DPO", int(2 * pairs * how.dpo.epochs) * document, 0, learning))
+            both = prompt + 2 * query + 1  # alignment.layouts: two queries behind one prompt
+            rows.append(("06_rg_dpo", "reference", pairs * both, 0, forward))
+            rows.append(("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning))
         if how.cl.use:
             rows.append(("07_rg_cl", "RG-CL", int(learners * how.cl.epochs) * document, 0, learning))
         rows.append(("08_closed_loop", "embed train and valid anew", sessions.seen * prompt, 0, forward))
@@ -163,20 +165,18 @@ def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool
 
 
 def widest_step(params: Params, processes: int) -> tuple[int, int]:
-    """Tokens, and query tokens among them, that a process runs at once at most."""
-    how, query = params.alignment, params.reasoner.queries.max_new_tokens
-    document = params.reasoner.max_tokens + query
-    at_once = {"sft": how.sft.documents_per_batch, "dpo": 2 * how.dpo.pairs_per_batch}
-    budget = how.engine.tokens_per_batch
-    if budget:
-        least = {"sft": 1, "dpo": 2}
-        at_once = {name: min(count, max(least[name], budget // document)) for name, count in at_once.items()}
+    """Tokens, and queries' tokens, that a process runs at once at most; not of the same step where pairs have more."""
+    how, prompt, query = params.alignment, params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens
+    wide = {"sft": (prompt + query, query), "dpo": (prompt + 2 * query + 1, 2 * query), "cl": (prompt + query, query)}
+    at_once = {"sft": how.sft.documents_per_batch, "dpo": how.dpo.pairs_per_batch}
+    if budget := how.engine.tokens_per_batch:
+        at_once = {name: min(count, max(1, budget // wide[name][0])) for name, count in at_once.items()}
+    else:
+        at_once = {name: -(-count // processes) for name, count in at_once.items()}
     at_once["cl"] = -(-how.cl.documents_per_batch // processes)
-    if not budget:
-        at_once |= {name: -(-at_once[name] // processes) for name in ("sft", "dpo")}
-    used = [count for name, count in at_once.items() if getattr(how, name).use] if how.loop.rounds else []
-    widest = max(used, default=0)
-    return widest * document, widest * query
+    used = [name for name in at_once if getattr(how, name).use] if how.loop.rounds else []
+    tokens, queries = ([at_once[name] * wide[name][kind] for name in used] for kind in (0, 1))
+    return max(tokens, default=0), max(queries, default=0)
 
 
 def as_text(

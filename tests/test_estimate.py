@@ -72,7 +72,7 @@ def test_work_is_tokens_times_operations(size):
     assert table.loc["embed test", "read"] == 100 * 100
     assert table.loc["write 5 queries a session, by each of 1 models", "written"] == 400 * 5 * 20
     assert table.loc["RG-SFT", "read"] == 2 * 400 * 120
-    assert table.loc["RG-DPO", "read"] == 2 * 200 * 120
+    assert table.loc["RG-DPO", "read"] == 200 * (100 + 1 + 2 * 20)
     assert table.loc["RG-CL", "read"] == 3 * 400 * 120
     assert table.loc["embed train and valid", "operations"] == 2 * size.trunk
 
@@ -128,7 +128,7 @@ def test_memory_of_an_adapter(size):
     assert held["optimizer"] == 2 * 4 * 33_030_144
     layer = 4 * 2560 + 3 * 32 * 128 + 4 * 8 * 128 + 4 * 9728
     assert held["activations"] == 1200 * (36 * 2560 + layer) * 2  # ten documents of 120 tokens
-    assert held["logits"] == 10 * 20 * 151936 * (2 + 4 + 4)
+    assert held["logits"] == 8 * 2 * 20 * 151936 * (2 + 4 + 4)  # eight pairs behind their prompts, of 141 tokens
 
 
 def test_memory_of_all_weights_shared_out_over_eight(size):

@@ -17,27 +17,23 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from rgalign.alignment.layouts import Layout, layout_for, rounding_of
 from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
 from rgalign.alignment.pairs import (
     PairDocuments,
     Pairs,
     chosen_tokens,
-    pair_tokens,
     paired,
     reference_faults,
     reference_log_probabilities,
 )
-from rgalign.alignment.tuning import Watch, query_log_probabilities, trainable, tuned
+from rgalign.alignment.tuning import Watch, trainable, tuned
 from rgalign.data.faults import nearest
 from rgalign.reasoner import training
 from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner, fingerprint
 
 __all__ = ["Pairs", "dpo", "reference_log_probabilities"]
-
-# By how many nats a token's log-probability may move when its batch is padded otherwise, by the type of the weights
-# that the reference was made with (where all weights learn, the policy begins from the same ones in float32).
-ROUNDING = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
 def dpo(
@@ -82,17 +78,18 @@ def dpo(
     checkpoint = fingerprint(reasoner)
     _check(reasoner, pairs, objective, sft_weight, min_margin, positive, reference_faults(reference, checkpoint, pairs))
     documents = PairDocuments(pairs, reference, np.flatnonzero(pairs.above(min_margin)))
-    collate = partial(paired, pad=reasoner.tokenizer.pad_token_id)
+    pad = reasoner.tokenizer.pad_token_id
+    layout = layout_for(reasoner.model, documents.rows, pad=pad)
+    collate = partial(paired, pad=pad, layout=layout)
     model = trainable(reasoner, lora, seed=seed)
-    rounding = ROUNDING.get(next(reasoner.model.parameters()).dtype, ROUNDING[torch.bfloat16])
-    _check_start(model, collate, documents.rows[:pairs_per_batch], rounding)
+    _check_start(model, collate, layout, documents.rows[:pairs_per_batch], rounding_of(reasoner.model))
     how = dict(objective=objective, beta=beta, sft_weight=sft_weight, length_normalised=length_normalised)
     identity = {"stage": "dpo", "reasoner": checkpoint, "pairs": documents.digest(), **how}
     curve = training.train(
         model,
         documents,
         collate,
-        partial(_loss, **how),
+        partial(_loss, layout=layout, **how),
         folder=folder,
         identity={**identity, "lora": lora and dict(lora)},
         seed=seed,
@@ -102,7 +99,7 @@ def dpo(
         warmup=warmup,
         weight_decay=weight_decay,
         weight=lambda row: 1,
-        width=pair_tokens,
+        width=layout.width,
         whole=chosen_tokens,
         engine=engine,
         title="RG-DPO",
@@ -117,14 +114,14 @@ def _loss(
     model: nn.Module,
     batch: Mapping[str, Tensor],
     *,
+    layout: Layout,
     objective: str,
     beta: float,
     sft_weight: float,
     length_normalised: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean loss of a batch of `paired`, and what of it is worth a line in the curve."""
-    tokens = batch["length"] - batch["prompt"]
-    parts = query_log_probabilities(model, batch), batch["reference"], tokens, batch["reward"]
+    parts = layout.said(model, batch), batch["reference"], batch["tokens"], batch["reward"]
     pairs = PairLogProbabilities(*(half for part in parts for half in part.chunk(2)), batch.get("chosen_tokens"))
     seen = pairs.per_token() if length_normalised else pairs
     loss = preference = OBJECTIVES[objective](seen, beta).mean()
@@ -140,7 +137,7 @@ def _loss(
 
 
 def _check_start(
-    model: nn.Module, collate: Callable[[list], dict[str, Tensor]], rows: list[dict], rounding: float
+    model: nn.Module, collate: Callable[[list], dict[str, Tensor]], layout: Layout, rows: list[dict], rounding: float
 ) -> None:
     """Policy and reference agree before the first step, so that the first DPO loss is ln 2; without dropout.
 
@@ -152,8 +149,8 @@ def _check_start(
         """Nats a token."""
         batch = {name: value.to(device) for name, value in collate(part).items()}
         with torch.no_grad():
-            found = query_log_probabilities(model, batch)
-        return float(((found - batch["reference"]).abs() / (batch["length"] - batch["prompt"])).max())
+            found = layout.said(model, batch)
+        return float(((found - batch["reference"]).abs() / batch["tokens"]).max())
 
     model.eval()
     gaps = [gap for _, gap in in_halves(widest_gap, rows, "RG-DPO")]

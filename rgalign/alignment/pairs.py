@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rgalign.alignment.tuning import log_probabilities
+from rgalign.alignment.layouts import Layout, layout_for
+from rgalign.alignment.tuning import said_of
 from rgalign.reasoner import training
 from rgalign.reasoner.model import Reasoner, fingerprint
 
@@ -71,9 +72,11 @@ def reference_log_probabilities(
     Columns: reference_chosen, reference_rejected (float32: nats, summed over the query's tokens); checkpoint, pairs
     (digests of what they were made from, the same in every row, so that no other model's are taken for them).
     """
-    how = dict(documents_per_batch=2 * pairs_per_batch, title="reference", progress=progress)
-    both = log_probabilities(reasoner, [*pairs.prompts, *pairs.prompts], [*pairs.chosen, *pairs.rejected], **how)
-    columns = dict(zip(LOG_PROBABILITIES, np.split(both, 2), strict=True))
+    rows = _documents(pairs)
+    layout = layout_for(reasoner.model, rows, pad=reasoner.tokenizer.pad_token_id)
+    how = dict(queries=2, rows_per_batch=pairs_per_batch, title="reference", progress=progress)
+    both = said_of(reasoner, rows, collate=layout.collate, said=layout.said, width=layout.width, **how)
+    columns = dict(zip(LOG_PROBABILITIES, both, strict=True))
     return pd.DataFrame({**columns, "checkpoint": fingerprint(reasoner), "pairs": pairs.digest()})
 
 
@@ -100,19 +103,16 @@ class PairDocuments(training.Rows):
     """
 
     def __init__(self, pairs: Pairs, reference: pd.DataFrame, rows: np.ndarray):
-        documents = [training.Documents(pairs.prompts, getattr(pairs, side)) for side in SIDES]
+        documents = _documents(pairs)
         said = reference[list(LOG_PROBABILITIES)].to_numpy().tolist()
         rewards = np.stack([pairs.reward_chosen, pairs.reward_rejected], axis=1).tolist()
-        kept = [
-            {"documents": [side[row] for side in documents], "reference": said[row], "reward": rewards[row]}
-            for row in rows
-        ]
-        super().__init__(kept)
+        super().__init__([{**documents[row], "reference": said[row], "reward": rewards[row]} for row in rows])
 
 
-def pair_tokens(row: dict) -> tuple[int, int]:
-    """Tokens of the longer document of a row of PairDocuments, and that there are two."""
-    return max(len(document["input_ids"]) for document in row["documents"]), 2
+def _documents(pairs: Pairs) -> list[dict]:
+    """One pair a row: documents, chosen and rejected, each as of `training.Documents`."""
+    sides = [training.Documents(pairs.prompts, getattr(pairs, side)).rows for side in SIDES]
+    return [{"documents": both} for both in zip(*sides, strict=True)]
 
 
 def chosen_tokens(rows: Sequence[dict]) -> dict[str, Tensor]:
@@ -121,13 +121,10 @@ def chosen_tokens(rows: Sequence[dict]) -> dict[str, Tensor]:
     return {"chosen_tokens": torch.tensor(tokens).float().mean()}
 
 
-def paired(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
-    """A batch of `training.right_padded` with all chosen documents first, then all rejected ones, in one forward.
-
-    Beside it reference and reward, (2 * pairs,) in the same order.
-    """
-    batch = training.right_padded([row["documents"][side] for side in (0, 1) for row in rows], pad)
-    more = {
-        name: torch.tensor([row[name][side] for side in (0, 1) for row in rows]) for name in ("reference", "reward")
-    }
-    return {**batch, **more}
+def paired(rows: Sequence[dict], pad: int, layout: Layout) -> dict[str, Tensor]:
+    """A batch of this layout, and beside it reference, reward and tokens of the queries, (2 * pairs,): chosen first."""
+    both = [(row, side) for side in (0, 1) for row in rows]
+    more = {name: torch.tensor([row[name][side] for row, side in both]) for name in ("reference", "reward")}
+    documents = [row["documents"][side] for row, side in both]
+    tokens = torch.tensor([len(document["input_ids"]) - document["prompt"] for document in documents])
+    return {**layout.collate(rows, pad), **more, "tokens": tokens}

@@ -76,23 +76,30 @@ def query_log_probabilities(model: nn.Module, batch: Mapping[str, Tensor]) -> Te
     """(rows,) float32: log p(query | prompt) in nats, summed over the query's tokens, the end token included.
 
     batch  ids (rows, longest), prompt (rows,), length (rows,), as of `training.right_padded`
-    Only the states before a query's tokens reach the language head. They are picked as they enter it: so the model
-    does to its logits whatever it does after the head (Gemma caps them), and no logits of prompts are ever made.
     """
     ids, place = batch["ids"], torch.arange(1, batch["ids"].shape[1], device=batch["ids"].device)
-    asked = (place >= batch["prompt"][:, None]) & (place < batch["length"][:, None])  # (rows, longest - 1)
+    asked = (place >= batch["prompt"][:, None]) & (place < batch["length"][:, None])
+    return token_log_probabilities(model, ids, asked).sum(dim=1)
+
+
+def token_log_probabilities(model: nn.Module, ids: Tensor, asked: Tensor, **more: Tensor) -> Tensor:
+    """(rows, longest - 1) float32: log p in nats of each token behind the first, given those before it; 0: not asked.
+
+    ids (rows, longest); asked (rows, longest - 1): which of them; more: what else the model is given, such as a mask
+    Only the states before the asked tokens reach the language head. They are picked as they enter it: so the model
+    does to its logits whatever it does after the head (Gemma caps them), and no logits of prompts are ever made.
+    """
 
     def pick(head: nn.Module, states: tuple[Tensor]) -> tuple[Tensor]:
         return (states[0][:, :-1][asked][None],)  # (1, query tokens, hidden)
 
     with model.get_output_embeddings().register_forward_pre_hook(pick):
-        logits = model(input_ids=ids, use_cache=False).logits[0]
+        logits = model(input_ids=ids, use_cache=False, **more).logits[0]
     log_p = -functional.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
     # by place and not by index_add: on a GPU that adds in any order
-    return torch.zeros(asked.shape, device=ids.device).masked_scatter(asked, log_p).sum(dim=1)
+    return torch.zeros(asked.shape, device=ids.device).masked_scatter(asked, log_p)
 
 
-@torch.no_grad()
 def log_probabilities(
     reasoner: Reasoner,
     prompts: Sequence[Sequence[int]],
@@ -102,30 +109,49 @@ def log_probabilities(
     title: str = "log-probabilities",
     progress: bool = True,
 ) -> np.ndarray:
-    """(documents,) float32: `query_log_probabilities` of given queries, in eval mode; a batch has about one length.
+    """(documents,) float32: `query_log_probabilities` of given queries, as `said_of` makes them."""
+    rows = training.Documents(prompts, queries).rows
+    how = dict(collate=training.right_padded, said=query_log_probabilities, width=training.tokens_of)
+    return said_of(reasoner, rows, **how, rows_per_batch=documents_per_batch, title=title, progress=progress)[0]
 
+
+@torch.no_grad()
+def said_of(
+    reasoner: Reasoner,
+    rows: Sequence[dict],
+    *,
+    collate: Callable[[Sequence[dict], int], dict[str, Tensor]],
+    said: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
+    width: Callable[[dict], tuple[int, int]],
+    queries: int = 1,
+    rows_per_batch: int,
+    title: str,
+    progress: bool,
+) -> np.ndarray:
+    """(queries, rows) float32: what the model says in eval mode of so many queries a row; a batch has about one width.
+
+    collate  rows and the pad token -> a batch;  said (model, batch) -> (queries * rows,), all first ones first
     A batch that the device has no memory for is halved, and the log says so.
     Called in several processes, each runs every so many-th batch, and all return the whole.
     """
-    documents = training.Documents(prompts, queries)
-    order = sorted(range(len(documents)), key=lambda row: (len(documents[row]["input_ids"]), row))
-    found = np.zeros(len(documents), dtype=np.float32)
-    firsts = range(0, len(order), documents_per_batch)[processes.index() :: processes.count()]
+    order = sorted(range(len(rows)), key=lambda row: (width(rows[row]), row))
+    found = torch.zeros(queries, len(rows))
+    firsts = range(0, len(order), rows_per_batch)[processes.index() :: processes.count()]
     was_training = reasoner.model.training
     reasoner.model.eval()
 
-    def read(rows: Sequence[int]) -> np.ndarray:
-        batch = training.right_padded([documents[row] for row in rows], reasoner.tokenizer.pad_token_id)
+    def read(part: Sequence[int]) -> Tensor:
+        batch = collate([rows[row] for row in part], reasoner.tokenizer.pad_token_id)
         batch = {name: value.to(reasoner.device) for name, value in batch.items()}
-        return query_log_probabilities(reasoner.model, batch).cpu().numpy()
+        return said(reasoner.model, batch).view(queries, -1).cpu()
 
     try:
         for start in tqdm(firsts, desc=title, disable=not progress or processes.index() > 0):
-            for rows, values in in_halves(read, order[start : start + documents_per_batch], title):
-                found[rows] = values
+            for part, values in in_halves(read, order[start : start + rows_per_batch], title):
+                found[:, part] = values
     finally:
         reasoner.model.train(was_training)
-    return processes.summed(torch.from_numpy(found).to(reasoner.device)).cpu().numpy()
+    return processes.summed(found.to(reasoner.device)).cpu().numpy()
 
 
 class Watch(TrainerCallback):

@@ -14,8 +14,8 @@ from small_pairs import CHOSEN, LORA, PROMPTS, align
 from rgalign import processes
 from rgalign.alignment import contrastive as rg_cl
 from rgalign.alignment import dpo as rg_dpo
+from rgalign.alignment import layouts, tuning
 from rgalign.alignment import sft as rg_sft
-from rgalign.alignment import tuning
 from rgalign.alignment.tuning import log_probabilities
 from rgalign.reasoner.engine import Engine, TrainingError
 from rgalign.reasoner.model import fingerprint
@@ -136,15 +136,15 @@ def test_reading_halves_too(tmp_path, monkeypatch, caplog):
     """The reference's log-probabilities, and RG-DPO's look at them before it begins."""
     given = small_pairs.reasoner()
     expected = log_probabilities(given, PROMPTS, CHOSEN, progress=False)
-    first, unbroken = log_probabilities(given, PROMPTS[:1], CHOSEN[:1], progress=False), tuning.query_log_probabilities
+    first, unbroken = log_probabilities(given, PROMPTS[:1], CHOSEN[:1], progress=False), tuning.token_log_probabilities
 
-    def small(model, batch):
-        if len(batch["ids"]) > 5 and not torch.is_grad_enabled():
+    def small(model, ids, asked, **more):
+        if len(ids) > 5 and not torch.is_grad_enabled():
             raise NO_ROOM
-        return unbroken(model, batch)
+        return unbroken(model, ids, asked, **more)
 
-    for module in (tuning, rg_dpo):
-        monkeypatch.setattr(module, "query_log_probabilities", small)
+    for module in (tuning, layouts):
+        monkeypatch.setattr(module, "token_log_probabilities", small)
     with caplog.at_level(logging.WARNING):
         found = log_probabilities(given, PROMPTS, CHOSEN, progress=False)
         align(tmp_path, epochs=1)

@@ -1,0 +1,110 @@
+"""How the two documents of a preference pair are put before the model: behind one prompt, or each behind its own.
+
+Prompts are some fifty times as long as queries, so that a prompt that is read once halves RG-DPO's work. Such a row is
+
+    prompt, chosen query, the prompt's last token once more, rejected query
+
+Behind the second last token a mask hides the chosen query, and the first last token; positions go on from the prompt's.
+Prefix sharing for pairs: Wang and Hegde 2024 (arXiv 2410.20305).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rgalign.alignment.tuning import query_log_probabilities, token_log_probabilities
+from rgalign.reasoner import training
+
+TRIED = 2  # pairs by which a layout is judged
+# By how many nats a token's log-probability may move when its batch is laid out otherwise, by the type of the weights
+# that it is made with (where all weights learn, RG-DPO's policy begins from the same ones in float32).
+ROUNDING = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """collate  rows with `documents` (chosen, rejected), and the pad token -> a batch
+    width    of a row: tokens of its widest document, and how many documents it has
+    said     (model, batch) -> (2 * rows,) float32: log p(query | prompt) in nats, all chosen ones first
+    """
+
+    collate: Callable[[Sequence[dict], int], dict[str, Tensor]]
+    width: Callable[[dict], tuple[int, int]]
+    said: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+
+
+def _apart(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
+    """A batch of `training.right_padded`: all chosen documents, then all rejected ones, in one forward."""
+    return training.right_padded([row["documents"][side] for side in (0, 1) for row in rows], pad)
+
+
+def _apart_width(row: dict) -> tuple[int, int]:
+    return max(len(document["input_ids"]) for document in row["documents"]), 2
+
+
+def _behind_one(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
+    """ids (rows, longest); prompt, middle and length (rows,): where prompt, chosen query and row end."""
+    ids, ends = [], []
+    for row in rows:
+        chosen, rejected = (document["input_ids"] for document in row["documents"])
+        prompt = row["documents"][0]["prompt"]
+        ids.append(chosen + rejected[prompt - 1 :])
+        ends.append((prompt, len(chosen), len(ids[-1])))
+    longest = max(map(len, ids))
+    padded = torch.tensor([own + [pad] * (longest - len(own)) for own in ids])
+    return {"ids": padded, **dict(zip(("prompt", "middle", "length"), torch.tensor(ends).T, strict=True))}
+
+
+def _one_width(row: dict) -> tuple[int, int]:
+    chosen, rejected = row["documents"]
+    return len(chosen["input_ids"]) + len(rejected["input_ids"]) - rejected["prompt"] + 1, 1
+
+
+def _said_behind_one(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    prompt, middle, length = (batch[name][:, None] for name in ("prompt", "middle", "length"))
+    place = torch.arange(batch["ids"].shape[1], device=prompt.device)
+    second = place >= middle  # the rejected query, from the prompt's last token on; and padding, which nobody reads
+    hidden = second[:, :, None] & ((place >= prompt - 1) & ~second)[:, None]
+    seen = (place <= place[:, None]) & ~hidden  # (rows, longest, longest)
+    positions = torch.where(second, place - middle + prompt - 1, place)
+    after = place[1:]  # tokens that something comes before
+    chosen, rejected = (after >= prompt) & (after < middle), (after > middle) & (after < length)
+    more = {"attention_mask": seen[:, None], "position_ids": positions}
+    said = token_log_probabilities(model, batch["ids"], chosen | rejected, **more)
+    return torch.cat([(said * own).sum(dim=1) for own in (chosen, rejected)])
+
+
+APART = Layout(_apart, _apart_width, query_log_probabilities)
+BEHIND_ONE = Layout(_behind_one, _one_width, _said_behind_one)
+
+
+def rounding_of(model: nn.Module) -> float:
+    """Nats a token by which equal queries may be apart, of a model with weights of this type."""
+    return ROUNDING.get(next(model.parameters()).dtype, ROUNDING[torch.bfloat16])
+
+
+def layout_for(model: nn.Module, rows: Sequence[dict], *, pad: int) -> Layout:
+    """BEHIND_ONE where the model heeds a mask of ours: torch's attention in all layers, and the same figures as APART.
+
+    The first of these rows are read in both ways, in eval mode, to find out.
+    A window that slides, or a state that is carried along, would look past the mask: APART.
+    """
+    config = model.config.get_text_config()
+    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    if config._attn_implementation != "sdpa" or not full or getattr(config, "sliding_window", None):
+        return APART
+    rows = rows[:TRIED]
+    apart, one = (_tried(model, each, rows, pad) for each in (APART, BEHIND_ONE))
+    longest = max(len(document["input_ids"]) - document["prompt"] for row in rows for document in row["documents"])
+    return BEHIND_ONE if (one - apart).abs().max() <= rounding_of(model) * longest else APART
+
+
+@torch.no_grad()
+def _tried(model: nn.Module, layout: Layout, rows: Sequence[dict], pad: int) -> Tensor:
+    was_training, device = model.training, next(model.parameters()).device
+    batch = {name: value.to(device) for name, value in layout.collate(rows, pad).items()}
+    said = layout.said(model.eval(), batch)
+    model.train(was_training)
+    return said

@@ -1,0 +1,113 @@
+"""Two queries behind one prompt say what each says alone, and teach the same; a model that looks past a mask is met."""
+
+import pytest
+import small_pairs
+import torch
+from small_pairs import CHOSEN, PROMPTS, REJECTED
+from transformers import (
+    FalconMambaConfig,
+    FalconMambaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from rgalign.alignment.layouts import APART, BEHIND_ONE, layout_for
+from rgalign.reasoner.training import Documents
+
+ROWS = [
+    {"documents": list(both)}
+    for both in zip(Documents(PROMPTS, CHOSEN).rows, Documents(PROMPTS, REJECTED).rows, strict=True)
+]
+SMALL = dict(vocab_size=24, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4)
+
+
+def qwen3(**_):
+    return small_pairs.reasoner().model
+
+
+def llama(**how):  # several heads of queries share one of keys
+    return LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=2, initializer_range=0.5, **how))
+
+
+def gpt2(**_):  # positions are learnt
+    return GPT2LMHeadModel(GPT2Config(vocab_size=24, n_embd=16, n_layer=2, n_head=2, n_positions=16))
+
+
+def mistral(**how):
+    return MistralForCausalLM(MistralConfig(**SMALL, num_key_value_heads=2, initializer_range=0.5, **how))
+
+
+def mamba(**_):  # its state is carried along, and no mask hides what it has read
+    return FalconMambaForCausalLM(FalconMambaConfig(vocab_size=24, hidden_size=16, num_hidden_layers=1, state_size=4))
+
+
+def made(model, **how):
+    torch.manual_seed(0)
+    return model(**how).eval()
+
+
+def alone(model, prompt: list[int], query: list[int]) -> float:
+    """log p(query | prompt) of one document without padding, from all its logits."""
+    log_p = model(input_ids=torch.tensor([[*prompt, *query]])).logits[0].log_softmax(-1)
+    return sum(float(log_p[len(prompt) + place - 1, token]) for place, token in enumerate(query))
+
+
+@pytest.mark.parametrize("layout", [APART, BEHIND_ONE], ids=["apart", "behind one"])
+@pytest.mark.parametrize("model", [qwen3, llama, gpt2, mistral])
+def test_each_query_is_as_likely_as_it_is_alone(model, layout):
+    model = made(model, **({"sliding_window": None} if model is mistral else {}))
+    with torch.no_grad():
+        found = layout.said(model, layout.collate(ROWS, 0))
+        expected = [
+            alone(model, *document) for queries in (CHOSEN, REJECTED) for document in zip(PROMPTS, queries, strict=True)
+        ]
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+    assert layout_for(model, ROWS, pad=0) is BEHIND_ONE
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_is_that_of_two_documents(checkpointing):
+    weight = torch.linspace(-1, 1, 2 * len(ROWS))
+    found = []
+    for layout in (APART, BEHIND_ONE):
+        model = made(llama).double().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        (layout.said(model, layout.collate(ROWS, 0)) * weight).sum().backward()
+        found.append([value.grad for value in model.parameters()])
+    for apart, one in zip(*found, strict=True):
+        torch.testing.assert_close(one, apart, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "how"),
+    [(llama, {"attn_implementation": "eager"}), (mistral, {"sliding_window": 4}), (mamba, {})],
+    ids=["a mask of other numbers", "a sliding window", "a state"],
+)
+def test_who_looks_past_the_mask_reads_the_prompt_twice(model, how):
+    assert layout_for(made(model, **how), ROWS, pad=0) is APART
+
+
+def test_who_drops_the_mask_is_found_out_by_what_it_says():
+    model = made(llama)
+    forward = model.forward
+    model.forward = lambda *given, attention_mask=None, **more: forward(*given, **more)
+    assert layout_for(model, ROWS, pad=0) is APART
+
+
+def test_trying_leaves_the_model_in_its_mode():
+    model = made(llama).train()
+    layout_for(model, ROWS, pad=0)
+    assert model.training
+
+
+def test_a_row_is_as_wide_as_its_batch():
+    for layout in (APART, BEHIND_ONE):
+        for row in ROWS:
+            tokens, documents = layout.width(row)
+            assert layout.collate([row], 0)["ids"].shape == (documents, tokens)
