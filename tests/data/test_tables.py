@@ -232,3 +232,12 @@ def test_columns_and_sessions_can_be_left_out(tmp_path):
     assert few.sessions.equals(whole.sessions.head(3))
     assert few.impressions.equals(whole.impressions.head(9))
     assert len(head(raw, 99, splits=("test",)).sessions) == 2
+
+
+def test_what_was_verified_is_read_the_same_and_not_checked_again(tmp_path, monkeypatch):
+    folder = write_raw(tmp_path, good_tables(), good_meta())
+    wanted = read(folder, splits=SPLITS)
+    monkeypatch.setattr(rgalign_tables, "check", lambda _: pytest.fail("it was checked"))
+    found = read(folder, splits=SPLITS, verified=True)
+    assert found.meta == wanted.meta
+    assert all(getattr(found, name).equals(getattr(wanted, name)) for name in ("intents", "sessions", "impressions"))
