@@ -15,6 +15,7 @@ from rgalign.artifacts import digest
 from rgalign.data import tables as rgalign_tables
 from rgalign.data.schema import SPLITS
 from rgalign.data.tables import Dataset, TableError, check, checked, copy, head, read, write
+from rgalign.evaluation.slices import session_slices
 
 
 def test_other_types_of_the_same_meaning_are_accepted(tmp_path):
@@ -60,6 +61,18 @@ def test_columns_without_a_value_have_no_zone_and_no_type(tmp_path):
         [[], None] * 5
     )
     assert dataset.sessions["timestamp"].iloc[0] == pd.Timestamp("2024-03-01")
+
+
+@pytest.mark.parametrize("values", [[True, None], [1, None], [1.0, float("nan")], [True, False], [None, None]])
+def test_whether_lists_were_shuffled_is_said_in_each_spelling_and_kept_when_written(tmp_path, values):
+    tables = good_tables()
+    tables["sessions"] = tables["sessions"].append_column("shuffled", pa.array(values * 5))
+    raw = write_raw(tmp_path / "raw", tables, good_meta())
+    write(read(raw, splits=SPLITS), tmp_path / "written")
+    for folder in (raw, tmp_path / "written"):
+        shop = read(folder, splits=SPLITS)
+        found = session_slices(shop.sessions, shop.impressions, shop.impressions)
+        assert found["shuffled"].tolist() == [value is not None and value == 1 for value in values * 5]
 
 
 def test_only_the_parts_asked_for_are_given(tmp_path):
