@@ -23,6 +23,7 @@ from rgalign.alignment.dpo import Pairs, dpo, reference_log_probabilities
 from rgalign.alignment.sft import sft
 from rgalign.benchmarks import MISSING, installed, row
 from rgalign.benchmarks_reasoner import Task
+from rgalign.reasoner.engine import CHECKPOINTING
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.training import CHECKPOINTS, borrowed_state
 
@@ -163,8 +164,8 @@ def _like_ours(batch: int, steps: int, seed: int) -> dict[str, Any]:
     return dict(
         max_steps=steps, per_device_train_batch_size=batch, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
         lr_scheduler_type="cosine", warmup_steps=0, logging_steps=1, save_steps=max(1, steps // CHECKPOINTS),
-        save_total_limit=1, seed=seed, data_seed=seed, bf16=False, use_cpu=True, gradient_checkpointing=False,
-        report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+        save_total_limit=1, seed=seed, data_seed=seed, bf16=False, use_cpu=True, report_to="none",
+        disable_tqdm=True, dataloader_pin_memory=False, **{CHECKPOINTING: False},
     )  # fmt: skip
 
 

@@ -1,10 +1,13 @@
 """A run's kernels: each fresh, the next one started ahead, none left."""
 
+import socket
+import tempfile
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+from jupyter_client.provisioning.local_provisioner import LocalPortCache
 from nbformat.v4 import new_code_cell, new_notebook
 
 from rgalign import kernels as rooms
@@ -57,3 +60,38 @@ def test_a_kernel_that_waits_for_nothing_is_ended(said, tmp_path):
 def test_what_a_run_executes_is_not_in_the_users_history(said, tmp_path):
     with Kernels(tmp_path) as kernels, kernels.one(more=False) as kernel:
         assert said(kernel, "get_ipython().history_manager.hist_file") == "':memory:'"
+
+
+def test_a_port_that_another_process_took_since_it_was_found_free_does_a_kernel_no_harm(said, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken, Kernels(tmp_path) as kernels:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(LocalPortCache, "find_available_port", lambda *_: port)  # jupyter_client's look for one
+        with kernels.one(more=False) as kernel:
+            assert said(kernel, "1 + 1") == "2"
+
+
+def test_sockets_lie_in_a_short_private_folder_that_is_gone_at_the_end(said, tmp_path, monkeypatch):
+    deep = tmp_path / ("long" * 20)  # no socket's path would fit in there
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with Kernels(tmp_path) as kernels, kernels.one(more=True) as kernel:
+        assert said(kernel, "1 + 1") == "2"
+        folder = Path(kernel.connection_file).parent
+        assert folder.parent == Path("/tmp")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len([path for path in folder.glob("1-*") if path.is_socket()]) == 5
+    assert not folder.exists()
+
+
+def test_a_run_that_is_stopped_leaves_no_socket(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(rooms, "LONGEST", len(str(tmp_path)))
+
+    def stopped() -> None:
+        with Kernels(tmp_path) as kernels, kernels.one(more=True) as kernel:
+            assert Path(kernel.connection_file).is_relative_to(tmp_path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert not list(tmp_path.iterdir())

@@ -61,7 +61,10 @@ class Context:
 
     @classmethod
     def at(cls, params: Params, path: Callable[[str], Path]) -> "Context":
-        """path: artifact -> where it lies. Raises ValueError for an objective or reward that nobody has written."""
+        """path: artifact -> where it lies; an open stage has verified it.
+
+        Raises ValueError for an objective or reward that nobody has written.
+        """
         if unknown := unknown_names(params.alignment):  # before anything is trained: a notebook may be opened alone
             raise ValueError("; ".join(unknown))
         pair = (vectors.load(path("tables/embeddings") / "prompt" / kind) for kind in ("sessions", "intents"))
@@ -70,7 +73,7 @@ class Context:
         trained = rankers.load_rankers(folder, [QE_REC], params.ranker.seeds, device=params.run.device)
         return cls(
             params,
-            tables.read(path("tables/dataset")),
+            tables.read(path("tables/dataset"), verified=True),
             rankers.with_vectors(parts, QE_REC, *pair, seed=params.reasoner.seed),
             build.Recipe.of(params),
             {seed: model for (_, seed), model in trained.items()},

@@ -73,6 +73,8 @@ def _check_column(report: Report, source: Source, table: str, column: str, value
     if pa.types.is_floating(values.type) and pc.any(pc.is_inf(values)).as_py():
         infinite = pc.fill_null(pc.is_inf(values), False)
         report.fault(where, f"{count_rows(infinite, 'is infinite')}; expected a finite number or empty")
+    if where == "sessions.shuffled":
+        _check_yes_or_no(report, where, values)
     if kind == "history":
         _check_history(report, where, values)
     if kind is not None and len(values) and pc.all(empty).as_py():
@@ -104,6 +106,13 @@ def _note_inexact(report: Report, where: str, values: pa.ChunkedArray) -> None:
     beyond = pc.fill_null(beyond, False)
     if pc.any(beyond).as_py():
         report.note(where, f"{count_rows(beyond, 'holds a whole number')} beyond 2^53: read as the nearest float")
+
+
+def _check_yes_or_no(report: Report, where: str, values: pa.ChunkedArray) -> None:
+    numbers = as_type(values, pa.float64()).drop_null().to_numpy()
+    if (wrong := numbers[~np.isin(numbers, (0, 1)) & ~np.isnan(numbers)]).size:
+        what = count_values(wrong.tolist(), wrong.size, "has another value", "row")
+        report.fault(where, f"{what}; expected true or false, or 1 or 0, or empty where unknown")
 
 
 def _check_history(report: Report, where: str, values: pa.ChunkedArray) -> None:

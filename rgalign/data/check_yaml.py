@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rgalign.data import split
 from rgalign.data.faults import Report, nearest, quote
 from rgalign.data.personal import personal
-from rgalign.data.schema import KINDS, REQUIRED, YAML_FILE, read_yaml
+from rgalign.data.schema import KINDS, OPTIONAL, REQUIRED, YAML_FILE, read_yaml
 from rgalign.data.world_model import WORLD_VERSION
 from rgalign.data.world_tables import Rules
 from rgalign.params import ParamsError
@@ -84,7 +84,8 @@ def _check_kinds(report: Report, features: object) -> dict:
     if not isinstance(features, dict):
         report.fault(where, f"is {quote(features)}; expected one line a feature column, column: kind")
         return {}
-    reserved = set(REQUIRED["sessions"]) - {"region"}  # a ranker may know the region, and must not know the others
+    # a ranker may know the region, and must not know the others
+    reserved = {*REQUIRED["sessions"], *OPTIONAL["sessions"]} - {"region"}
     for column, kind in features.items():
         if not isinstance(column, str):
             report.fault(where, f"names the column {quote(column)}; expected words, put it in quotation marks")

@@ -89,7 +89,7 @@ def _check_columns(report: Report, name: str, file: Table, kinds: dict[str, str]
             why = _who_needs(column, features) + nearest(column, unknown, 0.75)
             report.fault(f"{name}.{column}", f"is missing{why}")
     if name == "sessions":
-        _note_undeclared(report, unknown)
+        _note_undeclared(report, [column for column in schema.names if column not in needed])
     for column in unknown:
         if near := nearest(column, OPTIONAL.get(name, {}), 0.75):
             report.note(f"{name}.{column}", f"is not a column the project reads{near}")
@@ -151,6 +151,7 @@ EXPECTED = {
         pa.types.is_timestamp(found) or pa.types.is_date(found) or pa.types.is_null(found)
     ),
     "integers 0 to n-1": pa.types.is_integer,
+    "true or false, or 1 or 0": lambda found: _is_number(found) or pa.types.is_null(found),
     "integers 0 or 1": lambda found: pa.types.is_integer(found) or pa.types.is_boolean(found),
     "numbers": lambda found: _is_number(found) or pa.types.is_null(found),
     "strings, integers or booleans": lambda found: (
@@ -169,7 +170,12 @@ OF_KIND = {
     "history": "lists of strings or integers",
 }
 HINTS = {"timestamps or dates": "; pd.to_datetime makes them", "numbers": "; pd.to_numeric makes them"}  # of strings
-OF_COLUMN = {"position": "integers 0 to n-1", "clicked": "integers 0 or 1", "propensity": "numbers"}
+OF_COLUMN = {
+    "position": "integers 0 to n-1",
+    "clicked": "integers 0 or 1",
+    "propensity": "numbers",
+    "shuffled": "true or false, or 1 or 0",
+}
 
 
 def _expected(table: str, column: str, kind: str | None) -> str:

@@ -53,6 +53,7 @@ REQUIRED = {
     },
 }
 OPTIONAL = {
+    "sessions": {"shuffled": None},  # the whole list was shown in random order; `write` makes 0 and 1 of booleans
     "impressions": {"propensity": pa.float64()},
     "transcripts": {"session_id": STRING, "features": pa.map_(pa.string(), pa.string()), "intent_id": STRING},
 }

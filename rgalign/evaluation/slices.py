@@ -58,7 +58,7 @@ def session_slices(
     for name in ("cold", "tail", "head"):
         slices[name] = slices.index.isin(sessions_of_click[kind == name])
     if "shuffled" in sessions:
-        slices["shuffled"] = sessions["shuffled"].fillna(False).to_numpy(dtype=bool)
+        slices["shuffled"] = sessions["shuffled"].eq(True).fillna(False).to_numpy(dtype=bool)
     if train_sessions is not None:
         slices = slices.assign(**_by_impressions(sessions["user_id"], train_sessions, train_impressions))
     if "timestamp" in sessions:

@@ -31,6 +31,9 @@ Objective = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Mapping[str, 
 COMPLETE = "complete"  # mark in a checkpoint's folder, written last: a killed writer leaves none
 SETTINGS = "settings.json"  # what the checkpoints beside it belong to
 CHECKPOINTS, LOGS = 8, 40  # a run has about so many; a checkpoint falls on a log, so that a resumed curve is the same
+CHECKPOINTING = "activation_checkpointing"  # as newer releases of transformers call it
+if not hasattr(TrainingArguments, CHECKPOINTING):
+    CHECKPOINTING = "gradient_checkpointing"
 OPTIMIZERS = {"adamw_8bit": "adamw_bnb_8bit"}  # transformers' names; adamw is its default
 
 logger = logging.getLogger(__name__)
@@ -249,7 +252,7 @@ def trainer_arguments(
     steps = max(1, round(epochs * -(-documents // documents_per_batch)))
     logged, more = max(1, steps // LOGS), {}
     if engine.gradient_checkpointing:
-        more |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        more |= {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}}
     if engine.optimizer in OPTIMIZERS:
         more["optim"] = OPTIMIZERS[engine.optimizer]
     arguments = TrainingArguments(

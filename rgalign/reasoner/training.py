@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from rgalign import processes
 from rgalign.reasoner.engine import (
+    CHECKPOINTING,
     CHECKPOINTS,
     PLAIN,
     Bar,
@@ -107,7 +108,7 @@ def train(
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         model.__dict__.pop("forward", None)  # what accelerate put there for autocast
     if engine.gradient_checkpointing:
-        model.gradient_checkpointing_disable()
+        getattr(model, f"{CHECKPOINTING}_disable")()
     processes.wait_for_all()
     if processes.index() == 0:
         shutil.rmtree(folder)

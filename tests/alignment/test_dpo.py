@@ -20,6 +20,7 @@ from trl import DPOConfig, DPOTrainer
 from rgalign.alignment.dpo import Pairs, reference_log_probabilities
 from rgalign.artifacts import write_table
 from rgalign.params import ROOT
+from rgalign.reasoner.engine import CHECKPOINTING
 from rgalign.reasoner.model import fingerprint
 
 
@@ -44,7 +45,7 @@ def test_its_losses_are_those_of_trl(tmp_path, name):
     arguments = DPOConfig(
         output_dir=str(tmp_path / "trl"), max_steps=steps, per_device_train_batch_size=len(PROMPTS), logging_steps=1,
         learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=2, weight_decay=0.05, beta=0.3, bf16=False,
-        use_cpu=True, gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True, **theirs,
+        use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, **{CHECKPOINTING: False}, **theirs,
     )  # fmt: skip
     table = {"prompt": text(PROMPTS), "chosen": text(CHOSEN), "rejected": text(REJECTED)}
     trainer = DPOTrainer(

@@ -16,6 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from rgalign.alignment.preferences import COLUMNS, best_of_n, pairs, prompt_text, to_pairs
 from rgalign.artifacts import write_table
 from rgalign.data.prompts import Prompter
+from rgalign.reasoner.engine import CHECKPOINTING
 
 TRAIN = shop.lists("train", 12)
 KINDS = {"asked": "text", "state": "categorical"}
@@ -188,7 +189,7 @@ def test_trl_reads_the_table_as_it_is_and_sees_our_tokens(tmp_path):
     read = datasets.Dataset.from_parquet(str(tmp_path / "pairs.parquet"), cache_dir=str(tmp_path / "cache"))
     arguments = DPOConfig(
         output_dir=str(tmp_path / "trl"), max_steps=1, per_device_train_batch_size=4, bf16=False, use_cpu=True,
-        gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True,
+        report_to="none", save_strategy="no", disable_tqdm=True, **{CHECKPOINTING: False},
     )  # fmt: skip
     model = reasoner().model
     trainer = DPOTrainer(

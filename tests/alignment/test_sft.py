@@ -8,6 +8,7 @@ from small_pairs import CHOSEN, LORA, PROMPTS, TOKENIZER, Kill, Killed, text
 from trl import SFTConfig, SFTTrainer
 
 from rgalign.alignment.sft import sft
+from rgalign.reasoner.engine import CHECKPOINTING
 from rgalign.reasoner.model import fingerprint
 
 SETTINGS = dict(seed=3, epochs=5, documents_per_batch=8, progress=False)
@@ -19,8 +20,8 @@ def test_its_losses_are_those_of_trl(tmp_path):
     arguments = SFTConfig(
         output_dir=str(tmp_path / "trl"), max_steps=steps, per_device_train_batch_size=len(PROMPTS), logging_steps=1,
         learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=2, weight_decay=0.05, completion_only_loss=True,
-        bf16=False, use_cpu=True, gradient_checkpointing=False, report_to="none", save_strategy="no",
-        disable_tqdm=True, dataset_num_proc=None,
+        bf16=False, use_cpu=True, report_to="none", save_strategy="no",
+        disable_tqdm=True, dataset_num_proc=None, **{CHECKPOINTING: False},
     )  # fmt: skip
     table = {"prompt": text(PROMPTS), "completion": text(CHOSEN)}
     theirs = SFTTrainer(

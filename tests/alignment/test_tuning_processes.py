@@ -12,7 +12,7 @@ import two_processes
 from accelerate import Accelerator
 from test_short_memory import room_for
 
-from rgalign.reasoner.engine import Engine, StepTrainer
+from rgalign.reasoner.engine import CHECKPOINTING, Engine, StepTrainer
 from rgalign.reasoner.model import load
 from rgalign.reasoner.pieces import Share
 from rgalign.reasoner.training import Documents, right_padded, tokens_of
@@ -118,12 +118,13 @@ def test_pieces_hold_every_document_once_within_the_budget():
     assert sum(piece.share for piece in pieces) == pytest.approx(1)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_gradient_checkpointing_leaves_the_curve_as_it_is(tmp_path, monkeypatch):
     _, whole = process_worker.train("sft", tmp_path / "whole")
     monkeypatch.setattr(process_worker, "Engine", lambda **own: Engine(gradient_checkpointing=True, **own))
     reasoner, again = process_worker.train("sft", tmp_path / "again")
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), whole.drop(columns="seconds"), **CURVE)
-    assert not reasoner.model.is_gradient_checkpointing
+    assert not getattr(reasoner.model, f"is_{CHECKPOINTING}")
 
 
 def test_half_precision_learns_about_the_same_and_leaves_no_autocast(tmp_path, monkeypatch):

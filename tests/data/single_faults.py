@@ -9,6 +9,7 @@ from table_changes import (
     drop,
     drop_rows,
     empty,
+    kind,
     more_columns,
     put,
     rename,
@@ -20,6 +21,13 @@ from table_changes import (
 def with_index(tables, meta):
     """What pandas writes beside the columns after rows were picked or sorted."""
     tables["sessions"] = tables["sessions"].append_column("__index_level_0__", pa.array(range(10)))
+
+
+def with_shuffled(values):
+    def change(tables, meta):
+        tables["sessions"] = tables["sessions"].append_column("shuffled", values)
+
+    return change
 
 
 def clicks(values, rows=range(30)):
@@ -81,6 +89,18 @@ FAULTS = {
     "clicked in words": (
         typed("impressions", "clicked", pa.string(), "yes"),
         ["has the type string; expected integers 0 or 1"],
+    ),
+    "shuffled in words": (
+        with_shuffled(pa.array(["yes", "no"] * 5)),
+        ["sessions.shuffled", "has the type string; expected true or false, or 1 or 0"],
+    ),
+    "shuffled a number": (
+        with_shuffled(pa.array([0.0, 2.0, 1.0, None, 7.0] * 2)),
+        ["sessions.shuffled", "4 rows have another value (first: 2.0, 7.0); expected true or false, or 1 or 0"],
+    ),
+    "shuffled a feature": (
+        together(with_shuffled(pa.array([True, False] * 5)), kind("shuffled", "categorical")),
+        ["dataset.yaml features.shuffled", "cannot be a feature"],
     ),
     "clicked a float": (typed("impressions", "clicked", pa.float64()), ["impressions.clicked", "has the type double"]),
     "propensity zero": (put("impressions", "propensity", {0: 0.0}), ["impressions.propensity", "has the value 0.0"]),

@@ -15,6 +15,7 @@ from rgalign.artifacts import digest
 from rgalign.data import tables as rgalign_tables
 from rgalign.data.schema import SPLITS
 from rgalign.data.tables import Dataset, TableError, check, checked, copy, head, read, write
+from rgalign.evaluation.slices import session_slices
 
 
 def test_other_types_of_the_same_meaning_are_accepted(tmp_path):
@@ -60,6 +61,18 @@ def test_columns_without_a_value_have_no_zone_and_no_type(tmp_path):
         [[], None] * 5
     )
     assert dataset.sessions["timestamp"].iloc[0] == pd.Timestamp("2024-03-01")
+
+
+@pytest.mark.parametrize("values", [[True, None], [1, None], [1.0, float("nan")], [True, False], [None, None]])
+def test_whether_lists_were_shuffled_is_said_in_each_spelling_and_kept_when_written(tmp_path, values):
+    tables = good_tables()
+    tables["sessions"] = tables["sessions"].append_column("shuffled", pa.array(values * 5))
+    raw = write_raw(tmp_path / "raw", tables, good_meta())
+    write(read(raw, splits=SPLITS), tmp_path / "written")
+    for folder in (raw, tmp_path / "written"):
+        shop = read(folder, splits=SPLITS)
+        found = session_slices(shop.sessions, shop.impressions, shop.impressions)
+        assert found["shuffled"].tolist() == [value is not None and value == 1 for value in values * 5]
 
 
 def test_only_the_parts_asked_for_are_given(tmp_path):
@@ -232,3 +245,12 @@ def test_columns_and_sessions_can_be_left_out(tmp_path):
     assert few.sessions.equals(whole.sessions.head(3))
     assert few.impressions.equals(whole.impressions.head(9))
     assert len(head(raw, 99, splits=("test",)).sessions) == 2
+
+
+def test_what_was_verified_is_read_the_same_and_not_checked_again(tmp_path, monkeypatch):
+    folder = write_raw(tmp_path, good_tables(), good_meta())
+    wanted = read(folder, splits=SPLITS)
+    monkeypatch.setattr(rgalign_tables, "check", lambda _: pytest.fail("it was checked"))
+    found = read(folder, splits=SPLITS, verified=True)
+    assert found.meta == wanted.meta
+    assert all(getattr(found, name).equals(getattr(wanted, name)) for name in ("intents", "sessions", "impressions"))
