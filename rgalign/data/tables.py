@@ -27,6 +27,7 @@ from rgalign.data.schema import (
     NEEDED_TABLES,
     REQUIRED,
     SPLITS,
+    STRING,
     TABLES,
     YAML_FILE,
     as_types,
@@ -35,7 +36,7 @@ from rgalign.data.schema import (
     to_table,
 )
 
-__all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "head", "read", "write"]
+__all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "head", "read", "sessions", "write"]
 
 ROW_GROUP = 131_072  # rows; fixed, so that the same tables give the same bytes
 ROWS_AT_ONCE = 2**20  # rows looked up together: each look-up hashes all session ids anew
@@ -80,23 +81,42 @@ def read(
     splits: Sequence[str] = ("train", "valid"),
     truth: bool = False,
     columns: Sequence[str] | None = None,
+    clicks_only: bool = False,
+    transcripts: bool = True,
 ) -> Dataset:
     """The tables of `folder`: only sessions of `splits`, and what belongs to them; `truth` only when asked for.
 
-    columns  of the sessions, beside those that every data set has; None for all, and names it lacks are left out. Most
-             of a data set's memory are its feature columns
+    Most of a data set's memory are its feature columns, the impressions and the truth, which can be left out:
+    columns      of the sessions, beside those that every data set has; None for all, and names it lacks are left out
+    clicks_only  of the impressions those that were clicked;  transcripts  False: not read
     An empty split column is filled in by time (`split.resolve`). Raises TableError with every fault `check` finds,
     ValueError for an unknown split.
     """
     if not splits or not set(splits) <= set(SPLITS):
         raise ValueError(f"splits is {tuple(splits)}; expected one or more of {', '.join(SPLITS)}")
     meta = checked(folder)
-    return _read(Path(folder), meta, splits, truth=truth, columns=columns)
+    others = ["labels", *(["transcripts"] if transcripts else []), *(["truth"] if truth else [])]
+    return _read(Path(folder), meta, splits, others, columns=columns, clicks_only=clicks_only)
+
+
+def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The sessions of these ids in their order, of whatever split; `check` comes before it. columns: as of `read`.
+
+    They are taken from the file batch by batch. Raises KeyError where one is not there.
+    """
+    folder, wanted = Path(folder), pa.array(list(ids), STRING)
+    meta = read_yaml(folder / YAML_FILE)
+    parts = _session_parts(folder, dict(meta["features"]), meta, SPLITS, columns)
+    found = pa.concat_tables([part.filter(pc.is_in(part["session_id"], value_set=wanted)) for part in parts])
+    places = pc.index_in(wanted, value_set=found["session_id"].combine_chunks())
+    if places.null_count:
+        raise KeyError(f"{folder}/ has no session {wanted.filter(places.is_null())[0].as_py()!r}")
+    return to_frame(found.take(places))
 
 
 def head(folder: str | Path, sessions: int, *, splits: Sequence[str] = ("train", "valid")) -> Dataset:
     """The first so many sessions of `splits`, every column, and what belongs to them; `check` comes before it."""
-    return _read(Path(folder), read_yaml(Path(folder) / YAML_FILE), splits, most=sessions)
+    return _read(Path(folder), read_yaml(Path(folder) / YAML_FILE), splits, ("transcripts", "labels"), most=sessions)
 
 
 def write(dataset: Dataset, folder: str | Path) -> None:
@@ -139,24 +159,21 @@ def _read(
     folder: Path,
     meta: dict,
     splits: Sequence[str],
+    others: Sequence[str],
     *,
-    truth: bool = False,
     columns: Sequence[str] | None = None,
+    clicks_only: bool = False,
     most: int | None = None,
 ) -> Dataset:
     kinds = dict(meta["features"])
     sessions = to_frame(pa.concat_tables(_session_parts(folder, kinds, meta, splits, columns, most)))
     ids = pa.array(sessions["session_id"])
-    impressions = to_frame(_by_list(_load(folder, "impressions", kinds, ids), ids))
-    others = {
-        name: to_frame(_load(folder, name, kinds, ids))
-        for name in ("transcripts", "labels", "truth")
-        if is_there(folder, name) and (name != "truth" or truth)
-    }
-    if truth and "truth" not in others:
+    impressions = to_frame(_by_list(_load(folder, "impressions", kinds, ids, clicks_only=clicks_only), ids))
+    if "truth" in others and not is_there(folder, "truth"):
         raise TableError(f"{folder}/ has no truth.parquet: only a simulated data set knows the truth")
+    found = {name: to_frame(_load(folder, name, kinds, ids)) for name in others if is_there(folder, name)}
     intents = to_frame(_load(folder, "intents", kinds))
-    return Dataset(meta["name"], kinds, meta, intents, sessions, impressions, **others)
+    return Dataset(meta["name"], kinds, meta, intents, sessions, impressions, **found)
 
 
 def _session_parts(
@@ -183,21 +200,27 @@ def _session_parts(
             return
 
 
-def _load(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None = None) -> pa.Table:
+def _load(
+    folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None = None, *, clicks_only: bool = False
+) -> pa.Table:
     """One table in its types; rows of other sessions left where they are, rows without a session kept."""
-    parts = list(_parts(folder, name, kinds, sessions))
+    parts = list(_parts(folder, name, kinds, sessions, clicks_only=clicks_only))
     if not parts:
         return as_types(Table(folder, name).read(), name, kinds)
     return pa.concat_tables(parts).combine_chunks()
 
 
-def _parts(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None) -> Iterator[pa.Table]:
+def _parts(
+    folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None, *, clicks_only: bool = False
+) -> Iterator[pa.Table]:
     file = Table(folder, name)
     if sessions is None or "session_id" not in file.schema_arrow.names:
         yield from (as_types(pa.Table.from_batches([batch]), name, kinds) for batch in file.iter_batches(ROW_GROUP))
         return
     for rows in regrouped(file.iter_batches(ROW_GROUP), ROWS_AT_ONCE):
         part = as_types(rows, name, kinds)
+        if clicks_only:
+            part = part.filter(pc.equal(part["clicked"], 1))
         known = pc.is_in(part["session_id"], value_set=sessions)
         yield part.filter(pc.or_(known, pc.is_null(part["session_id"])))
 

@@ -229,6 +229,25 @@ def test_columns_and_sessions_can_be_left_out(tmp_path):
     assert narrow.sessions.equals(whole.sessions[list(narrow.sessions)])
     assert narrow.impressions.equals(whole.impressions)
     assert narrow.kinds == whole.kinds
+    clicks = read(raw, clicks_only=True, transcripts=False)
+    assert clicks.impressions.equals(whole.impressions[whole.impressions.clicked == 1].reset_index(drop=True))
+    assert clicks.sessions.equals(whole.sessions)
+    assert clicks.labels.equals(whole.labels)
+    assert clicks.transcripts is None
     assert few.sessions.equals(whole.sessions.head(3))
     assert few.impressions.equals(whole.impressions.head(9))
     assert len(head(raw, 99, splits=("test",)).sessions) == 2
+
+
+def test_some_sessions_are_found_in_the_order_asked_for(tmp_path):
+    raw = write_raw(tmp_path, good_tables(), good_meta())
+    whole = read(raw, splits=SPLITS).sessions
+    asked = whole.session_id.iloc[[5, 0, 5, 3]]
+    assert rgalign_tables.sessions(raw, asked).equals(whole.iloc[[5, 0, 5, 3]].reset_index(drop=True))
+    narrow = rgalign_tables.sessions(raw, asked, ["amount"])
+    assert narrow.equals(whole.iloc[[5, 0, 5, 3]].reset_index(drop=True)[list(narrow)])
+    assert "amount" in narrow
+    assert len(narrow.columns) == 6
+    assert len(rgalign_tables.sessions(raw, [])) == 0
+    with pytest.raises(KeyError, match=r"no session 'nobody'"):
+        rgalign_tables.sessions(raw, ["nobody", asked.iloc[0]])
