@@ -4,11 +4,7 @@ dataset = tables.read("shop/", splits=("train", "valid"))
 dataset.sessions.head()
 """
 
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +18,7 @@ import yaml
 from rgalign.data import split as splitting
 from rgalign.data.checks import Report, check
 from rgalign.data.parquet import Table, is_there, regrouped
+from rgalign.data.placing import placed
 from rgalign.data.schema import (
     KINDS,
     NEEDED_TABLES,
@@ -124,7 +121,7 @@ def write(dataset: Dataset, folder: str | Path) -> None:
 
     Replaces a data set that is already there. Raises FileExistsError where the folder holds anything else.
     """
-    with _placed(folder) as fresh:
+    with placed(folder) as fresh:
         for name in TABLES:
             if (frame := getattr(dataset, name)) is not None:
                 _write_table(fresh / f"{name}.parquet", [to_table(frame, name, dataset.kinds)])
@@ -143,7 +140,7 @@ def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
     source, kinds = Path(source), dict(meta["features"])
     ids = pa.chunked_array(as_types(Table(source, "sessions").read(["session_id"]), "sessions", kinds)["session_id"])
     ids = ids.combine_chunks()
-    with _placed(folder) as fresh:
+    with placed(folder) as fresh:
         for name in (name for name in TABLES if is_there(source, name)):
             if name == "sessions":
                 parts = _session_parts(source, kinds, meta, SPLITS)
@@ -269,47 +266,3 @@ def _write_meta(fresh: Path, meta: Mapping) -> None:
     kept = {key: value for key, value in meta.items() if key != "files"}
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
     (fresh / YAML_FILE).write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _placed(folder: str | Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder` when the block ends well."""
-    folder = Path(folder)
-    _refuse_foreign(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    fresh.mkdir()
-    try:
-        yield fresh
-        _put_in_place(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    try:
-        folder.stat()  # a link that leads to itself is an error here; Path.exists takes it for nothing
-    except FileNotFoundError:
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; expected a folder for a data set")
-    ours = {YAML_FILE, *(f"{name}.parquet" for name in TABLES)}
-    found = {path.name for path in folder.iterdir()}
-    foreign = sorted(found - ours) or (sorted(found) if found and YAML_FILE not in found else [])
-    if foreign:
-        raise FileExistsError(
-            f"{folder}/ is not empty and holds more than a data set (first: {', '.join(foreign[:3])}). "
-            "Nothing was written. Name a new folder."
-        )
-
-
-def _put_in_place(fresh: Path, folder: Path) -> None:
-    """Two renames: the old data set aside, the new one in. A folder that is a link keeps being one."""
-    folder = folder.resolve()
-    if not folder.exists():
-        os.replace(fresh, folder)
-        return
-    old = fresh.with_suffix(".old")
-    os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old)
