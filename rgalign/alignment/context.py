@@ -72,7 +72,7 @@ class Context:
         trained = rankers.load_rankers(folder, [QE_REC], params.ranker.seeds, device=params.run.device)
         return cls(
             params,
-            tables.read(data, columns=recipe.columns(data), clicks_only=True, transcripts=False),
+            tables.excerpt(data, recipe.columns(data)),
             rankers.with_vectors(parts, QE_REC, *pair, seed=params.reasoner.seed),
             recipe,
             {seed: model for (_, seed), model in trained.items()},

@@ -33,7 +33,9 @@ from rgalign.data.schema import (
     to_table,
 )
 
-__all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "head", "read", "sessions", "write"]
+__all__ = [
+    "KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "excerpt", "head", "read", "sessions", "write",
+]  # fmt: skip
 
 ROW_GROUP = 131_072  # rows; fixed, so that the same tables give the same bytes
 ROWS_AT_ONCE = 2**20  # rows looked up together: each look-up hashes all session ids anew
@@ -78,22 +80,40 @@ def read(
     splits: Sequence[str] = ("train", "valid"),
     truth: bool = False,
     columns: Sequence[str] | None = None,
-    clicks_only: bool = False,
-    transcripts: bool = True,
 ) -> Dataset:
     """The tables of `folder`: only sessions of `splits`, and what belongs to them; `truth` only when asked for.
 
-    Most of a data set's memory are its feature columns, the impressions and the truth, which can be left out:
-    columns      of the sessions, beside those that every data set has; None for all, and names it lacks are left out
-    clicks_only  of the impressions those that were clicked;  transcripts  False: not read
+    columns  of the sessions, beside those that every data set has; None for all, and names it lacks are left out. Most
+             of a data set's memory are its feature columns
     An empty split column is filled in by time (`split.resolve`). Raises TableError with every fault `check` finds,
     ValueError for an unknown split.
     """
-    if not splits or not set(splits) <= set(SPLITS):
-        raise ValueError(f"splits is {tuple(splits)}; expected one or more of {', '.join(SPLITS)}")
+    _refuse_unknown(splits)
     meta = checked(folder)
-    others = ["labels", *(["transcripts"] if transcripts else []), *(["truth"] if truth else [])]
-    return _read(Path(folder), meta, splits, others, columns=columns, clicks_only=clicks_only)
+    return _read(Path(folder), meta, splits, ("transcripts", "labels", *(["truth"] if truth else [])), columns=columns)
+
+
+def excerpt(
+    folder: str | Path,
+    columns: Sequence[str],
+    *,
+    splits: Sequence[str] = ("train", "valid"),
+    truth: bool = False,
+    transcripts: bool = False,
+    whole_lists: bool = False,
+) -> Dataset:
+    """`read` for a run's own tables, with no more in memory than a stage uses. They are not checked again: notebook 01
+    did, and `open_stage` refuses what was altered since.
+
+    columns      of the sessions, as of `read`
+    whole_lists  False: of the impressions those that were clicked. The encoded lists (data.shards) have all of them
+    Raises ValueError for an unknown split.
+    """
+    _refuse_unknown(splits)
+    asked = {"labels": True, "transcripts": transcripts, "truth": truth}
+    others = [name for name, is_asked in asked.items() if is_asked]
+    meta = read_yaml(Path(folder) / YAML_FILE)
+    return _read(Path(folder), meta, splits, others, columns=columns, clicks_only=not whole_lists)
 
 
 def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -150,6 +170,11 @@ def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
                 parts = _parts(source, name, kinds, ids if name == "transcripts" else None)
             _write_table(fresh / f"{name}.parquet", parts)
         _write_meta(fresh, meta)
+
+
+def _refuse_unknown(splits: Sequence[str]) -> None:
+    if not splits or not set(splits) <= set(SPLITS):
+        raise ValueError(f"splits is {tuple(splits)}; expected one or more of {', '.join(SPLITS)}")
 
 
 def _read(

@@ -229,14 +229,27 @@ def test_columns_and_sessions_can_be_left_out(tmp_path):
     assert narrow.sessions.equals(whole.sessions[list(narrow.sessions)])
     assert narrow.impressions.equals(whole.impressions)
     assert narrow.kinds == whole.kinds
-    clicks = read(raw, clicks_only=True, transcripts=False)
-    assert clicks.impressions.equals(whole.impressions[whole.impressions.clicked == 1].reset_index(drop=True))
-    assert clicks.sessions.equals(whole.sessions)
-    assert clicks.labels.equals(whole.labels)
-    assert clicks.transcripts is None
     assert few.sessions.equals(whole.sessions.head(3))
     assert few.impressions.equals(whole.impressions.head(9))
     assert len(head(raw, 99, splits=("test",)).sessions) == 2
+
+
+def test_an_excerpt_is_what_read_gives_without_what_was_not_asked_for(tmp_path):
+    raw = write_raw(tmp_path, good_tables(), good_meta())
+    whole, few = read(raw, splits=("test",), truth=True), rgalign_tables.excerpt(raw, ["note"], splits=("test",))
+    assert few.sessions.equals(read(raw, splits=("test",), columns=["note"]).sessions)
+    assert few.impressions.equals(whole.impressions[whole.impressions.clicked == 1].reset_index(drop=True))
+    assert few.intents.equals(whole.intents)
+    assert few.labels.equals(whole.labels)
+    assert few.transcripts is None
+    assert few.truth is None
+    assert few.meta == whole.meta
+    asked = {"truth": True, "transcripts": True, "whole_lists": True}
+    all_of_it = rgalign_tables.excerpt(raw, list(whole.kinds), splits=("test",), **asked)
+    for name in ("sessions", "impressions", "transcripts", "truth"):
+        assert getattr(all_of_it, name).equals(getattr(whole, name)), name
+    with pytest.raises(ValueError, match=r"splits is \('week',\); expected"):
+        rgalign_tables.excerpt(raw, [], splits=("week",))
 
 
 def test_some_sessions_are_found_in_the_order_asked_for(tmp_path):
