@@ -34,7 +34,8 @@ from rgalign.data.schema import (
 )
 
 __all__ = [
-    "KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "excerpt", "head", "read", "sessions", "write",
+    "KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "excerpt", "head", "read", "sessions",
+    "write",
 ]  # fmt: skip
 
 ROW_GROUP = 131_072  # rows; fixed, so that the same tables give the same bytes
