@@ -14,6 +14,7 @@ import pandas as pd
 from rgalign.alignment.context import Context
 from rgalign.alignment.rewarding import Rewarder
 from rgalign.artifacts import ArtifactError
+from rgalign.data import tables
 from rgalign.data.lists import Lists
 from rgalign.evaluation.results import MODELS
 from rgalign.ranking import Ranking
@@ -35,7 +36,7 @@ class Explorer:
     scorers   name of the ranker -> its scorer: qe_rec, and rgalign_rec where the run has an alignment
     baseline  two_tower_text, None where the run has not trained it
     rewarder  None where no reward model was trained, or the reasoner writes nothing
-    sessions  of the valid split, each with a click; clicked  session_id -> the ids it clicked on
+    sessions  of the valid split, each with a click, all their columns; clicked  session_id -> the ids it clicked on
     """
 
     scorers: Mapping[str, Scorer]
@@ -67,7 +68,7 @@ class Explorer:
             baseline,
             Rewarder.load(context, stage.path("models/reward")) if rewards else None,
             context.parts.valid,
-            own[own.session_id.isin(clicks.index)].reset_index(drop=True),
+            tables.sessions(stage.path("tables/dataset"), own.session_id[own.session_id.isin(clicks.index)]),
             clicks.to_dict(),
             derived(stage.params.run.seed, "tour"),
         )

@@ -42,7 +42,8 @@ QE_REC, RGALIGN_REC = "qe_rec", "rgalign_rec"
 class Context:
     """A run as its alignment sees it.
 
-    shop      train and valid;  parts  encoded, with the vectors that the reasoner made before its alignment
+    shop      train and valid: of their sessions what a prompt shows, of their impressions the clicked ones
+    parts     encoded, with the vectors that the reasoner made before its alignment
     rankers   seed -> QE-Rec of notebook 03;  models  folder of the language models of notebook 02
     """
 
@@ -69,13 +70,14 @@ class Context:
             raise ValueError("; ".join(unknown))
         pair = (vectors.load(path("tables/embeddings") / "prompt" / kind) for kind in ("sessions", "intents"))
         parts = rankers.load_parts(path("tables/encoded"))
+        recipe, data = build.Recipe.of(params), path("tables/dataset")
         folder = path("models/rankers")
         trained = rankers.load_rankers(folder, [QE_REC], params.ranker.seeds, device=params.run.device)
         return cls(
             params,
-            tables.read(path("tables/dataset"), verified=True),
+            tables.excerpt(data, recipe.columns(data)),
             rankers.with_vectors(parts, QE_REC, *pair, seed=params.reasoner.seed),
-            build.Recipe.of(params),
+            recipe,
             {seed: model for (_, seed), model in trained.items()},
             path("models/reasoner"),
             folder / QE_REC,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -178,6 +179,13 @@ def clicks_of(parts: Sequence[Lists], intents: int) -> np.ndarray:
     """(intents,) how often each intent of the KB was clicked in these lists."""
     clicked = [lists.candidates[lists.clicked].numpy() for lists in parts]
     return np.bincount(np.concatenate([np.zeros(0, int), *clicked]), minlength=intents)
+
+
+def by_user(parts: Sequence[Lists]) -> pd.DataFrame:
+    """What these lists have of each user, by user_id: columns clicks, impressions."""
+    counts = [{"clicks": lists.clicked.sum(1).numpy(), "impressions": lists.shown.sum(1).numpy()} for lists in parts]
+    users = np.concatenate([lists.user_id for lists in parts])
+    return pd.concat(map(pd.DataFrame, counts)).groupby(pd.Index(users, name="user_id")).sum()
 
 
 def concat_padded(tensors: Sequence[Tensor], value: int | bool) -> Tensor:

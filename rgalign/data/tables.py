@@ -4,11 +4,7 @@ dataset = tables.read("shop/", splits=("train", "valid"))
 dataset.sessions.head()
 """
 
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +18,13 @@ import yaml
 from rgalign.data import split as splitting
 from rgalign.data.checks import Report, check
 from rgalign.data.parquet import Table, is_there, regrouped
+from rgalign.data.placing import placed
 from rgalign.data.schema import (
     KINDS,
     NEEDED_TABLES,
     REQUIRED,
     SPLITS,
+    STRING,
     TABLES,
     YAML_FILE,
     as_types,
@@ -35,7 +33,10 @@ from rgalign.data.schema import (
     to_table,
 )
 
-__all__ = ["KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "head", "read", "write"]
+__all__ = [
+    "KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "excerpt", "head", "read", "sessions",
+    "write",
+]  # fmt: skip
 
 ROW_GROUP = 131_072  # rows; fixed, so that the same tables give the same bytes
 ROWS_AT_ONCE = 2**20  # rows looked up together: each look-up hashes all session ids anew
@@ -91,15 +92,52 @@ def read(
     An empty split column is filled in by time (`split.resolve`). Raises TableError with every fault `check` finds,
     ValueError for an unknown split.
     """
-    if not splits or not set(splits) <= set(SPLITS):
-        raise ValueError(f"splits is {tuple(splits)}; expected one or more of {', '.join(SPLITS)}")
+    _refuse_unknown(splits)
     meta = read_yaml(Path(folder) / YAML_FILE) if verified else checked(folder)
-    return _read(Path(folder), meta, splits, truth=truth, columns=columns)
+    return _read(Path(folder), meta, splits, ("transcripts", "labels", *(["truth"] if truth else [])), columns=columns)
+
+
+def excerpt(
+    folder: str | Path,
+    columns: Sequence[str],
+    *,
+    splits: Sequence[str] = ("train", "valid"),
+    truth: bool = False,
+    transcripts: bool = False,
+    whole_lists: bool = False,
+) -> Dataset:
+    """`read` for a run's own tables, with no more in memory than a stage uses. They are not checked again: notebook 01
+    did, and `open_stage` refuses what was altered since.
+
+    columns      of the sessions, as of `read`
+    whole_lists  False: of the impressions those that were clicked. The encoded lists (data.shards) have all of them
+    Raises ValueError for an unknown split.
+    """
+    _refuse_unknown(splits)
+    asked = {"labels": True, "transcripts": transcripts, "truth": truth}
+    others = [name for name, is_asked in asked.items() if is_asked]
+    meta = read_yaml(Path(folder) / YAML_FILE)
+    return _read(Path(folder), meta, splits, others, columns=columns, clicks_only=not whole_lists)
+
+
+def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The sessions of these ids in their order, of whatever split; `check` comes before it. columns: as of `read`.
+
+    They are taken from the file batch by batch. Raises KeyError where one is not there.
+    """
+    folder, wanted = Path(folder), pa.array(list(ids), STRING)
+    meta = read_yaml(folder / YAML_FILE)
+    parts = _session_parts(folder, dict(meta["features"]), meta, SPLITS, columns)
+    found = pa.concat_tables([part.filter(pc.is_in(part["session_id"], value_set=wanted)) for part in parts])
+    places = pc.index_in(wanted, value_set=found["session_id"].combine_chunks())
+    if places.null_count:
+        raise KeyError(f"{folder}/ has no session {wanted.filter(places.is_null())[0].as_py()!r}")
+    return to_frame(found.take(places))
 
 
 def head(folder: str | Path, sessions: int, *, splits: Sequence[str] = ("train", "valid")) -> Dataset:
     """The first so many sessions of `splits`, every column, and what belongs to them; `check` comes before it."""
-    return _read(Path(folder), read_yaml(Path(folder) / YAML_FILE), splits, most=sessions)
+    return _read(Path(folder), read_yaml(Path(folder) / YAML_FILE), splits, ("transcripts", "labels"), most=sessions)
 
 
 def write(dataset: Dataset, folder: str | Path) -> None:
@@ -107,7 +145,7 @@ def write(dataset: Dataset, folder: str | Path) -> None:
 
     Replaces a data set that is already there. Raises FileExistsError where the folder holds anything else.
     """
-    with _placed(folder) as fresh:
+    with placed(folder) as fresh:
         for name in TABLES:
             if (frame := getattr(dataset, name)) is not None:
                 _write_table(fresh / f"{name}.parquet", [to_table(frame, name, dataset.kinds)])
@@ -126,7 +164,7 @@ def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
     source, kinds = Path(source), dict(meta["features"])
     ids = pa.chunked_array(as_types(Table(source, "sessions").read(["session_id"]), "sessions", kinds)["session_id"])
     ids = ids.combine_chunks()
-    with _placed(folder) as fresh:
+    with placed(folder) as fresh:
         for name in (name for name in TABLES if is_there(source, name)):
             if name == "sessions":
                 parts = _session_parts(source, kinds, meta, SPLITS)
@@ -138,28 +176,30 @@ def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
         _write_meta(fresh, meta)
 
 
+def _refuse_unknown(splits: Sequence[str]) -> None:
+    if not splits or not set(splits) <= set(SPLITS):
+        raise ValueError(f"splits is {tuple(splits)}; expected one or more of {', '.join(SPLITS)}")
+
+
 def _read(
     folder: Path,
     meta: dict,
     splits: Sequence[str],
+    others: Sequence[str],
     *,
-    truth: bool = False,
     columns: Sequence[str] | None = None,
+    clicks_only: bool = False,
     most: int | None = None,
 ) -> Dataset:
     kinds = dict(meta["features"])
     sessions = to_frame(pa.concat_tables(_session_parts(folder, kinds, meta, splits, columns, most)))
     ids = pa.array(sessions["session_id"])
-    impressions = to_frame(_by_list(_load(folder, "impressions", kinds, ids), ids))
-    others = {
-        name: to_frame(_load(folder, name, kinds, ids))
-        for name in ("transcripts", "labels", "truth")
-        if is_there(folder, name) and (name != "truth" or truth)
-    }
-    if truth and "truth" not in others:
+    impressions = to_frame(_by_list(_load(folder, "impressions", kinds, ids, clicks_only=clicks_only), ids))
+    if "truth" in others and not is_there(folder, "truth"):
         raise TableError(f"{folder}/ has no truth.parquet: only a simulated data set knows the truth")
+    found = {name: to_frame(_load(folder, name, kinds, ids)) for name in others if is_there(folder, name)}
     intents = to_frame(_load(folder, "intents", kinds))
-    return Dataset(meta["name"], kinds, meta, intents, sessions, impressions, **others)
+    return Dataset(meta["name"], kinds, meta, intents, sessions, impressions, **found)
 
 
 def _session_parts(
@@ -186,21 +226,27 @@ def _session_parts(
             return
 
 
-def _load(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None = None) -> pa.Table:
+def _load(
+    folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None = None, *, clicks_only: bool = False
+) -> pa.Table:
     """One table in its types; rows of other sessions left where they are, rows without a session kept."""
-    parts = list(_parts(folder, name, kinds, sessions))
+    parts = list(_parts(folder, name, kinds, sessions, clicks_only=clicks_only))
     if not parts:
         return as_types(Table(folder, name).read(), name, kinds)
     return pa.concat_tables(parts).combine_chunks()
 
 
-def _parts(folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None) -> Iterator[pa.Table]:
+def _parts(
+    folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None, *, clicks_only: bool = False
+) -> Iterator[pa.Table]:
     file = Table(folder, name)
     if sessions is None or "session_id" not in file.schema_arrow.names:
         yield from (as_types(pa.Table.from_batches([batch]), name, kinds) for batch in file.iter_batches(ROW_GROUP))
         return
     for rows in regrouped(file.iter_batches(ROW_GROUP), ROWS_AT_ONCE):
         part = as_types(rows, name, kinds)
+        if clicks_only:
+            part = part.filter(pc.equal(part["clicked"], 1))
         known = pc.is_in(part["session_id"], value_set=sessions)
         yield part.filter(pc.or_(known, pc.is_null(part["session_id"])))
 
@@ -249,47 +295,3 @@ def _write_meta(fresh: Path, meta: Mapping) -> None:
     kept = {key: value for key, value in meta.items() if key != "files"}
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
     (fresh / YAML_FILE).write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _placed(folder: str | Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder` when the block ends well."""
-    folder = Path(folder)
-    _refuse_foreign(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    fresh.mkdir()
-    try:
-        yield fresh
-        _put_in_place(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    try:
-        folder.stat()  # a link that leads to itself is an error here; Path.exists takes it for nothing
-    except FileNotFoundError:
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; expected a folder for a data set")
-    ours = {YAML_FILE, *(f"{name}.parquet" for name in TABLES)}
-    found = {path.name for path in folder.iterdir()}
-    foreign = sorted(found - ours) or (sorted(found) if found and YAML_FILE not in found else [])
-    if foreign:
-        raise FileExistsError(
-            f"{folder}/ is not empty and holds more than a data set (first: {', '.join(foreign[:3])}). "
-            "Nothing was written. Name a new folder."
-        )
-
-
-def _put_in_place(fresh: Path, folder: Path) -> None:
-    """Two renames: the old data set aside, the new one in. A folder that is a link keeps being one."""
-    folder = folder.resolve()
-    if not folder.exists():
-        os.replace(fresh, folder)
-        return
-    old = fresh.with_suffix(".old")
-    os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old)

@@ -35,6 +35,8 @@ class Traffic:
     available: np.ndarray  # was in the KB at the session's time (sessions, KB)
     scores: np.ndarray  # of the legacy policy that wrote the log, whole numbers (sessions, KB)
 
+    reads = LEGACY_COLUMNS  # feature columns of the sessions, beside those that every data set has
+
     @classmethod
     def of(cls, meta: dict, sessions: pd.DataFrame, truth: pd.DataFrame | None) -> "Traffic":
         """The traffic of `sessions`, any of a data set that was drawn from a world (world.generate).

@@ -46,7 +46,8 @@ def leads_to_click(context: Context, reader: Reasoner, candidates: pd.DataFrame)
     similarity = np.where(context.parts.intents.existing(times), similarity, -1.0)
     nearest = context.shop.intents["intent_id"].to_numpy(dtype=object)[similarity.argmax(axis=1)]
     clicks = context.shop.impressions
-    clicked = set(clicks.loc[clicks["clicked"] == 1, ["session_id", "intent_id"]].itertuples(index=False, name=None))
+    clicks = clicks[(clicks["clicked"] == 1) & clicks["session_id"].isin(candidates["session_id"])]
+    clicked = set(clicks[["session_id", "intent_id"]].itertuples(index=False, name=None))
     told = similarity.max(axis=1) > 0  # a query that shares no word with the KB leads nowhere
     pairs = zip(candidates["session_id"], nearest, strict=True)
     return told & np.array([pair in clicked for pair in pairs], dtype=bool)

@@ -1,7 +1,6 @@
 """What a reasoner writes and sees: the small tables behind notebook 02's figures."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,8 +109,3 @@ def principal_map(embedded: Vectors, sessions: pd.DataFrame, dataset: Dataset) -
     x, y = (values @ (directions[:2] * signs[:, None]).T).T
     of_session: Mapping = family["category"].astype(object).fillna("(none)").to_dict()
     return pd.DataFrame({"x": x, "y": y, "family": [of_session[i] for i in sessions["session_id"]]})
-
-
-def without_test(dataset: Dataset) -> Dataset:
-    """The dataset with train's and valid's sessions alone: what models and TF-IDF may be fitted on."""
-    return replace(dataset, sessions=dataset.sessions[dataset.sessions.split != "test"])

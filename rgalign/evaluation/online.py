@@ -37,13 +37,13 @@ class Audience:
 
         lists   arm -> (sessions, k) what it shows (Traffic.top)
         users   (sessions,) user ids of the traffic's sessions
-        before  impressions of the weeks before, with columns user_id and clicked
+        before  clicks and impressions of the weeks before, by user_id (data.lists.by_user)
         """
         names, person = np.unique(np.asarray(users, dtype=str), return_inverse=True)
-        history = before.groupby(before["user_id"].astype(str))["clicked"].agg(["sum", "size"])
-        history = history.reindex(names, fill_value=0).astype(float)
+        history = before.reindex(names, fill_value=0).astype(float)
         probability = {name: traffic.click_probability(shown) for name, shown in lists.items()}
-        return cls(person, probability, pre_period_covariate(history["sum"].to_numpy(), history["size"].to_numpy()))
+        counts = (history[name].to_numpy() for name in ("clicks", "impressions"))
+        return cls(person, probability, pre_period_covariate(*counts))
 
     @property
     def users(self) -> int:

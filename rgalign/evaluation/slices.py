@@ -12,8 +12,12 @@ region=R    the session's region, where there are 2 to 12: more would be a slice
 A session that clicked on several intents can be in several of cold, tail and head.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+
+from rgalign.data.lists import Intents, Lists, by_user, clicks_of
 
 TAIL_SHARE = 1 / 3  # of train's clicks [C]
 MOST_REGIONS = 12
@@ -36,31 +40,34 @@ def intent_kinds(intent_ids, train_clicked_ids) -> pd.Series:
     return pd.Series(kinds, index=intent_ids, name="kind")
 
 
+def of_train(lists: Sequence[Lists], intents: Intents) -> dict:
+    """What `session_slices` is to know of train, from its encoded lists (train and dev)."""
+    ids = np.repeat(intents.intent_id, clicks_of(lists, len(intents)))
+    return {"train_clicks": ids, "seen": by_user(lists)["impressions"]}
+
+
 def session_slices(
-    sessions: pd.DataFrame,
-    impressions: pd.DataFrame,
-    train_impressions: pd.DataFrame,
-    train_sessions: pd.DataFrame | None = None,
+    sessions: pd.DataFrame, impressions: pd.DataFrame, train_clicks, seen: pd.Series | None = None
 ) -> pd.DataFrame:
     """One bool column a slice, indexed by session_id in the order of `sessions`; `.sum()` gives the counts.
 
-    sessions, impressions  of the split to be judged (ARCHITECTURE.md, Contracts); train_impressions of train
-    train_sessions         adds the slices by impressions a user; None leaves them out
+    sessions, impressions  of the split to be judged (ARCHITECTURE.md, Contracts); the clicked impressions will do
+    train_clicks           ids clicked in train, one a click
+    seen                   train's impressions of each user, by user_id; None: no slices by them
     A slice without a session is kept: its metric is undefined, and the tables say so.
     """
     ids = sessions["session_id"].to_numpy(dtype=object)
     slices = pd.DataFrame({"all": np.ones(len(ids), dtype=bool)}, index=pd.Index(ids, name="session_id"))
     clicked = impressions[impressions["clicked"].astype(bool)]
-    known = train_impressions.loc[train_impressions["clicked"].astype(bool), "intent_id"]
-    kind_of = intent_kinds(clicked["intent_id"].unique(), known)
+    kind_of = intent_kinds(clicked["intent_id"].unique(), train_clicks)
     kind = clicked["intent_id"].map(kind_of).to_numpy(dtype=object)
     sessions_of_click = clicked["session_id"].to_numpy(dtype=object)
     for name in ("cold", "tail", "head"):
         slices[name] = slices.index.isin(sessions_of_click[kind == name])
     if "shuffled" in sessions:
         slices["shuffled"] = sessions["shuffled"].eq(True).fillna(False).to_numpy(dtype=bool)
-    if train_sessions is not None:
-        slices = slices.assign(**_by_impressions(sessions["user_id"], train_sessions, train_impressions))
+    if seen is not None:
+        slices = slices.assign(**_by_impressions(sessions["user_id"].map(seen).fillna(0).to_numpy(dtype=int)))
     if "timestamp" in sessions:
         slices = slices.assign(**_by_hour(sessions["timestamp"]))
     regions = sorted(sessions["region"].dropna().unique())
@@ -69,10 +76,7 @@ def session_slices(
     return slices
 
 
-def _by_impressions(user_ids: pd.Series, train_sessions: pd.DataFrame, train_impressions: pd.DataFrame) -> dict:
-    user_of = train_sessions.set_index("session_id")["user_id"]
-    counts = train_impressions["session_id"].map(user_of).value_counts()
-    seen = user_ids.map(counts).fillna(0).to_numpy(dtype=int)
+def _by_impressions(seen: np.ndarray) -> dict:
     if not (seen > 0).any():
         return {}
     middle = int(np.median(seen[seen > 0]))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rgalign.data import tables
+from rgalign.data.describe import train_clicks
 from rgalign.evaluation import results, slices
 from rgalign.evaluation.comparisons import COMPARED, by_world, comparisons, comparisons_over_worlds, difference_of
 from rgalign.evaluation.study import FULL, METRICS, PAIR, SLICES, WORLD, as_row, table_of
@@ -75,10 +76,10 @@ def same(column: pd.Series, value) -> pd.Series:
 
 def _slices(run: Path) -> pd.DataFrame:
     """SLICES of the test sessions of a run."""
-    shop = tables.read(run / "tables/dataset", splits=("train", "test"))
-    own = {name: shop.sessions[shop.sessions["split"] == name] for name in ("train", "test")}
-    shown = {name: shop.impressions[shop.impressions["session_id"].isin(s["session_id"])] for name, s in own.items()}
-    return slices.session_slices(own["test"], shown["test"], shown["train"])[list(SLICES)]
+    shop = tables.excerpt(run / "tables/dataset", ["shuffled"], splits=("train", "test"))
+    test = shop.sessions[shop.sessions["split"] == "test"]
+    clicks = shop.impressions[shop.impressions["session_id"].isin(test["session_id"])]
+    return slices.session_slices(test, clicks, train_clicks(shop))[list(SLICES)]
 
 
 def _sessions(folder: Path, runs: pd.DataFrame, ablations: Collection[str]) -> pd.DataFrame:

@@ -16,13 +16,14 @@ from sklearn.pipeline import Pipeline
 
 from rgalign.data import verbal
 from rgalign.data.prompts import Prompter
+from rgalign.data.schema import YAML_FILE, read_yaml
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.parallel import each
 from rgalign.params import Params
 from rgalign.reasoner import lsa, queries, tokenizer
 from rgalign.reasoner.adapter import adapted
-from rgalign.reasoner.embed_shards import embed_by_processes, embed_to_shards, gather
+from rgalign.reasoner.embed_shards import Prompts, embed_by_processes, embed_to_shards, gather
 from rgalign.reasoner.folder import positions
 from rgalign.reasoner.model import Reasoner, ReasonerError, look, save, tiny
 from rgalign.reasoner.pretrain import pretrain
@@ -56,6 +57,10 @@ class Recipe:
     def own(self) -> bool:
         """The main model is built here."""
         return self.settings["model"] == TINY
+
+    def columns(self, folder: Path) -> list[str]:
+        """The feature columns of a data set folder that a prompt shows (settings.shown_features)."""
+        return shown_features(self.settings, read_yaml(folder / YAML_FILE), self.drop)
 
     def prompter(self, dataset: Dataset, reasoner: Reasoner, *, texts: bool = True) -> Prompter:
         """The prompter for this one of the run's models."""
@@ -160,8 +165,9 @@ class Embedding:
 
     def sessions(self, frame: pd.DataFrame, work: Path) -> Vectors:
         """Vectors of sessions by session_id. work: folder for finished shards; a killed call goes on from them."""
-        prompts = self.prompter.sessions(frame)
+        prompts: Sequence[list[int]] = Prompts(self.prompter, frame)
         if self.writes:
+            prompts = list(prompts)
             written = queries.greedy(self.reasoner, self.prompter, prompts, max_new_tokens=self.max_new_tokens)
             asked = self.prompter.queries(written["query"].tolist())
             prompts = [[*prompt, *query] for prompt, query in zip(prompts, asked, strict=True)]
@@ -175,9 +181,9 @@ class Embedding:
             prompts = [[*prompt, *title] for prompt, title in zip(prompts, titles, strict=True)]
         return self._vectors(frame["intent_id"].tolist(), prompts, work)
 
-    def _vectors(self, ids: list[str], sequences: list[list[int]], work: Path) -> Vectors:
+    def _vectors(self, ids: list[str], sequences: Sequence[list[int]], work: Path) -> Vectors:
         if self.words is not None:
-            return Vectors(ids, lsa.embed(self.words, sequences))
+            return Vectors(ids, lsa.embed(self.words, list(sequences)))
         how = {"pooling": self.pooling, "tokens_per_batch": self.tokens_per_batch, "prefix": len(self.prompter.head)}
         if self.recipe is not None and self.recipe.launcher:
             where = {"dtype": self.recipe.settings["dtype"], "device": self.recipe.device}

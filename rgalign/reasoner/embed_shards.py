@@ -3,11 +3,12 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -15,15 +16,38 @@ import torch
 from rgalign import processes
 from rgalign.artifacts import atomic, write_arrow
 from rgalign.data import vectors as store
+from rgalign.data.prompts import Prompter
 from rgalign.data.vectors import Vectors
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.source import hand_over, take_over
 
 ROWS_PER_SHARD = 20_000
+SESSIONS_AT_ONCE = 4_096  # whose prompts are made together
 ROWS_BY_PROCESSES = 2_000  # in a shard that several processes share out; fixed, so that their number changes no byte
 SEQUENCES = "sequences.parquet"
 LABEL, VECTORS = "shard.json", "vectors"
+
+
+class Prompts(Sequence):
+    """The prompts of a frame's sessions, made when they are asked for: those of many sessions, with the words that they
+    are made of, take ten times the memory of the frame."""
+
+    def __init__(self, prompter: Prompter, frame: pd.DataFrame):
+        self._prompter, self._frame = prompter, frame
+
+    def __len__(self) -> int:
+        return len(self._frame)
+
+    def __getitem__(self, rows):
+        """One prompt, or those of a slice of rows."""
+        if isinstance(rows, slice):
+            return self._prompter.sessions(self._frame.iloc[rows])
+        return self[range(len(self))[rows] : range(len(self))[rows] + 1][0]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, len(self), SESSIONS_AT_ONCE):
+            yield from self[first : first + SESSIONS_AT_ONCE]
 
 
 def embed_to_shards(

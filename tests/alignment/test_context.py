@@ -14,6 +14,7 @@ from rgalign.alignment import steps
 from rgalign.alignment.context import MAIN, Context, hand_on, load_aligned
 from rgalign.alignment.tuning import trainable, tuned
 from rgalign.artifacts import digest
+from rgalign.data import tables
 from rgalign.reasoner.model import fingerprint
 from rgalign.stages import open_stage
 
@@ -33,7 +34,7 @@ def moved(reasoner, lora=LORA, seed=0):
 def test_learners_have_a_click_and_are_nobody_elses(context):
     learners, parts = context.learners, context.parts
     sessions = context.shop.sessions.set_index("session_id")
-    clicked = context.shop.impressions.groupby("session_id").clicked.max()
+    clicked = tables.read(context.run / "tables/dataset").impressions.groupby("session_id").clicked.max()
     own = set(learners.session_id)
     assert learners.part == "train"
     assert 0 < len(own) == len(learners)
@@ -48,6 +49,15 @@ def test_learners_have_a_click_and_are_nobody_elses(context):
 def test_nothing_of_the_test_week_is_in_reach(context):
     assert set(context.shop.sessions.split) == {"train", "valid"}
     assert context.shop.truth is None
+
+
+def test_of_the_shop_it_holds_what_prompts_show_and_the_clicks(context):
+    whole = tables.read(context.run / "tables/dataset")
+    shown = context.recipe.prompter(whole, context.main()).features
+    assert set(context.shop.sessions) == {"session_id", "user_id", "timestamp", "region", "split", *shown}
+    assert len(shown) < len(whole.kinds), "most columns are only encoded"
+    assert context.shop.sessions.equals(whole.sessions[list(context.shop.sessions)])
+    assert context.shop.impressions.equals(whole.impressions.query("clicked == 1").reset_index(drop=True))
 
 
 def test_rows_of_follows_the_sessions_asked_for(context):

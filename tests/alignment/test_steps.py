@@ -10,6 +10,7 @@ import small_run
 import torch
 
 from rgalign.alignment import steps
+from rgalign.data import tables
 from rgalign.rooms_alignment import Dpo
 
 LISTS = SimpleNamespace(
@@ -133,7 +134,8 @@ def test_rg_cl_is_given_learners_alone_in_one_order(context, spied, tmp_path):
     learners, how = context.learners, spied["how"]
     assert spied["contrastive"][0] == prompts_of(context, learners.session_id)
     clicks = context.shop.impressions.query("clicked == 1").groupby("session_id").intent_id.agg(set)
-    ids, passed_over = context.shop.intents.intent_id.to_numpy(), context.shop.impressions.query("clicked == 0")
+    ids = context.shop.intents.intent_id.to_numpy()
+    passed_over = tables.read(context.run / "tables/dataset").impressions.query("clicked == 0")
     for session, clicked, hard in zip(learners.session_id, how["clicked"], how["hard"], strict=True):
         assert ids[clicked] in clicks[session]
         shown = set(passed_over.loc[passed_over.session_id == session, "intent_id"])

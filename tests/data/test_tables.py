@@ -254,3 +254,35 @@ def test_what_was_verified_is_read_the_same_and_not_checked_again(tmp_path, monk
     found = read(folder, splits=SPLITS, verified=True)
     assert found.meta == wanted.meta
     assert all(getattr(found, name).equals(getattr(wanted, name)) for name in ("intents", "sessions", "impressions"))
+
+
+def test_an_excerpt_is_what_read_gives_without_what_was_not_asked_for(tmp_path):
+    raw = write_raw(tmp_path, good_tables(), good_meta())
+    whole, few = read(raw, splits=("test",), truth=True), rgalign_tables.excerpt(raw, ["note"], splits=("test",))
+    assert few.sessions.equals(read(raw, splits=("test",), columns=["note"]).sessions)
+    assert few.impressions.equals(whole.impressions[whole.impressions.clicked == 1].reset_index(drop=True))
+    assert few.intents.equals(whole.intents)
+    assert few.labels.equals(whole.labels)
+    assert few.transcripts is None
+    assert few.truth is None
+    assert few.meta == whole.meta
+    asked = {"truth": True, "transcripts": True, "whole_lists": True}
+    all_of_it = rgalign_tables.excerpt(raw, list(whole.kinds), splits=("test",), **asked)
+    for name in ("sessions", "impressions", "transcripts", "truth"):
+        assert getattr(all_of_it, name).equals(getattr(whole, name)), name
+    with pytest.raises(ValueError, match=r"splits is \('week',\); expected"):
+        rgalign_tables.excerpt(raw, [], splits=("week",))
+
+
+def test_some_sessions_are_found_in_the_order_asked_for(tmp_path):
+    raw = write_raw(tmp_path, good_tables(), good_meta())
+    whole = read(raw, splits=SPLITS).sessions
+    asked = whole.session_id.iloc[[5, 0, 5, 3]]
+    assert rgalign_tables.sessions(raw, asked).equals(whole.iloc[[5, 0, 5, 3]].reset_index(drop=True))
+    narrow = rgalign_tables.sessions(raw, asked, ["amount"])
+    assert narrow.equals(whole.iloc[[5, 0, 5, 3]].reset_index(drop=True)[list(narrow)])
+    assert "amount" in narrow
+    assert len(narrow.columns) == 6
+    assert len(rgalign_tables.sessions(raw, [])) == 0
+    with pytest.raises(KeyError, match=r"no session 'nobody'"):
+        rgalign_tables.sessions(raw, ["nobody", asked.iloc[0]])

@@ -31,14 +31,14 @@ class Shop:
 
 
 def test_an_audience_knows_its_users_and_what_they_did_before():
-    before = pd.DataFrame({"user_id": ["b", "b", "b", "b", "x"], "clicked": [1, 1, 0, 0, 0]})
+    before = pd.DataFrame({"clicks": [2, 0], "impressions": [4, 1]}, index=["b", "x"])
     lists = {"old": np.array([[1, 2], [3, 4], [5, 6]])}
     audience = Audience.of(Shop(), lists, ["b", "a", "b"], before)
     assert audience.person.tolist() == [1, 0, 1]
     assert audience.ctr("old") == pytest.approx(0.35)
     # of the audience's own users: CTR before 2 of 4, so b has 2 - 0.5 * 4; a was not seen and has the mean, 0
     assert audience.covariate.tolist() == [0, 0]
-    elsewhere = pd.DataFrame({"user_id": ["a", "a", "b"], "clicked": [1, 0, 0]})
+    elsewhere = pd.DataFrame({"clicks": [1, 0], "impressions": [2, 1]}, index=["a", "b"])
     assert Audience.of(Shop(), lists, ["b", "a", "b"], elsewhere).covariate == pytest.approx([1 - 2 / 3, -1 / 3])
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from rgalign.data import shards, tables
 from rgalign.evaluation import slices
 
 
@@ -22,10 +23,11 @@ TRAIN = clicks(
     ("t11", "e"),
     misses=[("t0", "f")],
 )
+TRAINED = TRAIN.loc[TRAIN.clicked == 1, "intent_id"]
 
 
 def test_intents_are_cold_tail_or_head():
-    kinds = slices.intent_kinds(list("abcdefg"), TRAIN.loc[TRAIN.clicked == 1, "intent_id"])
+    kinds = slices.intent_kinds(list("abcdefg"), TRAINED)
     assert kinds.to_dict() == {
         **dict.fromkeys("ab", "head"),
         **dict.fromkeys("cde", "tail"),
@@ -47,7 +49,7 @@ def test_sessions_fall_into_the_slices_of_their_clicks(dtype):
         }
     ).astype({"session_id": dtype, "region": dtype, "shuffled": "boolean"})
     shown = clicks(("s0", "a"), ("s1", "c"), ("s2", "g"), ("s2", "a"), misses=[("s3", "f"), ("s0", "g")])
-    found = slices.session_slices(sessions, shown.astype({"session_id": dtype, "intent_id": dtype}), TRAIN)
+    found = slices.session_slices(sessions, shown.astype({"session_id": dtype, "intent_id": dtype}), TRAINED)
     assert found.index.tolist() == ["s0", "s1", "s2", "s3"]
     assert {name: found.index[mask].tolist() for name, mask in found.items()} == {
         "all": ["s0", "s1", "s2", "s3"],
@@ -63,7 +65,7 @@ def test_sessions_fall_into_the_slices_of_their_clicks(dtype):
 
 def test_without_regions_or_a_shuffled_column_there_are_no_such_slices():
     sessions = pd.DataFrame({"session_id": ["s0"], "region": [None]})
-    found = slices.session_slices(sessions, clicks(("s0", "a")), TRAIN)
+    found = slices.session_slices(sessions, clicks(("s0", "a")), TRAINED)
     assert list(found) == ["all", "cold", "tail", "head"]
     assert found.loc["s0", "head"]
     assert not np.any(found.loc["s0", ["cold", "tail"]])
@@ -71,11 +73,11 @@ def test_without_regions_or_a_shuffled_column_there_are_no_such_slices():
 
 def test_users_are_cut_by_how_many_impressions_train_has_of_them():
     """Train: u0 has 1 impression, u1 3, u9 none. Median of those who have some: 2."""
-    train_sessions = pd.DataFrame({"session_id": ["t0", "t1"], "user_id": ["u0", "u1"]})
     train = clicks(("t0", "a"), ("t1", "a"), misses=[("t1", "b"), ("t1", "c")])
     sessions = pd.DataFrame({"session_id": list("xyz"), "user_id": ["u0", "u1", "u9"], "region": [None] * 3})
     shown = clicks(("x", "a"), ("y", "a"), ("z", "a"))
-    found = slices.session_slices(sessions, shown, train, train_sessions)
+    seen = train.session_id.map({"t0": "u0", "t1": "u1"}).value_counts()
+    found = slices.session_slices(sessions, shown, TRAINED, seen)
     by_user = found[["seen=0", "seen=1..2", "seen>2"]]
     assert by_user.to_numpy().tolist() == [[False, True, False], [False, False, True], [True, False, False]]
 
@@ -86,12 +88,22 @@ def test_sessions_fall_into_four_times_of_day(dtype):
     sessions = pd.DataFrame({"session_id": list("abcde"), "region": [None] * 5, "timestamp": when})
     sessions = sessions.astype({"timestamp": dtype})
     shown = clicks(*((session, "a") for session in "abcde"))
-    found = slices.session_slices(sessions, shown, TRAIN).filter(like="hour=")
+    found = slices.session_slices(sessions, shown, TRAINED).filter(like="hour=")
     assert {name: list(found.index[mask]) for name, mask in found.items()} == {
         "hour=0..5": ["a", "b"],
         "hour=6..11": ["d"],
         "hour=12..17": [],
         "hour=18..23": ["e"],
     }
-    unknown = slices.session_slices(sessions.assign(timestamp=pd.NaT), shown, TRAIN)
+    unknown = slices.session_slices(sessions.assign(timestamp=pd.NaT), shown, TRAINED)
     assert not [name for name in unknown if name.startswith("hour")]
+
+
+def test_the_encoded_lists_say_of_train_what_its_tables_say(ranked):
+    shop = tables.read(ranked / "tables/dataset", splits=("train",))
+    lists = [shards.load_lists(ranked / "tables/encoded", part) for part in ("train", "dev")]
+    found = slices.of_train(lists, shards.load_intents(ranked / "tables/encoded"))
+    clicked = shop.impressions[shop.impressions.clicked == 1].intent_id
+    assert sorted(found["train_clicks"]) == sorted(clicked)
+    shown = shop.impressions.merge(shop.sessions, on="session_id").user_id.value_counts()
+    assert found["seen"].to_dict() == shown.to_dict()

@@ -138,7 +138,7 @@ def shop():
     shop = world.generate(seed=7, sessions=400, users=200, transcripts=0)
     own = {name: shop.sessions[shop.sessions["split"] == name] for name in ("train", "test")}
     shown = {name: shop.impressions[shop.impressions["session_id"].isin(s["session_id"])] for name, s in own.items()}
-    return shop, session_slices(own["test"], shown["test"], shown["train"])
+    return shop, session_slices(own["test"], shown["test"], shown["train"].query("clicked == 1").intent_id)
 
 
 def small_world(folder, shop, seed):

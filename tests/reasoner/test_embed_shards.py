@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import small_models
 
@@ -124,3 +125,22 @@ def test_faults_are_told_at_once(tmp_path, reasoner):
         embed_to_shards(tmp_path, reasoner, ["a", "a", "b"], [[3], [4]], process_index=2, processes=2)
     assert "1 ids are there twice" in str(caught.value)
     assert "process 2 of 2" in str(caught.value)
+
+
+def test_prompts_of_a_frame_are_made_piece_by_piece_and_are_those_of_the_whole(monkeypatch):
+    class Counting:
+        rows = ()
+
+        def sessions(self, frame):
+            self.rows = (*self.rows, len(frame))
+            return [[number, number + 1] for number in frame["n"]]
+
+    put, frame = Counting(), pd.DataFrame({"n": range(10)}, index=range(5, 15))
+    monkeypatch.setattr(embed_shards, "SESSIONS_AT_ONCE", 4)
+    prompts = embed_shards.Prompts(put, frame)
+    assert len(prompts) == 10
+    assert put.rows == (), "none is made before it is asked for"
+    assert list(prompts) == [[n, n + 1] for n in range(10)]
+    assert put.rows == (4, 4, 2)
+    assert prompts[7:9] == [[7, 8], [8, 9]]
+    assert prompts[-1] == [9, 10]
