@@ -11,7 +11,7 @@ from rgalign.params import Params, flat
 
 @dataclass(frozen=True)
 class Stage:
-    """One notebook: artifacts read and written (paths in the run directory), params it depends on, data it may open.
+    """One notebook: artifacts read and written (paths in the run directory), params it depends on.
 
     given  paths in the run directory that no stage writes and people may: read where they are there
     """
@@ -21,7 +21,6 @@ class Stage:
     writes: tuple[str, ...]
     params: tuple[str, ...]  # sections, or dotted parts of them
     given: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ("train", "valid")
     seconds: tuple[float, float] = (5, 0)  # estimate on two cores: fixed, and per 1,000 sessions
     in_sequence: bool = True  # False: runs only when it is asked for by name
     models: bool = False  # reads the language models outside the run directory that params name
@@ -45,7 +44,6 @@ STAGES = {
             reads=(),
             writes=("tables/dataset", "tables/encoded", "tables/encoded_test"),
             params=("data", "run.warm_start"),
-            splits=("train", "valid", "test"),  # checks and encodes all; shows train and valid only
             seconds=(8, 0.3),
         ),
         Stage(
@@ -161,7 +159,6 @@ STAGES = {
                 "tables/comparisons.parquet",
             ),
             params=(*JUDGED, "ranker.models", "alignment.loop.rounds", *ALIGNED),
-            splits=("train", "valid", "test"),
             seconds=(8, 0.3),
         ),
         Stage(
@@ -178,7 +175,6 @@ STAGES = {
             ),
             writes=("tables/experiment.parquet", "tables/alarms.parquet", "tables/off_policy.parquet"),
             params=("evaluation.experiment", "ranker.models", "alignment.loop.rounds", *ALIGNED),
-            splits=("train", "valid", "test"),
             seconds=(15, 0.6),
         ),
         Stage(
@@ -209,7 +205,6 @@ STAGES = {
                 "tables/stage_seconds.parquet",
             ),
             params=("evaluation.bootstrap", "run.seed"),
-            splits=("train", "valid", "test"),
             seconds=(10, 0),
             in_sequence=False,
         ),

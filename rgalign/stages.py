@@ -83,11 +83,6 @@ class OpenStage:
     figures: list[str] = field(default_factory=list)
     clock: float = field(default_factory=time.perf_counter)
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Splits of the data this stage may open."""
-        return self.stage.splits
-
     def path(self, artifact: str) -> Path:
         """Where a declared input lies."""
         if artifact not in self.stage.reads and artifact not in self.stage.writes:

@@ -71,7 +71,7 @@ def test_whether_lists_were_shuffled_is_said_in_each_spelling_and_kept_when_writ
     write(read(raw, splits=SPLITS), tmp_path / "written")
     for folder in (raw, tmp_path / "written"):
         shop = read(folder, splits=SPLITS)
-        found = session_slices(shop.sessions, shop.impressions, shop.impressions)
+        found = session_slices(shop.sessions, shop.impressions, train_clicks=[])
         assert found["shuffled"].tolist() == [value is not None and value == 1 for value in values * 5]
 
 
