@@ -37,7 +37,11 @@ CONTROLS = ("cfpb2014-controls", "msweb-controls")  # whose controls have a tabl
 SWEPT = ("study", "study-2")  # what sweeps ran and notebook 90 made of it; each on worlds of its own
 CL_ONLY = "rgalign_rec/cl_only"  # which still had its language term in the first study
 DISTANCES = "study-distance"  # a sweep over the distance between the LM's chats and the shop
-ALIGNED = ("cfpb2014-alignment",)  # sweeps over a public set, LLMs and rankers drawn anew
+ALIGNED = {  # sweeps over a public set, LLMs and rankers drawn anew; an encoder is always the same one
+    "cfpb2014-alignment": "cfpb2014",
+    "cfpb2014-minilm-alignment": "cfpb2014, MiniLM for the LM",
+    "msweb-alignment": "msweb",
+}
 SWEPT_FILES = (
     "tables/results.parquet",
     "tables/comparisons.parquet",
@@ -182,16 +186,18 @@ def aligned_table() -> str:
     """RGAlign-Rec and its baselines on the public sets, as Markdown: means over LMs and ranker seeds."""
     lines = ["| data | model | GAUC | Recall@3 | IHR@1 | GAUC, difference (95 % interval) | to | LMs |"]
     lines.append("|---" * 8 + "|")
-    for run in ALIGNED:
+    for run, title in ALIGNED.items():
         results = pd.read_parquet(PUBLISHED / run / "results.parquet")
         whole = results[(results.slice == "all") & (results.split == "test")]
         means, lms = whole.pivot_table("value", "model", "metric"), whole.groupby("model")["lm_seed"].nunique()
         compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet").query("split == 'test'")
-        for model, against in {"qe_rec": "two_tower_text", "rgalign_rec": "qe_rec"}.items():
+        asked = {"qe_rec": "two_tower_text", "rgalign_rec": "qe_rec", "rgalign_rec/no_alignment": "rgalign_rec"}
+        for model, against in [pair for pair in asked.items() if pair[0] in means.index]:
             row = _row(compared[compared.against == against], model, "all")
-            cells = [f"{means.loc[model, metric]:.3f}" for metric in ("gauc", "recall@3", "ihr@1")]
-            cells = [MODELS[model], *cells, _interval(row), MODELS[against], str(lms[model])]
-            lines.append(f"| {run.removesuffix('-alignment')} | {' | '.join(cells)} |")
+            metrics = ("gauc", "recall@3", "ihr@1")  # an encoder writes no query
+            cells = [f"{means.loc[model, metric]:.3f}" if metric in means else "" for metric in metrics]
+            cells = [title, MODELS[model], *cells, _interval(row), MODELS[against], str(lms[model])]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
