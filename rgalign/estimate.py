@@ -4,9 +4,9 @@ With P the parameters that a token is multiplied with (model_size.trunk) and T t
 reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
 reads once more, 2PT (Kaplan et al. 2020, 2.1). Queries are written by steps, a token of every query of a batch: one
 takes as long as its weights and cache take to be moved, or its kernels to be launched. Time is that at UTILISATION of
-the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, every session a click, and a pair's two
-queries are behind one prompt (a model with a sliding window reads it twice). Attention's own products, rankers and
-looks at a step are left out.
+the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, every session a click. One is not: RG-DPO
+is taken to read a pair's prompt once where all attention is full, and reads it twice by an attention other than torch's
+(sdpa). Attention's own products, rankers and looks at a step are left out.
 """
 
 from collections.abc import Mapping
@@ -93,7 +93,7 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
         if writes and how.sft.use:
             rows.append(("05_rg_sft", "RG-SFT", int(learners * how.sft.epochs) * document, 0, learning))
         if writes and how.dpo.use:
-            both = prompt + 2 * query + 1  # alignment.layouts: two queries behind one prompt
+            both = tokens_of_pair(params, size)
             rows.append(("06_rg_dpo", "reference", pairs * both, 0, forward))
             rows.append(("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning))
         if how.cl.use:
@@ -148,7 +148,7 @@ def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool
     own = BYTES[params.reasoner.dtype] if how.lora else LEARNT
     learning = size.lora(how.lora.rank) if how.lora else size.parameters
     state = 1 if how.engine.optimizer == "adamw_8bit" else LEARNT
-    tokens, queries = widest_step(params, processes)
+    tokens, queries = widest_step(params, size, processes)
     kept = size.layers * size.activations
     if how.engine.gradient_checkpointing:
         kept = size.layers * size.hidden + size.activations
@@ -164,10 +164,17 @@ def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool
     }
 
 
-def widest_step(params: Params, processes: int) -> tuple[int, int]:
+def tokens_of_pair(params: Params, size: ModelSize) -> int:
+    """Tokens that RG-DPO reads for a pair, at most (alignment.layouts)."""
+    prompt, query = params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens
+    return prompt + 2 * query + 1 if size.full_attention else 2 * (prompt + query)
+
+
+def widest_step(params: Params, size: ModelSize, processes: int) -> tuple[int, int]:
     """Tokens, and queries' tokens, that a process runs at once at most; not of the same step where pairs have more."""
-    how, prompt, query = params.alignment, params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens
-    wide = {"sft": (prompt + query, query), "dpo": (prompt + 2 * query + 1, 2 * query), "cl": (prompt + query, query)}
+    how, query = params.alignment, params.reasoner.queries.max_new_tokens
+    document = (params.reasoner.max_tokens + query, query)
+    wide = {"sft": document, "dpo": (tokens_of_pair(params, size), 2 * query), "cl": document}
     at_once = {"sft": how.sft.documents_per_batch, "dpo": how.dpo.pairs_per_batch}
     if budget := how.engine.tokens_per_batch:
         at_once = {name: min(count, max(1, budget // wide[name][0])) for name, count in at_once.items()}

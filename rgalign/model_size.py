@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
+from rgalign.alignment.layouts import full_attention
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -18,6 +20,7 @@ class ModelSize:
     linear_ends  sum over these layers of inputs + outputs: LoRA has rank times as many parameters
     activations  numbers that a token leaves in one layer for the backward pass
     cached       numbers that a token leaves in one layer while queries are written: its key and its value
+    full_attention   no window slides and no state is carried: RG-DPO reads a pair's prompt once (alignment.layouts)
     """
 
     parameters: int
@@ -29,6 +32,7 @@ class ModelSize:
     vocabulary: int
     activations: int
     cached: int
+    full_attention: bool
 
     def lora(self, rank: int) -> int:
         """Parameters of an adapter of this rank beside all linear layers."""
@@ -53,6 +57,7 @@ def model_size(config: PreTrainedConfig, *, kind: str = "causal") -> ModelSize:
         vocabulary=text.vocab_size,
         activations=_activations(text),
         cached=2 * _shared(text),
+        full_attention=full_attention(config),
     )
 
 

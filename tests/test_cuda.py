@@ -165,10 +165,11 @@ def test_memory_stays_below_the_estimate(task, tmp_path):
     # RG-SFT alone, on sixteen documents of 400 tokens and a query of nine, as `learn` has them
     settings |= {"alignment.cl.use": False, "alignment.dpo.use": False, "alignment.sft.documents_per_batch": 16}
     params = load("params/quickstart.yaml", settings | {"reasoner.queries.max_new_tokens": 9})
-    assert estimate.widest_step(params, 1) == (16 * 409, 16 * 9)
     shape = SHAPE | {"hidden_size": 1024, "num_hidden_layers": 12, "vocab_size": 50_000}
     reasoner = benchmarks_gpu.random_reasoner(task, shape, DEVICE, seed=0)
-    expected = estimate.memory(params, model_size(reasoner.model.config))
+    size = model_size(reasoner.model.config)
+    assert estimate.widest_step(params, size, 1) == (16 * 409, 16 * 9)
+    expected = estimate.memory(params, size)
     documents = benchmarks_gpu.random_prompts(task, 64, (400, 400), seed=0)
     torch.cuda.reset_peak_memory_stats()
     learn(reasoner, documents, tmp_path / "work", precision="bf16", gradient_checkpointing=True, tokens_per_batch=8192)

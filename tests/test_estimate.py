@@ -77,6 +77,14 @@ def test_work_is_tokens_times_operations(size):
     assert table.loc["embed train and valid", "operations"] == 2 * size.trunk
 
 
+def test_a_model_with_a_sliding_window_reads_a_pairs_prompt_twice(size):
+    config = Qwen3Config(**QWEN3_4B, use_sliding_window=True, sliding_window=8, max_window_layers=0)
+    sliding, own = model_size(config), params(**{"alignment.dpo.margin_quantile": 0.5, "alignment.dpo.epochs": 1})
+    table = estimate.work(own, sliding, Sessions.of(600)).set_index("what")
+    assert table.loc["RG-DPO", "read"] == table.loc["reference", "read"] == 200 * 2 * (100 + 20)
+    assert estimate.memory(own, sliding)["activations"] >= estimate.memory(own, size)["activations"]
+
+
 def test_seconds_are_operations_over_the_cards_peak(size):
     table = estimate.work(params(), size, Sessions.of(600))
     row = table[table["what"] == "embed train and valid"]

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from rgalign.alignment.tuning import query_log_probabilities, token_log_probabilities
 from rgalign.reasoner import training
+from rgalign.reasoner.memory import in_halves, is_out_of_memory
 
 TRIED = 2  # pairs by which a layout is judged
 # By how many nats a token's log-probability may move when its batch is laid out otherwise, by the type of the weights
@@ -69,6 +71,7 @@ def _said_behind_one(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     hidden = second[:, :, None] & ((place >= prompt - 1) & ~second)[:, None]
     seen = (place <= place[:, None]) & ~hidden  # (rows, longest, longest)
     positions = torch.where(second, place - middle + prompt - 1, place)
+    positions = torch.where(place < length, positions, 0)  # padding's would go on past what the model knows
     after = place[1:]  # tokens that something comes before
     chosen, rejected = (after >= prompt) & (after < middle), (after > middle) & (after < length)
     more = {"attention_mask": seen[:, None], "position_ids": positions}
@@ -88,23 +91,44 @@ def rounding_of(model: nn.Module) -> float:
 def layout_for(model: nn.Module, rows: Sequence[dict], *, pad: int) -> Layout:
     """BEHIND_ONE where the model heeds a mask of ours: torch's attention in all layers, and the same figures as APART.
 
-    The first of these rows are read in both ways, in eval mode, to find out.
-    A window that slides, or a state that is carried along, would look past the mask: APART.
+    The first of these rows are read in both ways, in eval mode, to find out; a model may also refuse such a mask. What
+    the device has no memory for is halved.
     """
-    config = model.config.get_text_config()
-    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-    if config._attn_implementation != "sdpa" or not full or getattr(config, "sliding_window", None):
+    if model.config.get_text_config()._attn_implementation != "sdpa" or not full_attention(model.config):
         return APART
     rows = rows[:TRIED]
-    apart, one = (_tried(model, each, rows, pad) for each in (APART, BEHIND_ONE))
-    longest = max(len(document["input_ids"]) - document["prompt"] for row in rows for document in row["documents"])
-    return BEHIND_ONE if (one - apart).abs().max() <= rounding_of(model) * longest else APART
+    apart = _tried(model, APART, rows, pad)
+    try:
+        one = _tried(model, BEHIND_ONE, rows, pad)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        return APART
+    tokens = [
+        [len(row["documents"][side]["input_ids"]) - row["documents"][side]["prompt"] for row in rows] for side in (0, 1)
+    ]
+    return BEHIND_ONE if ((one - apart).abs() / torch.tensor(tokens)).max() <= rounding_of(model) else APART
+
+
+def full_attention(config: PreTrainedConfig) -> bool:
+    """Whether every token sees all before it, in all layers: a window that slides, or a state that is carried along,
+    would look past a mask."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and not getattr(text, "sliding_window", None)
 
 
 @torch.no_grad()
 def _tried(model: nn.Module, layout: Layout, rows: Sequence[dict], pad: int) -> Tensor:
+    """(2, rows) on the CPU: what the model says in eval mode."""
     was_training, device = model.training, next(model.parameters()).device
-    batch = {name: value.to(device) for name, value in layout.collate(rows, pad).items()}
-    said = layout.said(model.eval(), batch)
-    model.train(was_training)
-    return said
+
+    def read(part: Sequence[dict]) -> Tensor:
+        batch = {name: value.to(device) for name, value in layout.collate(part, pad).items()}
+        return layout.said(model, batch).view(2, -1).cpu()
+
+    model.eval()
+    try:
+        return torch.cat([said for _, said in in_halves(read, rows, "RG-DPO")], dim=1)
+    finally:
+        model.train(was_training)

@@ -76,10 +76,10 @@ def same(column: pd.Series, value) -> pd.Series:
 
 def _slices(run: Path) -> pd.DataFrame:
     """SLICES of the test sessions of a run."""
-    shop = tables.excerpt(run / "tables/dataset", ["shuffled"], splits=("train", "test"))
+    shop = tables.read(run / "tables/dataset", splits=("train", "test"), columns=["shuffled"])
     test = shop.sessions[shop.sessions["split"] == "test"]
-    clicks = shop.impressions[shop.impressions["session_id"].isin(test["session_id"])]
-    return slices.session_slices(test, clicks, train_clicks(shop))[list(SLICES)]
+    shown = shop.impressions[shop.impressions["session_id"].isin(test["session_id"])]
+    return slices.session_slices(test, shown, train_clicks(shop))[list(SLICES)]
 
 
 def _sessions(folder: Path, runs: pd.DataFrame, ablations: Collection[str]) -> pd.DataFrame:

@@ -5,6 +5,8 @@ import small_pairs
 import torch
 from small_pairs import CHOSEN, PROMPTS, REJECTED
 from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
     FalconMambaConfig,
     FalconMambaForCausalLM,
     GPT2Config,
@@ -35,6 +37,12 @@ def llama(**how):  # several heads of queries share one of keys
 
 def gpt2(**_):  # positions are learnt
     return GPT2LMHeadModel(GPT2Config(vocab_size=24, n_embd=16, n_layer=2, n_head=2, n_positions=16))
+
+
+def falcon(**_):  # its biases are made of a mask of two dimensions
+    return FalconForCausalLM(
+        FalconConfig(vocab_size=24, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, alibi=True)
+    )
 
 
 def mistral(**how):
@@ -86,8 +94,8 @@ def test_the_gradient_is_that_of_two_documents(checkpointing):
 
 @pytest.mark.parametrize(
     ("model", "how"),
-    [(llama, {"attn_implementation": "eager"}), (mistral, {"sliding_window": 4}), (mamba, {})],
-    ids=["a mask of other numbers", "a sliding window", "a state"],
+    [(llama, {"attn_implementation": "eager"}), (mistral, {"sliding_window": 4}), (mamba, {}), (falcon, {})],
+    ids=["a mask of other numbers", "a sliding window", "a state", "a mask of two dimensions"],
 )
 def test_who_looks_past_the_mask_reads_the_prompt_twice(model, how):
     assert layout_for(made(model, **how), ROWS, pad=0) is APART
@@ -98,6 +106,19 @@ def test_who_drops_the_mask_is_found_out_by_what_it_says():
     forward = model.forward
     model.forward = lambda *given, attention_mask=None, **more: forward(*given, **more)
     assert layout_for(model, ROWS, pad=0) is APART
+
+
+def test_no_position_is_past_the_documents():
+    """A short row beside a long one: with its padding it is longer than the model's 16 places."""
+    prompts, chosen, rejected = [[4] * 10, [5]], [[6] * 6, [7]], [[8] * 6, [9, 9]]
+    sides = [Documents(prompts, queries).rows for queries in (chosen, rejected)]
+    rows, model = [{"documents": list(both)} for both in zip(*sides, strict=True)], made(gpt2)
+    with torch.no_grad():
+        found = BEHIND_ONE.said(model, BEHIND_ONE.collate(rows, 0))
+        expected = [
+            alone(model, *document) for queries in (chosen, rejected) for document in zip(prompts, queries, strict=True)
+        ]
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_trying_leaves_the_model_in_its_mode():

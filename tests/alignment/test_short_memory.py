@@ -139,7 +139,7 @@ def test_reading_halves_too(tmp_path, monkeypatch, caplog):
     first, unbroken = log_probabilities(given, PROMPTS[:1], CHOSEN[:1], progress=False), tuning.token_log_probabilities
 
     def small(model, ids, asked, **more):
-        if len(ids) > 5 and not torch.is_grad_enabled():
+        if len(ids) > 3 and not torch.is_grad_enabled():
             raise NO_ROOM
         return unbroken(model, ids, asked, **more)
 
