@@ -14,6 +14,7 @@ from torch import nn
 from rgalign.alignment import dpo as rg_dpo
 from rgalign.alignment import sft as rg_sft
 from rgalign.alignment.info_nce import ranker_nce
+from rgalign.alignment.layouts import APART
 from rgalign.alignment.reward import RewardModel
 from rgalign.evaluation import ab_test, metrics, off_policy
 from rgalign.evaluation.bootstrap import over_worlds
@@ -192,8 +193,9 @@ def test_rg_sft():
 def dpo_loss(sft_weight: float) -> float:
     """Of two pairs: the first half of DOCUMENTS is chosen, the second rejected; every reference is 1.5 lower."""
     batch = batch_of(DOCUMENTS) | {"reward": torch.zeros(4)}
+    batch["tokens"] = batch["length"] - batch["prompt"]
     batch["reference"] = torch.tensor([MODEL.of(*document) - shift for document, shift in shifted()])
-    how = {"objective": "dpo", "beta": 0.3, "sft_weight": sft_weight, "length_normalised": False}
+    how = {"objective": "dpo", "beta": 0.3, "sft_weight": sft_weight, "length_normalised": False, "layout": APART}
     return rg_dpo._loss(MODEL, batch, **how)[0].item()
 
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from rgalign.alignment.layouts import APART, BEHIND_ONE, layout_for
+from rgalign.reasoner.engine import CHECKPOINTING
 from rgalign.reasoner.training import Documents
 
 ROWS = [
@@ -85,7 +86,7 @@ def test_the_gradient_is_that_of_two_documents(checkpointing):
     for layout in (APART, BEHIND_ONE):
         model = made(llama).double().train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            getattr(model, f"{CHECKPOINTING}_enable")()
         (layout.said(model, layout.collate(ROWS, 0)) * weight).sum().backward()
         found.append([value.grad for value in model.parameters()])
     for apart, one in zip(*found, strict=True):
