@@ -1,10 +1,11 @@
 """How the two documents of a preference pair are put before the model: behind one prompt, or each behind its own.
 
-Prompts are some fifty times as long as queries, so that a prompt that is read once halves RG-DPO's work. Such a row is
+Prompts are many times as long as queries, so that a prompt that is read once about halves RG-DPO's work. Such a row is
 
     prompt, chosen query, the prompt's last token once more, rejected query
 
-Behind the second last token a mask hides the chosen query, and the first last token; positions go on from the prompt's.
+From that repeated token on, a mask hides the chosen query and the token's first place, and positions are as if the
+rejected query stood right behind the prompt.
 Prefix sharing for pairs: Wang and Hegde 2024 (arXiv 2410.20305).
 """
 
@@ -37,9 +38,18 @@ class Layout:
     said: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 
 
+def query_tokens(rows: Sequence[dict]) -> Tensor:
+    """(2 * rows,): how many tokens the queries have, all chosen ones first."""
+    return torch.tensor([len(document["input_ids"]) - document["prompt"] for document in _chosen_first(rows)])
+
+
+def _chosen_first(rows: Sequence[dict]) -> list[dict]:
+    return [row["documents"][side] for side in (0, 1) for row in rows]
+
+
 def _apart(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
     """A batch of `training.right_padded`: all chosen documents, then all rejected ones, in one forward."""
-    return training.right_padded([row["documents"][side] for side in (0, 1) for row in rows], pad)
+    return training.right_padded(_chosen_first(rows), pad)
 
 
 def _apart_width(row: dict) -> tuple[int, int]:
@@ -104,10 +114,8 @@ def layout_for(model: nn.Module, rows: Sequence[dict], *, pad: int) -> Layout:
         if is_out_of_memory(error):
             raise
         return APART
-    tokens = [
-        [len(row["documents"][side]["input_ids"]) - row["documents"][side]["prompt"] for row in rows] for side in (0, 1)
-    ]
-    return BEHIND_ONE if ((one - apart).abs() / torch.tensor(tokens)).max() <= rounding_of(model) else APART
+    gap = ((one - apart).abs() / query_tokens(rows).view(2, -1)).max()
+    return BEHIND_ONE if gap <= rounding_of(model) else APART
 
 
 def full_attention(config: PreTrainedConfig) -> bool:

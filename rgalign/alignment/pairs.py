@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rgalign.alignment.layouts import Layout, layout_for
+from rgalign.alignment.layouts import Layout, layout_for, query_tokens
 from rgalign.alignment.tuning import said_of
 from rgalign.reasoner import training
 from rgalign.reasoner.model import Reasoner, fingerprint
@@ -117,14 +117,11 @@ def _documents(pairs: Pairs) -> list[dict]:
 
 def chosen_tokens(rows: Sequence[dict]) -> dict[str, Tensor]:
     """chosen_tokens (), float32: mean tokens of the chosen queries of a step, of which a batch may be a piece."""
-    tokens = [len(row["documents"][0]["input_ids"]) - row["documents"][0]["prompt"] for row in rows]
-    return {"chosen_tokens": torch.tensor(tokens).float().mean()}
+    return {"chosen_tokens": query_tokens(rows)[: len(rows)].float().mean()}
 
 
 def paired(rows: Sequence[dict], pad: int, layout: Layout) -> dict[str, Tensor]:
     """A batch of this layout, and beside it reference, reward and tokens of the queries, (2 * pairs,): chosen first."""
     both = [(row, side) for side in (0, 1) for row in rows]
     more = {name: torch.tensor([row[name][side] for row, side in both]) for name in ("reference", "reward")}
-    documents = [row["documents"][side] for row, side in both]
-    tokens = torch.tensor([len(document["input_ids"]) - document["prompt"] for document in documents])
-    return {**layout.collate(rows, pad), **more, "tokens": tokens}
+    return {**layout.collate(rows, pad), **more, "tokens": query_tokens(rows)}

@@ -87,8 +87,7 @@ def read(
 
     columns   of the sessions, beside those that every data set has; None for all, and names it lacks are left out. Most
               of a data set's memory are its feature columns
-    verified  its bytes are those that notebook 01 checked, as an open stage knows of its inputs by their digests: it is
-              not checked again
+    verified  `check` has just found no fault in it, and is not asked again
     An empty split column is filled in by time (`split.resolve`). Raises TableError with every fault `check` finds,
     ValueError for an unknown split.
     """
