@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from rgalign import artifacts
 from rgalign.artifacts import ArtifactError
-from rgalign.params import ROOT, Params
+from rgalign.params import ROOT, Params, load_run
 
 DATA, MODEL, LAST = "data:", "model:", "last:"
 ALIGNED = "08_closed_loop"  # the stage that a run must have finished for another to go on from it
@@ -40,7 +40,8 @@ def digest(name: str, path: Path) -> str:
 def last_run(params: Params, run: Path) -> Path | None:
     """The run that this one goes on from (run.warm_start); None: it begins anew.
 
-    run  this one. Raises ArtifactError where the other is not there, is not aligned to the end, or is this very run.
+    run  this one. Raises ArtifactError where the other is not there, is not aligned to the end, is this very run, or
+    has learnt from users that are held out here.
     """
     given = params.run.warm_start
     if given is None:
@@ -53,7 +54,21 @@ def last_run(params: Params, run: Path) -> Path | None:
             f"run.warm_start is {given}, where {ALIGNED} has not run; expected the folder of an aligned run "
             f"(python -m rgalign status {given})"
         )
+    if faults := _other_development_users(params, load_run(last)):
+        learnt = "whose rankers have learnt from users that are development users here"
+        raise ArtifactError(f"run.warm_start is {given}, {learnt}:{faults}")
     return last
+
+
+def _other_development_users(params: Params, last: Params) -> str:
+    """Which params make users of development of those that another run has learnt from, a line each."""
+    here, there = params.data, last.data
+    faults = ""
+    if here.seed != there.seed:
+        faults += f"\n  data.seed is {here.seed}; expected {there.seed}, as there"
+    if here.dev_users > there.dev_users:
+        faults += f"\n  data.dev_users is {here.dev_users}; expected at most {there.dev_users}, as there"
+    return faults
 
 
 def models(params: Params) -> dict[str, str]:

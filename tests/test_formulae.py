@@ -229,10 +229,9 @@ def test_info_nce():
     s, clicked, negatives, tau = DRAW.normal(size=(2, 5)), [1, 4], [[0, 3], [2]], 0.5
     rows = [np.exp(s[x, [clicked[x], *negatives[x]]] / tau) for x in range(2)]
     expected = np.mean([-np.log(row[0] / row.sum()) for row in rows])
-    hard, none = torch.tensor([[0, 3], [2, -1]]), torch.zeros(0, dtype=torch.long)
-    found = ranker_nce(
-        lambda columns: torch.tensor(s)[:, columns], 5, torch.tensor(clicked), hard, negatives=none, temperature=tau
-    )
+    none = torch.zeros(0, dtype=torch.long)
+    rows = torch.tensor(clicked), torch.tensor([[0, 3], [2, -1]]), none.expand(2, 0)
+    found = ranker_nce(lambda columns: torch.tensor(s)[:, columns], 5, *rows, negatives=none, temperature=tau)
     assert float(found) == pytest.approx(expected)
 
 

@@ -11,7 +11,7 @@ from rgalign.__main__ import main
 from rgalign.alignment.tuning import trainable
 from rgalign.artifacts import ArtifactError
 from rgalign.data import world
-from rgalign.params import load
+from rgalign.params import dump, load
 from rgalign.plan import STAGES
 from rgalign.reasoner import build
 from rgalign.reasoner.embed import embed
@@ -25,6 +25,7 @@ SMOKE = "params/smoke.yaml"
 def last(tmp_path):
     """An aligned run as its manifest tells it: all artifacts of all stages, of one line each."""
     run, params = tmp_path / "last", load(SMOKE)
+    artifacts.write_text(run / "params.yaml", dump(params))
     for stage in STAGES.values():
         for name in stage.writes:
             artifacts.write_text(run / name, f"{name} of the last run")
@@ -73,6 +74,16 @@ def test_a_run_that_is_not_aligned_or_is_this_very_run_is_refused_before_anythin
     assert "this very run: give another --run-dir" in told(last, last)
     assert "08_closed_loop has not run" in told(tmp_path, tmp_path / "next")
     assert main(["run", SMOKE, "--warm-start", str(last), "--run-dir", str(tmp_path / "next"), "--dry-run"]) == 0
+
+
+def test_development_users_that_the_last_run_learnt_from_are_refused(last, tmp_path):
+    given = {"run.warm_start": str(last)}
+    with pytest.raises(ArtifactError, match="development users") as error:
+        outside.last_run(load(SMOKE, given | {"run.seed": "7", "data.dev_users": "0.5"}), tmp_path / "next")
+    assert "data.seed is 7; expected 0, as there" in str(error.value)
+    assert "data.dev_users is 0.5; expected at most 0.1, as there" in str(error.value)
+    kept = {"run.seed": "7", "data.seed": "0", "data.dev_users": "0.05"}
+    assert outside.last_run(load(SMOKE, given | kept), tmp_path / "next") == last
 
 
 SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}

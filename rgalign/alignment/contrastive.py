@@ -35,6 +35,7 @@ def contrastive(
     spaces: Sequence[RankingSpace],
     clicked: Sequence[int] | np.ndarray | Tensor,
     hard: Sequence[Sequence[int]] | np.ndarray | Tensor,
+    also: Sequence[Sequence[int]] | np.ndarray | Tensor | None = None,
     queries: Sequence[Sequence[int]] | None = None,
     folder: Path,
     seed: int,
@@ -60,8 +61,10 @@ def contrastive(
     spaces      of one ranker or several, frozen; the loss is the mean over them: no one ranker is to be flattered
     clicked     (rows,) row of the clicked intent in the knowledge base
     hard        (rows, h) rows of hard negatives, -1: none; intents that the reward model ranks high, not clicked [C]
+    also        (rows, a) rows of what a session clicked beside `clicked`, -1: none; never its negatives. None: nothing
     queries     token ids, end id last, of each session's query, for a language term beside it (causal only): the
-                reasoner is not to forget how to write; only these tokens count. None: no such term
+                reasoner is not to forget how to write; only these tokens count. []: none of this session; None: no
+                such term
     lora        rank, alpha, dropout, targets of an adapter (alignment.tuning); None: all weights learn
     similarity  ranker: the ranker's score of session and intent (info_nce.ranker_nce); cosine | dot: of the query
                 branch alone (info_nce.info_nce) [C]
@@ -74,14 +77,16 @@ def contrastive(
     """
     queries = queries if lm_weight else None
     how = dict(temperature=temperature, similarity=similarity, in_batch=in_batch, symmetric=symmetric)
-    clicked, hard = np.asarray(clicked, dtype=np.int64), np.asarray(hard, dtype=np.int64)
+    also = np.zeros((len(prompts), 0)) if also is None else also
+    clicked, hard, also = (np.asarray(each, dtype=np.int64) for each in (clicked, hard, also))
     faults = space_faults(spaces, len(prompts), scored=similarity == "ranker")
-    faults += _row_faults(prompts, queries, clicked, hard, min((len(space.intents) for space in spaces), default=0))
+    kb = min((len(space.intents) for space in spaces), default=0)
+    faults += _row_faults(prompts, queries, kb, clicked=clicked, hard=hard, also=also)
     faults += _fit_faults(reasoner, spaces, prompts, queries)
     faults += _setting_faults(hard, documents_per_batch, epochs, lm_weight, **how)
     if faults:
         raise ValueError("contrastive alignment cannot begin:\n" + "\n".join(f"  {fault}" for fault in faults))
-    documents = _Sessions(prompts, queries, clicked, hard)
+    documents = _Sessions(prompts, queries, clicked, hard, also)
     how["lm_weight"] = lm_weight if queries is not None else 0.0
     identity = {"reasoner": fingerprint(reasoner), "documents": documents.digest()}
     identity |= {"spaces": [space.digest() for space in spaces], **how}
@@ -122,7 +127,8 @@ def _objective(
     ids, prompt, length, clicked = (batch[name] for name in ("ids", "prompt", "length", "clicked"))
     states, vectors = prompt_vectors(reasoner, batch)
     queries = [space.queries(vectors) for space in spaces]
-    losses = [_contrast(space, query, batch, **how) for space, query in zip(spaces, queries, strict=True)]
+    counted = int(batch["counted"])
+    losses = [_contrast(space, query, batch, counted, **how) for space, query in zip(spaces, queries, strict=True)]
     loss, query = torch.stack(losses).mean(), queries[0]
     values = {"contrastive": loss, "effective_rank": effective_rank(query)}
     values["alignment"] = alignment(query, spaces[0].intents[clicked])
@@ -131,7 +137,7 @@ def _objective(
     if lm_weight:
         head = reasoner.plain.get_output_embeddings()
         language = next_token_loss(states, head, ids=ids, prompt=prompt, length=length, prompt_weight=0.0)
-        values["language"] = evened(language, int((length - prompt).sum()))
+        values["language"] = evened(language, int((length - prompt)[:counted].sum()))
         loss = loss + lm_weight * values["language"]
     return loss, values
 
@@ -148,50 +154,56 @@ def prompt_vectors(reasoner: Reasoner, batch: Mapping[str, Tensor]) -> tuple[Ten
     return states, pool(reasoner, states, prompt)
 
 
-def _contrast(space: RankingSpace, query: Tensor, batch: dict[str, Tensor], *, similarity: str, **how) -> Tensor:
+def _contrast(
+    space: RankingSpace, query: Tensor, batch: dict[str, Tensor], counted: int, *, similarity: str, **how
+) -> Tensor:
     """The loss in one ranker's space; averaged over processes it is what one process with all rows would find."""
-    clicked, hard = batch["clicked"], batch["hard"]
+    rows = batch["clicked"], batch["hard"], batch["also"]
     if similarity != "ranker":
-        return contrastive_loss(query, space.intents, clicked, hard, similarity=similarity, **how)
-    everyone = gathered(clicked) if how["in_batch"] else clicked[:0]
+        return contrastive_loss(query, space.intents, *rows, counted=counted, similarity=similarity, **how)
+    everyone = gathered(batch["clicked"][:counted]) if how["in_batch"] else batch["clicked"][:0]
     score = partial(space.scores, query, batch["session"])
     put = {"negatives": everyone, "temperature": how["temperature"]}
-    return evened(ranker_nce(score, len(space.intents), clicked, hard, **put), len(query))
+    return evened(ranker_nce(score, len(space.intents), *rows, **put), counted)
 
 
 class _Sessions(training.Documents):
-    """One session a row: prompt and query, clicked intent, hard negatives, and its row in the spaces' users."""
+    """One session a row: prompt and query, clicked intents, hard negatives, and its row in the spaces' users."""
 
-    def __init__(self, prompts, queries, clicked: np.ndarray, hard: np.ndarray):
+    def __init__(self, prompts, queries, clicked: np.ndarray, hard: np.ndarray, also: np.ndarray):
         super().__init__(prompts, queries if queries is not None else [[]] * len(prompts))
-        own = zip(self.rows, clicked.tolist(), hard.tolist(), strict=True)
+        own = zip(self.rows, clicked.tolist(), hard.tolist(), also.tolist(), strict=True)
         self.rows = [
-            {**row, "clicked": intent, "hard": negatives, "session": session}
-            for session, (row, intent, negatives) in enumerate(own)
+            {**row, "clicked": intent, "hard": negatives, "also": beside, "session": session}
+            for session, (row, intent, negatives, beside) in enumerate(own)
         ]
 
 
 def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
-    """A batch of training.right_padded, and clicked and session (rows,), hard (rows, h)."""
+    """A batch of training.right_padded, and clicked and session (rows,), hard (rows, h), also (rows, a)."""
     columns = {name: torch.tensor([row[name] for row in rows]) for name in ("clicked", "session")}
-    hard = torch.tensor([row["hard"] for row in rows], dtype=torch.long)  # else, where h is 0, it is float
-    return {**training.right_padded(rows, pad), "hard": hard, **columns}
+    for name in ("hard", "also"):  # of type long, since without columns they would be float
+        columns[name] = torch.tensor([row[name] for row in rows], dtype=torch.long)
+    return {**training.right_padded(rows, pad), **columns}
 
 
-def _row_faults(prompts, queries, clicked: np.ndarray, hard: np.ndarray, kb: int) -> list[str]:
+def _row_faults(prompts, queries, kb: int, **given: np.ndarray) -> list[str]:
     faults = []
-    lengths = {"prompts": len(prompts), "clicked": len(clicked), "hard": len(hard)}
+    lengths = {"prompts": len(prompts), **{name: len(values) for name, values in given.items()}}
     if queries is not None:
         lengths["queries"] = len(queries)
     if len(set(lengths.values())) > 1:
         faults.append(f"rows differ: {', '.join(f'{name} {count}' for name, count in lengths.items())}")
     if not len(prompts):
         faults.append("there is no session to learn from")
-    if short := sum(not len(ids) for ids in (*prompts, *(queries if queries is not None else ()))):
-        faults.append(f"{short} prompts or queries have no token")
-    if clicked.ndim != 1 or hard.ndim != 2:
-        faults.append(f"clicked is of shape {clicked.shape}, hard {hard.shape}; expected (rows,) and (rows, h)")
-    for name, values, least in (("clicked", clicked, 0), ("hard", hard, -1)):
+    if short := sum(not len(ids) for ids in prompts):
+        faults.append(f"{short} prompts have no token")
+    if queries is not None and not any(map(len, queries)):
+        faults.append("no session has a query for the language term: give one, or lm_weight 0")
+    for name, values in given.items():
+        least, expected = (0, "(rows,)") if name == "clicked" else (-1, "(rows, any)")
+        if values.ndim != (1 if name == "clicked" else 2):
+            faults.append(f"{name} is of shape {values.shape}; expected {expected}")
         if (foreign := values[(values < least) | (values >= kb)]).size:
             faults.append(f"{name} has {foreign.size} values outside {least} to {kb - 1} (first: {foreign.flat[0]})")
     return faults

@@ -47,6 +47,8 @@ def learn_together(context: Context, start: Reasoner, folder: Path, work: Path) 
         loss=loss_of(QE_REC, context.settings),
         folder=work,
         seed=derived(context.params.run.seed, "end to end"),
+        engine=context.engine,
+        neftune=own.neftune or None,
         **own.model_dump(include=set(CL_LOOP)),
     )
     for seed, ranker in zip(context.rankers, rankers, strict=True):

@@ -20,12 +20,15 @@ def gathered(rows: Tensor) -> Tensor:
 
 
 def evened(mean: Tensor, count: int) -> Tensor:
-    """This process's mean over `count` things, weighted: averaged over processes it is the mean over all things."""
+    """This process's mean over `count` things, weighted: averaged over processes it is the mean over all things.
+
+    Where no process has any it is 0.
+    """
     if not _several():
         return mean
     total = torch.tensor(count, device=mean.device)
     dist.all_reduce(total)
-    return mean * (count * dist.get_world_size() / total)
+    return mean * (count * dist.get_world_size() / total.clamp(min=1))
 
 
 def _several() -> bool:

@@ -16,7 +16,9 @@ def contrastive_loss(
     intents: Tensor,
     clicked: Tensor,
     hard: Tensor,
+    also: Tensor,
     *,
+    counted: int,
     temperature: float,
     similarity: str,
     in_batch: bool,
@@ -24,17 +26,19 @@ def contrastive_loss(
 ) -> Tensor:
     """`info_nce` + symmetric * `session_nce` of this process's rows, against the rows of all processes.
 
+    counted    the rows that count are the first so many: none where a process runs one for company (reasoner.pieces)
     in_batch   whether the intents clicked in other rows are negatives; False: the hard ones alone
     symmetric  weight of the other direction [C: 0]
     The rest as of `info_nce`. Averaged over processes it is what one process with all rows would find. Intents are
     frozen, so their row numbers are all that `info_nce` needs of other processes; `session_nce` needs their queries.
     """
-    everyone = gathered(clicked)
+    everyone = gathered(clicked[:counted])
     how = {"temperature": temperature, "similarity": similarity}
-    loss = info_nce(query, intents, clicked, hard, negatives=everyone if in_batch else everyone[:0], **how)
+    loss = info_nce(query, intents, clicked, hard, also, negatives=everyone if in_batch else everyone[:0], **how)
     if symmetric:
-        loss = loss + symmetric * session_nce(query, intents, clicked, gathered(query), everyone, **how)
-    return evened(loss, len(query))
+        clicks = gathered(torch.cat([clicked[:, None], also], dim=1)[:counted])
+        loss = loss + symmetric * session_nce(query, intents, clicked, gathered(query[:counted]), clicks, **how)
+    return evened(loss, counted)
 
 
 def info_nce(
@@ -42,6 +46,7 @@ def info_nce(
     intents: Tensor,
     clicked: Tensor,
     hard: Tensor,
+    also: Tensor,
     *,
     negatives: Tensor,
     temperature: float = 0.2,
@@ -53,25 +58,27 @@ def info_nce(
     intents      (kb, dim) vectors of the whole knowledge base
     clicked      (rows,) row of the clicked intent in `intents`
     hard         (rows, h) rows of a row's own negatives, -1: none
+    also         (rows, a) rows of what was clicked beside it in the same session, -1: none; never a row's negatives
     negatives    (n,) rows that are negatives of every row, as the intents clicked anywhere in the batch
     temperature  > 0; similarities are divided by it [C: 0.2]
     similarity   cosine | dot; dot is q.v / sqrt(dim), as the ranker's query branch has it: at temperature 1, with the
                  whole KB as negatives, the loss is -log of the reward model's own p(clicked | query) over the KB
     A row's negatives are a set [C]: an intent that is there twice, in the batch or as a hard one too, counts once
     (twice would push popular intents away by how often they are clicked, which the full softmax over the KB does
-    not), and the clicked one is never among them. A row without negatives counts as 0.
+    not), and no intent that the row clicked is among them. A row without negatives counts as 0.
     """
     scores = _similarities(query, intents, similarity) / temperature
-    others = ~compared(len(intents), clicked, hard, negatives)
+    others = ~compared(len(intents), clicked, hard, also, negatives)
     return functional.cross_entropy(scores.masked_fill(others, -torch.inf), clicked)
 
 
-def compared(intents: int, clicked: Tensor, hard: Tensor, negatives: Tensor) -> Tensor:
+def compared(intents: int, clicked: Tensor, hard: Tensor, also: Tensor, negatives: Tensor) -> Tensor:
     """(rows, intents) bool: the clicked intent of each row and its negatives. Arguments as of `info_nce`."""
     rows = torch.arange(len(clicked), device=clicked.device)
     found = torch.zeros(len(clicked), intents + 1, dtype=torch.bool, device=clicked.device)
     found[:, negatives] = True
     found[rows[:, None], hard] = True  # -1 is the last column, which stands for no intent
+    found[rows[:, None], also] = False
     found[rows, clicked] = True
     return found[:, :intents]
 
@@ -81,6 +88,7 @@ def ranker_nce(
     intents: int,
     clicked: Tensor,
     hard: Tensor,
+    also: Tensor,
     *,
     negatives: Tensor,
     temperature: float = 1.0,
@@ -91,7 +99,7 @@ def ranker_nce(
     intents  how many the knowledge base has
     At temperature 1, with a shown list's intents for negatives, it is the ranker's ListNet loss (of one click).
     """
-    chosen = compared(intents, clicked, hard, negatives)
+    chosen = compared(intents, clicked, hard, also, negatives)
     columns = chosen.any(dim=0).nonzero()[:, 0]  # what nobody is compared with need not be scored
     logits = score(columns) / temperature
     place = torch.searchsorted(columns, clicked)
@@ -103,19 +111,20 @@ def session_nce(
     intents: Tensor,
     clicked: Tensor,
     others: Tensor,
-    others_clicked: Tensor,
+    others_clicks: Tensor,
     *,
     temperature: float = 0.2,
     similarity: str = "cosine",
 ) -> Tensor:
-    """Mean over rows of -log p(own session | clicked intent): against the sessions that clicked another intent.
+    """Mean over rows of -log p(own session | clicked intent): against the sessions that did not click it.
 
-    others, others_clicked  (sessions, dim) and (sessions,): queries and clicked intents of all sessions of the batch;
+    others, others_clicks   (sessions, dim) and (sessions, c): queries and all clicks of the batch's sessions, -1: none;
                             those that clicked a row's own intent, itself among them, are not its negatives
     The rest as of `info_nce`. In nats; a row without negatives counts as 0.
     """
     wanted = intents[clicked]
-    scores = _similarities(wanted, others, similarity).masked_fill(clicked[:, None] == others_clicked, -torch.inf)
+    same = (clicked[:, None, None] == others_clicks).any(dim=2)
+    scores = _similarities(wanted, others, similarity).masked_fill(same, -torch.inf)
     own = torch.linalg.vecdot(*_scaled(query, wanted, similarity))
     logits = torch.cat([own[:, None], scores], dim=1) / temperature
     return functional.cross_entropy(logits, torch.zeros_like(clicked))

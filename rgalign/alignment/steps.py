@@ -120,7 +120,8 @@ def pull_to_clicks(
 ) -> tuple[Reasoner, pd.DataFrame]:
     """RG-CL (METHOD.md 2.3, step 3): the embedding is pulled to the clicked intents in the frozen rankers' space.
 
-    best      best_queries, for the language term beside it; None or alignment.cl.lm_weight 0: none
+    best      best_queries, for the language term beside it; None or alignment.cl.lm_weight 0: none. A session without
+              one learns from its click alone
     learners  the lists to learn from, each with a click; None: context.learners
     Hard negatives are those of a session's shown intents that the rankers like best and nobody clicked [C].
     """
@@ -130,15 +131,16 @@ def pull_to_clicks(
         return launched.tune(context, "cl", start, work, tables=tables, learners=learners)[:2]
     learners, queries = learners if learners is not None else context.learners, None
     if best is not None and own.lm_weight:
-        learners = learners.take(np.flatnonzero(pd.Index(learners.session_id).isin(best["session_id"])))
-        asked = best.set_index("session_id")["query"].loc[list(learners.session_id)]
-        queries = context.recipe.prompter(context.shop, start).queries(asked.tolist())
+        written = context.recipe.prompter(context.shop, start).queries(best["query"].tolist())
+        asked = dict(zip(best["session_id"], written, strict=True))
+        queries = [asked.get(session, []) for session in learners.session_id]
     return contrastive(
         start,
         context.prompts(start, learners),
         spaces=[RankingSpace.of(each, context.parts.intents, learners) for each in context.rankers.values()],
         clicked=first_click(learners),
         hard=hard_negatives(learners, mean_scores(context, learners), own.hard),
+        also=other_clicks(learners),
         queries=queries,
         folder=work,
         seed=derived(context.params.run.seed, "cl"),
@@ -165,6 +167,13 @@ def first_click(lists: Lists) -> np.ndarray:
     """(lists,) row in the knowledge base of the first clicked intent."""
     place = lists.clicked.int().argmax(dim=1, keepdim=True)
     return lists.candidates.long().gather(1, place).squeeze(1).numpy()
+
+
+def other_clicks(lists: Lists) -> np.ndarray:
+    """(lists, most) rows in the knowledge base of what was clicked beside `first_click`; -1: no more."""
+    candidates, clicked = lists.candidates.numpy().astype(np.int64), lists.clicked.numpy()
+    order = np.argsort(~clicked, axis=1, kind="stable")[:, 1 : max(1, clicked.sum(axis=1).max(initial=1))]
+    return np.where(np.take_along_axis(clicked, order, axis=1), np.take_along_axis(candidates, order, axis=1), -1)
 
 
 def hard_negatives(lists: Lists, scores: np.ndarray, count: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rgalign import processes
@@ -43,7 +44,7 @@ class Share:
 
     collate rows of a piece -> the objective's batch
     weight  what a row counts in the objective's mean (query tokens, pairs); None: the objective evens itself out over
-            the processes (alignment.gather), and is not run in pieces
+            the processes (alignment.gather), and is not run in pieces; its batch has `counted`, the rows that do
     width   (row) -> tokens of its widest document, and documents in a row
     whole   (rows of the step) -> what every piece's batch must know of them all; None: nothing
     """
@@ -64,7 +65,7 @@ class Share:
         known = self.whole(rows) if self.whole else {}
         return [
             Piece(
-                batch={**self.collate(piece), **known},
+                batch={**self.collate(piece), **known, **self._counted(piece, number < real)},
                 rows=len(piece),
                 tokens=self._tokens(piece),
                 share=self._share(piece, rows, count) * (number < real),
@@ -91,6 +92,9 @@ class Share:
         """Padded tokens of rows that are run at once."""
         widest, documents = max(map(self.width, piece))
         return widest * documents * len(piece)
+
+    def _counted(self, piece: list[dict], real: bool) -> dict[str, Tensor]:
+        return {} if self.weight is not None else {"counted": torch.tensor(len(piece) * real)}
 
     def _share(self, piece: list[dict], rows: list[dict], count: int) -> float:
         if self.weight is None:

@@ -56,9 +56,9 @@ def pretrain(
 
     def both(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
         states = model.base_model(input_ids=batch["ids"], use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
-        loss = next_token_loss(states, head, **batch, prompt_weight=prompt_weight)
-        return (loss + ahead_weight * ahead_loss(states, head, model.ahead, **batch) if ahead_weight else loss), {}
+        head, rows = model.get_output_embeddings(), {name: batch[name] for name in ("ids", "prompt", "length")}
+        loss = next_token_loss(states, head, **rows, prompt_weight=prompt_weight)
+        return (loss + ahead_weight * ahead_loss(states, head, model.ahead, **rows) if ahead_weight else loss), {}
 
     curve = training.train(
         model,
@@ -97,13 +97,14 @@ def next_token_loss(
     states          (rows, tokens, hidden), final hidden states of ids (rows, tokens)
     prompt, length  (rows,) tokens of the prompt, and of prompt and query; what follows is padding
     prompt_weight   what a prompt's token counts as a target, a query's being 1; a document's first token never counts
+    Where nothing counts it is 0.
     """
     place = torch.arange(1, ids.shape[1], device=ids.device)
     asked, real = place >= prompt[:, None], place < length[:, None]
     weight = torch.where(asked, 1.0, prompt_weight) * real  # (rows, tokens - 1)
     counted = weight > 0
     losses = functional.cross_entropy(head(states[:, :-1][counted]).float(), ids[:, 1:][counted], reduction="none")
-    return (losses * weight[counted]).sum() / weight.sum()
+    return (losses * weight[counted]).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def ahead_loss(

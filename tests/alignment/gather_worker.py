@@ -12,13 +12,14 @@ DIM, KB = 5, 9
 
 
 def problem(rows: int = 7) -> dict[str, torch.Tensor]:
-    """Seven sessions, two intents clicked twice, and a map of sessions to queries that learns."""
+    """Seven sessions, two intents clicked twice, second clicks, and a map of sessions to queries that learns."""
     random = torch.Generator().manual_seed(4)
     return {
         "sessions": torch.randn(rows, 3, generator=random),
         "weights": torch.randn(3, DIM, generator=random).requires_grad_(),
         "intents": torch.randn(KB, DIM, generator=random),
         "clicked": torch.tensor([0, 3, 1, 0, 8, 3, 5]),
+        "also": torch.tensor([[1], [-1], [-1], [3], [-1], [0], [-1]]),
         "hard": torch.tensor([[2, -1], [3, 1], [4, 4], [-1, -1], [6, 0], [7, 8], [1, -1]]),
     }
 
@@ -27,7 +28,8 @@ def loss_of(given: dict, rows: slice, **how) -> torch.Tensor:
     """The loss of these sessions; its gradient stays in given["weights"]."""
     given["weights"].grad = None
     queries = given["sessions"][rows] @ given["weights"]
-    loss = contrastive_loss(queries, given["intents"], given["clicked"][rows], given["hard"][rows], **how)
+    own = [given[name][rows] for name in ("clicked", "hard", "also")]
+    loss = contrastive_loss(queries, given["intents"], *own, counted=len(queries), **how)
     loss.backward()
     return loss.detach()
 

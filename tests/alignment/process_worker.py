@@ -32,8 +32,8 @@ def train(
         onlooker = small_pairs.Onlooker(stop_at=6 if looks else None)
         own = dict(pairs_per_batch=batch, watch=onlooker, watch_steps=2)
         return small_pairs.align(of=small_pairs.pairs(22), **LOOP, **how, **own)
-    rows = dict(clicked=cl.CLICKED[:22], hard=cl.HARD[:22], queries=cl.QUERIES[:22], spaces=[cl.SPACE])
-    own = cl.SETTINGS | LOOP | rows | dict(documents_per_batch=batch)
+    first = {name: rows[:22] for name, rows in {**cl.ROWS, "also": cl.ALSO, "queries": cl.QUERIES}.items()}
+    own = cl.SETTINGS | LOOP | first | dict(documents_per_batch=batch, symmetric=0.5, spaces=[cl.SPACE])
     return contrastive(cl.reasoner(), cl.PROMPTS[:22], **own, **how)
 
 

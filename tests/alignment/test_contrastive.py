@@ -26,6 +26,7 @@ PROMPTS = [[4 + n % KB, *(4 + (7 * n + i) % 13 for i in range(n % 4)), 2] for n 
 QUERIES = [[prompt[0] + 9, *prompt[1:2], 3] for prompt in PROMPTS]
 CLICKED = np.arange(48) % KB  # the prompt's first token says which
 HARD = np.array([[(n + 1) % KB, -1 if n % 3 else n % KB] for n in range(48)])
+ALSO = np.array([[(n + 2) % KB if n % 5 == 0 else -1] for n in range(48)])  # a second click
 ROWS = {"clicked": CLICKED, "hard": HARD}
 SETTINGS = dict(
     seed=3, epochs=4, documents_per_batch=8, progress=False, similarity="cosine", temperature=0.2, in_batch=True,
@@ -91,11 +92,11 @@ GIVEN = {
 @pytest.mark.parametrize("kind", GIVEN)
 def test_the_loss_is_info_nce_of_the_embeddings_that_will_be_served(kind, tmp_path):
     given = GIVEN[kind]()
-    query, clicked, hard = in_space(given), torch.tensor(CLICKED), torch.tensor(HARD)
+    query, clicked, hard, also = in_space(given), torch.tensor(CLICKED), torch.tensor(HARD), torch.tensor(ALSO)
     texts = QUERIES if kind == "causal" else None  # what follows the prompt must not be heard
-    found = one_step(given, tmp_path, queries=texts, temperature=0.3, symmetric=0.5)
-    forth = info_nce(query, SPACE.intents, clicked, hard, negatives=clicked, temperature=0.3)
-    back = session_nce(query, SPACE.intents, clicked, query, clicked, temperature=0.3)
+    found = one_step(given, tmp_path, queries=texts, temperature=0.3, symmetric=0.5, also=ALSO)
+    forth = info_nce(query, SPACE.intents, clicked, hard, also, negatives=clicked, temperature=0.3)
+    back = session_nce(query, SPACE.intents, clicked, query, torch.cat([clicked[:, None], also], 1), temperature=0.3)
     assert found["contrastive"] == pytest.approx(float(forth + 0.5 * back), abs=1e-5)
     assert found["effective_rank"] == pytest.approx(float(effective_rank(query)), abs=1e-4)
     assert found["uniformity"] == pytest.approx(float(uniformity(query)), abs=1e-4)
@@ -105,7 +106,10 @@ def test_the_loss_is_info_nce_of_the_embeddings_that_will_be_served(kind, tmp_pa
 def test_without_the_batch_only_hard_negatives_count(tmp_path):
     query, hard = in_space(reasoner()), torch.tensor(HARD)
     expected = info_nce(
-        query, SPACE.intents, torch.tensor(CLICKED), hard, negatives=hard[:0, 0], similarity="dot", temperature=1.0
+        *(query, SPACE.intents, torch.tensor(CLICKED), hard, hard[:, :0]),
+        negatives=hard[:0, 0],
+        similarity="dot",
+        temperature=1.0,
     )
     found = one_step(reasoner(), tmp_path, in_batch=False, similarity="dot", temperature=1.0)
     assert found["loss"] == found["contrastive"] == pytest.approx(float(expected), abs=1e-5)
@@ -159,6 +163,9 @@ def test_the_language_term_is_the_mean_over_the_queries_tokens_alone(tmp_path):
     found = one_step(given, tmp_path, queries=QUERIES, lm_weight=0.25)
     assert found["language"] == pytest.approx(np.mean(losses), abs=1e-5)
     assert found["loss"] == pytest.approx(found["contrastive"] + 0.25 * found["language"], abs=1e-5)
+    half = one_step(given, tmp_path, queries=[*QUERIES[:24], *[[]] * 24], lm_weight=0.25)
+    assert half["language"] == pytest.approx(np.mean(losses[: sum(map(len, QUERIES[:24]))]), abs=1e-5)
+    assert half["contrastive"] == pytest.approx(found["contrastive"], abs=1e-5), "a click counts without a query"
     without = one_step(given, tmp_path, queries=QUERIES, lm_weight=0)
     assert "language" not in without
     assert without["loss"] == without["contrastive"] == pytest.approx(found["contrastive"], abs=1e-5)
@@ -271,8 +278,8 @@ def test_all_faults_at_once(tmp_path):
             epochs=0, temperature=0, similarity="euclid", lm_weight=1.0, symmetric=-1,
         )  # fmt: skip
     for part in [
-        "prompts 4, clicked 3, hard 2, queries 2",
-        "1 prompts or queries have no token",
+        "prompts 4, clicked 3, hard 2, also 4, queries 2",
+        "1 prompts have no token",
         "clicked has 2 values outside 0 to 5 (first: 6)",
         "hard has 2 values outside -1 to 5 (first: 7)",
         "vectors of 24, the ranker reads 16",
@@ -286,6 +293,8 @@ def test_all_faults_at_once(tmp_path):
         contrastive(reasoner(), PROMPTS[:1], clicked=[0], hard=[[1]], **how)
     with pytest.raises(ValueError, match="a ranker's score is no distance"):
         contrastive(reasoner(), PROMPTS[:1], clicked=[0], hard=[[1]], symmetric=1.0, **how)
+    with pytest.raises(ValueError, match="no session has a query for the language term"):
+        contrastive(reasoner(), PROMPTS[:1], clicked=[0], hard=[[1]], queries=[[]], **how)
     how["similarity"] = "cosine"
     with pytest.raises(ValueError, match="no session") as error:
         contrastive(encoder("mean", True), [], clicked=[], hard=np.zeros((0, 2)), in_batch=False, **how)

@@ -26,14 +26,26 @@ def cross_entropy(*logits: float) -> float:
 def test_three_rows_with_duplicates_and_hard_negatives_worked_by_hand():
     """Cosines over temperature 1/2. Row 0: 0 against 1, 2; row 1: 1 against 0, 3; row 2: 0 against 1."""
     rows = [cross_entropy(2, 0, 1.2), cross_entropy(2, 0, 0), cross_entropy(1.2, 1.6)]
-    found = info_nce(QUERY, INTENTS, CLICKED, HARD, negatives=CLICKED, temperature=0.5)
+    found = info_nce(QUERY, INTENTS, CLICKED, HARD, NONE, negatives=CLICKED, temperature=0.5)
     assert float(found) == pytest.approx(sum(rows) / 3, abs=1e-6)
 
 
 def test_the_other_direction_worked_by_hand():
     """Intent 0 against session 1 alone (session 2 clicked it too), twice; intent 1 against sessions 0 and 2."""
     rows = [cross_entropy(2, 0), cross_entropy(2, 0, 1.6), cross_entropy(1.2, 0)]
-    found = session_nce(QUERY, INTENTS, CLICKED, QUERY, CLICKED, temperature=0.5)
+    found = session_nce(QUERY, INTENTS, CLICKED, QUERY, CLICKED[:, None], temperature=0.5)
+    assert float(found) == pytest.approx(sum(rows) / 3, abs=1e-6)
+
+
+def test_a_sessions_second_click_is_worked_by_hand():
+    """Row 1 clicked intent 0 too: it is not pushed away from it, nor is intent 0 from session 1."""
+    also = torch.tensor([[-1], [0], [-1]])
+    rows = [cross_entropy(2, 0, 1.2), cross_entropy(2, 0), cross_entropy(1.2, 1.6)]
+    found = info_nce(QUERY, INTENTS, CLICKED, HARD, also, negatives=CLICKED, temperature=0.5)
+    assert float(found) == pytest.approx(sum(rows) / 3, abs=1e-6)
+    clicks = torch.cat([CLICKED[:, None], also], dim=1)
+    rows = [0, cross_entropy(2, 0, 1.6), 0]  # every session clicked intent 0
+    found = session_nce(QUERY, INTENTS, CLICKED, QUERY, clicks, temperature=0.5)
     assert float(found) == pytest.approx(sum(rows) / 3, abs=1e-6)
 
 
@@ -42,35 +54,35 @@ def test_where_all_clicks_differ_it_is_the_cross_entropy_of_the_batchs_diagonal(
     query, intents = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
     rows = torch.arange(5)
     logits = functional.cosine_similarity(query[:, None], intents[None], dim=2) / 0.07
-    found = info_nce(query, intents, rows, rows[:, None], negatives=rows, temperature=0.07)
+    found = info_nce(query, intents, rows, rows[:, None], rows[:, None], negatives=rows, temperature=0.07)
     torch.testing.assert_close(found, functional.cross_entropy(logits, rows))
-    back = session_nce(query, intents, rows, query, rows, temperature=0.07)
+    back = session_nce(query, intents, rows, query, rows[:, None], temperature=0.07)
     torch.testing.assert_close(back, functional.cross_entropy(logits.T, rows))
 
 
 def test_dot_over_the_whole_kb_at_temperature_one_is_the_rankers_own_probability():
     log_p = (QUERY @ INTENTS.T / math.sqrt(2)).log_softmax(dim=1)
-    found = info_nce(QUERY, INTENTS, CLICKED, NONE, negatives=torch.arange(4), temperature=1, similarity="dot")
+    found = info_nce(QUERY, INTENTS, CLICKED, NONE, NONE, negatives=torch.arange(4), temperature=1, similarity="dot")
     torch.testing.assert_close(found, -log_p[torch.arange(3), CLICKED].mean())
 
 
 def test_cosine_does_not_hear_lengths_and_dot_does():
     def loss(scale, similarity):
-        return info_nce(QUERY * scale, INTENTS, CLICKED, HARD, negatives=CLICKED, similarity=similarity)
+        return info_nce(QUERY * scale, INTENTS, CLICKED, HARD, NONE, negatives=CLICKED, similarity=similarity)
 
     torch.testing.assert_close(loss(1, "cosine"), loss(7, "cosine"))
     assert abs(loss(1, "dot") - loss(7, "dot")) > 0.1
     torch.testing.assert_close(
-        info_nce(QUERY * 3, INTENTS, CLICKED, HARD, negatives=CLICKED, temperature=3, similarity="dot"),
-        info_nce(QUERY, INTENTS, CLICKED, HARD, negatives=CLICKED, temperature=1, similarity="dot"),
+        info_nce(QUERY * 3, INTENTS, CLICKED, HARD, NONE, negatives=CLICKED, temperature=3, similarity="dot"),
+        info_nce(QUERY, INTENTS, CLICKED, HARD, NONE, negatives=CLICKED, temperature=1, similarity="dot"),
     )
     with pytest.raises(ValueError, match="'euclid' is none of cosine, dot"):
         loss(1, "euclid")
 
 
 def test_a_row_without_negatives_counts_as_nothing():
-    none = info_nce(QUERY, INTENTS, CLICKED, NONE, negatives=CLICKED[:0])
-    alone = session_nce(QUERY[:1], INTENTS, CLICKED[:1], QUERY[:1], CLICKED[:1])
+    none = info_nce(QUERY, INTENTS, CLICKED, NONE, NONE, negatives=CLICKED[:0])
+    alone = session_nce(QUERY[:1], INTENTS, CLICKED[:1], QUERY[:1], CLICKED[:1, None])
     assert float(none) == float(alone) == 0
 
 
@@ -78,25 +90,27 @@ ROWS = st.integers(1, 6).flatmap(
     lambda rows: st.tuples(
         st.lists(st.integers(0, 4), min_size=rows, max_size=rows),
         st.lists(st.lists(st.integers(-1, 4), min_size=3, max_size=3), min_size=rows, max_size=rows),
+        st.lists(st.lists(st.integers(-1, 4), min_size=2, max_size=2), min_size=rows, max_size=rows),
         st.integers(0, 10_000),
     )
 )
 
 
 @given(ROWS)
-def test_negatives_are_a_set_without_the_clicked_intent(drawn):
-    clicked, hard, seed = drawn
+def test_negatives_are_a_set_without_the_clicked_intents(drawn):
+    clicked, hard, also, seed = drawn
     query = torch.randn(len(clicked), 4, generator=torch.Generator().manual_seed(seed))
     intents = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed + 1))
     total = 0.0
     for row, own in enumerate(clicked):
-        negatives = ({*clicked, *hard[row]}) - {own, -1}
+        negatives = {*clicked, *hard[row]} - {own, *also[row], -1}
         cosines = functional.cosine_similarity(query[row], intents[[own, *sorted(negatives)]], dim=1)
         total += cross_entropy(*(cosines / 0.2).tolist())
-    clicked, hard = torch.tensor(clicked), torch.tensor(hard)
-    found = info_nce(query, intents, clicked, hard, negatives=clicked)
+    clicked, hard, also = torch.tensor(clicked), torch.tensor(hard), torch.tensor(also)
+    found = info_nce(query, intents, clicked, hard, also, negatives=clicked)
     assert float(found) == pytest.approx(total / len(clicked), abs=1e-5)
-    again = info_nce(query, intents, clicked, torch.cat([hard, hard, clicked[:, None]], 1), negatives=clicked.repeat(3))
+    hard = torch.cat([hard, hard, clicked[:, None], also], 1)
+    again = info_nce(query, intents, clicked, hard, also, negatives=clicked.repeat(3))
     torch.testing.assert_close(found, again)
 
 
@@ -104,8 +118,8 @@ def test_negatives_are_a_set_without_the_clicked_intent(drawn):
 def test_gradients_are_those_of_finite_differences(similarity):
     query = QUERY.double().requires_grad_()
     intents, how = INTENTS.double(), {"similarity": similarity}
-    torch.autograd.gradcheck(lambda q: info_nce(q, intents, CLICKED, HARD, negatives=CLICKED, **how), query)
-    torch.autograd.gradcheck(lambda q: session_nce(q, intents, CLICKED, q, CLICKED, **how), query)
+    torch.autograd.gradcheck(lambda q: info_nce(q, intents, CLICKED, HARD, NONE, negatives=CLICKED, **how), query)
+    torch.autograd.gradcheck(lambda q: session_nce(q, intents, CLICKED, q, CLICKED[:, None], **how), query)
 
 
 @pytest.mark.parametrize("negatives", [CLICKED, CLICKED[:0]], ids=["in batch", "hard alone"])
@@ -116,10 +130,10 @@ def test_by_a_rankers_scores_it_is_the_same_loss_of_those_scores_alone_that_are_
         scored.append(columns.tolist())
         return QUERY @ INTENTS[columns].T * 2**-0.5
 
-    found = ranker_nce(score, len(INTENTS), CLICKED, HARD, negatives=negatives, temperature=0.5)
+    found = ranker_nce(score, len(INTENTS), CLICKED, HARD, NONE, negatives=negatives, temperature=0.5)
     how = {"temperature": 0.5, "similarity": "dot"}
-    torch.testing.assert_close(found, info_nce(QUERY, INTENTS, CLICKED, HARD, negatives=negatives, **how))
-    ranker_nce(score, len(INTENTS), CLICKED, HARD.clamp(min=-1, max=1), negatives=CLICKED[:0])
+    torch.testing.assert_close(found, info_nce(QUERY, INTENTS, CLICKED, HARD, NONE, negatives=negatives, **how))
+    ranker_nce(score, len(INTENTS), CLICKED, HARD.clamp(min=-1, max=1), NONE, negatives=CLICKED[:0])
     assert scored == [[0, 1, 2, 3], [0, 1]], "nobody is compared with the others"
 
 

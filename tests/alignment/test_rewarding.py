@@ -40,6 +40,15 @@ def spy(monkeypatch, target, name, result):
     return calls
 
 
+def test_reasoner_and_rankers_that_learn_together_are_run_as_params_say(context, monkeypatch, tmp_path):
+    own = with_params(context, cl__neftune=3.0, engine__gradient_checkpointing=True)
+    calls = spy(monkeypatch, end_to_end, "end_to_end", (None, list(context.rankers.values()), None))
+    end_to_end.learn_together(own, context.main(), tmp_path, tmp_path / "work")
+    ((_, how),) = calls
+    assert how["neftune"] == 3.0
+    assert how["engine"].gradient_checkpointing
+
+
 def test_candidates_are_of_train_and_development_sessions_with_a_click(context, rewarded):
     sessions = context.shop.sessions.set_index("session_id")
     clicked = set(context.shop.impressions.query("clicked == 1").session_id)

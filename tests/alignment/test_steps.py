@@ -25,6 +25,15 @@ def test_first_click_by_hand():
     assert steps.first_click(LISTS).tolist() == [2, 7, 8]
 
 
+def test_other_clicks_by_hand():
+    assert steps.other_clicks(LISTS).tolist() == [[-1], [-1], [5]]
+
+
+def test_where_each_list_has_one_click_there_are_no_others():
+    lists = SimpleNamespace(candidates=LISTS.candidates[:2], clicked=LISTS.clicked[:2])
+    assert steps.other_clicks(lists).shape == (2, 0)
+
+
 @pytest.mark.parametrize(
     ("count", "expected"),
     [(2, [[9, 4], [1, -1], [3, -1]]), (1, [[9], [1], [3]]), (0, [[], [], []])],
@@ -149,11 +158,13 @@ def test_the_language_term_of_rg_cl_reads_the_best_query_of_the_very_session(con
     weighted = replace(context, params=small_run.small({"alignment.cl.lm_weight": 0.5}))
     reasoner = context.main()
     steps.pull_to_clicks(weighted, reasoner, best, tmp_path)
-    sessions = [session for session in context.learners.session_id if session in set(best.session_id)]
-    texts = best.set_index("session_id")["query"].loc[sessions].tolist()
-    assert spied["contrastive"][0] == prompts_of(context, sessions)
-    assert spied["how"]["queries"] == context.recipe.prompter(context.shop, reasoner).queries(texts)
+    sessions, texts = context.learners.session_id, best.set_index("session_id")["query"]
+    assert spied["contrastive"][0] == prompts_of(context, sessions), "a click teaches with and without a query"
+    prompter = context.recipe.prompter(context.shop, reasoner)
+    assert 0 < len(texts) < len(sessions)
+    for session, query in zip(sessions, spied["how"]["queries"], strict=True):
+        assert query == (prompter.queries([texts[session]])[0] if session in texts.index else [])
     silent = replace(context, params=small_run.small({"alignment.cl.lm_weight": 0.0}))
     steps.pull_to_clicks(silent, reasoner, best, tmp_path)
-    assert spied["how"]["queries"] is None, "weight 0: all sessions, no queries"
+    assert spied["how"]["queries"] is None
     assert len(spied["contrastive"][0]) == len(context.learners)
