@@ -176,6 +176,15 @@ def test_every_ablation_has_a_name_and_differs_from_the_study_in_what_it_is_abou
     assert {f"rgalign_rec/{name}" for name in found} == {name for name in MODELS if name.startswith("rgalign_rec/")}
 
 
+@pytest.mark.parametrize("data", ["cfpb2014", "cfpb2014-minilm", "msweb", "msweb-minilm"])
+def test_the_control_of_a_public_set_is_its_alignment_left_out(data):
+    whole, own = flat(load(f"params/{data}-alignment.yaml")), flat(load(f"params/{data}/ablations/no_alignment.yaml"))
+    left_out = {key for key in own if own[key] != whole[key]} - {"alignment.cl.epochs", "alignment.cl.learning_rate"}
+    used = {f"alignment.{step}.use" for step in ("sft", "dpo", "cl")}
+    assert left_out == {key for key in used if whole[key]}
+    assert not any(own[key] for key in used)
+
+
 def test_a_missing_file_names_the_nearest_shipped_one():
     with pytest.raises(ParamsError, match=r"did you mean params/quickstart\.yaml"):
         load("params/quikstart.yaml")

@@ -82,6 +82,10 @@ class StepTrainer(Trainer):
             dealer.num_processes, dealer.process_index, dealer.even_batches = 1, 0, False
         return loader
 
+    def train(self, *arguments, **more):
+        self.began = time.perf_counter()
+        return super().train(*arguments, **more)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Step], num_items_in_batch=None) -> Tensor:
         """The step's loss. A step that finds no memory is begun anew in smaller pieces, with the random numbers that it
         began with: as if `tokens_per_batch` had been that small. Later steps begin with the smaller pieces."""
@@ -159,13 +163,13 @@ class StepTrainer(Trainer):
                 f"the language model's loss is {logs['loss']} at step {self.state.global_step}: lower this stage's "
                 f"learning_rate (it is {self.args.learning_rate:g})"
             )
-        if not hasattr(self, "began"):
-            self.began = time.perf_counter() - max((e.get("seconds", 0) for e in self.state.log_history), default=0)
+        if not hasattr(self, "before"):  # the seconds of a call that was killed
+            self.before = max((entry.get("seconds", 0) for entry in self.state.log_history), default=0)
         pieces = {name: len(values) / self.steps for name, values in self.seen.items()}
         means = {name: float(over_processes(torch.stack(self.seen[name]).mean()) * pieces[name]) for name in pieces}
         self.seen.clear()
         self.steps = 0
-        super().log({**logs, **means, "seconds": time.perf_counter() - self.began}, start_time)
+        super().log({**logs, **means, "seconds": self.before + time.perf_counter() - self.began}, start_time)
 
 
 def random_states(device: torch.device) -> list[Tensor]:
