@@ -41,6 +41,7 @@ ALIGNED = {  # sweeps over a public set, LLMs and rankers drawn anew; an encoder
     "cfpb2014-alignment": "cfpb2014",
     "cfpb2014-minilm-alignment": "cfpb2014, MiniLM for the LM",
     "msweb-alignment": "msweb",
+    "msweb-minilm-alignment": "msweb, MiniLM for the LM",
 }
 SWEPT_FILES = (
     "tables/results.parquet",
