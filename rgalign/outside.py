@@ -41,7 +41,7 @@ def last_run(params: Params, run: Path) -> Path | None:
     """The run that this one goes on from (run.warm_start); None: it begins anew.
 
     run  this one. Raises ArtifactError where the other is not there, is not aligned to the end, is this very run, or
-    has learnt from users that are held out here.
+    has learnt from users that are held out here; ParamsError as `load_run`.
     """
     given = params.run.warm_start
     if given is None:

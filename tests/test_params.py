@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from rgalign.evaluation.results import MODELS
 from rgalign.params import (
-    ROOT,
     ParamsError,
     check,
     dump,
@@ -147,44 +146,6 @@ def test_a_base_that_will_not_do_is_named(tmp_path, text, words):
         load(params_file(tmp_path / "own", text))
 
 
-ABLATED = {  # what sets each row of the stage table apart from the whole
-    "no_alignment": {"sft.use", "dpo.use", "cl.use"},
-    "random_sft": {"sft.select", "dpo.use", "cl.use"},
-    "sft_only": {"dpo.use", "cl.use"},
-    "sft_dpo": {"cl.use"},
-    "cl_only": {"sft.use", "dpo.use", "cl.lm_weight"},
-    "no_dpo": {"dpo.use"},
-    "one_llm": {"candidates.llms"},
-    "no_neftune": {"sft.neftune"},
-    "naive_dpo": {
-        *("dpo.beta", "dpo.learning_rate", "dpo.sft_weight"),
-        *("dpo.min_margin", "dpo.margin_quantile", "dpo.tolerance"),
-    },
-    "cosine_cl": {"cl.similarity", "cl.temperature"},
-    "frozen_ranker": {"loop.ranker"},
-    "scratch_ranker": {"loop.ranker"},
-    "end_to_end": {"sft.use", "dpo.use", "cl.ranker_learns", "loop.ranker"},
-}
-
-
-def test_every_ablation_has_a_name_and_differs_from_the_study_in_what_it_is_about():
-    whole, found = flat(load("params/alignment.yaml")), {}
-    for path in (ROOT / "params" / "ablations").glob("*.yaml"):
-        own = flat(load(path))
-        found[path.stem] = {key.removeprefix("alignment.") for key in own if own[key] != whole[key]}
-    assert found == ABLATED
-    assert {f"rgalign_rec/{name}" for name in found} == {name for name in MODELS if name.startswith("rgalign_rec/")}
-
-
-@pytest.mark.parametrize("data", ["cfpb2014", "cfpb2014-minilm", "msweb", "msweb-minilm"])
-def test_the_control_of_a_public_set_is_its_alignment_left_out(data):
-    whole, own = flat(load(f"params/{data}-alignment.yaml")), flat(load(f"params/{data}/ablations/no_alignment.yaml"))
-    left_out = {key for key in own if own[key] != whole[key]} - {"alignment.cl.epochs", "alignment.cl.learning_rate"}
-    used = {f"alignment.{step}.use" for step in ("sft", "dpo", "cl")}
-    assert left_out == {key for key in used if whole[key]}
-    assert not any(own[key] for key in used)
-
-
 def test_a_missing_file_names_the_nearest_shipped_one():
     with pytest.raises(ParamsError, match=r"did you mean params/quickstart\.yaml"):
         load("params/quikstart.yaml")
@@ -241,62 +202,6 @@ def test_pre_training_has_the_same_defaults_in_the_schema_and_in_the_function():
     schema["prompt_weight"] = prompt_weight(schema["prompt_weight"], asked=True)
     function = {n: p.default for n, p in inspect.signature(pretrain).parameters.items() if n in schema}
     assert function == {key: value for key, value in schema.items() if key != "kb_repeats"}
-
-
-def test_an_encoder_has_a_name_and_no_company():
-    with pytest.raises(ParamsError, match=r"reasoner\.model .*pretrained"):
-        check({"reasoner": {"kind": "encoder"}})
-    with pytest.raises(ParamsError, match=r"reasoner\.others .*write queries"):
-        check({"reasoner": {"kind": "encoder", "model": "some/encoder", "others": [{}]}})
-
-
-def test_what_an_encoder_cannot_learn_is_told_at_once():
-    reasoner = {"kind": "encoder", "model": "some/encoder"}
-    asked = {"cl": {"lm_weight": 0.1}, "lora": {"rank": 2}}
-    with pytest.raises(ParamsError) as error:
-        check({"reasoner": reasoner, "alignment": asked})
-    for part in ("sft and dpo", "lm_weight to 0", "takes no adapter"):
-        assert part in str(error.value)
-    check({"reasoner": reasoner, "alignment": {**asked, "loop": {"rounds": 0}}})
-    check({"reasoner": reasoner, "alignment": {"sft": {"use": False}, "dpo": {"use": False}, "cl": {"lm_weight": 0}}})
-
-
-def test_packed_weights_that_are_to_learn_are_refused_by_name():
-    packed = {"model": "some/model", "quantize": "4bit"}
-    with pytest.raises(
-        ParamsError, match=r"reasoner\.quantize is 4bit and lora is empty.* give alignment\.lora"
-    ) as error:
-        check({"reasoner": packed, "alignment": {"sft": {"use": False}}})
-    assert "as alignment.dpo, alignment.cl would have them do" in str(error.value)
-    off = {name: {"use": False} for name in ("sft", "dpo", "cl")}
-    check({"reasoner": packed, "alignment": {"lora": {"rank": 2}}})
-    check({"reasoner": {**packed, "adapter": "some/adapter"}})  # which is trained on beside them
-    check({"reasoner": packed, "alignment": off})
-    check({"reasoner": packed, "alignment": {"loop": {"rounds": 0}}})
-
-
-def test_an_alignment_without_its_ranker_is_told_at_once():
-    alone = {"ranker": {"models": ["two_tower"]}}
-    with pytest.raises(ParamsError, match=r"ranker\.models is two_tower; .* qe_rec .*alignment\.loop\.rounds to 0"):
-        check(alone)  # also where nothing is said of the alignment
-    check({**alone, "alignment": {"loop": {"rounds": 0}}})
-
-
-def test_contrastive_alignment_needs_something_to_push_away_from():
-    with pytest.raises(ParamsError, match=r"alignment\.cl\.in_batch .*no negative"):
-        check({"alignment": {"cl": {"hard": 0, "in_batch": False}}})
-    for own in ({"hard": 0}, {"hard": 0, "in_batch": False, "use": False}, {"hard": 1, "in_batch": False}):
-        check({"alignment": {"cl": own}})
-    with pytest.raises(ParamsError, match=r"alignment\.cl\.symmetric .*cosine or dot"):
-        check({"alignment": {"cl": {"symmetric": 0.5}}})
-
-
-def test_what_a_tiny_model_would_ignore_is_refused():
-    with pytest.raises(ParamsError) as error:
-        check({"reasoner": {"adapter": "some/lora", "quantize": "4bit"}})
-    for name in ("adapter", "quantize"):
-        assert f"reasoner.{name}" in str(error.value)
-    assert check({"reasoner": {"model": "some/model", "adapter": "some/lora"}}).reasoner.adapter == "some/lora"
 
 
 def test_yaml_merge_keys_are_read(tmp_path):
