@@ -96,6 +96,8 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
             both = tokens_of_pair(params, size)
             rows.append(("06_rg_dpo", "reference", pairs * both, 0, forward))
             rows.append(("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning))
+        if writes and (how.sft.use or how.dpo.use) and how.cl.space == "retrained":
+            rows.append(("07_rg_cl", "embed train and valid for the retraining", sessions.seen * prompt, 0, forward))
         if how.cl.use:
             rows.append(("07_rg_cl", "RG-CL", int(learners * how.cl.epochs) * document, 0, learning))
         rows.append(("08_closed_loop", "embed train and valid anew", sessions.seen * prompt, 0, forward))

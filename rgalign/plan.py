@@ -33,6 +33,7 @@ JUDGED = ("evaluation.gauc_group", "evaluation.gauc_weight", "evaluation.bootstr
 ALIGNED = ("reasoner", "ranker", "data.features.drop", "evaluation.ihr_judge", "run")
 # and every one that tunes the reasoner
 TUNED = ("alignment.lora", "alignment.engine", "alignment.loop.look_sessions", *ALIGNED)
+RETRAINED = ("alignment.loop.ranker", "alignment.loop.learning_rate", "alignment.loop.patience")
 
 EVALUATION = "09_evaluation"  # writes the three long tables that studies and reports are made from
 
@@ -76,7 +77,7 @@ STAGES = {
             reads=LEARNT,
             writes=("tables/candidates.parquet", "models/reward", "tables/reward_judged.parquet"),
             params=("alignment.candidates", "alignment.reward", *ALIGNED),
-            seconds=(10, 3),
+            seconds=(10, 4.5),
             aligns=True,
         ),
         Stage(
@@ -104,10 +105,27 @@ STAGES = {
         ),
         Stage(
             "07_rg_cl",
-            reads=(*LEARNT, "tables/best_of_n.parquet", "models/reward", "models/dpo"),
-            writes=("tables/cl.parquet", "tables/row_cl.parquet", "models/cl", "models/cl_folds", "models/cl_rankers"),
-            params=("alignment.reward", "alignment.cl", "alignment.loop.cross_fit", *TUNED),
-            seconds=(10, 1.5),
+            reads=(
+                *LEARNT,
+                "tables/best_of_n.parquet",
+                "tables/valid_metrics.parquet",
+                "tables/row_dpo.parquet",
+                "models/reward",
+                "models/dpo",
+            ),
+            writes=(
+                "tables/retrained_embeddings",
+                "tables/retrained_curves.parquet",
+                "tables/row_retrained.parquet",
+                "tables/cl.parquet",
+                "tables/row_cl.parquet",
+                "models/retrained_rankers",
+                "models/cl",
+                "models/cl_folds",
+                "models/cl_rankers",
+            ),
+            params=("alignment.reward", "alignment.cl", *RETRAINED, "alignment.loop.cross_fit", *JUDGED, *TUNED),
+            seconds=(10, 3),
             aligns=True,
         ),
         Stage(
@@ -115,16 +133,22 @@ STAGES = {
             reads=(
                 *LEARNT,
                 "models/reward",
+                "models/dpo",
+                "models/retrained_rankers",
                 "models/cl",
                 "models/cl_folds",
                 "models/cl_rankers",
                 "tables/valid_metrics.parquet",
+                "tables/retrained_embeddings",
+                "tables/retrained_curves.parquet",
                 "tables/row_sft.parquet",
                 "tables/row_dpo.parquet",
+                "tables/row_retrained.parquet",
                 "tables/row_cl.parquet",
             ),
             writes=(
                 "models/rgalign",
+                "models/kb_reader",
                 "models/aligned_rankers",
                 "tables/aligned_embeddings",
                 "tables/rounds.parquet",

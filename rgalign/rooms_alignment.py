@@ -41,6 +41,13 @@ class Candidates(Room):
 
 
 class Reward(Room):
+    folds: int = Field(
+        2,
+        ge=1,
+        le=10,
+        description="of train's users: a session that training data is chosen from is judged by a model that was "
+        "trained without its user's fold; 1: by the model trained on all [C]",
+    )
     form: str = Field(
         "auto", description="a name of alignment.reward.REWARDS; auto: the better judge of list and kb [C]"
     )
@@ -87,6 +94,11 @@ class Contrastive(Room):
     ranker_learns: bool = Field(
         False, description="the reference: the rankers' own loss through the reasoner, and both learn"
     )
+    space: Literal["retrained", "before"] = Field(
+        "retrained",
+        description="whose space it pulls into: of the ranker retrained after RG-SFT and RG-DPO, or of the one before "
+        "them, the old order, kept for one study [C]",
+    )
     temperature: Real = Field(1.0, gt=0)
     hard: int = Field(16, ge=0, description="negatives a session: what the ranker ranks highest and nobody clicked")
     in_batch: bool = Field(
@@ -116,13 +128,16 @@ class Contrastive(Room):
 
 
 class ClosedLoop(Room):
-    """Queries and embeddings anew, and the ranker trained on them."""
+    """How the ranker follows the LM: after RG-SFT and RG-DPO, and again after RG-CL; and how often all is repeated."""
 
     rounds: int = Field(
         1, ge=0, le=10, description="at most, while GAUC on the development users rises; 0: no alignment at all"
     )
     ranker: Literal["warm", "scratch", "frozen"] = Field(
-        "warm", description="goes on from QE-Rec, begins anew, or is QE-Rec as it was [C]"
+        "warm", description="goes on from the ranker before, starts from scratch, or is not trained [C]"
+    )
+    refit_whitening: bool = Field(
+        True, description="on the vectors after RG-CL; false: as the ranker had it through which RG-CL pulled [C]"
     )
     learning_rate: Real = Field(3e-4, gt=0, description="of the warm ranker")
     patience: int = Field(3, ge=1, description="epochs without a better GAUC on the development users")

@@ -35,6 +35,7 @@ from rgalign.reasoner.queries import greedy
 
 PARAMS, DATASET, REASONER = "params.yaml", "tables/dataset", "models/reasoner/main"
 ALIGNED, ALIGNED_RANKERS, QE_REC = "models/rgalign", "models/aligned_rankers", "models/rankers/qe_rec"
+KB_READER, ALIGNED_TEXTS = "models/kb_reader", "tables/aligned_embeddings/intents"
 ENCODED, TEXTS = "tables/encoded", "tables/embeddings/prompt/intents"
 
 
@@ -44,7 +45,7 @@ class Scorer:
 
     kinds      feature column -> kind (dataset.yaml)
     ranking    None where the run has no ranker yet: it writes queries alone
-    reads_kb   gives the reasoner that embedded the knowledge base: the one before the alignment (alignment.loop)
+    reads_kb   gives the reasoner that embedded the knowledge base: the one before RG-CL (alignment.loop)
     """
 
     reasoner: Reasoner
@@ -183,8 +184,11 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     reads_kb = partial(source.load_saved, run / REASONER, kind=room["kind"], dtype=room["dtype"], device=device)
     reasoner, serves_aligned = reads_kb(), aligned is not False and (run / ALIGNED).is_dir()
     if serves_aligned:
-        recipe = Recipe(room, params.data.features.drop, device)
+        recipe, kb_reader = Recipe(room, params.data.features.drop, device), run / KB_READER
         reasoner = load_step(run / ALIGNED, recipe, reasoner)
+        if kb_reader.is_dir() and any(kb_reader.iterdir()):  # else the one before the alignment
+            reads_main = reads_kb
+            reads_kb = lambda: load_step(kb_reader, recipe, reads_main())  # noqa: E731
     own = {"ends": reasoner.ends, "positions": reasoner.positions}
     prompter = settings.prompter(room, meta, intents, reasoner.tokenizer, drop=params.data.features.drop, **own)
     return Scorer(
@@ -194,7 +198,7 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
         reads_kb,
         room["queries"]["max_new_tokens"],
         room["embed_tokens_per_batch"],
-        _load_ranking(run, params, ALIGNED_RANKERS if serves_aligned else QE_REC, seed, intents, meta, reasoner.device),
+        _load_ranking(run, params, serves_aligned, seed, intents, meta, reasoner.device),
     )
 
 
@@ -232,7 +236,7 @@ def _milliseconds(step: Callable[[int], object], row: int) -> float:
 def _load_ranking(
     run: Path,
     params: Params,
-    rankers: str,
+    serves_aligned: bool,
     seed: int | None,
     intents: pd.DataFrame,
     meta: Mapping[str, Any],
@@ -241,11 +245,11 @@ def _load_ranking(
     seeds = params.ranker.seeds
     if seed is not None and seed not in seeds:
         raise ArtifactError(f"{run} has rankers of the seeds {', '.join(map(str, seeds))}; found seed {seed}")
+    rankers, texts = (ALIGNED_RANKERS, ALIGNED_TEXTS) if serves_aligned else (QE_REC, TEXTS)
     folder = run / rankers / f"seed-{seeds[0] if seed is None else seed}"
     if not folder.is_dir():
         return None
-    texts = stored.load(run / TEXTS)
-    return Ranking.of(folder, run / ENCODED, intents, texts, meta.get("sampled_negatives"), device)
+    return Ranking.of(folder, run / ENCODED, intents, stored.load(run / texts), meta.get("sampled_negatives"), device)
 
 
 def _find(run_dir: str | Path) -> Path:

@@ -111,6 +111,7 @@ def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
 def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """One of the steps that tune the reasoner (alignment.launched.tune)."""
     context, read = _context(arguments)
+    context = context.reading(Path(arguments["embeddings"]), Path(arguments["rankers"]))
     start, work = read(arguments["reasoner"]), Path(arguments["work"])
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in arguments["tables"]}
     looks: dict[int, dict[str, float]] = {}
@@ -131,7 +132,7 @@ def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     if processes.index() == 0:
         context.save(tuned, folder / launched.TUNED)
         write_table(folder / launched.CURVE, curve)
-    return {"left_out": curve.attrs.get("left_out", 0), "looks": looks}
+    return {"looks": looks}
 
 
 def _dashboard(context: Context, start: Reasoner) -> Dashboard:

@@ -23,6 +23,7 @@ ABLATED = {  # what sets each row of the stage table apart from the whole
         *("dpo.min_margin", "dpo.margin_quantile", "dpo.tolerance"),
     },
     "cosine_cl": {"cl.similarity", "cl.temperature"},
+    "old_order": {"cl.space", "loop.refit_whitening"},
     "frozen_ranker": {"loop.ranker"},
     "scratch_ranker": {"loop.ranker"},
     "end_to_end": {"sft.use", "dpo.use", "cl.ranker_learns", "loop.ranker"},

@@ -1,6 +1,8 @@
 """What every step of a run's alignment works with, and where the aligned models lie on disk.
 
 models/sft, models/dpo, models/cl, models/rgalign   a reasoner each: whole, or its adapter alone (peft)
+models/retrained_rankers, tables/retrained_embeddings   seed-<seed>; sessions, intents: QE-Rec retrained on the vectors
+                    of models/dpo, the space of RG-CL (loop.retrain); where that LM has not moved, copies of QE-Rec's
 models/cl_folds     fold-0, fold-1: of RG-CL without one half of the users each (cross_fit); empty: not asked for
 models/cl_rankers   seed-<seed>: rankers that learnt together with models/cl (end_to_end); empty: not asked for
 A step that is switched off hands on what it was given. The test split is nowhere in reach.
@@ -43,8 +45,9 @@ class Context:
     """A run as its alignment sees it.
 
     shop      train and valid: of their sessions what a prompt shows, of their impressions the clicked ones
-    parts     encoded, with the vectors that the reasoner made before its alignment
-    rankers   seed -> QE-Rec of notebook 03;  models  folder of the language models of notebook 02
+    parts     encoded, with the vectors that lie in `embeddings`: sessions, intents
+    rankers   seed -> the rankers that lie in `rankers_folder`;  models  folder of the language models of notebook 02
+    Vectors and rankers are QE-Rec's of notebooks 02 and 03, until `reading` puts others in their place.
     """
 
     params: Params
@@ -54,6 +57,7 @@ class Context:
     rankers: Mapping[int, ThreeTower]
     models: Path
     rankers_folder: Path
+    embeddings: Path
 
     @classmethod
     def of(cls, stage: OpenStage) -> "Context":
@@ -68,19 +72,24 @@ class Context:
         """
         if unknown := unknown_names(params.alignment):  # before anything is trained: a notebook may be opened alone
             raise ValueError("; ".join(unknown))
-        pair = (vectors.load(path("tables/embeddings") / "prompt" / kind) for kind in ("sessions", "intents"))
-        parts = rankers.load_parts(path("tables/encoded"))
         recipe, data = build.Recipe.of(params), path("tables/dataset")
-        folder = path("models/rankers")
-        trained = rankers.load_rankers(folder, [QE_REC], params.ranker.seeds, device=params.run.device)
-        return cls(
-            params,
-            tables.excerpt(data, recipe.columns(data)),
-            rankers.with_vectors(parts, QE_REC, *pair, seed=params.reasoner.seed),
-            recipe,
-            {seed: model for (_, seed), model in trained.items()},
-            path("models/reasoner"),
-            folder / QE_REC,
+        rankers_folder, embeddings = path("models/rankers") / QE_REC, path("tables/embeddings") / "prompt"
+        shop, parts = tables.excerpt(data, recipe.columns(data)), rankers.load_parts(path("tables/encoded"))
+        plain = cls(params, shop, parts, recipe, {}, path("models/reasoner"), rankers_folder, embeddings)
+        return plain.reading(embeddings, rankers_folder)
+
+    def reading(self, embeddings: Path, rankers_folder: Path) -> "Context":
+        """The run with other vectors (sessions, intents in `embeddings`) and rankers (seed-<seed> in `rankers_folder`).
+
+        Raises StoreError, and ValueError for a session or intent without a vector.
+        """
+        pair = (vectors.load(embeddings / kind) for kind in ("sessions", "intents"))
+        return replace(
+            self,
+            parts=rankers.with_vectors(self.parts, QE_REC, *pair, seed=self.params.reasoner.seed),
+            rankers=load_seeds(rankers_folder, self.params.ranker.seeds, device=self.params.run.device),
+            rankers_folder=rankers_folder,
+            embeddings=embeddings,
         )
 
     @property
@@ -167,7 +176,12 @@ def load_aligned_rankers(
     folder: Path, seeds: Sequence[int], *, device: str = "cpu"
 ) -> dict[tuple[str, int], ThreeTower]:
     """(rgalign_rec, seed) -> the ranker that notebook 08 trained. device: where it scores, as of `store.load`."""
-    return {(RGALIGN_REC, seed): store.load(folder / f"seed-{seed}", device=device) for seed in seeds}
+    return {(RGALIGN_REC, seed): model for seed, model in load_seeds(folder, seeds, device=device).items()}
+
+
+def load_seeds(folder: Path, seeds: Sequence[int], *, device: str = "cpu") -> dict[int, ThreeTower]:
+    """seed -> the ranker in folder/seed-<seed>. device: where it scores, as of `store.load`. Raises StoreError."""
+    return {seed: store.load(folder / f"seed-{seed}", device=device) for seed in seeds}
 
 
 def load_step(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:

@@ -16,7 +16,7 @@ import pandas as pd
 from rgalign.alignment.context import Context
 from rgalign.alignment.steps import pull_to_clicks
 from rgalign.data.lists import Lists
-from rgalign.data.split import development_users
+from rgalign.data.split import user_folds
 from rgalign.data.vectors import Vectors, concat
 from rgalign.reasoner.model import Reasoner
 from rgalign.seeding import derived
@@ -24,10 +24,10 @@ from rgalign.seeding import derived
 FOLDS = 2
 
 
-def fold_of(context: Context, lists: Lists) -> np.ndarray:
-    """(lists,) 0 or 1: the half of train's users that a session's user belongs to, by a hash."""
+def fold_of(context: Context, lists: Lists, folds: int = FOLDS) -> np.ndarray:
+    """(lists,) 0 to folds - 1: the part of train's users that a session's user belongs to, by a hash."""
     seed = derived(context.params.run.seed, "cross-fitting")  # the development users were drawn by another
-    return development_users(lists.user_id, share=1 / FOLDS, seed=seed).astype(int)
+    return user_folds(lists.user_id, folds=folds, seed=seed)
 
 
 def align_folds(context: Context, start: Reasoner, best: pd.DataFrame | None, folder: Path, work: Path) -> None:

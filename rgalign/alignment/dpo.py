@@ -47,7 +47,6 @@ def dpo(
     beta: float = 0.3,
     sft_weight: float = 1.0,
     length_normalised: bool = False,
-    min_margin: float = 0.0,
     lora: Mapping[str, Any] | None = None,
     epochs: float = 1.0,
     learning_rate: float = 1e-4,
@@ -60,13 +59,12 @@ def dpo(
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[Reasoner, pd.DataFrame]:
-    """A reasoner aligned by preference pairs, and its curve; curve.attrs["left_out"] counts pairs below the margin.
+    """A reasoner aligned by preference pairs, and its curve.
 
     reference          of `reference_log_probabilities`, by this very reasoner of these very pairs
     objective          a name of objectives.OBJECTIVES; beta is its scale [C: 0.2 to 0.3; below, the reward is hacked]
     sft_weight         of the chosen queries' -log p per token beside it; keeps them likely, not just likelier [C]
     length_normalised  whether the objective sees log-probabilities per token
-    min_margin         pairs whose rewards do not differ by more are left out [C: the paper warns of weak negatives]
     lora               as of `tuning.trainable`; folder, seed, engine and the loop's settings: as of `training.train`
     watch              called with the policy in eval mode and the step, every `watch_steps` steps; True stops training
     Curve: step, loss, accuracy (share of pairs with a margin above 0), chosen_ratio and rejected_ratio (log of policy
@@ -76,8 +74,8 @@ def dpo(
     """
     positive = dict(beta=beta, epochs=epochs, pairs_per_batch=pairs_per_batch, watch_steps=watch_steps)
     checkpoint = fingerprint(reasoner)
-    _check(reasoner, pairs, objective, sft_weight, min_margin, positive, reference_faults(reference, checkpoint, pairs))
-    documents = PairDocuments(pairs, reference, np.flatnonzero(pairs.above(min_margin)))
+    _check(reasoner, pairs, objective, sft_weight, positive, reference_faults(reference, checkpoint, pairs))
+    documents = PairDocuments(pairs, reference)
     pad = reasoner.tokenizer.pad_token_id
     layout = layout_for(reasoner.model, documents.rows, pad=pad)
     collate = partial(paired, pad=pad, layout=layout)
@@ -106,7 +104,6 @@ def dpo(
         progress=progress,
         callbacks=[*callbacks, *([Watch(reasoner, watch, watch_steps)] if watch else [])],
     )
-    curve.attrs["left_out"] = len(pairs) - len(documents)
     return tuned(reasoner, model), curve
 
 
@@ -168,7 +165,6 @@ def _check(
     pairs: Pairs,
     objective: str,
     sft_weight: float,
-    min_margin: float,
     positive: Mapping[str, float],
     more: Sequence[str],
 ) -> None:
@@ -181,11 +177,5 @@ def _check(
         faults.append(f"sft_weight is {sft_weight}; expected 0 or more")
     both = [training.document_faults(reasoner, pairs.prompts, queries) for queries in (pairs.chosen, pairs.rejected)]
     faults += dict.fromkeys([*both[0], *both[1]])
-    if not pairs.above(min_margin).any():
-        margin = np.max(np.asarray(pairs.reward_chosen) - np.asarray(pairs.reward_rejected))
-        faults.append(
-            f"none of {len(pairs)} pairs has a reward margin above {min_margin} (the widest: {margin:.3g}); "
-            "lower min_margin"
-        )
     if faults:
         raise ValueError("RG-DPO cannot begin:\n" + "\n".join(f"  {fault}" for fault in faults))

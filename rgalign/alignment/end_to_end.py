@@ -32,7 +32,7 @@ from rgalign.seeding import derived
 
 
 def learn_together(context: Context, start: Reasoner, folder: Path, work: Path) -> tuple[Reasoner, pd.DataFrame]:
-    """In place of RG-CL (alignment.cl.ranker_learns): reasoner and rankers, which go on from QE-Rec, learn together.
+    """In place of RG-CL (alignment.cl.ranker_learns): reasoner and rankers, from the context's on, learn together.
 
     folder  where seed-<seed>/ of every ranker is written
     Returns the reasoner and the curve of `end_to_end`.
@@ -60,9 +60,7 @@ def going_on(context: Context, folder: Path) -> Context:
     """The context whose loop starts from the rankers that `learn_together` wrote; as it was where it wrote none."""
     if not any(folder.iterdir()):
         return context
-    device = context.params.run.device
-    rankers = {seed: store.load(folder / f"seed-{seed}", device=device) for seed in context.rankers}
-    return replace(context, rankers=rankers, rankers_folder=folder)
+    return context.reading(context.embeddings, folder)
 
 
 def end_to_end(

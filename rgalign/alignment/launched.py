@@ -1,7 +1,7 @@
 """The alignment's steps by several processes (run.launcher): handed to `rgalign.worker`, and what comes back.
 
-A worker builds the run's context from its directory anew, so that only what the notebook made itself travels: tables as
-parquet, a reasoner as the folder that it lies in.
+A worker builds the run's context from its directory again, so that only what the notebook made itself travels: tables
+as parquet; a reasoner, rankers and vectors as the folders that they lie in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,18 +37,17 @@ def tune(
 
     tables    what the step reads, by name;  learners  lists it learns from; None: all
     watched   RG-DPO is looked at while it trains
-    Returns the reasoner, its curve, and what the worker has to say: left_out, looks (step -> figures).
+    Returns the reasoner, its curve, and what the worker returns: looks (step -> figures).
     """
     job = work / "job"
     for name, table in tables.items():
         write_table(job / f"{name}.parquet", table)
     arguments = {"run": str(context.run.absolute()), "step": step, "tables": sorted(tables), "watched": watched}
+    arguments |= {"embeddings": str(context.embeddings.absolute()), "rankers": str(context.rankers_folder.absolute())}
     arguments |= {"reasoner": hand_over(start, job / "start"), "work": str((work / "training").absolute())}
     arguments["learners"] = None if learners is None else learners.session_id.tolist()
     said = processes.run("tune", job, context.recipe.launcher, arguments)
-    curve = pd.read_parquet(job / CURVE)
-    curve.attrs["left_out"] = said["left_out"]
-    return context.load(job / TUNED), curve, said
+    return context.load(job / TUNED), pd.read_parquet(job / CURVE), said
 
 
 def train_rewards(

@@ -1,4 +1,4 @@
-"""What a step changed: the ranking with its query tower fitted anew, and what the reasoner writes and earns."""
+"""What a step changed: the ranking with its query tower refitted, and what the reasoner writes and earns."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ from rgalign.data.lists import Lists
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker.fit import fit, score, with_click
 from rgalign.ranker.train import loss_of
+from rgalign.ranker.two_tower import set_whitening
 from rgalign.reasoner import queries
 from rgalign.reasoner.model import Reasoner
 
@@ -48,8 +49,9 @@ class Lookout:
         return cls(context, *firsts, reward, hits)
 
     def ranking(self, reasoner: Reasoner) -> float:
-        """GAUC on valid of QE-Rec (its first seed) with the query tower fitted anew to this reasoner's vectors.
+        """GAUC on valid of the context's ranker (its first seed), whitening and query tower refitted to this reasoner.
 
+        The tower that is only whitened again is kept where no epoch is better on the development users.
         The old tower on new vectors would lose what has only moved; a whole new ranker would take minutes.
         """
         own = [with_own_vectors(self.context, reasoner, lists) for lists in (self.train, self.dev, self.valid)]
@@ -57,8 +59,13 @@ class Lookout:
         seed, ranker = next(iter(self.context.rankers.items()))
         ranker = copy.deepcopy(ranker).requires_grad_(False)
         ranker.query.requires_grad_(True)
-        ranker.query.layers[0].set(own[0].query.float())
-        loop = {**REFIT, "lists_per_batch": settings["lists_per_batch"], "weight_decay": settings["weight_decay"]}
+        set_whitening(ranker, own[0], intents)
+        loop = {
+            **REFIT,
+            "from_start": True,
+            "lists_per_batch": settings["lists_per_batch"],
+            "weight_decay": settings["weight_decay"],
+        }
         how = {"loss": loss_of(QE_REC, settings), "accelerator": self.context.accelerator, "progress": False}
         fitted = fit(ranker, own[0], own[1], intents, seed=seed, **loop, **how).model
         clicked, shown = self.valid.clicked.numpy(), self.valid.shown.numpy()

@@ -53,10 +53,6 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def above(self, min_margin: float) -> np.ndarray:
-        """(pairs,) whether the chosen query's reward is higher than the rejected one's by more than this."""
-        return np.asarray(self.reward_chosen) - np.asarray(self.reward_rejected) > min_margin
-
     def digest(self) -> str:
         """SHA-256 of tokens and rewards."""
         ids = [[list(map(int, row)) for row in rows] for rows in (self.prompts, self.chosen, self.rejected)]
@@ -97,16 +93,14 @@ def reference_faults(reference: pd.DataFrame, checkpoint: str, pairs: Pairs) -> 
 
 
 class PairDocuments(training.Rows):
-    """One pair a row: two documents of one prompt, chosen first, their reference log-probabilities and rewards.
+    """One pair a row: two documents of one prompt, chosen first, their reference log-probabilities and rewards."""
 
-    rows  numbers of the pairs that are kept
-    """
-
-    def __init__(self, pairs: Pairs, reference: pd.DataFrame, rows: np.ndarray):
+    def __init__(self, pairs: Pairs, reference: pd.DataFrame):
         documents = _documents(pairs)
         said = reference[list(LOG_PROBABILITIES)].to_numpy().tolist()
         rewards = np.stack([pairs.reward_chosen, pairs.reward_rejected], axis=1).tolist()
-        super().__init__([{**documents[row], "reference": said[row], "reward": rewards[row]} for row in rows])
+        rows = zip(documents, said, rewards, strict=True)
+        super().__init__([{**both, "reference": own, "reward": reward} for both, own, reward in rows])
 
 
 def _documents(pairs: Pairs) -> list[dict]:

@@ -65,26 +65,22 @@ def pairs(
     prompter: Prompter,
     *,
     train: Lists,
-    rejected_quantile: float = 1.0,
-    pairs_per_session: int = 1,
-    min_margin: float = 0.0,
-    margin_quantile: float = 0.5,
+    min_margin: float,
+    margin_quantile: float,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Preference pairs (COLUMNS), and what each filter left: columns filter, of (queries | pairs), left.
+    """Preference pairs (COLUMNS), a session's best query against its worst, and what each filter left.
 
-    prompts            session_id -> token ids;  prompter: of the model that is to be aligned, which reads prompts and
-                       queries: queries that have the same tokens for it are the same query, of which the first counts
-    train              the lists whose sessions these must be: development users and other parts are refused
-    rejected_quantile  the rejected query is the one at this quantile of its session's margins behind the best (the
-                       chosen one); 1: the worst, 0: the second best [C]
-    pairs_per_session  at most; the further ones reject the next better queries
-    min_margin         nats; a pair's margin exceeds it [C]
-    margin_quantile    of all margins so far; narrower pairs go; 0.5: the wider half stays [C]
+    prompts          session_id -> token ids;  prompter: of the model that is to be aligned, which reads prompts and
+                     queries: queries that have the same tokens for it are the same query, of which the first counts
+    train            the lists whose sessions these must be: development users and other parts are refused
+    min_margin       nats; a pair's margin exceeds it [C]
+    margin_quantile  of all margins so far; narrower pairs go; 0.5: the wider half stays [C]
+    Columns of the second: filter, of (queries | pairs), left.
     `prompt` is text from which `prompter`'s tokenizer makes the prompt's ids again (`prompt_text`); chosen and rejected
     are the queries as written. Raises ValueError that lists all faults.
     """
     refuse_strangers("pairs", scored["session_id"], train=train)
-    _check(scored, prompts, rejected_quantile, pairs_per_session, min_margin, margin_quantile)
+    _check(scored, prompts, min_margin, margin_quantile)
     left = [("written", "queries", len(scored))]
     kept = scored[written(scored)]
     ids = kept["query"].map({text: tuple(prompter.queries([text])[0]) for text in kept["query"].unique()})
@@ -94,8 +90,8 @@ def pairs(
     left.append(("session has a click", "queries", len(kept)))
     kept = kept[~kept.assign(ids=ids[kept.index]).duplicated(["session_id", "ids"])]
     left.append(("different in its session", "queries", len(kept)))
-    found = _chosen_and_rejected(kept, rejected_quantile, pairs_per_session)
-    left.append(("best against another", "pairs", len(found)))
+    found = _best_and_worst(kept)
+    left.append(("best against worst", "pairs", len(found)))
     margin = found["reward_chosen"] - found["reward_rejected"]
     found, margin = found[margin > min_margin], margin[margin > min_margin]
     left.append((f"margin over {min_margin:g}", "pairs", len(found)))
@@ -127,33 +123,25 @@ def to_pairs(frame: pd.DataFrame, prompts: Mapping[str, Sequence[int]], prompter
     return Pairs([prompts[session] for session in frame["session_id"]], chosen, rejected, *rewards)
 
 
-def _chosen_and_rejected(kept: pd.DataFrame, quantile: float, most: int) -> pd.DataFrame:
-    """Best against others of its session; sessions in their order, the widest margin first."""
+def _best_and_worst(kept: pd.DataFrame) -> pd.DataFrame:
+    """A row a session with two queries or more: its best (the first of equals) and its worst (the last of equals)."""
     ranked = kept.assign(session=pd.factorize(kept["session_id"])[0])
     ranked = ranked.sort_values(["session", "reward"], ascending=[True, False], kind="stable")
     rank = ranked.groupby("session").cumcount()
-    others = ranked.groupby("session")["reward"].transform("size") - 1
-    last = np.ceil(quantile * others - 1e-9).clip(lower=1)  # 0.7 * 10 is a little more than 7
-    rejected = ranked[(rank >= 1) & (rank <= last) & (rank > last - most)]
-    rejected = rejected.assign(place=-rank[rejected.index]).sort_values(["session", "place"])
-    found = rejected.merge(ranked[rank == 0], on=["session", "session_id"], suffixes=("_rejected", "_chosen"))
+    last = ranked.groupby("session")["reward"].transform("size") - 1
+    worst = ranked[(rank == last) & (last > 0)]
+    found = worst.merge(ranked[rank == 0], on=["session", "session_id"], suffixes=("_rejected", "_chosen"))
     return found.rename(columns={"query_chosen": "chosen", "query_rejected": "rejected"})
 
 
 def _check(
-    scored: pd.DataFrame,
-    prompts: Mapping[str, Sequence[int]],
-    rejected_quantile: float,
-    pairs_per_session: int,
-    min_margin: float,
-    margin_quantile: float,
+    scored: pd.DataFrame, prompts: Mapping[str, Sequence[int]], min_margin: float, margin_quantile: float
 ) -> None:
     faults = []
-    for name, given in {"rejected_quantile": rejected_quantile, "margin_quantile": margin_quantile}.items():
-        if not 0 <= given <= 1:
-            faults.append(f"{name} is {given}; expected 0 to 1")
-    if pairs_per_session < 1 or not min_margin >= 0:
-        faults.append(f"pairs_per_session is {pairs_per_session}, min_margin {min_margin}; expected from 1, and from 0")
+    if not 0 <= margin_quantile <= 1:
+        faults.append(f"margin_quantile is {margin_quantile}; expected 0 to 1")
+    if not min_margin >= 0:
+        faults.append(f"min_margin is {min_margin}; expected 0 or more")
     if missing := [session for session in scored["session_id"].unique() if session not in prompts]:
         faults.append(f"{len(missing)} sessions have no prompt (first: {missing[0]!r})")
     if faults:

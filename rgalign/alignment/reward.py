@@ -3,6 +3,7 @@
 It is QE-Rec, trained on queries of several LLMs (`cross_sampling`) and frozen.
 
 folder/<name>/seed-<seed>/   config.json, weights.safetensors (ranker.store), null.safetensors with the form's name
+name: ALL, ONE; fold-<i>/ALL was trained without the users of fold i
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from rgalign.ranker import store
 from rgalign.ranker.fit import fit, refuse_other_parts, score
 from rgalign.ranker.store import StoreError
 from rgalign.ranker.three_tower import ThreeTower
-from rgalign.ranker.train import Parts, build, fitting, loss_of, runtime_of
+from rgalign.ranker.train import Parts, PartsOf, build, fitting, loss_of, parts_of, runtime_of
 
 RANKER = "qe_rec"  # whose architecture and settings it has
 NULL = "null.safetensors"
@@ -155,7 +156,7 @@ def scored(
 
 
 def train_reward_models(
-    parts: Parts,
+    parts: PartsOf,
     candidates: pd.DataFrame,
     queries: Vectors,
     intents: Vectors,
@@ -170,8 +171,9 @@ def train_reward_models(
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train the reward models and save each at once. Returns the learning curves, one row an epoch.
+    """Train the reward models and save each at once. Returns the learning curves, one row an epoch, with its seconds.
 
+    parts       one for all models, or each model's own by its name
     candidates  of train's and dev's sessions (alignment.candidates.write)
     queries     their vectors by text; intents: the KB's by intent_id, of the same model
     models      a model's name and seed -> the sources whose queries it hears: ALL has every one, the control ONE a
@@ -182,14 +184,15 @@ def train_reward_models(
     so that epochs are compared on the same, and no source counts more than another.
     """
     _reward_of(form)
-    refuse_other_parts("train_reward_models", train=parts.train, dev=parts.dev)
+    every = {name: parts_of(parts, name) for name, _ in models}
+    for own in every.values():
+        refuse_other_parts("train_reward_models", train=own.train, dev=own.dev)
     workers, runtime = runtime_of(accelerator, workers, progress)
-    parts = replace(parts, intents=with_texts(parts.intents, intents.rows(parts.intents.intent_id)))
     shared = dict(settings=settings, positions=positions, null_share=null_share, form=form, queries=queries, **runtime)
     jobs = (
         {
             "name": name,
-            "parts": parts,
+            "parts": _with_texts(every[name], intents),
             "candidates": candidates[candidates["source"].isin(sources)],
             "folder": folder / name / f"seed-{seed}",
             "seed": seed,
@@ -199,6 +202,10 @@ def train_reward_models(
     )
     curves = each(_train_one, jobs, total=len(models), workers=workers, title="reward models", progress=progress)
     return pd.concat(curves, ignore_index=True)
+
+
+def _with_texts(parts: Parts, intents: Vectors) -> Parts:
+    return replace(parts, intents=with_texts(parts.intents, intents.rows(parts.intents.intent_id)))
 
 
 def _train_one(
@@ -215,7 +222,7 @@ def _train_one(
     loss = cross_sampled(loss_of(RANKER, settings))
     fitted = fit(ranker, train, dev, parts.intents, seed=seed, loss=loss, accelerator=accelerator, **how)
     save_reward_model(folder, RewardModel(fitted.model, parts.intents, null, form))
-    curve = fitted.curve.drop(columns="seconds")
+    curve = fitted.curve
     return curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch)
 
 

@@ -5,7 +5,8 @@ Queries are read by the reasoner as it was before its alignment: a judge that le
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import pandas as pd
 from rgalign.alignment import candidate_shards, launched
 from rgalign.alignment import candidates as writing
 from rgalign.alignment.context import MAIN, Context
+from rgalign.alignment.cross_fit import fold_of
 from rgalign.alignment.cross_sampling import query_vectors
 from rgalign.alignment.reward import ALL, ONE, REWARDS, RewardModel, load_reward_model, scored, train_reward_models
 from rgalign.artifacts import write_text
 from rgalign.data.lists import Lists
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import with_click
+from rgalign.ranker.train import Parts
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.settings import TINY
 from rgalign.seeding import derived
@@ -75,11 +78,12 @@ class Reader:
 
 
 def train_models(context: Context, reader: Reader, candidates: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Train the run's reward model (ALL) and, to compare it with, one of another seed and one that hears the main LLM
-    alone (ONE; where several wrote). Returns their learning curves."""
+    """Train the run's reward model (ALL), one without each fold of users (alignment.reward.folds), and to compare it
+    with, one of another seed and one that reads the main LLM alone (ONE; where several wrote). Returns their learning
+    curves. Raises ValueError where all users of train fall into one fold."""
     how, first = context.params.alignment.reward, context.params.ranker.seeds[0]
     everyone = sorted(candidates["source"].unique())
-    models = {(ALL, first): everyone}
+    models = {(ALL, first): everyone} | {(of_fold(i), first): everyone for i in _folds(context)}
     if how.compared:
         models |= {(ONE, first): [MAIN]} if len(everyone) > 1 else {}
         models[ALL, first + 1] = everyone
@@ -90,11 +94,37 @@ def train_models(context: Context, reader: Reader, candidates: pd.DataFrame, fol
     return train_on(context, candidates, queries, models=models, folder=folder, **how)
 
 
+def of_fold(number: int) -> str:
+    """Name of the reward model that was trained without the users of this fold; also its place below models/reward."""
+    return f"fold-{number}/{ALL}"
+
+
+def _folds(context: Context) -> range:
+    """Numbers of the folds; none where rewards are given in-sample."""
+    count = context.params.alignment.reward.folds
+    return range(count if count > 1 else 0)
+
+
+def _without_fold(context: Context, name: str) -> Parts:
+    """What the reward model of this name learns from: train, or train without the users of the fold it is named by."""
+    left_out = {of_fold(i): i for i in _folds(context)}.get(name)
+    if left_out is None:
+        return context.parts
+    train = with_click(context.parts.train)
+    kept = np.flatnonzero(fold_of(context, train, len(_folds(context))) != left_out)
+    if not len(kept):
+        raise ValueError(
+            f"alignment.reward.folds is {len(_folds(context))}, and all users of train whose sessions have a click "
+            "fall into one fold: nobody is left to train a reward model on; set it to 1 (rewards in-sample)"
+        )
+    return replace(context.parts, train=train.take(kept))
+
+
 def train_on(context: Context, candidates: pd.DataFrame, queries: Vectors, **how: Any) -> pd.DataFrame:
     """`reward.train_reward_models` with what the run says of it. queries: vectors by text; how: the other arguments."""
     intents = context.parts.intents
     return train_reward_models(
-        context.parts,
+        partial(_without_fold, context),
         candidates,
         queries,
         Vectors(intents.intent_id, intents.text.numpy()),
@@ -136,12 +166,15 @@ def save_form(folder: Path, form: str) -> None:
 class Rewarder:
     """A reward model with what it reads queries by.
 
-    form  name of reward.REWARDS that counts
+    form   name of reward.REWARDS that counts
+    folds  the models that judge train's sessions, each those of its own fold of users, without whom it was trained
+           (METHOD.md 2.3 [C]); empty: `model` judges them too, in-sample
     """
 
     model: RewardModel
     reader: Reader
     form: str
+    folds: tuple[RewardModel, ...] = ()
 
     @classmethod
     def load(cls, context: Context, folder: Path) -> "Rewarder":
@@ -152,21 +185,30 @@ class Rewarder:
     def of(
         cls, reader: Reader, folder: Path, form: str = "list", *, name: str = ALL, seed: int | None = None
     ) -> "Rewarder":
-        """One of the models that `train_models` saved."""
+        """One of the models that `train_models` saved; the run's own (ALL, the first seed) with those of its folds."""
         params, intents = reader.context.params, reader.context.parts.intents
-        seed = params.ranker.seeds[0] if seed is None else seed
-        model = load_reward_model(folder / name / f"seed-{seed}", intents, device=params.run.device)
-        return cls(model, reader, form)
+        first = params.ranker.seeds[0]
+        seed = first if seed is None else seed
+        names = [name, *(map(of_fold, _folds(reader.context)) if (name, seed) == (ALL, first) else ())]
+        places = [folder / each / f"seed-{seed}" for each in names]
+        model, *folds = (load_reward_model(place, intents, device=params.run.device) for place in places)
+        return cls(model, reader, form, tuple(folds))
+
+    @property
+    def in_sample(self) -> "Rewarder":
+        """The same without its folds: train's sessions are judged by the model that was trained on them."""
+        return replace(self, folds=())
 
     def of_texts(self, lists: Lists, texts: Sequence[str], *, form: str | None = None) -> np.ndarray:
         """(lists,) nats: the reward of one query a list; NaN for an empty one and where nothing was clicked."""
         there = np.array([bool(text.strip()) for text in texts])
         rewards = np.full(len(texts), np.nan)
         if there.any():
-            rows = np.flatnonzero(there)
-            asked = [texts[row] for row in rows]
-            how = {"form": form or self.form, "timestamps": self._timestamps(lists)[rows]}
-            rewards[rows] = self.model.reward(lists.take(rows), self.reader.vectors(asked).rows(asked), **how)
+            vectors, when = self.reader.vectors(texts), self._timestamps(lists)
+            for model, own in self._judges(lists):
+                rows = own[there[own]]
+                how = {"form": form or self.form, "timestamps": when[rows]}
+                rewards[rows] = model.reward(lists.take(rows), vectors.rows([texts[row] for row in rows]), **how)
         return rewards
 
     def scored(self, candidates: pd.DataFrame, *, form: str | None = None) -> pd.DataFrame:
@@ -177,9 +219,20 @@ class Rewarder:
             own = candidates[candidates["session_id"].isin(lists.session_id.tolist())]
             if own.empty:
                 continue
-            how = {"form": form or self.form, "timestamps": self._timestamps(lists)}
-            tables.append(scored(self.model, own, lists, vectors, **how))
+            when, found = self._timestamps(lists), []
+            for model, rows in self._judges(lists):
+                some = own[own["session_id"].isin(lists.session_id[rows].tolist())]
+                how = {"form": form or self.form, "timestamps": when[rows]}
+                found.append(scored(model, some, lists.take(rows), vectors, **how))
+            tables.append(pd.concat(found).loc[own.index])
         return pd.concat(tables, ignore_index=True)
+
+    def _judges(self, lists: Lists) -> list[tuple[RewardModel, np.ndarray]]:
+        """The models that judge these lists, each with the rows that are its own."""
+        if lists.part != "train" or not self.folds:
+            return [(self.model, np.arange(len(lists)))]
+        fold = fold_of(self.reader.context, lists, len(self.folds))
+        return [(model, np.flatnonzero(fold == number)) for number, model in enumerate(self.folds)]
 
     def _timestamps(self, lists: Lists) -> np.ndarray:
         when = self.reader.context.sessions(lists)["timestamp"]

@@ -31,6 +31,7 @@ MODELS = {
     "qe_rec/lsa": "QE-Rec, LSA for the LM",
     "qe_rec/constant_query": "QE-Rec, constant query",
     "qe_rec/shuffled_query": "QE-Rec, shuffled queries",
+    "qe_rec/retrained": "QE-Rec retrained after RG-SFT and RG-DPO",
     "rgalign_rec": "RGAlign-Rec",
     "rgalign_rec/no_alignment": "QE-Rec retrained once more",  # from here on: params/ablations/<name>.yaml
     "rgalign_rec/random_sft": "SFT on random candidates alone",
@@ -42,6 +43,7 @@ MODELS = {
     "rgalign_rec/no_neftune": "RGAlign-Rec without NEFTune",
     "rgalign_rec/naive_dpo": "RGAlign-Rec, naive DPO",
     "rgalign_rec/cosine_cl": "RGAlign-Rec, RG-CL by cosine",
+    "rgalign_rec/old_order": "RGAlign-Rec, RG-CL into the space of QE-Rec",
     "rgalign_rec/frozen_ranker": "RGAlign-Rec, ranker not retrained",
     "rgalign_rec/scratch_ranker": "RGAlign-Rec, ranker begun anew",
     "rgalign_rec/end_to_end": "ranking loss through the LM",

@@ -55,6 +55,7 @@ def train(
     folder: Path,
     positions: int,
     start: Mapping[str, Path] | None = None,
+    refit_whitening: bool = True,
     workers: int = 1,
     accelerator: Accelerator | None = None,
 ) -> pd.DataFrame:
@@ -62,15 +63,16 @@ def train(
 
     parts  those that lie where `launch` says. Raises ProcessesError.
     """
-    how = {"folder": folder, "positions": positions}
+    how = {"folder": folder, "positions": positions, "start": start, "refit_whitening": refit_whitening}
     if launch.launcher is None:
-        return rankers.train(settings, seeds, parts, start=start, workers=workers, accelerator=accelerator, **how)
+        return rankers.train(settings, seeds, parts, workers=workers, accelerator=accelerator, **how)
     accelerator = accelerator or Accelerator()
     arguments = {
         "settings": {name: dict(own) for name, own in settings.items()},
         "trainings": [(name, seed) for name in settings for seed in seeds],
         "positions": positions,
         "start": {name: str(path.absolute()) for name, path in (start or {}).items()},
+        "refit_whitening": refit_whitening,
         "encoded": str(launch.encoded.absolute()),
         "embeddings": str(launch.embeddings.absolute()),
         "seed": launch.seed,
@@ -90,6 +92,7 @@ def train_share(job: Path, said: dict[str, Any]) -> dict[str, int]:
         own = rankers.parts_of_variant(parts, name, Path(said["embeddings"]), said["seed"])
         how = {"positions": said["positions"], "start": {name: Path(start[name])} if name in start else None}
         how |= {"accelerator": accelerator, "progress": processes.index() == 0}
+        how["refit_whitening"] = said["refit_whitening"]
         return rankers.train({name: said["settings"][name]}, [seed], own, folder=folder, **how)
 
     with alone(said["device"], said["precision"]) as accelerator:

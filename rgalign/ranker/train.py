@@ -162,7 +162,7 @@ def tune(
     """
     logs, best = [], {}
     for name, own in settings.items():
-        mine = _parts_of(parts, name)
+        mine = parts_of(parts, name)
         own_space = THREE_TOWER_SPACE if VARIANTS[name].architecture == "three_tower" else {}
         make = partial(_from_trial, name, mine, own, positions, seed)
         given = {**fitting(own), **runtime}
@@ -185,6 +185,7 @@ def train(
     folder: Path,
     positions: int,
     start: Mapping[str, Path] | None = None,
+    refit_whitening: bool = True,
     workers: int = 1,
     accelerator: Accelerator | None = None,
     progress: bool = True,
@@ -192,19 +193,22 @@ def train(
     """Train every model with every seed and save it at once. Returns the learning curves, one row an epoch.
 
     start    model -> folder with seed-<seed>/ of trained rankers to go on from, which are kept where no epoch is
-             better; models that are not there begin anew
+             better; models that are not there start from random weights
+    refit_whitening  of a ranker from `start`, on the vectors that it reads now: whitening belongs to the language model
+             that made the vectors, and `start` may have read another one's (METHOD.md 2.1 [C])
     workers  rankers trained at once, on a CPU; on another device they come one after the other
     """
     workers, runtime = runtime_of(accelerator, workers, progress)
     jobs = (
         {
             "name": name,
-            "parts": _parts_of(parts, name),
+            "parts": parts_of(parts, name),
             "own": own,
             "folder": folder / name / f"seed-{seed}",
             "positions": positions,
             "seed": seed,
             "start": start[name] / f"seed-{seed}" if start and name in start else None,
+            "refit_whitening": refit_whitening,
             **runtime,
         }
         for name, own in settings.items()
@@ -227,9 +231,11 @@ def runtime_of(accelerator: Accelerator | None, workers: int, progress: bool) ->
 
 
 def _train_one(
-    name, parts, own, folder, positions, seed, start, progress, accelerator=None, precision=None
+    name, parts, own, folder, positions, seed, start, refit_whitening, progress, accelerator=None, precision=None
 ) -> pd.DataFrame:
     model = store.load(start) if start else build(name, parts, own, positions=positions, seed=seed)
+    if start and refit_whitening and model.config.query_dim:
+        set_whitening(model, parts.train, parts.intents)
     if model.config.positions < positions and start:
         raise ValueError(f"{start} knows {model.config.positions} positions; lists have {positions} now: begin anew")
     how = {"accelerator": accelerator or Accelerator(cpu=True, mixed_precision=precision), "progress": progress}
@@ -263,7 +269,8 @@ def load_rankers(
     return {(name, seed): store.load(folder / name / f"seed-{seed}", device=device) for name, seed in every}
 
 
-def _parts_of(parts: PartsOf, name: str) -> Parts:
+def parts_of(parts: PartsOf, name: str) -> Parts:
+    """Those of one model."""
     if isinstance(parts, Parts):
         return parts
     return parts[name] if isinstance(parts, Mapping) else parts(name)
