@@ -65,8 +65,8 @@ def pairs(
     prompter: Prompter,
     *,
     train: Lists,
-    min_margin: float,
-    margin_quantile: float,
+    min_margin: float = 0.0,
+    margin_quantile: float = 0.5,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Preference pairs (COLUMNS), a session's best query against its worst, and what each filter left.
 

@@ -118,21 +118,6 @@ def test_a_reference_that_only_claims_to_be_this_model_is_found_out(tmp_path):
     assert "nats a token apart" in refusal(tmp_path, reference=reference)
 
 
-def test_pairs_below_the_margin_are_left_out_and_counted(tmp_path):
-    pairs = small_pairs.pairs(reward_rejected=np.repeat([0.0, 5.0], 12))
-    kept = pairs.above(0.5)
-    assert 0 < kept.sum() < 12
-    given = [np.array(part, dtype=object)[kept].tolist() for part in (PROMPTS, CHOSEN, REJECTED)]
-    alone = Pairs(*given, pairs.reward_chosen[kept], pairs.reward_rejected[kept])
-    one, curve = align(tmp_path, of=pairs, min_margin=0.5, pairs_per_batch=4)
-    other, _ = align(tmp_path, of=alone, pairs_per_batch=4)
-    assert curve.attrs["left_out"] == 24 - kept.sum()
-    # their references were made in batches that are padded otherwise
-    for ours, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
-    assert "none of 24 pairs has a reward margin above 9" in refusal(tmp_path, min_margin=9)
-
-
 def test_watched_it_does_the_same(tmp_path):
     look = Onlooker()
     unwatched, curve = align(tmp_path, lora=LORA)
@@ -204,9 +189,8 @@ def test_all_faults_of_pairs_at_once():
 
 
 def test_all_faults_of_settings_at_once(tmp_path):
-    wrong = dict(objective="dop", beta=0, sft_weight=-1, pairs_per_batch=0, epochs=0, watch_steps=0, min_margin=99)
+    wrong = dict(objective="dop", beta=0, sft_weight=-1, pairs_per_batch=0, epochs=0, watch_steps=0)
     text = refusal(tmp_path, **wrong)
     for part in ["'dop'", "did you mean 'dpo'", "beta is 0", "sft_weight is -1", "pairs_per_batch is 0", "epochs is 0"]:
         assert part in text
     assert "watch_steps is 0" in text
-    assert "above 99" in text

@@ -34,8 +34,9 @@ def test_ranking_fits_the_query_tower_alone_and_leaves_the_runs_rankers_as_they_
     ranker, fitted, fit = context.rankers[0], [], looking.fit
 
     def spy(model, *given, **how):
+        learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
         before, result = weights(model), fit(model, *given, **how)
-        fitted.append((before, weights(result.model), given))
+        fitted.append((before, weights(result.model), learning, given))
         return result
 
     monkeypatch.setattr(looking, "fit", spy)
@@ -46,10 +47,11 @@ def test_ranking_fits_the_query_tower_alone_and_leaves_the_runs_rankers_as_they_
     assert lookout.ranking(reasoner) == value
     assert all(torch.equal(value, own[name]) for name, value in ranker.state_dict().items())
     assert [weight.requires_grad for weight in ranker.parameters()] == learning
-    before, after, given = fitted[0]
-    changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert changed
-    assert all(name.startswith("query.") for name in changed)
+    before, after, learning, given = fitted[0]
+    assert learning == {name for name, _ in ranker.named_parameters() if name.startswith("query.")}
+    assert {name for name in after if not torch.equal(before[name], after[name])} <= learning
+    vectors = given[0].query.double().numpy()
+    np.testing.assert_allclose(before["query.layers.0.mean"], vectors.mean(axis=0), atol=1e-4), "whitened before"
     assert [lists.part for lists in given[:2]] == ["train", "dev"]
 
 

@@ -1,4 +1,4 @@
-"""One turn against QE-Rec's own bytes and figures; the loop ends when the development users gain no more."""
+"""Vectors, whitening and rankers in their order; the loop ends when the development users gain no more."""
 
 from dataclasses import replace
 
@@ -6,13 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import small_run
+import torch
 
-from rgalign.alignment import loop
+from rgalign.alignment import loop, steps
 from rgalign.alignment.loop import Turn
+from rgalign.alignment.space import RankingSpace
 from rgalign.artifacts import digest
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker import store
 from rgalign.ranker.fit import score
+from rgalign.ranker.layers import Whitening
+from rgalign.reasoner.embed import embed
+from rgalign.reasoner.model import fingerprint
 
 
 def with_params(context, **overrides):
@@ -25,41 +30,150 @@ def gauc(model, lists, intents) -> float:
     return gauc_of_lists(score(model, lists, intents), lists.clicked.numpy(), lists.shown.numpy()).value
 
 
-def test_a_frozen_ranker_keeps_its_bytes(context, tmp_path):
-    own = with_params(context, loop__ranker="frozen")
-    turn = loop.close(own, own.main(), tmp_path / "rankers", tmp_path / "work")
-    assert digest(turn.folder / "seed-0") == digest(context.rankers_folder / "seed-0")
-    assert set(turn.vectors.ids) == set(context.shop.sessions.session_id)
-    before = loop.before(context)
+def closed(context, tmp_path, name: str = "turn-1") -> Turn:
+    """A round's end, with the reasoner from before the alignment."""
+    main = context.main()
+    return loop.close(context, main, main, tmp_path / name, tmp_path / "work")
+
+
+@pytest.fixture(scope="module")
+def moved(context):
+    """The run's reasoner after what stands for RG-SFT and RG-DPO: all its weights have moved a little."""
+    reasoner = context.main()
+    noise = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in reasoner.model.parameters():
+            weight += 0.05 * weight.std() * torch.randn(weight.shape, generator=noise)
+    return reasoner
+
+
+def retrained(context, reasoner, tmp_path):
+    """What `loop.retrain` made of the run for this reasoner, and its curves."""
+    to, folder = tmp_path / "embeddings", tmp_path / "rankers"
+    curves = loop.retrain(context, context.main(), reasoner, to, folder, tmp_path / "work")
+    return context.reading(to, folder), curves
+
+
+def whitening_of(rows: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and matrix by numpy: each dimension to variance 1, then ZCA of the correlation plus a ridge."""
+    scale = 1 / rows.std(axis=0)
+    variance, directions = np.linalg.eigh(np.corrcoef(rows, rowvar=False))
+    return rows.mean(axis=0), scale[:, None] * (directions / np.sqrt(variance + ridge) @ directions.T)
+
+
+def states(ranker) -> dict:
+    return {name: value for name, value in ranker.state_dict().items()}
+
+
+@pytest.mark.parametrize("how", ["warm", "scratch", "frozen"])
+def test_the_retrained_ranker_has_the_vectors_and_the_whitening_of_the_moved_reasoner(context, moved, tmp_path, how):
+    """Queries and intents: all vectors are of the reasoner that RG-SFT and RG-DPO made, and of no other."""
+    found, curves = retrained(with_params(context, loop__ranker=how), moved, tmp_path)
+    assert len(curves)
+    prompter = context.recipe.prompter(context.shop, moved)
+    intents = embed(moved, prompter.intents(context.shop.intents), progress=False)
+    np.testing.assert_allclose(found.parts.intents.text, intents, atol=5e-3, rtol=5e-3)
+    sessions = embed(moved, context.prompts(moved, context.parts.train), progress=False)
+    np.testing.assert_allclose(found.parts.train.query, sessions, atol=5e-3, rtol=5e-3)
+    ranker = found.rankers[0]
+    for name, rows in {"query.layers.0": sessions, "intent.text.0": intents}.items():
+        mean, matrix = whitening_of(rows.astype(float), Whitening.RIDGE)
+        own = states(ranker)
+        np.testing.assert_allclose(own[f"{name}.mean"], mean, atol=2e-3)
+        np.testing.assert_allclose(own[f"{name}.matrix"], matrix, atol=0.05 * np.abs(matrix).max())
+
+
+@pytest.mark.parametrize("off", ["not moved", "old order"])
+def test_where_the_reasoner_has_not_moved_the_rankers_are_handed_on(context, moved, tmp_path, off):
+    own = with_params(context, cl__space="before") if off == "old order" else context
+    found, curves = retrained(own, moved if off == "old order" else context.main(), tmp_path)
+    assert curves.empty
+    assert digest(found.rankers_folder / "seed-0") == digest(context.rankers_folder / "seed-0")
+    assert digest(found.embeddings) == digest(context.embeddings)
+
+
+def test_rg_cl_pulls_into_the_space_of_the_retrained_rankers(context, moved, monkeypatch, tmp_path):
+    """And with as few as this the closed loop goes on from them, with the knowledge base's vectors that they read."""
+    found, _ = retrained(context, moved, tmp_path)
+    seen = []
+
+    def spy(start, prompts, *, spaces, **how):
+        seen.extend(spaces)
+        return start, None
+
+    monkeypatch.setattr(steps, "contrastive", spy)
+    steps.pull_to_clicks(found, moved, None, tmp_path / "cl")
+    (space,) = seen
+    assert space.digest() == RankingSpace.of(found.rankers[0], found.parts.intents, found.learners).digest()
+    others = RankingSpace.of(context.rankers[0], context.parts.intents, context.learners)
+    assert space.digest() != others.digest()
+    turn = loop.close(with_loop(found, ranker="frozen"), moved, moved, tmp_path / "turn", tmp_path / "work")
+    assert digest(turn.state.embeddings / "intents") == digest(found.embeddings / "intents")
+    same = [
+        name
+        for name, value in states(found.rankers[0]).items()
+        if torch.equal(value, states(turn.state.rankers[0])[name])
+    ]
+    assert len(same) >= len(states(found.rankers[0])) - 2, "all but the query's whitening"
+
+
+def with_loop(context, **own):
+    return with_params(context, **{f"loop__{name}": value for name, value in own.items()})
+
+
+def test_what_is_only_scaled_and_shifted_is_ranked_as_before_once_it_is_whitened_again(context):
+    """A language model that moves its vectors so does no harm; through the old whitening it does."""
+    rng = np.random.default_rng(0)
+    scale, shift = rng.uniform(0.3, 3, context.parts.query_dim), rng.normal(size=context.parts.query_dim)
+
+    def put(values):
+        return (values.double() * torch.tensor(scale) + torch.tensor(shift)).float()
+
+    parts = context.parts
+    lists = {
+        name: replace(getattr(parts, name), query=put(getattr(parts, name).query)) for name in ("train", "dev", "valid")
+    }
+    other = replace(
+        context, parts=replace(parts, intents=replace(parts.intents, text=put(parts.intents.text)), **lists)
+    )
+    wanted = score(context.rankers[0], parts.valid, parts.intents)
+    stale = score(other.rankers[0], other.parts.valid, other.parts.intents)
+    again = score(loop.whitened(other).rankers[0], other.parts.valid, other.parts.intents)
+    shown = np.isfinite(wanted)
+    assert np.abs(stale - wanted)[shown].max() > 10 * np.abs(again - wanted)[shown].max()
+    np.testing.assert_allclose(again[shown], wanted[shown], atol=0.02 * np.abs(wanted[shown]).max())
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_frozen_ranker_keeps_its_weights_and_its_whitening_where_params_say_so(context, tmp_path, refit):
+    own = with_params(context, loop__ranker="frozen", loop__refit_whitening=refit)
+    turn = closed(own, tmp_path)
+    assert (digest(turn.state.rankers_folder / "seed-0") == digest(context.rankers_folder / "seed-0")) or refit
+    changed = {n for n, v in states(turn.state.rankers[0]).items() if not torch.equal(v, states(context.rankers[0])[n])}
+    assert changed <= ({"query.layers.0.mean", "query.layers.0.matrix"} if refit else set())
+    before = loop.gauc(context)
     assert [turn.dev, turn.valid] == pytest.approx([before["dev"], before["valid"]], abs=0.02), "float16 of vectors"
 
 
 @pytest.mark.parametrize("learning_rate", [1e-3, 10.0])
 def test_a_warm_ranker_never_ends_below_its_start_on_the_development_users(context, tmp_path, learning_rate):
-    """The start hears the new vectors; with a learning rate that ruins it, it stays as it was."""
-    own = with_params(context, loop__learning_rate=learning_rate)
-    turn = loop.close(own, own.main(), tmp_path / "rankers", tmp_path / "work")
-    parts = loop.with_aligned(context, turn.vectors)
+    """The start reads the new vectors; with a learning rate that ruins it, it stays as it was."""
+    own = with_params(context, loop__learning_rate=learning_rate, loop__refit_whitening=False)
+    turn = closed(own, tmp_path)
+    parts = turn.state.parts
     start = store.load(context.rankers_folder / "seed-0")
     assert turn.dev >= gauc(start, parts.dev, parts.intents)
     assert turn.curves.epoch.min() == 0
     assert turn.curves.best.sum() == 1
-    assert sorted(path.name for path in turn.folder.iterdir()) == ["seed-0"]
+    assert sorted(path.name for path in turn.state.rankers_folder.iterdir()) == ["seed-0"]
     if learning_rate > 1:
-        assert digest(turn.folder / "seed-0") == digest(context.rankers_folder / "seed-0")
+        assert digest(turn.state.rankers_folder / "seed-0") == digest(context.rankers_folder / "seed-0")
 
 
 def test_a_ranker_from_scratch_is_the_one_that_notebook_03_would_train(context, tmp_path):
-    own = with_params(context, loop__ranker="scratch")
-    turn = loop.close(own, own.main(), tmp_path / "rankers", tmp_path / "work")
+    turn = closed(with_params(context, loop__ranker="scratch"), tmp_path)
     assert turn.curves.epoch.min() == 1
-    assert turn.dev == pytest.approx(loop.before(context)["dev"], abs=0.1)
-
-
-def test_the_knowledge_base_keeps_its_vectors(context):
-    kept = loop.intent_vectors(context)
-    assert list(kept.ids) == context.shop.intents.intent_id.tolist()
-    np.testing.assert_array_equal(kept.values, context.parts.intents.text.numpy())
+    assert turn.dev == pytest.approx(loop.gauc(context)["dev"], abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -74,72 +188,97 @@ def test_the_knowledge_base_keeps_its_vectors(context):
 )
 def test_rounds_end_when_the_development_users_gain_no_more(context, monkeypatch, tmp_path, most, dev, played, kept):
     said, begun_from = iter(dev), []
-    monkeypatch.setattr(loop, "before", lambda context: {"dev": 0.4})
+    monkeypatch.setattr(loop, "gauc", lambda context: {"dev": 0.4})
 
     def turn(folder) -> Turn:
-        return Turn(folder.name, None, folder, pd.DataFrame(), next(said), 0.1, 1.0)
+        return Turn(folder.name, None, None, pd.DataFrame(), next(said), 0.1, 1.0)
 
-    monkeypatch.setattr(loop, "close", lambda context, reasoner, folder, work, folds: turn(folder))
+    monkeypatch.setattr(loop, "close", lambda context, reads_kb, reasoner, folder, work, folds: turn(folder))
     monkeypatch.setattr(
         loop, "again", lambda context, last, form, folder, work: begun_from.append(last.dev) or turn(folder)
     )
-    best, table = loop.rounds(with_params(context, loop__rounds=most), None, "list", tmp_path)
+    best, table = loop.rounds(with_params(context, loop__rounds=most), None, None, None, "list", tmp_path)
     assert table["round"].tolist() == list(range(1, played + 1))
     assert table.dev.tolist() == dev[:played]
     assert table["round"][table.kept].tolist() == [kept]
-    assert best.folder.name == f"rankers-{kept}"
+    assert best.reasoner == f"turn-{kept}"
     assert begun_from == dev[: played - 1], "every further round goes on from the best so far"
 
 
-def test_a_second_round_goes_on_from_the_first_ones_ranker_and_needs_no_pair(context, monkeypatch, tmp_path):
-    """Of pairs none is wide enough: the step is left out, as in notebook 06."""
+def test_a_second_round_has_the_order_of_the_first(context, monkeypatch, tmp_path):
+    """RG-SFT, then rankers retrained from the first round's, then RG-CL into their space. Of pairs none is wide enough:
+    RG-DPO is left out, as in notebook 06."""
     own = with_params(context, loop__ranker="frozen", dpo__min_margin=99.0, cl__lm_weight=0.1)
-    first = loop.close(own, own.main(), tmp_path / "rankers-1", tmp_path / "work")
+    first = closed(own, tmp_path)
     seen, pull = [], loop.pull_to_clicks
 
     def spy(context, reasoner, best, work):
-        seen.append((context.rankers_folder, len(best)))
+        seen.append((context, fingerprint(reasoner), len(best)))
         return pull(context, reasoner, best, work)
 
     monkeypatch.setattr(loop, "pull_to_clicks", spy)
-    second = loop.again(own, first, "list", tmp_path / "rankers-2", tmp_path / "work")
-    ((folder, targets),) = seen
-    assert folder == first.folder
+    second = loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    ((pulled, tuned, targets),) = seen
     assert 0 < targets <= len(context.learners)
-    assert not np.array_equal(second.vectors.values, first.vectors.values)
+    assert tuned != fingerprint(context.main()), "by RG-SFT"
+    assert fingerprint(second.reads_kb) == tuned
+    prompter = context.recipe.prompter(context.shop, second.reads_kb)
+    intents = embed(second.reads_kb, prompter.intents(context.shop.intents), progress=False)
+    for own in (pulled, second.state):
+        np.testing.assert_allclose(own.parts.intents.text, intents, atol=5e-3, rtol=5e-3)
+    assert not np.array_equal(second.state.parts.train.query, pulled.parts.train.query), "by RG-CL"
+    same = states(first.state.rankers[0])
+    assert all(
+        torch.equal(value, same[name])
+        for name, value in states(pulled.rankers[0]).items()
+        if "layers.0" not in name and "text.0" not in name
+    )
+
+
+def test_a_second_round_that_tunes_nothing_hands_the_rankers_on_to_rg_cl(context, monkeypatch, tmp_path):
+    own = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.0)
+    first, seen = closed(own, tmp_path), []
+    monkeypatch.setattr(
+        loop, "pull_to_clicks", lambda context, reasoner, *rest: seen.append(context) or (reasoner, None)
+    )
+    second = loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    ((pulled),) = seen
+    assert digest(pulled.rankers_folder) == digest(first.state.rankers_folder)
+    assert digest(pulled.embeddings) == digest(first.state.embeddings)
+    assert second.reads_kb is first.reads_kb
 
 
 def test_the_language_term_alone_is_reason_enough_to_write_candidates_again(context, monkeypatch, tmp_path):
     own = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.1)
-    first, targets = loop.close(own, own.main(), tmp_path / "rankers-1", tmp_path / "work"), []
+    first, targets = closed(own, tmp_path), []
     monkeypatch.setattr(
         loop, "pull_to_clicks", lambda context, reasoner, best, work: targets.append(best) or (reasoner, None)
     )
-    loop.again(own, first, "list", tmp_path / "rankers-2", tmp_path / "work")
+    loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     assert len(targets[0])
     silent = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.0)
-    loop.again(silent, first, "list", tmp_path / "rankers-3", tmp_path / "work")
+    loop.again(silent, first, "list", tmp_path / "turn-3", tmp_path / "work")
     assert targets[1] is None
 
 
 @pytest.mark.parametrize("looks", [0, 2])
 def test_rg_dpo_is_watched_in_later_rounds_too(context, monkeypatch, tmp_path, looks):
-    """From the rankers and the reward model of its own round."""
+    """From the rankers of the round before and the reward model of its own."""
     own = with_params(
         context, loop__ranker="frozen", sft__use=False, cl__use=False, dpo__min_margin=0.0, dpo__looks=looks
     )
-    first, watches = loop.close(own, own.main(), tmp_path / "rankers-1", tmp_path / "work"), []
+    first, watches = closed(own, tmp_path), []
 
     def spy(context, reasoner, pairs, work, watch):
         watches.append((reasoner, watch))
         return reasoner, None, None
 
     monkeypatch.setattr(loop, "tune_by_pairs", spy)
-    loop.again(own, first, "list", tmp_path / "rankers-2", tmp_path / "work")
+    loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     ((reasoner, watch),) = watches
     if looks:
         assert watch.start is reasoner
-        assert watch.lookout.context.rankers_folder == first.folder
+        assert watch.lookout.context.rankers_folder == first.state.rankers_folder
         assert np.isfinite([watch.rows[0]["ranking"], watch.rows[0]["reward"]]).all()
     else:
         assert watch is None

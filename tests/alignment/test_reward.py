@@ -265,7 +265,7 @@ def test_right_queries_gain_and_wrong_ones_lose(trained, name, form):
 
 def test_curves_and_folders(trained):
     folder, parts, candidates, curves = trained
-    assert curves.columns.tolist() == ["epoch", "train_loss", "dev_gauc", "model", "seed", "best"]
+    assert curves.columns.tolist() == ["epoch", "train_loss", "dev_gauc", "seconds", "model", "seed", "best"]
     assert curves.groupby("model")["best"].sum().to_dict() == {ALL: 1, ONE: 1}
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = ("config.json", "null.safetensors", "weights.safetensors")
