@@ -205,8 +205,7 @@ class Rewarder:
         rewards = np.full(len(texts), np.nan)
         if there.any():
             vectors, when = self.reader.vectors(texts), self._timestamps(lists)
-            for model, own in self._judges(lists):
-                rows = own[there[own]]
+            for model, rows in self._judges(lists, there):
                 how = {"form": form or self.form, "timestamps": when[rows]}
                 rewards[rows] = model.reward(lists.take(rows), vectors.rows([texts[row] for row in rows]), **how)
         return rewards
@@ -220,19 +219,20 @@ class Rewarder:
             if own.empty:
                 continue
             when, found = self._timestamps(lists), []
-            for model, rows in self._judges(lists):
+            for model, rows in self._judges(lists, np.isin(lists.session_id, own["session_id"])):
                 some = own[own["session_id"].isin(lists.session_id[rows].tolist())]
                 how = {"form": form or self.form, "timestamps": when[rows]}
                 found.append(scored(model, some, lists.take(rows), vectors, **how))
             tables.append(pd.concat(found).loc[own.index])
         return pd.concat(tables, ignore_index=True)
 
-    def _judges(self, lists: Lists) -> list[tuple[RewardModel, np.ndarray]]:
-        """The models that judge these lists, each with the rows that are its own."""
+    def _judges(self, lists: Lists, asked: np.ndarray) -> list[tuple[RewardModel, np.ndarray]]:
+        """The models that judge those lists that are asked for (lists,), each with its rows, of which it has some."""
         if lists.part != "train" or not self.folds:
-            return [(self.model, np.arange(len(lists)))]
+            return [(self.model, np.flatnonzero(asked))]
         fold = fold_of(self.reader.context, lists, len(self.folds))
-        return [(model, np.flatnonzero(fold == number)) for number, model in enumerate(self.folds)]
+        rows = [np.flatnonzero(asked & (fold == number)) for number in range(len(self.folds))]
+        return [(model, own) for model, own in zip(self.folds, rows, strict=True) if len(own)]
 
     def _timestamps(self, lists: Lists) -> np.ndarray:
         when = self.reader.context.sessions(lists)["timestamp"]

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import small_run
 
-from rgalign.alignment import end_to_end, rewarding, steps
+from rgalign.alignment import end_to_end, reward, rewarding, steps
 from rgalign.alignment.context import Context
+from rgalign.artifacts import digest
 
 BOTH = ["main", "other-1"]
 
@@ -92,20 +93,95 @@ def test_what_an_llm_from_elsewhere_had_written_before_a_kill_is_kept(context, m
 
 
 @pytest.mark.parametrize(
-    ("sources", "compared", "expected"),
+    ("sources", "compared", "folds", "expected"),
     [
-        (BOTH, False, {("all", 0): BOTH}),
-        (BOTH, True, {("all", 0): BOTH, ("one", 0): ["main"], ("all", 1): BOTH}),
-        (["main"], True, {("all", 0): ["main"], ("all", 1): ["main"]}),
+        (BOTH, False, 1, {("all", 0): BOTH}),
+        (BOTH, False, 2, {("all", 0): BOTH, ("fold-0/all", 0): BOTH, ("fold-1/all", 0): BOTH}),
+        (BOTH, True, 1, {("all", 0): BOTH, ("one", 0): ["main"], ("all", 1): BOTH}),
+        (["main"], True, 1, {("all", 0): ["main"], ("all", 1): ["main"]}),
     ],
-    ids=["the run's alone", "with what it is compared with", "of one LLM there is no control of one LLM"],
+    ids=["in-sample", "folds", "with what it is compared with", "of one LLM there is no control of one LLM"],
 )  # fmt: skip
-def test_which_models_are_trained(context, rewarded, monkeypatch, tmp_path, sources, compared, expected):
+def test_which_models_are_trained(context, rewarded, monkeypatch, tmp_path, sources, compared, folds, expected):
     calls = spy(monkeypatch, rewarding, "train_reward_models", pd.DataFrame())
-    own = with_params(context, reward__compared=compared)
+    own = with_params(context, reward__compared=compared, reward__folds=folds)
     candidates = rewarded[0][rewarded[0].source.isin(sources)]
     rewarding.train_models(own, rewarding.Reader(own, own.main()), candidates, tmp_path)
     assert [how["models"] for _, how in calls] == [expected]
+
+
+@pytest.mark.parametrize("folds", [2, 3])
+def test_no_sessions_reward_is_of_a_model_that_learnt_from_its_user(context, rewarded, monkeypatch, tmp_path, folds):
+    """By the ids that each model was fitted on, and by the ids that it then judged."""
+    own, learnt, judged = with_params(context, reward__folds=folds), {}, {}
+    users = dict(zip(context.shop.sessions.session_id, context.shop.sessions.user_id, strict=True))
+    train, fit, log_probability = reward._train_one, reward.fit, reward.RewardModel.log_probability
+
+    def train_one(name, **how):
+        monkeypatch.setattr(
+            reward,
+            "fit",
+            lambda ranker, lists, dev, *rest, **more: (
+                learnt.setdefault(name, (set(lists.session_id), set(dev.session_id)))
+                and fit(ranker, lists, dev, *rest, **more)
+            ),
+        )
+        return train(name, **how)
+
+    monkeypatch.setattr(reward, "_train_one", train_one)
+    candidates = rewarded[0].drop(columns="reward")
+    reader = rewarding.Reader(own, own.main())
+    rewarding.train_models(own, reader, candidates, tmp_path)
+    rewarder = rewarding.Rewarder.of(reader, tmp_path)
+    names = {id(model): f"fold-{i}/all" for i, model in enumerate(rewarder.folds)} | {id(rewarder.model): "all"}
+
+    def judge(self, lists, query, **how):
+        judged.setdefault(names[id(self)], set()).update(lists.session_id.tolist())
+        return log_probability(self, lists, query, **how)
+
+    monkeypatch.setattr(reward.RewardModel, "log_probability", judge)
+    scored = rewarder.scored(candidates)
+    assert set(judged) == set(learnt) == {"all", *(f"fold-{i}/all" for i in range(folds))}
+    assert set().union(*judged.values()) == set(scored.session_id[scored.reward.notna()])
+    for name, sessions in judged.items():
+        assert not {users[each] for each in sessions} & {users[each] for each in learnt[name][0]}, name
+    assert judged["all"] <= set(context.parts.dev.session_id)
+    everyone = {users[session] for session in learnt["all"][0]}
+    for name in set(learnt) - {"all"}:
+        assert {users[each] for each in learnt[name][0]} | {users[each] for each in judged[name]} <= everyone
+        assert learnt[name][1] == learnt["all"][1], "each stops by all development users"
+    monkeypatch.undo()
+    lists = context.learners.take(np.arange(5))
+    texts = scored.dropna(subset="reward").drop_duplicates("session_id").set_index("session_id")
+    asked = texts["query"].reindex(lists.session_id).fillna("").tolist()
+    expected = texts["reward"].reindex(lists.session_id).to_numpy()
+    np.testing.assert_allclose(rewarder.of_texts(lists, asked), expected, atol=1e-5)
+
+
+def test_in_sample_rewards_are_those_of_one_fold(context, rewarded, tmp_path):
+    """The model trained on all has the same bytes and gives the same rewards, whatever the folds."""
+    candidates, folder = rewarded[0].drop(columns="reward"), rewarded[1]
+    own = with_params(context, reward__folds=1)
+    reader = rewarding.Reader(own, own.main())
+    rewarding.train_models(own, reader, candidates, tmp_path)
+    assert digest(tmp_path / "all") == digest(folder / "all")
+    assert not list(tmp_path.glob("fold-*"))
+    one = rewarding.Rewarder.of(reader, tmp_path).scored(candidates)
+    crossed = rewarding.Rewarder.load(context, folder)
+    pd.testing.assert_frame_equal(crossed.in_sample.scored(candidates), one)
+    found = crossed.scored(candidates)
+    pd.testing.assert_frame_equal(found.drop(columns="reward"), one.drop(columns="reward"))
+    dev = found.session_id.isin(context.parts.dev.session_id)
+    pd.testing.assert_series_equal(found.reward[dev], one.reward[dev])
+    assert not np.allclose(found.reward[~dev], one.reward[~dev], equal_nan=True)
+
+
+def test_a_run_whose_users_all_fall_into_one_fold_is_told_what_to_set(context, rewarded, tmp_path):
+    parts, count = context.parts, len(context.parts.train)
+    own = replace(context, parts=replace(parts, train=replace(parts.train, user_id=np.array(["u"] * count))))
+    reader = rewarding.Reader(own, own.main())
+    with pytest.raises(ValueError, match=r"alignment\.reward\.folds is 2, and all users of train .* set it to 1"):
+        rewarding.train_models(own, reader, rewarded[0].drop(columns="reward"), tmp_path)
 
 
 def test_rivals_are_those_that_were_trained(context, rewarded):
@@ -130,8 +206,9 @@ def test_the_chosen_form_is_the_one_that_counts(context, rewarded, tmp_path):
     assert set(both) == {"list", "kb"}
     assert not np.allclose(both["list"], both["kb"], equal_nan=True)
     folder = tmp_path / "reward"
-    (folder / "all").mkdir(parents=True)
-    (folder / "all" / "seed-0").symlink_to(rewarded[1] / "all" / "seed-0")
+    folder.mkdir()
+    for name in ("all", "fold-0", "fold-1"):
+        (folder / name).symlink_to(rewarded[1] / name)
     for form in both:
         rewarding.save_form(folder, form)
         assert rewarding.form_of(folder) == form
