@@ -47,7 +47,7 @@ def test_one_adapter_goes_through_all_steps_and_loads_with_plain_peft(run, conte
     for name in ALIGNMENT:
         play(name, run, LORA)
     names, digests = set(), set()
-    for step in ("sft", "dpo", "cl", "rgalign"):
+    for step in ("sft", "dpo", "cl", "rgalign", "kb_reader"):
         folder = run / "models" / step
         assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "main"
         assert not list(folder.glob("model*")), "the adapter alone"
@@ -56,6 +56,7 @@ def test_one_adapter_goes_through_all_steps_and_loads_with_plain_peft(run, conte
         digests.add(digest(folder / "adapter_model.safetensors"))
     assert len(names) == 1
     assert len(digests) == 3, "each step trains it on, and 08 takes it as it is"
+    assert digest(run / "models/kb_reader") == digest(run / "models/dpo"), "RG-CL does not move the knowledge base"
     base = AutoModelForCausalLM.from_pretrained(run / "models/reasoner/main")
     model = PeftModel.from_pretrained(base, run / "models/rgalign").eval()
     ids, prompts = prompts_of(context, 8)
@@ -77,7 +78,14 @@ def test_a_whole_model_loads_with_transformers_and_a_step_that_is_off_hands_on_i
     aligned = vectors.load(run / "tables/aligned_embeddings/sessions").rows(ids)
     np.testing.assert_allclose(last_states(model, prompts), aligned, atol=2e-3, rtol=2e-3)
     rows = pd.read_parquet(run / "tables/stage_rows.parquet").set_index("step")
-    assert rows.index.tolist() == ["before", "sft", "dpo", "cl"]
+    assert rows.index.tolist() == ["before", "sft", "dpo", "retrained", "cl"]
+    written = [name for name in rows if name != "ranking"]
+    pd.testing.assert_series_equal(rows.loc["dpo", written], rows.loc["retrained", written], check_names=False)
+    retrained, aligned = run / "tables/retrained_embeddings", run / "tables/aligned_embeddings"
+    assert (
+        digest(aligned / "intents") == digest(retrained / "intents") != digest(run / "tables/embeddings/prompt/intents")
+    )
+    assert digest(aligned / "sessions") != digest(retrained / "sessions")
     pd.testing.assert_series_equal(rows.loc["sft"], rows.loc["dpo"], check_names=False)
 
 
@@ -86,6 +94,9 @@ def test_all_steps_off_is_the_ranker_trained_once_more(run):
     for name in ALIGNMENT:
         play(name, run, off)
     assert digest(run / "models/cl") == digest(run / "models/reasoner/main")
+    assert digest(run / "models/retrained_rankers") == digest(run / "models/rankers/qe_rec")
+    assert digest(run / "tables/retrained_embeddings") == digest(run / "tables/embeddings/prompt")
+    assert not list((run / "models/kb_reader").iterdir())
     before = vectors.load(run / "tables/embeddings/prompt/sessions")
     after = vectors.load(run / "tables/aligned_embeddings/sessions")
     np.testing.assert_allclose(after.rows(before.ids), before.values, atol=2e-3)

@@ -74,7 +74,21 @@ def test_work_is_tokens_times_operations(size):
     assert table.loc["RG-SFT", "read"] == 2 * 400 * 120
     assert table.loc["RG-DPO", "read"] == 200 * (100 + 1 + 2 * 20)
     assert table.loc["RG-CL", "read"] == 3 * 400 * 120
+    assert table.loc["embed train and valid for the retraining", "read"] == 500 * 100
     assert table.loc["embed train and valid", "operations"] == 2 * size.trunk
+
+
+@pytest.mark.parametrize(
+    ("own", "again"),
+    [
+        ({"alignment.sft.use": False}, 1),
+        ({"alignment.sft.use": False, "alignment.dpo.use": False}, 0),
+        ({"alignment.cl.space": "before"}, 0),
+    ],
+)
+def test_sessions_are_embedded_for_the_retraining_where_the_model_has_moved(size, own, again):
+    table = estimate.work(params(**own), size, Sessions.of(600))
+    assert (table["what"] == "embed train and valid for the retraining").sum() == again
 
 
 def test_a_model_with_a_sliding_window_reads_a_pairs_prompt_twice(size):

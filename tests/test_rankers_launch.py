@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import small_run
+import torch
 
 from rgalign import processes
 from rgalign.alignment import loop, rewarding
@@ -132,17 +133,26 @@ def by_two(context):
     return replace(context, recipe=replace(context.recipe, launcher=TORCHRUN))
 
 
-def test_the_closed_loop_by_two_processes_ends_with_the_rankers_of_one(context, monkeypatch, tmp_path):
+def test_the_retraining_and_the_closed_loop_by_two_processes_end_with_the_rankers_of_one(
+    context, monkeypatch, tmp_path
+):
     """One training for two processes: the other waits. (How they embed: test_processes_launch.py.)"""
-    aligned = context.embedded(context.main(), tmp_path / "embed")
-    monkeypatch.setattr(Context, "embedded", lambda context, reasoner, work: aligned)
-    one, two = (
-        loop.close(own, context.main(), tmp_path / name / "rankers", tmp_path / "embed")
-        for name, own in {"one": context, "two": by_two(context)}.items()
-    )
-    assert digest(two.folder) == digest(one.folder)
-    pd.testing.assert_frame_equal(two.curves, one.curves)
-    assert [path.name for path in (tmp_path / "two").iterdir()] == ["rankers"]
+    main, other = context.main(), context.main()
+    with torch.no_grad():
+        other.model.get_input_embeddings().weight.mul_(1.5)  # what stands for RG-SFT and RG-DPO
+    embedding = Context.embedding
+    monkeypatch.setattr(Context, "embedding", lambda own, reasoner: replace(embedding(own, reasoner), recipe=None))
+    curves, turns = [], []
+    for name, own in {"one": context, "two": by_two(context)}.items():
+        to, folder, work = (tmp_path / name / part for part in ("embeddings", "rankers", "work"))
+        curves.append(loop.retrain(own, main, other, to, folder, work))
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["embeddings", "rankers"]
+        turns.append(loop.close(own.reading(to, folder), other, other, tmp_path / name / "turn", work))
+        assert not work.exists()
+    pd.testing.assert_frame_equal(*curves)
+    pd.testing.assert_frame_equal(*(turn.curves for turn in turns))
+    assert digest(tmp_path / "two") == digest(tmp_path / "one")
+    assert digest(tmp_path / "two" / "rankers" / "seed-0") != digest(context.rankers_folder / "seed-0")
 
 
 def test_two_processes_train_the_reward_models_of_one(context, rewarded, tmp_path):
@@ -154,9 +164,9 @@ def test_two_processes_train_the_reward_models_of_one(context, rewarded, tmp_pat
         rewarding.train_models(each, reader, candidates, tmp_path / name)
         for name, each in {"one": own, "two": by_two(own)}.items()
     )
-    assert len(list((tmp_path / "two").glob("*/seed-*"))) == 3
+    assert len(list((tmp_path / "two").glob("**/seed-*"))) == 5, "three, and one without each of two folds"
     assert digest(tmp_path / "two") == digest(tmp_path / "one")
-    pd.testing.assert_frame_equal(two, one)
+    pd.testing.assert_frame_equal(two.drop(columns="seconds"), one.drop(columns="seconds"))
     assert not (tmp_path / "two" / "job").exists()
 
 

@@ -70,6 +70,26 @@ def test_the_aligned_model_serves_where_there_is_one(run, sessions):
         shutil.rmtree(run / score.ALIGNED)
 
 
+def test_new_intents_are_read_by_the_model_that_read_the_others(run):
+    """The one that RG-SFT and RG-DPO made, where there is one; never the one that RG-CL made of it."""
+    words = score.load(run).reasoner.tokenizer
+    made = {place: tiny(words, hidden=16, layers=1, heads=2, seed=i) for i, place in enumerate(("cl", "dpo"), start=1)}
+    try:
+        save(made["cl"], run / score.ALIGNED)
+        (run / score.KB_READER).mkdir()  # empty: the one before the alignment
+        main = score.load(run, aligned=False)
+        assert fingerprint(score.load(run).reads_kb()) == fingerprint(main.reads_kb()) == fingerprint(main.reasoner)
+        shutil.rmtree(run / score.KB_READER)
+        save(made["dpo"], run / score.KB_READER)
+        scorer = score.load(run)
+        assert fingerprint(scorer.reads_kb()) == fingerprint(made["dpo"])
+        assert fingerprint(scorer.reasoner) == fingerprint(made["cl"])
+        assert fingerprint(score.load(run, aligned=False).reads_kb()) == fingerprint(main.reasoner)
+    finally:
+        shutil.rmtree(run / score.ALIGNED)
+        shutil.rmtree(run / score.KB_READER)
+
+
 def test_a_run_is_served_by_its_own_model_in_its_own_dtype(run, sessions, tmp_path):
     folder = small_models.qwen3(tmp_path / "qwen")
     own = {**OVERRIDES, "reasoner.model": str(folder), "reasoner.dtype": "bfloat16"}

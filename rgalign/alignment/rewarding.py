@@ -107,9 +107,9 @@ def _folds(context: Context) -> range:
 
 def _without_fold(context: Context, name: str) -> Parts:
     """What the reward model of this name learns from: train, or train without the users of the fold it is named by."""
-    left_out = {of_fold(i): i for i in _folds(context)}.get(name)
-    if left_out is None:
+    if name in (ALL, ONE):
         return context.parts
+    left_out = {of_fold(i): i for i in _folds(context)}[name]
     train = with_click(context.parts.train)
     kept = np.flatnonzero(fold_of(context, train, len(_folds(context))) != left_out)
     if not len(kept):
