@@ -66,7 +66,7 @@ def configurations(trials: int, *, seed: int, space: Space = SPACE) -> list[dict
 
 
 def changes(drawn: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str, Any]]:
-    """Of each trial the settings that replace the best ones: each with probability CHANGED, the same for all rankers."""
+    """Of each trial the settings that replace the best ones: each with probability CHANGED, the same for any ranker."""
     streams = {
         name: np.random.default_rng([seed, zlib.crc32(name.encode()), 1]) for name in (drawn[0] if drawn else ())
     }
