@@ -23,7 +23,7 @@ class FieldEmbedding(nn.Module):
         offsets = torch.tensor([0, *sizes]).cumsum(0)
         self.register_buffer("offsets", offsets[:-1], persistent=False)
         self.table = nn.Embedding(int(offsets[-1]), dim)
-        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)  # rows of length about 1, whatever the width
 
     def forward(self, fields: Tensor) -> Tensor:
         """fields (rows, fields) ids -> (rows, fields, dim)."""
@@ -36,7 +36,7 @@ class BagEmbedding(nn.Module):
     def __init__(self, size: int, dim: int):
         super().__init__()
         self.table = nn.EmbeddingBag(size, dim, mode="mean", include_last_offset=True)
-        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)  # rows of length about 1, whatever the width
 
     def forward(self, bag: Bag) -> Tensor:
         """bag of ids -> (rows, dim)."""
@@ -114,7 +114,7 @@ class MixtureOfExperts(nn.Module):
         self.narrow = nn.Parameter(torch.empty(experts, hidden, dim_out))
         self.shift = nn.Parameter(torch.zeros(experts, dim_out))
         self.dropout = nn.Dropout(dropout)
-        nn.init.normal_(self.narrow, std=hidden**-0.5)
+        nn.init.normal_(self.narrow, std=hidden**-0.5)  # an output is as wide as a hidden unit, whatever their number
 
     def weights(self, inputs: Tensor) -> Tensor:
         """(rows, dim_in) -> share of each expert (rows, experts); a row sums to one."""
