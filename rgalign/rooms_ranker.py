@@ -6,10 +6,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from rgalign.rooms_base import Real, Room, Seed, Seeds, Share, all_different, tuple_from_yaml
 
-RankerName = Literal[  # rankers that can be trained (ranker/variants.py); all but the first two and qe_rec are controls
+RankerName = Literal[  # rankers that can be trained (ranker/variants.py); with a slash: controls
     "two_tower",
     "two_tower_text",
     "two_tower_text/lm_features",
+    "three_tower_no_query",
     "qe_rec",
     "qe_rec/no_words",
     "qe_rec/prompt_query",
@@ -25,7 +26,12 @@ CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
 
 
 class Search(Room):
-    trials: int = Field(0, ge=0, description="random configurations judged on valid; 0: take the values given here")
+    trials: int = Field(
+        0,
+        ge=0,
+        description="random configurations of each model, judged on valid beside the values given here; a control "
+        "(qe_rec/lsa) has its model's best and searches whitening_ridge alone; 0: take the values given here",
+    )
     seed: Seed | None = Field(None, description="of the configurations and their training; empty: run.seed")
 
 
@@ -40,6 +46,13 @@ class RankerSettings(Room):
     hidden: int = Field(32, ge=1, description="width of an expert")
     dropout: Share = Field(0.5, lt=1)
     id_dropout: Share = Field(0.1, lt=1, description="ids shown as 'unknown' in training, so that it can stand in")
+    intent_std: Real = Field(0.3, gt=0, description="of the first weights of an intent's id and category")
+    whitening_ridge: Real = Field(
+        0.3,
+        gt=0,
+        description="of the vectors that are read: what is added to the variance of a direction before it is scaled to "
+        "1; large: directions that hardly vary, mostly noise, stay small [C]",
+    )
     learning_rate: Real = Field(4e-3, gt=0)
     weight_decay: Real = Field(0.01, ge=0)
     epochs: int = Field(60, ge=1, description="at most; early stopping ends before")

@@ -21,7 +21,7 @@ from rgalign.data.vectors import Vectors, concat
 from rgalign.reasoner.model import Reasoner
 from rgalign.seeding import derived
 
-FOLDS = 2
+FOLDS = 2  # the cheapest: every fold is one more RG-CL to train [C]
 
 
 def fold_of(context: Context, lists: Lists, folds: int = FOLDS) -> np.ndarray:

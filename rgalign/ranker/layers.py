@@ -23,7 +23,7 @@ class FieldEmbedding(nn.Module):
         offsets = torch.tensor([0, *sizes]).cumsum(0)
         self.register_buffer("offsets", offsets[:-1], persistent=False)
         self.table = nn.Embedding(int(offsets[-1]), dim)
-        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)  # rows of length about 1, whatever the width
 
     def forward(self, fields: Tensor) -> Tensor:
         """fields (rows, fields) ids -> (rows, fields, dim)."""
@@ -36,7 +36,7 @@ class BagEmbedding(nn.Module):
     def __init__(self, size: int, dim: int):
         super().__init__()
         self.table = nn.EmbeddingBag(size, dim, mode="mean", include_last_offset=True)
-        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)  # rows of length about 1, whatever the width
 
     def forward(self, bag: Bag) -> Tensor:
         """bag of ids -> (rows, dim)."""
@@ -48,26 +48,31 @@ class Whitening(nn.Module):
     """A language model's vectors, made comparable: (x - mean) @ matrix, fixed once on train, then layer norm [C].
 
     An LM's states lie in a narrow cone: a few directions are a hundred times as wide as those that tell sessions
-    apart, and layer norm alone leaves those unheard. Each dimension is scaled to variance 1, then directions too
-    (ZCA), but for `RIDGE`, which keeps those that hardly vary from being blown up. Before `set` it is the identity.
+    apart, and layer norm alone leaves those without effect. Each dimension is scaled to variance 1, then each principal
+    direction of variance s is divided by sqrt(s + ridge) (ZCA). Before `set` it is the identity.
+
+    ridge  >= 0, in units of a dimension's variance: directions that vary much less are mostly noise and stay small; a
+           very large one leaves each dimension scaled and no direction turned, 0 makes all directions equally wide
     """
 
-    RIDGE, MOST_ROWS = 0.01, 100_000
+    MOST_ROWS = 100_000  # a correlation is then known to about 0.003, and float64 copies of 1,024 columns take 0.8 GB
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, ridge: float):
         super().__init__()
+        self.ridge = ridge
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("matrix", torch.eye(dim))
         self.norm = nn.LayerNorm(dim)
 
     def set(self, vectors: Tensor) -> None:
         """Mean and matrix from these vectors (rows, dim): all, or every n-th where they are very many."""
-        rows = vectors[:: max(1, len(vectors) // self.MOST_ROWS)].double()
+        rows = vectors[:: max(1, -(-len(vectors) // self.MOST_ROWS))].double()
         deviation = rows.std(dim=0, correction=0)
-        scale = torch.where(deviation > 1e-6, 1 / deviation, 0)  # what never varied in train says nothing
+        # what never varied in train says nothing; float32 rounding of vectors of length about 1 lies below this bound
+        scale = torch.where(deviation > 1e-6, 1 / deviation, 0)
         scaled = (rows - rows.mean(dim=0)) * scale
         variance, directions = torch.linalg.eigh(scaled.T @ scaled / len(rows))
-        turned = directions / (variance.clamp(min=0) + self.RIDGE).sqrt() @ directions.T
+        turned = directions / (variance.clamp(min=0) + self.ridge).sqrt() @ directions.T
         self.mean.copy_(rows.mean(dim=0))
         self.matrix.copy_(scale.unsqueeze(1) * turned)
 
@@ -109,7 +114,7 @@ class MixtureOfExperts(nn.Module):
         self.narrow = nn.Parameter(torch.empty(experts, hidden, dim_out))
         self.shift = nn.Parameter(torch.zeros(experts, dim_out))
         self.dropout = nn.Dropout(dropout)
-        nn.init.normal_(self.narrow, std=hidden**-0.5)
+        nn.init.normal_(self.narrow, std=hidden**-0.5)  # an output is as wide as a hidden unit, whatever their number
 
     def weights(self, inputs: Tensor) -> Tensor:
         """(rows, dim_in) -> share of each expert (rows, experts); a row sums to one."""

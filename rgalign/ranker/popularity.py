@@ -22,7 +22,8 @@ class Popularity(nn.Module):
 def popularity(train: Lists, intents: Intents, *, smoothing: float = 0.5) -> Popularity:
     """Count the clicks of train, not clicks per impression: what is shown often is shown for a reason [C].
 
-    smoothing  added to every count, so that an intent never clicked has a finite score
+    smoothing  added to every count, so that an intent never clicked has a finite score; any value > 0 gives the same
+               order, which is all that the metrics read
     """
     refuse_other_parts("popularity", train=train)
     clicked = train.candidates[train.clicked].long().cpu()

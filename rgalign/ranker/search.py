@@ -1,96 +1,115 @@
-"""A small random search, the same for every ranker, judged on valid (METHOD.md 4, fair play)."""
+"""A random search, as wide and as long for every ranker, judged on valid (METHOD.md 4, fair play).
+
+What is not searched: epochs and patience, since early stopping ends a training and more of either costs time alone.
+"""
 
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from accelerate import Accelerator
-from torch import nn
 from tqdm import tqdm
 
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker.fit import Loss, TrainingError, fit, listnet, refuse_other_parts, score
+from rgalign.ranker.fit import Fitted, TrainingError, refuse_other_parts, score
+from rgalign.ranker.variants import VARIANTS
 
-FITTING = ("learning_rate", "weight_decay")  # settings of the training loop; all others are the ranker's own
-SPACE: Mapping[str, tuple] = {  # [C] values around those that a first, wider search found good on valid
-    "learning_rate": (2e-3, 4e-3, 8e-3),
-    "weight_decay": (0.0, 0.01, 0.1),
-    "embedding_dim": (8, 16, 32),
-    "dim": (32, 64),
-    "attention_layers": (1, 2),
-    "heads": (1, 2),
-    "experts": (2, 4, 8),
-    "hidden": (32, 64, 128),
-    "dropout": (0.1, 0.2, 0.3, 0.5),
-    "id_dropout": (0.02, 0.05, 0.1),
+Space = Mapping[str, tuple]
+SPACE: Space = {  # [C] wider on both sides than where the best trials of earlier searches lay
+    "learning_rate": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    "weight_decay": (0.0, 0.01, 0.1, 0.3),
+    "lists_per_batch": (64, 128, 256, 512),
+    "embedding_dim": (4, 8, 16, 32, 64),
+    "dim": (16, 32, 64, 128),
+    "attention_layers": (0, 1, 2, 3),
+    "heads": (1, 2, 4),
+    "experts": (1, 2, 4, 8, 16),
+    "hidden": (16, 32, 64, 128, 256),
+    "dropout": (0.1, 0.2, 0.3, 0.5, 0.7),
+    "id_dropout": (0.02, 0.05, 0.1, 0.2, 0.4),
+    "intent_std": (0.1, 0.3, 1.0),
 }
-THREE_TOWER_SPACE: Mapping[str, tuple] = {  # [C] what only a three-tower has, drawn beside the settings above
-    "query_hidden": (64, 128, 256),
-    "query_dropout": (0.1, 0.3, 0.5),
-    "interaction_hidden": (16, 32, 64),
+THREE_TOWER_SPACE: Space = {  # [C] what only a three-tower has
+    "query_hidden": (0, 32, 64, 128, 256),
+    "query_dropout": (0.1, 0.3, 0.5, 0.7),
+    "interaction_hidden": (8, 16, 32, 64, 128),
+    "kl_weight": (0.05, 0.1, 0.2, 0.5),  # above 0: the reward model and RG-CL need a query branch that ranks
 }
+NO_QUERY_SPACE: Space = {"kl_weight": (0.0, 0.05, 0.1, 0.2, 0.5)}  # the branch is then the same list for every session
+VECTOR_SPACE: Space = {"whitening_ridge": (0.01, 0.1, 0.3, 1.0)}  # of what reads vectors
 
 
-def configurations(
-    trials: int, *, seed: int, space: Mapping[str, tuple] = SPACE, own: Mapping[str, tuple] | None = None
-) -> list[dict[str, Any]]:
+CHANGED = 0.25  # three or four settings of a trial near the best [C]: one at a time misses what goes together
+
+
+def space_of(name: str) -> Space:
+    """What is searched for one of VARIANTS: of a control (a name with a slash) its own ridge alone."""
+    variant = VARIANTS[name]
+    vectors = VECTOR_SPACE if variant.vectors else {}
+    if "/" in name:
+        return vectors
+    three = THREE_TOWER_SPACE if variant.architecture == "three_tower" else {}
+    return {**SPACE, **three, **(NO_QUERY_SPACE if variant.query == "constant" else {}), **vectors}
+
+
+def configurations(trials: int, *, seed: int, space: Space = SPACE) -> list[dict[str, Any]]:
     """Draw each setting of each trial independently and uniformly; more trials begin with the same ones.
 
-    own  a ranker's own settings, drawn apart: whatever they are, those of `space` are the same for every ranker
+    Each setting has a random stream of its own, so that it is the same for every ranker that has it.
     """
-    rng, own_rng, own = np.random.default_rng(seed), np.random.default_rng([seed, 1]), own or {}
-    return [_drawn(space, rng) | _drawn(own, own_rng) for _ in range(trials)]
+    streams = {name: np.random.default_rng([seed, zlib.crc32(name.encode())]) for name in space}
+    return [{name: space[name][rng.integers(len(space[name]))] for name, rng in streams.items()} for _ in range(trials)]
+
+
+def changes(drawn: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str, Any]]:
+    """Of each trial the settings that replace the best ones: each with probability CHANGED, the same for any ranker."""
+    streams = {
+        name: np.random.default_rng([seed, zlib.crc32(name.encode()), 1]) for name in (drawn[0] if drawn else ())
+    }
+    return [{name: trial[name] for name, rng in streams.items() if rng.random() < CHANGED} for trial in drawn]
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """Every combination of these values; a single empty one where there is nothing to choose."""
+    return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
 
 
 def search(
-    build: Callable[[Mapping[str, Any]], nn.Module],
-    train: Lists,
-    dev: Lists,
+    fit_one: Callable[[Mapping[str, Any]], Fitted],
+    trials: Sequence[Mapping[str, Any]],
+    nearby: Sequence[Mapping[str, Any]],
     valid: Lists,
     intents: Intents,
     *,
-    trials: int = 12,
-    seed: int,
-    loss: Loss = listnet,
-    space: Mapping[str, tuple] = SPACE,
-    own_space: Mapping[str, tuple] | None = None,
-    accelerator: Accelerator | None = None,
     progress: bool = True,
-    **fitting: Any,
-) -> pd.DataFrame:
-    """Fit each configuration and judge it by GAUC on valid. Returns the log, the best first.
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Fit each trial's settings and judge them by GAUC on valid. Returns the log, the best first, and its settings.
 
-    build      makes a ranker from the settings that are its own, with its own seed
-    seed       of the configurations and of each fit
-    own_space  settings that only this kind of ranker has
-    fitting    what all trials share: epochs, patience, lists_per_batch, handed to `fit`
+    fit_one  trains a ranker with these settings, always by the same seed
+    trials   settings, at least one
+    nearby   after them: each some settings that replace those of the best trial so far
     Log: trial, one column a setting, dev_gauc, valid_gauc, best_epoch, seconds. A trial whose loss was not finite
     has NaN and comes last. Raises ValueError for lists of another part.
     """
-    refuse_other_parts("search", train=train, dev=dev, valid=valid)
+    refuse_other_parts("search", valid=valid)
     clicked, shown = (mask.cpu().numpy() for mask in (valid.clicked, valid.shown))
-    rows = []
-    drawn = configurations(trials, seed=seed, space=space, own=own_space)
-    for trial, settings in enumerate(tqdm(drawn, "search", disable=not progress)):
-        started = time.perf_counter()
+    rows, best, best_gauc = [], dict(trials[0]), -np.inf
+    for trial, given in enumerate(tqdm([*trials, *nearby], "search", disable=not progress)):
+        started, settings = time.perf_counter(), dict(given) if trial < len(trials) else {**best, **given}
         row = {"trial": trial, **settings, "dev_gauc": np.nan, "valid_gauc": np.nan, "best_epoch": 0}
-        own = {name: value for name, value in settings.items() if name not in FITTING}
-        shared = {**fitting, **{name: value for name, value in settings.items() if name in FITTING}}
         try:
-            fitted = fit(
-                build(own), train, dev, intents, seed=seed, loss=loss, accelerator=accelerator, progress=False, **shared
-            )
+            fitted = fit_one(settings)
             judged = gauc_of_lists(score(fitted.model, valid, intents), clicked, shown)
             row |= {"dev_gauc": fitted.curve["dev_gauc"].max(), "valid_gauc": judged.value}
             row["best_epoch"] = fitted.best_epoch
+            if judged.value > best_gauc:
+                best, best_gauc = settings, judged.value
         except TrainingError:
             pass  # its NaN in the log says so; the others go on
         rows.append(row | {"seconds": time.perf_counter() - started})
-    return pd.DataFrame(rows).sort_values("valid_gauc", ascending=False, kind="stable", ignore_index=True)
-
-
-def _drawn(space: Mapping[str, tuple], rng: np.random.Generator) -> dict[str, Any]:
-    return {name: values[rng.integers(len(values))] for name, values in space.items()}
+    log = pd.DataFrame(rows).sort_values("valid_gauc", ascending=False, kind="stable", ignore_index=True)
+    return log, best

@@ -15,6 +15,7 @@ from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.two_tower import TwoTower
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+WHITENING_WAS = {"whitening_ridge": 0.01}  # of every ranker saved before it was a setting, and had to be named
 RANKERS = {ranker.__name__: ranker for ranker in (TwoTower, ThreeTower)}  # what a config.json may ask for
 
 
@@ -58,6 +59,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
 
 
 def _config(kind: type, given: dict[str, Any], path: Path) -> Any:
+    given = WHITENING_WAS | given
     names = {field.name for field in fields(kind)}
     needed = {field.name for field in fields(kind) if field.default is MISSING}
     faults = [f"{key} is not a setting of {kind.__name__}" for key in sorted(given.keys() - names)]

@@ -67,7 +67,7 @@ class QueryTower(nn.Module):
     def __init__(self, config: ThreeTowerConfig):
         super().__init__()
         self.query_dim, hidden, share = config.query_dim, config.query_hidden, config.query_dropout
-        layers: list[nn.Module] = [Whitening(config.query_dim), nn.Dropout(share)]
+        layers: list[nn.Module] = [Whitening(config.query_dim, config.whitening_ridge), nn.Dropout(share)]
         if hidden:
             layers += [nn.Linear(config.query_dim, hidden), nn.ReLU(), nn.Dropout(share)]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden or config.query_dim, config.dim))

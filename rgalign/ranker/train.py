@@ -21,15 +21,15 @@ from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, 
 from rgalign.data.vectors import Vectors
 from rgalign.parallel import each
 from rgalign.ranker import store
-from rgalign.ranker.fit import Loss, fit, listnet
+from rgalign.ranker.fit import Fitted, Loss, fit, listnet
 from rgalign.ranker.losses import listnet_kl
-from rgalign.ranker.search import FITTING, THREE_TOWER_SPACE, search
+from rgalign.ranker.search import changes, configurations, grid, search, space_of
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.two_tower import TwoTower, set_whitening
 from rgalign.ranker.variants import VARIANTS
 
 ARCHITECTURES = {"two_tower": TwoTower, "three_tower": ThreeTower}
-LOOP = ("epochs", "patience", "lists_per_batch", *FITTING)  # settings of the training loop
+LOOP = ("epochs", "patience", "lists_per_batch", "learning_rate", "weight_decay")  # settings of the training loop
 
 
 @dataclass(frozen=True)
@@ -156,25 +156,29 @@ def tune(
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """The same search for every model. Returns its log (models stacked) and each model's best settings.
 
-    settings  model -> its settings before the search; what the search draws replaces them
+    settings  model -> its settings before the search: trial 0 is these, what the search draws replaces them
     parts     one for all models, or model -> its own
+    trials    drawn for every model: half of them from the whole space, half near the best so far; a control takes its
+              model's best, where that is searched too, and tries each value of what is its own (search.space_of)
     runtime   accelerator, progress
     """
-    logs, best = [], {}
-    for name, own in settings.items():
-        mine = parts_of(parts, name)
-        own_space = THREE_TOWER_SPACE if VARIANTS[name].architecture == "three_tower" else {}
-        make = partial(_from_trial, name, mine, own, positions, seed)
-        given = {**fitting(own), **runtime}
-        log = search(
-            make, mine.train, mine.dev, mine.valid, mine.intents, trials=trials, seed=seed,
-            loss=loss_of(name, own), own_space=own_space,
-            **{key: value for key, value in given.items() if key not in FITTING},
-        )  # fmt: skip
-        drawn = log.columns.difference(["trial", "dev_gauc", "valid_gauc", "best_epoch", "seconds"])
-        best[name] = {**own, **{key: log[key].iloc[0].item() for key in drawn}}
-        logs.append(log.drop(columns="seconds").assign(model=name))  # seconds would differ from run to run
-    return pd.concat(logs, ignore_index=True), best
+    logs: dict[str, pd.DataFrame] = {}
+    best: dict[str, dict[str, Any]] = {}
+    progress = runtime.pop("progress", True)
+    for name in sorted(settings, key=lambda name: "/" in name):
+        own, space, mine = dict(settings[name]), space_of(name), parts_of(parts, name)
+        if "/" in name:
+            own |= best.get(name.split("/")[0], {})
+            tried, nearby = grid(space), []
+        else:
+            drawn, half = configurations(trials, seed=seed, space=space), trials - trials // 2
+            tried = [{key: own[key] for key in space if key in own}, *drawn[:half]]
+            nearby = changes(drawn[half:], seed=seed)
+        fit_one = partial(_fit_trial, name, mine, own, positions, seed, runtime)
+        log, found = search(fit_one, tried, nearby, mine.valid, mine.intents, progress=progress)
+        best[name] = {**own, **found}
+        logs[name] = log.drop(columns="seconds").assign(model=name)  # seconds would differ from run to run
+    return pd.concat([logs[name] for name in settings], ignore_index=True), {name: best[name] for name in settings}
 
 
 def train(
@@ -276,8 +280,11 @@ def parts_of(parts: PartsOf, name: str) -> Parts:
     return parts[name] if isinstance(parts, Mapping) else parts(name)
 
 
-def _from_trial(name, parts, own, positions, seed, drawn: Mapping[str, Any]) -> nn.Module:
-    return build(name, parts, {**own, **drawn}, positions=positions, seed=seed)
+def _fit_trial(name, parts, own, positions, seed, runtime, drawn: Mapping[str, Any]) -> Fitted:
+    settings = {**own, **drawn}
+    model = build(name, parts, settings, positions=positions, seed=seed)
+    how = {"loss": loss_of(name, settings), **fitting(settings), **runtime, "progress": False}
+    return fit(model, parts.train, parts.dev, parts.intents, seed=seed, **how)
 
 
 def fitting(settings: Mapping[str, Any]) -> dict[str, Any]:

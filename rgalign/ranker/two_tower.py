@@ -1,5 +1,6 @@
 """The baseline ranker: AutoInt + mixture of experts for the session, id, category and words for the intent."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,6 +32,8 @@ class TwoTowerConfig:
     hidden                       width of an expert
     query_dim                    width of a reasoner's vectors of sessions and intents; 0: none are read
     id_dropout                   share of ids replaced by 'unknown' in a training step, which so learns to stand in
+    intent_std                   of the first weights of an intent's id and category
+    whitening_ridge              of the vectors that are read (layers.Whitening)
     """
 
     KIND: ClassVar[str] = "two-tower"
@@ -50,6 +53,8 @@ class TwoTowerConfig:
     hidden: int = 32
     dropout: float = 0.5
     id_dropout: float = 0.1
+    intent_std: float = 0.3
+    whitening_ridge: float = 0.3
     query_dim: int = 0
 
     def __post_init__(self):
@@ -70,6 +75,11 @@ class TwoTowerConfig:
             f"{name} is {given[name]!r}; expected a share, 0 <= {name} < 1"
             for name in ("dropout", "id_dropout")
             if not isinstance(given[name], int | float) or not 0 <= given[name] < 1
+        ]
+        faults += [
+            f"{name} is {value!r}; expected a number > 0"
+            for name in ("intent_std", "whitening_ridge")
+            if not isinstance(value := getattr(self, name), int | float) or not 0 < value < math.inf
         ]
         if not faults and self.embedding_dim % self.heads:
             faults.append(f"{self.heads} heads do not divide an embedding_dim of {self.embedding_dim}")
@@ -111,7 +121,11 @@ class UserTower(nn.Module):
         self.fields = FieldEmbedding(config.field_sizes, width)
         self.history = nn.ModuleList(BagEmbedding(size, width) for size in config.history_sizes)
         self.words = BagEmbedding(config.word_buckets, width) if config.text else None
-        self.query = nn.Sequential(Whitening(query_dim), nn.Linear(query_dim, width)) if query_dim else None
+        self.query = (
+            nn.Sequential(Whitening(query_dim, config.whitening_ridge), nn.Linear(query_dim, width))
+            if query_dim
+            else None
+        )
         self.query_dim = query_dim
         layers = [FieldAttention(width, width, config.heads) for _ in range(config.attention_layers)]
         self.attention = nn.Sequential(*layers)
@@ -147,11 +161,11 @@ class IntentTower(nn.Module):
         self.id = nn.Embedding(config.intent_ids, config.dim)
         self.category = nn.Embedding(config.categories, config.dim)
         for table in (self.id, self.category):
-            nn.init.normal_(table.weight, std=0.3)
+            nn.init.normal_(table.weight, std=config.intent_std)
         self.words = BagEmbedding(config.word_buckets, config.dim) if config.text else None
         self.query_dim = config.query_dim
         self.text = (
-            nn.Sequential(Whitening(config.query_dim), nn.Linear(config.query_dim, config.dim))
+            nn.Sequential(Whitening(config.query_dim, config.whitening_ridge), nn.Linear(config.query_dim, config.dim))
             if config.query_dim
             else None
         )

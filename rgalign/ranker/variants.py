@@ -1,6 +1,8 @@
 """The one list of rankers that can be trained: the models of the study and their controls.
 
 QE-Rec reads the same features as its control two_tower_text, the hashed words among them, and the vectors besides [C].
+three_tower_no_query is QE-Rec without the session's vector, tuned as a model of its own: what the architecture and the
+intents' vectors are worth. qe_rec/constant_query is the same model with QE-Rec's settings.
 """
 
 from collections.abc import Sequence
@@ -37,6 +39,7 @@ VARIANTS = {
     "two_tower": Variant("two_tower", "popularity", words=False),
     "two_tower_text": Variant("two_tower", "two_tower", words=True),
     "two_tower_text/lm_features": Variant("two_tower", "two_tower_text", words=True, vectors="mean"),
+    "three_tower_no_query": Variant("three_tower", "two_tower_text", words=True, vectors="prompt", query="constant"),
     "qe_rec": Variant("three_tower", "two_tower_text", words=True, vectors="prompt"),
     "qe_rec/no_words": Variant("three_tower", "qe_rec", words=False, vectors="prompt"),
     "qe_rec/prompt_query": Variant("three_tower", "qe_rec", words=True, vectors="prompt_query"),

@@ -78,7 +78,8 @@ def train(
     folder         work folder: checkpoints of a killed call, from which the same call goes on to the same weights; it
                    is emptied of those of other settings, and gone at the end
     identity       what makes this call this call, beside its settings: digests of model and data (JSON)
-    learning_rate  its peak; rises over the share `warmup` of the steps, then falls to zero as a cosine
+    learning_rate  its peak; rises over the share `warmup` of the steps, then falls to zero as a cosine. The customary
+                   0.05 [C] keeps AdamW's first steps small, made of averages over a few batches
     neftune        NEFTune's alpha: noise on embeddings in training (Jain et al. 2023); None: none
     weight, width, whole   of a row and of a step, as of `pieces.Share`; width None: that of a row of Documents
     engine         how a step is run: precision, memory

@@ -1,5 +1,8 @@
+import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 from rgalign.data.lists import Bag
 from rgalign.ranker.layers import (
@@ -75,24 +78,58 @@ def test_id_dropout_replaces_its_share_by_unknown():
     assert torch.equal(unknown_at_random(ids, 0.0), ids)
 
 
-def test_whitening_makes_directions_uncorrelated_and_as_wide_as_each_other():
-    narrow = torch.randn(5000, 4) @ torch.tensor([[9.0, 0, 0, 0], [5, 0.1, 0, 0], [0, 3, 2, 0], [1, 1, 1, 0.02]])
-    layer = Whitening(4)
-    layer.set(narrow + 7)
+def plain_whitening(vectors, ridge):
+    """The matrix of a whitening that is set on these vectors, and they as it leaves them, before the layer norm."""
+    layer = Whitening(vectors.shape[1], ridge)
+    layer.set(vectors)
     layer.norm = torch.nn.Identity()
-    white = layer(narrow + 7)
-    found = torch.cov(white.T, correction=0)
-    correlations = torch.corrcoef(narrow.T)
-    variance, directions = torch.linalg.eigh(correlations)
-    expected = directions @ torch.diag(variance / (variance + layer.RIDGE)) @ directions.T
-    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
-    torch.testing.assert_close(white.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
+    return layer.matrix, layer(vectors)
+
+
+NARROW = torch.tensor([[9.0, 0, 0, 0], [5, 0.5, 0, 0], [0, 3, 2, 0], [1, 1, 1, 0.5]])
+
+
+@pytest.mark.parametrize("ridge", [0.01, 0.3, 1.0])
+def test_whitening_divides_each_principal_direction_by_the_root_of_its_variance_and_the_ridge(ridge):
+    """By scikit-learn's PCA of the standardised vectors: their variance along each component is s / (s + ridge)."""
+    vectors = torch.randn(2000, 4) @ NARROW + 7
+    white = plain_whitening(vectors, ridge)[1].double().numpy()
+    standard = StandardScaler().fit_transform(vectors.double().numpy())
+    pca = PCA().fit(standard)
+    variance = pca.explained_variance_ * (len(vectors) - 1) / len(vectors)
+    expected = pca.components_.T @ np.diag(variance / (variance + ridge)) @ pca.components_
+    np.testing.assert_allclose(np.cov(white.T, bias=True), expected, atol=1e-3)
+    np.testing.assert_allclose(white.mean(axis=0), 0, atol=1e-3)
+
+
+def test_whitening_by_hand():
+    """Columns of deviation 1 and 10 and correlation 0.6: variances 1.6 and 0.4 along (1, 1) and (1, -1)."""
+    ones = torch.tensor([[1.0, 1], [-1, -1], [1, 1], [-1, -1], [1, 1], [-1, -1], [1, 1], [-1, -1], [1, -1], [-1, 1]])
+    matrix, _ = plain_whitening(ones * torch.tensor([1.0, 10]), ridge=0.4)
+    wide, narrow = 2**-0.5, 0.8**-0.5  # 1 / sqrt(1.6 + 0.4), 1 / sqrt(0.4 + 0.4)
+    turned = torch.tensor([[wide + narrow, wide - narrow], [wide - narrow, wide + narrow]]) / 2
+    torch.testing.assert_close(matrix, turned / torch.tensor([[1.0], [10]]))
+
+
+def test_whitening_without_ridge_leaves_no_correlation_and_with_a_huge_one_turns_nothing():
+    vectors = torch.randn(2000, 4) @ NARROW
+    white = plain_whitening(vectors, ridge=0.0)[1]
+    torch.testing.assert_close(torch.cov(white.T, correction=0), torch.eye(4), atol=1e-3, rtol=0)
+    matrix, _ = plain_whitening(vectors, ridge=1e8)
+    torch.testing.assert_close(matrix * 1e4, torch.diag(1 / vectors.std(dim=0, correction=0)), atol=1e-5, rtol=1e-3)
+
+
+def test_whitening_of_very_many_vectors_reads_every_nth_and_no_more_than_it_says(monkeypatch):
+    monkeypatch.setattr(Whitening, "MOST_ROWS", 100)
+    vectors = torch.randn(199, 3)
+    all_but_every_other = plain_whitening(vectors[::2], 0.3)[0]
+    assert torch.equal(plain_whitening(vectors, 0.3)[0], all_but_every_other)
 
 
 def test_whitening_forgets_the_scale_of_each_dimension_and_what_never_varies():
     vectors, scales = torch.randn(300, 5), torch.tensor([1.0, 100, 0.01, 5, 1])
     vectors[:, 4] = 3
-    plain, scaled = Whitening(5), Whitening(5)
+    plain, scaled = Whitening(5, 0.3), Whitening(5, 0.3)
     plain.set(vectors)
     scaled.set(vectors * scales)
     torch.testing.assert_close(plain(vectors), scaled(vectors * scales), atol=1e-3, rtol=1e-3)
@@ -105,4 +142,4 @@ def test_whitening_forgets_the_scale_of_each_dimension_and_what_never_varies():
 
 def test_whitening_is_plain_layer_norm_before_it_is_set():
     vectors = torch.randn(6, 5)
-    torch.testing.assert_close(Whitening(5)(vectors), torch.nn.functional.layer_norm(vectors, (5,)))
+    torch.testing.assert_close(Whitening(5, 0.3)(vectors), torch.nn.functional.layer_norm(vectors, (5,)))

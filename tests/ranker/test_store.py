@@ -56,6 +56,10 @@ def test_every_fault_of_a_config_is_named(folder):
             {"dim": "eight", "dropout": 1},
             "(?s)dim is 'eight'; expected a whole.*dropout is 1; expected",
         ),
+        (
+            {"whitening_ridge": 0, "intent_std": "x"},
+            "(?s)intent_std is 'x'; expected a number > 0.*whitening_ridge is 0;",
+        ),
         ({"heads": 3}, "3 heads do not divide an embedding_dim of 4"),
         ({"ranker": "FourTower"}, "is that of 'FourTower'; expected a ranker: TwoTower, ThreeTower"),
         ({"ranker": ["TwoTower"]}, "is that of .*expected a ranker"),
@@ -66,6 +70,11 @@ def test_a_config_that_is_not_that_of_the_weights_is_refused(folder, changes, me
     change(folder, **changes)
     with pytest.raises(StoreError, match=message):
         load(folder)
+
+
+def test_a_ranker_saved_before_the_ridge_was_a_setting_has_the_one_that_it_was_made_with(folder):
+    change(folder, whitening_ridge=None, intent_std=None)
+    assert (load(folder).config.whitening_ridge, load(folder).config.intent_std) == (0.01, 0.3)
 
 
 def test_a_missing_or_broken_file_is_named(folder, tmp_path):

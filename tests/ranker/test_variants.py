@@ -2,18 +2,31 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import BUCKETS, CATEGORIES, KB
+from hypothesis import strategies as st
 
 from rgalign.artifacts import digest
 from rgalign.data.vectors import Vectors
 from rgalign.ranker import store
-from rgalign.ranker.fit import listnet, score
+from rgalign.ranker.fit import fit, listnet, score
+from rgalign.ranker.layers import Whitening
 from rgalign.ranker.three_tower import ThreeTower
-from rgalign.ranker.train import Parts, build, lists_with_vectors, load_rankers, loss_of, train, tune, with_vectors
+from rgalign.ranker.train import (
+    Parts,
+    build,
+    fitting,
+    lists_with_vectors,
+    load_rankers,
+    loss_of,
+    train,
+    tune,
+    with_vectors,
+)
 from rgalign.ranker.two_tower import TwoTower
 from rgalign.ranker.variants import VARIANTS, headline, pairs, reader_of_prompts
 
@@ -133,17 +146,109 @@ def test_models_are_tuned_and_trained_on_their_own_parts(as_function, parts, vec
     settings = dict.fromkeys(own, SETTINGS)
     log, best = tune(settings, given, trials=2, seed=0, positions=6, progress=False)
     assert set(log.model) == set(own)
-    shared = log.sort_values("trial").groupby("model")["learning_rate"].agg(list)
-    assert shared["qe_rec"] == shared["two_tower_text"]
-    assert {"query_hidden", "query_dropout", "interaction_hidden"} == best["qe_rec"].keys() - best[
-        "two_tower_text"
-    ].keys()
+    shared = log[log["trial"] == 1].set_index("model")[["learning_rate", "dim", "lists_per_batch"]]
+    assert (shared.loc["qe_rec"] == shared.loc["two_tower_text"]).all()
+    beside = {"query_hidden", "query_dropout", "interaction_hidden", "whitening_ridge"}
+    assert best["qe_rec"].keys() - best["two_tower_text"].keys() == beside
     curves = train(best, [0, 1], given, folder=tmp_path, positions=6, progress=False)
     assert set(zip(curves.model, curves.seed, strict=True)) == {(name, seed) for name in own for seed in (0, 1)}
     trained = load_rankers(tmp_path, list(own), [0, 1])
     assert type(trained["qe_rec", 1]) is ThreeTower
     assert json.loads((tmp_path / "qe_rec" / "seed-1" / "config.json").read_text())["query_dim"] == 6
     assert np.isfinite(score(trained["qe_rec", 1], own["qe_rec"].valid, own["qe_rec"].intents)).all()
+
+
+def test_a_control_has_its_models_best_settings_and_searches_its_own_ridge(parts, vectors):
+    models = ["qe_rec/lsa", "two_tower_text/lm_features", "qe_rec", "two_tower_text"]  # controls first
+    own = {name: with_vectors(parts, name, *vectors, seed=0) if VARIANTS[name].vectors else parts for name in models}
+    settings = dict.fromkeys(models, SETTINGS) | {"qe_rec/lsa": {**SETTINGS, "dropout": 0.9}}
+    log, best = tune(settings, own, trials=2, seed=0, positions=6, progress=False)
+    assert list(best) == list(dict.fromkeys(log["model"])) == models
+    tried = {name: log[log["model"] == name].dropna(axis=1) for name in models}
+    for name in models[:2]:
+        parent = name.split("/")[0]
+        assert sorted(tried[name]["whitening_ridge"]) == [0.01, 0.1, 0.3, 1.0]
+        assert set(tried[name]) == {"trial", "whitening_ridge", "dev_gauc", "valid_gauc", "best_epoch", "model"}
+        ridge = tried[name]["whitening_ridge"].iloc[0]
+        assert best[name] == {**best[parent], "whitening_ridge": ridge}
+    assert len(tried["qe_rec"]) == len(tried["two_tower_text"]) == 1 + 2
+    assert "whitening_ridge" not in tried["two_tower_text"]
+
+
+def test_the_first_trial_is_what_the_search_was_given(parts):
+    given = {**SETTINGS, "learning_rate": 5e-3, "intent_std": 0.2}
+    log, best = tune({"two_tower": given}, parts, trials=1, seed=0, positions=6, progress=False)
+    first = log.set_index("trial").loc[0]
+    assert (first.learning_rate, first.intent_std, first.dim) == (5e-3, 0.2, 8)
+    curve = fit(
+        build("two_tower", parts, given, positions=6, seed=0), parts.train, parts.dev, parts.intents,
+        seed=0, progress=False, **fitting(given),
+    ).curve  # fmt: skip
+    assert first.dev_gauc == curve.dev_gauc.max()
+    assert {*given} <= {*best["two_tower"]}
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.5])
+def test_a_trial_is_trained_with_the_kl_weight_that_it_drew(kl_weight, parts, vectors, monkeypatch):
+    own = with_vectors(parts, "qe_rec", *vectors, seed=0)
+    monkeypatch.setattr("rgalign.ranker.train.space_of", lambda name: {"kl_weight": (kl_weight,)})
+    log, best = tune({"qe_rec": {**SETTINGS, "kl_weight": 0.1}}, own, trials=1, seed=0, positions=6, progress=False)
+    assert best["qe_rec"]["kl_weight"] in (0.1, kl_weight)
+    given = {**SETTINGS, "kl_weight": kl_weight}
+    fitted = fit(
+        build("qe_rec", own, given, positions=6, seed=0), own.train, own.dev, own.intents,
+        seed=0, progress=False, loss=loss_of("qe_rec", given), **fitting(given),
+    )  # fmt: skip
+    assert log.set_index("trial").loc[1, "dev_gauc"] == fitted.curve.dev_gauc.max()
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.vectors])
+def test_the_ridge_reaches_every_whitening_of_a_ranker_and_is_stored_with_it(name, parts, vectors, tmp_path):
+    own = with_vectors(parts, name, *vectors, seed=0)
+    for ridge in (0.01, 1.0):
+        model = build(name, own, {**SETTINGS, "whitening_ridge": ridge})
+        alone = {"query": own.train.query, "intent": own.intents.text}
+        for where, layer in whitenings(model).items():
+            by_hand = Whitening(6, ridge)
+            by_hand.set(alone["intent" if where.startswith("intent.") else "query"].float())
+            assert torch.equal(layer.matrix, by_hand.matrix)
+        store.save(tmp_path / f"{ridge}", model)
+        stored = store.load(tmp_path / f"{ridge}")
+        assert stored.config.whitening_ridge == ridge
+        assert {layer.ridge for layer in whitenings(stored).values()} == {ridge}
+
+
+def whitenings(model):
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, Whitening)}
+    assert len(found) == 2
+    return found
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.0, 1.0, 100.0]))
+@hypothesis.settings(
+    max_examples=20, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_the_three_tower_without_a_query_ignores_the_sessions_vectors(seed, scale, parts, vectors):
+    """Whatever the vectors of valid's sessions are, and in whatever order train's stand, its scores are the same."""
+    rng, (sessions, intents) = np.random.default_rng(seed), vectors
+    model = build("three_tower_no_query", with_vectors(parts, "three_tower_no_query", *vectors, seed=0), SETTINGS)
+    of_train = np.isin(sessions.ids, parts.train.session_id)
+    values = sessions.values.copy()
+    values[of_train] = rng.permutation(values[of_train])
+    values[~of_train] = scale * rng.normal(size=values[~of_train].shape)
+    moved = with_vectors(parts, "three_tower_no_query", Vectors(sessions.ids, values), intents, seed=seed)
+    again = build("three_tower_no_query", moved, SETTINGS)
+    own = with_vectors(parts, "three_tower_no_query", *vectors, seed=0)
+    expected = score(model, own.valid, own.intents)
+    np.testing.assert_allclose(score(again, moved.valid, moved.intents), expected, atol=1e-4)
+    assert len(np.unique(expected, axis=0)) > 1  # it does read the rest of the session
+
+
+def test_the_three_tower_without_a_query_is_no_control_of_another_model():
+    assert "/" not in "three_tower_no_query"
+    mine, ours = VARIANTS["three_tower_no_query"], VARIANTS["qe_rec"]
+    assert replace(mine, query=ours.query) == ours
+    assert ("three_tower_no_query", "two_tower_text") in pairs(list(VARIANTS))
 
 
 def test_rankers_side_by_side_are_those_that_come_one_after_the_other(parts, tmp_path):
