@@ -12,6 +12,7 @@ RankerName = Literal[  # rankers that can be trained (ranker/variants.py); all b
     "two_tower_text/lm_features",
     "qe_rec",
     "qe_rec/no_words",
+    "qe_rec/prompt",
     "qe_rec/prompt_query",
     "qe_rec/random_lm",
     "qe_rec/no_text",
