@@ -252,7 +252,7 @@ def _tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder: Path)
     repeats = KB_ALONE_REPEATS if kb_only else own_repeats
     put = prompter(recipe.settings, dataset.meta, dataset.intents, words, drop=recipe.drop)
     prompts, asked = ([], []) if kb_only else _documents(dataset, put)
-    how["prompt_weight"] = prompt_weight(how["prompt_weight"], asked=kb_only or _transcripts(dataset) is not None)
+    how["prompt_weight"] = prompt_weight(how["prompt_weight"], asked=kb_only or is_asked(dataset))
     known = _known_intents(dataset)
     titles = put.queries(intent_texts(known))
     prompts = prompts + put.intents(known) * repeats
@@ -279,6 +279,20 @@ def _documents(dataset: Dataset, put: Prompter) -> tuple[list[list[int]], list[l
         return put.transcripts(transcripts, _train(dataset))
     prompts = put.sessions(_train(dataset))
     return prompts, [[*prompt[len(put.head) : len(prompt) - len(put.tail)], put.end_id] for prompt in prompts]
+
+
+def is_asked(dataset: Dataset) -> bool:
+    """Whether a model that is built here has seen a question."""
+    return _transcripts(dataset) is not None
+
+
+def cut_queries(recipe: Recipe, dataset: Dataset, reasoner: Reasoner) -> pd.DataFrame:
+    """What pre-training cuts at reasoner.queries.max_new_tokens: rows chats and KB intents; columns queries, cut."""
+    put, chats = recipe.prompter(dataset, reasoner), _transcripts(dataset)
+    texts = {"chats": [] if chats is None else chats["typed_query"].fillna("").tolist()}
+    texts["KB intents"] = intent_texts(_known_intents(dataset))
+    rows = {name: (len(own), put.too_long(own)) for name, own in texts.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["queries", "cut"])
 
 
 def _transcripts(dataset: Dataset) -> pd.DataFrame | None:

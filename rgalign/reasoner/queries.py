@@ -110,6 +110,20 @@ def embedded_sessions(
     return prompter.asked_again(prompts, greedy(reasoner, prompter, prompts, **how)["query"].tolist())
 
 
+def repeated_share(texts: Sequence[str], words: int = 3) -> float:
+    """Share of the queries in which the same words stand in a row twice (overlaps count: "no no no no" repeats).
+
+    Words are what blanks separate, so nothing is found in a script that has none. Of no query 0.
+    """
+
+    def repeats(text: str) -> bool:
+        told = text.split()
+        runs = list(zip(*(told[first:] for first in range(words)), strict=False))
+        return len(set(runs)) < len(runs)
+
+    return sum(map(repeats, texts)) / max(1, len(texts))
+
+
 def _check(reasoner: Reasoner, prompts: Sequence[Sequence[int]], max_new_tokens: int, faults: list[str]) -> None:
     if reasoner.kind != "causal":
         raise ReasonerError(f"{reasoner.name} is an encoder: it embeds, it cannot write queries; load a causal LM")

@@ -10,6 +10,10 @@ from rgalign.data.personal import personal
 from rgalign.data.prompts import PROMPT, Prompter, has_ask
 
 TINY = "tiny"
+NEVER_ASKED = (  # what is wrong, and what to change
+    "this data set has no transcripts: the tiny LM has never seen a question, and what it writes repeats the columns",
+    "set alignment.sft.use and alignment.dpo.use to false, or give transcripts",
+)
 INSTRUCTION = (  # [C]: the paper shows no prompt
     "A customer opens the support chat of a shop and has not typed anything yet. From what the shop knows about her, "
     "write the one question she is about to ask, in her own words."
