@@ -114,9 +114,14 @@ def of_reasoner(queries: pd.DataFrame, hits: pd.DataFrame, dataset: Dataset, *, 
 
 
 def after_tuning(stage: str, told: Mapping[str, float], chance: Chance, before: pd.DataFrame) -> pd.DataFrame:
-    """The warnings of notebooks 05 and 06. told: the step's row of the stage table; before: those of notebook 02, of
-    which what the data lack still holds."""
-    return joined(before[before["check"] == "transcripts"], found(stage, told, chance), stage=stage)
+    """The warnings of notebooks 05 and 06: told is the step's row of the stage table.
+
+    before  those of notebook 02: what was wrong before the step is to be changed there, and what the data lack still is
+    """
+    now = found(stage, told, chance)
+    earlier = now["check"].map(before.set_index("check")["change"])
+    now = now.assign(change=earlier.where(earlier.notna(), now["change"]))
+    return joined(before[before["check"] == "transcripts"], now, stage=stage)
 
 
 def joined(*tables: pd.DataFrame, stage: str | None = None) -> pd.DataFrame:
