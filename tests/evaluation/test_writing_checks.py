@@ -1,7 +1,9 @@
 """Warnings on queries made by hand: each fires alone, none on good queries, and each names a parameter that exists."""
 
 import re
+import shutil
 from dataclasses import replace
+from html import escape
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from scipy.stats import binom
 
 from rgalign import machine
+from rgalign.evaluation import report
 from rgalign.evaluation import writing_checks as checks
 from rgalign.evaluation.writing_checks import Chance
 from rgalign.params import flat, load
@@ -123,6 +126,23 @@ def test_every_warning_names_parameters_that_exist():
         named = re.findall(r"(?:alignment|reasoner|data)\.[a-z_.]+", text)
         assert named, text
         assert set(named) <= KNOWN | {"reasoner.tiny.hidden"}, text
+
+
+def test_the_report_repeats_what_the_notebooks_warn_of(aligned_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(aligned_run[0], run)
+    said = {name: pd.read_parquet(run / name) for name in checks.TABLES}
+    assert said[checks.TABLES[0]]["stage"].eq("02_reasoner").all()
+    hostile = said[checks.TABLES[1]].iloc[:0]
+    hostile.loc[0] = ["05_rg_sft", "reward", -1.0, 0.0, "the <b>reward</b> is low", "alignment.sft.use"]
+    hostile.to_parquet(run / checks.TABLES[1])
+    page = report.write(run)[0].read_text(encoding="utf-8")
+    assert "the &lt;b&gt;reward&lt;/b&gt; is low" in page
+    for name in (checks.TABLES[0], checks.TABLES[2]):
+        assert all(escape(text) in page for text in said[name]["warning"])
+    for name in checks.TABLES:
+        checks.none().to_parquet(run / name)
+    assert "can this language model write" not in report.write(run)[0].read_text(encoding="utf-8")
 
 
 def test_a_box_shows_each_warning_and_escapes_it():
