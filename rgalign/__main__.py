@@ -88,6 +88,8 @@ def run_command(options: argparse.Namespace) -> int:
     stages = pipeline.chosen(options.first, options.through)
     pipeline.refuse_missing(stages, params)
     forced = options.force or options.first is not None
+    if note := machine.never_asked(params):
+        print(note, flush=True)
     if options.dry_run:
         table = pipeline.plan(run, params, stages, forced=forced)
         print(table.to_string(index=False))

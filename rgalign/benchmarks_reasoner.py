@@ -24,6 +24,7 @@ from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, save, tiny
 from rgalign.reasoner.queries import sample
 from rgalign.reasoner.settings import INSTRUCTION, TINY, prompter, shown_features
+from rgalign.rooms import Sampling
 from rgalign.seeding import seeded
 
 ENCODER, GENERATOR = "sentence-transformers", "transformers"  # packages
@@ -32,6 +33,7 @@ GENERATOR_TOKENS = 4_096  # a batch's cache; the quickest of 2,048 to 16,384 on 
 TOLERANCE = 1e-4  # of a vector's entry, absolute
 TOKENS_APART = 0.05  # most by which the numbers of tokens written may differ
 SETTINGS = {"model": TINY, "kind": "causal", "features": None, "instruction": INSTRUCTION, "max_tokens": 256}
+SETTINGS |= {"embed": "prompt", "queries": Sampling().model_dump()}
 
 
 @dataclass(frozen=True)

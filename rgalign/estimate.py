@@ -79,9 +79,13 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
     drawn = how.candidates.samples + 1
     if how.candidates.llms == "one":
         drawn, models = models * drawn, 1
+    # with prompt_query a prompt is read to write its query, and again with the query and the asking mark (not counted)
+    repeats = params.reasoner.embed == "prompt_query"
+    embedded, asked = (2 * prompt + query, query) if repeats else (prompt, 0)
+    test = sessions.all - sessions.seen
     rows = [
-        ("02_reasoner", "embed train and valid", sessions.seen * prompt, 0, forward),
-        ("09_evaluation", "embed test", (sessions.all - sessions.seen) * prompt, 0, forward),
+        ("02_reasoner", "embed train and valid", sessions.seen * embedded, sessions.seen * asked, forward),
+        ("09_evaluation", "embed test", test * embedded, test * asked, forward),
     ]
     if how.loop.rounds:
         writes = params.reasoner.kind == "causal"
@@ -99,9 +103,14 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
         if writes and (how.sft.use or how.dpo.use) and how.cl.space == "retrained":
             rows.append(("07_rg_cl", "embed train and valid for the retraining", sessions.seen * prompt, 0, forward))
         if how.cl.use:
-            rows.append(("07_rg_cl", "RG-CL", int(learners * how.cl.epochs) * document, 0, learning))
-        rows.append(("08_closed_loop", "embed train and valid anew", sessions.seen * prompt, 0, forward))
-        rows.append(("09_evaluation", "embed test anew", (sessions.all - sessions.seen) * prompt, 0, forward))
+            runs = 2 if repeats and how.cl.lm_weight else 1  # what is embedded, and what is learnt beside it
+            rows.append(("07_rg_cl", "RG-CL", int(learners * how.cl.epochs) * document * runs, 0, learning))
+            if repeats:
+                rows.append(("07_rg_cl", "write queries to embed", learners * prompt, learners * query, forward))
+        rows.append(
+            ("08_closed_loop", "embed train and valid anew", sessions.seen * embedded, sessions.seen * asked, forward)
+        )
+        rows.append(("09_evaluation", "embed test anew", test * embedded, test * asked, forward))
     table = pd.DataFrame(rows, columns=["stage", "what", "read", "written", "operations"])
     return table.sort_values("stage", kind="stable", ignore_index=True)
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from rgalign import artifacts, processes
+from rgalign.data.parquet import is_there
 from rgalign.outside import model_folder
 from rgalign.params import Params, ParamsError
+from rgalign.reasoner.settings import NEVER_ASKED, TINY
 from rgalign.rooms_alignment import Alignment
 from rgalign.rooms_run import gpu_only, refused
 
@@ -45,6 +47,20 @@ def _unknown_names(alignment: Alignment) -> list[str]:
     from rgalign.alignment.names import unknown_names
 
     return unknown_names(alignment)
+
+
+def never_asked(params: Params) -> str:
+    """What is said of a tiny model that will be tuned to write and never sees a question; empty where that is not so,
+    or not known before the data are read (cfpb: some complaints have a text)."""
+    how, data = params.alignment, params.data
+    tunes = how.loop.rounds and (how.sft.use or how.dpo.use)
+    if not tunes or params.reasoner.model != TINY or params.run.warm_start:
+        return ""
+    if data.source == "folder":
+        there = is_there(artifacts.data_path(str(data.path)), "transcripts")
+    else:
+        there = {"shopworld": data.world.transcripts > 0, "msweb": False}.get(data.source, True)
+    return "" if there else f"note: {'; '.join(NEVER_ASKED)}"
 
 
 def outlook(params: Params, card: str | None = None) -> str:

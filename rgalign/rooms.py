@@ -102,7 +102,9 @@ class Sampling(Room):
     samples: int = Field(4, ge=1, description="candidates a session")
     temperature: Real = Field(1.0, gt=0)
     top_p: Share = Field(1.0, gt=0)
-    max_new_tokens: int = Field(24, ge=1)
+    max_new_tokens: int = Field(
+        24, ge=1, description="of a query, its end token included: written, learnt from (chats, RG-SFT), embedded"
+    )
 
 
 class OtherModel(Room):
@@ -124,6 +126,11 @@ class Reasoner(Room):
     features: Names | None = Field(None, description="columns shown; empty: dataset.yaml's prompt_features, or all")
     instruction: str | None = Field(None, description="what the model is told first; empty: our own [C], none for tiny")
     max_tokens: int = Field(256, ge=8, description="of a prompt; what is cut first: rgalign/data/cutting.py")
+    embed: Literal["prompt", "prompt_query"] = Field(
+        "prompt",
+        description="a session's vector is the last state of the prompt, from which the query would be written; or of "
+        "prompt, written query and the asking mark again: a query has to be written for each session [C]",
+    )
     embed_tokens_per_batch: int | None = Field(None, ge=16, description="empty: by device")
     seed: Seed | None = Field(None, description="of the tiny model; empty: run.seed")
     tiny: TinyModel = TinyModel()
@@ -137,6 +144,13 @@ class Reasoner(Room):
         if value is not None and info.data.get("model") == "tiny":
             raise ValueError("is for a pretrained model; reasoner.model is tiny")
         return value
+
+    @field_validator("embed")
+    @classmethod
+    def an_encoder_writes_no_query(cls, embed: str, info: ValidationInfo) -> str:
+        if embed == "prompt_query" and info.data.get("kind") == "encoder":
+            raise ValueError("an encoder writes no query to embed: set reasoner.embed to prompt")
+        return embed
 
     @field_validator("others")
     @classmethod
@@ -178,6 +192,16 @@ class Params(Room):
     alignment: Alignment = Field(Alignment(), validate_default=True)
     evaluation: Evaluation = Evaluation()
     run: RunRoom = Field(RunRoom(), validate_default=True)
+
+    @field_validator("ranker")
+    @classmethod
+    def a_control_of_what_is_embedded_differs(cls, ranker: Ranker, info: ValidationInfo) -> Ranker:
+        reasoner = info.data.get("reasoner")
+        if reasoner is not None and (same := f"qe_rec/{reasoner.embed}") in ranker.models:
+            raise ValueError(
+                f"{same} is qe_rec itself where reasoner.embed is {reasoner.embed}: leave it out of ranker.models"
+            )
+        return ranker
 
     @field_validator("alignment")
     @classmethod
@@ -224,6 +248,10 @@ class Params(Room):
         faults = [fault] if (fault := refused(gpu_only(reasoner, alignment), run.device)) else []
         if run.launcher and alignment.loop.rounds > 1:
             faults.append("a launcher does one round: set alignment.loop.rounds to 1, or leave run.launcher out")
+        if run.launcher and reasoner.embed == "prompt_query":
+            faults.append(
+                "reasoner.embed prompt_query is written by one process: set it to prompt, or leave run.launcher out"
+            )
         if run.launcher and alignment.cl.use and alignment.cl.ranker_learns:
             faults.append("alignment.cl.ranker_learns is trained in one process: leave run.launcher out")
         if faults:

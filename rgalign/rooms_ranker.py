@@ -13,6 +13,7 @@ RankerName = Literal[  # rankers that can be trained (ranker/variants.py); with 
     "three_tower_no_query",
     "qe_rec",
     "qe_rec/no_words",
+    "qe_rec/prompt",
     "qe_rec/prompt_query",
     "qe_rec/random_lm",
     "qe_rec/no_text",

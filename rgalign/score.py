@@ -31,7 +31,7 @@ from rgalign.reasoner import settings, source
 from rgalign.reasoner.build import Recipe
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
-from rgalign.reasoner.queries import greedy
+from rgalign.reasoner.queries import embedded_sessions, greedy
 
 PARAMS, DATASET, REASONER = "params.yaml", "tables/dataset", "models/reasoner/main"
 ALIGNED, ALIGNED_RANKERS, QE_REC = "models/rgalign", "models/aligned_rankers", "models/rankers/qe_rec"
@@ -79,7 +79,7 @@ class Scorer:
         return ranking.top(sessions["session_id"].to_numpy(), scores, top)
 
     def embed(self, sessions: pd.DataFrame, *, progress: bool = False) -> Vectors:
-        """What the ranker hears of each session: the reasoner's state at the end of its prompt (METHOD.md 2.1)."""
+        """What the ranker reads of each session: the last state of what reasoner.embed names (METHOD.md 2.1)."""
         return self._embedded(self._checked(sessions, self.prompter.features, once=True), progress)
 
     def with_intents(self, intents: pd.DataFrame) -> "Scorer":
@@ -90,7 +90,7 @@ class Scorer:
         """
         ranking = self._ranking()
         more = checked_intents(intents, ranking.kb)
-        texts = embed(self.reads_kb(), self.prompter.intents(more), progress=False)
+        texts = embed(self.reads_kb(), self.prompter.embedded_intents(more), progress=False)
         return replace(self, ranking=ranking.extended(more, Vectors(more["intent_id"], texts)))
 
     def queries(self, sessions: pd.DataFrame, *, progress: bool = False) -> pd.DataFrame:
@@ -118,8 +118,9 @@ class Scorer:
         return self.ranking
 
     def _embedded(self, frame: pd.DataFrame, progress: bool) -> Vectors:
+        prompts = embedded_sessions(self.reasoner, self.prompter, self.prompter.sessions(frame), progress=progress)
         how = {"prefix": len(self.prompter.head), "tokens_per_batch": self.tokens_per_batch, "progress": progress}
-        return Vectors(frame["session_id"], embed(self.reasoner, self.prompter.sessions(frame), **how))
+        return Vectors(frame["session_id"], embed(self.reasoner, prompts, **how))
 
     def _checked(self, sessions: pd.DataFrame, features: Iterable[str], *, once: bool = False) -> pd.DataFrame:
         """The columns needed, in the data set's types, and the timestamp where there is one.

@@ -62,3 +62,22 @@ def test_what_a_tiny_model_would_ignore_is_refused():
     for name in ("adapter", "quantize"):
         assert f"reasoner.{name}" in str(error.value)
     assert check({"reasoner": {"model": "some/model", "adapter": "some/lora"}}).reasoner.adapter == "some/lora"
+
+
+def test_what_cannot_embed_a_written_query_is_told_at_once():
+    with pytest.raises(
+        ParamsError, match=r"reasoner\.embed .*an encoder writes no query.* set reasoner\.embed to prompt"
+    ):
+        check({"reasoner": {"kind": "encoder", "model": "some/encoder", "embed": "prompt_query"}})
+    with pytest.raises(ParamsError, match=r"reasoner\.embed"):
+        check({"reasoner": {"embed": "end"}})
+    several = {"reasoner": {"embed": "prompt_query"}, "run": {"launcher": "torchrun --nproc_per_node 2"}}
+    with pytest.raises(ParamsError, match=r"prompt_query is written by one process: set it to prompt, or leave"):
+        check(several)
+    for own, other in (("prompt", "prompt_query"), ("prompt_query", "prompt")):
+        models = ["qe_rec", f"qe_rec/{other}"]
+        params = {"reasoner": {"embed": own}, "ranker": {"models": models}}
+        assert check(params).ranker.models == tuple(models)
+        params["ranker"] = {"models": ["qe_rec", f"qe_rec/{own}"]}
+        with pytest.raises(ParamsError, match=rf"qe_rec/{own} is qe_rec itself where reasoner\.embed is {own}"):
+            check(params)

@@ -34,6 +34,7 @@ from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.build import ADAPTER, MAIN, Recipe
 from rgalign.reasoner.engine import Engine
 from rgalign.reasoner.model import Reasoner, save
+from rgalign.reasoner.queries import embedded_sessions
 from rgalign.reasoner.source import load_saved, place_of, read_from
 from rgalign.stages import OpenStage
 
@@ -148,6 +149,11 @@ class Context:
     def prompts(self, reasoner: Reasoner, lists: Lists) -> list[list[int]]:
         """Token ids, one prompt a list."""
         return self.recipe.prompter(self.shop, reasoner).sessions(self.sessions(lists))
+
+    def embedded_prompts(self, reasoner: Reasoner, lists: Lists) -> Sequence[Sequence[int]]:
+        """Token ids of what is embedded, one row a list (reasoner.embed): with prompt_query this reasoner writes."""
+        prompter = self.recipe.prompter(self.shop, reasoner)
+        return embedded_sessions(reasoner, prompter, prompter.sessions(self.sessions(lists)), progress=False)
 
     def embedded(self, reasoner: Reasoner, work: Path) -> Vectors:
         """Vectors of all sessions of train and valid, as notebook 02 makes them."""

@@ -37,6 +37,7 @@ def contrastive(
     hard: Sequence[Sequence[int]] | np.ndarray | Tensor,
     also: Sequence[Sequence[int]] | np.ndarray | Tensor | None = None,
     queries: Sequence[Sequence[int]] | None = None,
+    asked: Sequence[Sequence[int]] | None = None,
     folder: Path,
     seed: int,
     lora: Mapping[str, Any] | None = None,
@@ -57,7 +58,7 @@ def contrastive(
 ) -> tuple[Reasoner, pd.DataFrame]:
     """A copy of the reasoner, aligned, and its curve. e_q is the prompt's vector as `embed` makes it.
 
-    prompts     token ids of sessions with a click
+    prompts     token ids of what is embedded of sessions with a click
     spaces      of one ranker or several, frozen; the loss is the mean over them: no one ranker is to be flattered
     clicked     (rows,) row of the clicked intent in the knowledge base
     hard        (rows, h) rows of hard negatives, -1: none; intents that the reward model ranks high, not clicked [C]
@@ -65,6 +66,8 @@ def contrastive(
     queries     token ids, end id last, of each session's query, for a language term beside it (causal only): the
                 reasoner is not to forget how to write; only these tokens count. []: none of this session; None: no
                 such term
+    asked       token ids of what `queries` are written after, where that is not what is embedded (reasoner.embed
+                prompt_query); they are then read in a run of their own. None: `prompts`
     lora        rank, alpha, dropout, targets of an adapter (alignment.tuning); None: all weights learn
     similarity  ranker: the ranker's score of session and intent (info_nce.ranker_nce); cosine | dot: of the query
                 branch alone (info_nce.info_nce) [C]
@@ -76,17 +79,18 @@ def contrastive(
     Raises ValueError that lists all faults.
     """
     queries = queries if lm_weight else None
+    asked = asked if queries is not None else None
     how = dict(temperature=temperature, similarity=similarity, in_batch=in_batch, symmetric=symmetric)
     also = np.zeros((len(prompts), 0)) if also is None else also
     clicked, hard, also = (np.asarray(each, dtype=np.int64) for each in (clicked, hard, also))
     faults = space_faults(spaces, len(prompts), scored=similarity == "ranker")
     kb = min((len(space.intents) for space in spaces), default=0)
     faults += _row_faults(prompts, queries, kb, clicked=clicked, hard=hard, also=also)
-    faults += _fit_faults(reasoner, spaces, prompts, queries)
+    faults += _fit_faults(reasoner, spaces, prompts, queries, asked)
     faults += _setting_faults(hard, documents_per_batch, epochs, lm_weight, **how)
     if faults:
         raise ValueError("contrastive alignment cannot begin:\n" + "\n".join(f"  {fault}" for fault in faults))
-    documents = _Sessions(prompts, queries, clicked, hard, also)
+    documents = _Sessions(prompts, queries, clicked, hard, also, asked)
     how["lm_weight"] = lm_weight if queries is not None else 0.0
     identity = {"reasoner": fingerprint(reasoner), "documents": documents.digest()}
     identity |= {"spaces": [space.digest() for space in spaces], **how}
@@ -122,7 +126,7 @@ def _objective(
     lm_weight: float,
     **how,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch and what else the curve shows; one run of the model serves both terms."""
+    """The loss of a batch and what else the curve shows; one run of the model serves both terms, unless `asked`."""
     reasoner = replace(reasoner, model=model)
     ids, prompt, length, clicked = (batch[name] for name in ("ids", "prompt", "length", "clicked"))
     states, vectors = prompt_vectors(reasoner, batch)
@@ -135,6 +139,9 @@ def _objective(
     if len(query) > 1 or processes.several():  # all processes log the same names; of a single row it is NaN
         values["uniformity"] = uniformity(query)
     if lm_weight:
+        if "asked" in batch:
+            ids, prompt, length = batch["asked"], batch["asked_prompt"], batch["asked_length"]
+            states = reasoner.trunk(ids, use_cache=False)[0]
         head = reasoner.plain.get_output_embeddings()
         language = next_token_loss(states, head, ids=ids, prompt=prompt, length=length, prompt_weight=0.0)
         values["language"] = evened(language, int((length - prompt)[:counted].sum()))
@@ -170,13 +177,17 @@ def _contrast(
 class _Sessions(training.Documents):
     """One session a row: prompt and query, clicked intents, hard negatives, and its row in the spaces' users."""
 
-    def __init__(self, prompts, queries, clicked: np.ndarray, hard: np.ndarray, also: np.ndarray):
-        super().__init__(prompts, queries if queries is not None else [[]] * len(prompts))
+    def __init__(self, prompts, queries, clicked: np.ndarray, hard: np.ndarray, also: np.ndarray, asked=None):
+        together = queries is not None and asked is None
+        super().__init__(prompts, queries if together else [[]] * len(prompts))
         own = zip(self.rows, clicked.tolist(), hard.tolist(), also.tolist(), strict=True)
         self.rows = [
             {**row, "clicked": intent, "hard": negatives, "also": beside, "session": session}
             for session, (row, intent, negatives, beside) in enumerate(own)
         ]
+        if asked is not None:
+            written = training.Documents(asked, queries).rows
+            self.rows = [{**row, "asked": own} for row, own in zip(self.rows, written, strict=True)]
 
 
 def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
@@ -184,6 +195,9 @@ def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
     columns = {name: torch.tensor([row[name] for row in rows]) for name in ("clicked", "session")}
     for name in ("hard", "also"):  # of type long, since without columns they would be float
         columns[name] = torch.tensor([row[name] for row in rows], dtype=torch.long)
+    if "asked" in rows[0]:
+        written = training.right_padded([row["asked"] for row in rows], pad)
+        columns |= {"asked": written["ids"], "asked_prompt": written["prompt"], "asked_length": written["length"]}
     return {**training.right_padded(rows, pad), **columns}
 
 
@@ -209,7 +223,7 @@ def _row_faults(prompts, queries, kb: int, **given: np.ndarray) -> list[str]:
     return faults
 
 
-def _fit_faults(reasoner: Reasoner, spaces: Sequence[RankingSpace], prompts, queries) -> list[str]:
+def _fit_faults(reasoner: Reasoner, spaces: Sequence[RankingSpace], prompts, queries, asked) -> list[str]:
     faults = [
         f"{reasoner.name} makes vectors of {reasoner.hidden_size}, the ranker reads {width}: "
         "it was trained on another reasoner's"
@@ -217,7 +231,10 @@ def _fit_faults(reasoner: Reasoner, spaces: Sequence[RankingSpace], prompts, que
     ]
     if reasoner.kind != "causal" and queries is not None:
         faults.append(f"{reasoner.name} is of kind {reasoner.kind} and cannot learn to write: leave queries out")
-    longest = max(map(len, prompts), default=0) + max(map(len, queries or ()), default=0)
+    if asked is not None and len(asked) != len(prompts):
+        faults.append(f"rows differ: prompts {len(prompts)}, asked {len(asked)}")
+    longest = max(map(len, prompts if asked is None else asked), default=0) + max(map(len, queries or ()), default=0)
+    longest = max([longest, *map(len, prompts)])
     if reasoner.positions is not None and longest > reasoner.positions:
         faults.append(f"up to {longest} tokens are more than the model's {reasoner.positions} positions")
     return faults

@@ -37,7 +37,7 @@ def query_vectors(
     different = [text for text in dict.fromkeys(texts) if text.strip()]
     frame = pd.DataFrame({"intent_id": "query", "title": different, "description": ""}, dtype=object)
     how = {"prefix": len(prompter.head), "tokens_per_batch": tokens_per_batch, "progress": progress}
-    return Vectors(different, embed(reasoner, prompter.intents(frame), **how))
+    return Vectors(different, embed(reasoner, prompter.embedded_intents(frame), **how))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def learn_together(context: Context, start: Reasoner, folder: Path, work: Path) 
     own, learners = context.params.alignment.cl, context.learners
     reasoner, rankers, curve = end_to_end(
         start,
-        context.prompts(start, learners),
+        context.embedded_prompts(start, learners),
         rankers=list(context.rankers.values()),
         lists=learners,
         intents=context.parts.intents,

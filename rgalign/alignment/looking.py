@@ -79,7 +79,8 @@ class Lookout:
         return queries.greedy(reasoner, prompter, prompts, max_new_tokens=most, progress=False)
 
     def figures(self, reasoner: Reasoner) -> dict[str, float]:
-        """ranking (GAUC on valid), and of the greedy queries: reward (nats), ihr@1, ihr@3, tokens, distinct (share)."""
+        """ranking (GAUC on valid), and of the greedy queries: reward (nats), ihr@1, ihr@3, tokens, distinct and
+        repeated (shares)."""
         found = {"ranking": self.ranking(reasoner)}
         if self.reward is None:
             return found
@@ -87,7 +88,8 @@ class Lookout:
         rewards = self.reward.of_texts(self.valid, texts["query"].tolist())
         found["reward"] = float(pd.Series(rewards).mean())  # NaN, without a warning, where all are silent
         found |= self.hits(texts["query"].tolist()) if self.hits else {}
-        return found | {"tokens": float(texts["tokens"].mean()), "distinct": texts["query"].nunique() / len(texts)}
+        found |= {"tokens": float(texts["tokens"].mean()), "distinct": texts["query"].nunique() / len(texts)}
+        return found | {"repeated": queries.repeated_share(texts["query"].tolist())}
 
 
 def hacked(first: Mapping[str, float], now: Mapping[str, float], tolerance: float) -> bool:

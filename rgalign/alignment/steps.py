@@ -13,6 +13,7 @@ from rgalign.alignment.dpo import dpo, reference_log_probabilities
 from rgalign.alignment.sft import sft
 from rgalign.alignment.space import RankingSpace
 from rgalign.data.lists import Lists, QueryLists, with_queries
+from rgalign.data.prompts import PROMPT_QUERY
 from rgalign.ranker.fit import score
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
@@ -124,6 +125,7 @@ def pull_to_clicks(
               one learns from its click alone
     learners  the lists to learn from, each with a click; None: context.learners
     Hard negatives are those of a session's shown intents that the rankers like best and nobody clicked [C].
+    Where queries are embedded (reasoner.embed), they are those that `start` writes, throughout the step [C].
     """
     how, own = context.params.alignment, context.params.alignment.cl
     if context.recipe.launcher:
@@ -134,9 +136,11 @@ def pull_to_clicks(
         written = context.recipe.prompter(context.shop, start).queries(best["query"].tolist())
         asked = dict(zip(best["session_id"], written, strict=True))
         queries = [asked.get(session, []) for session in learners.session_id]
+    embeds_query = context.params.reasoner.embed == PROMPT_QUERY
     return contrastive(
         start,
-        context.prompts(start, learners),
+        context.embedded_prompts(start, learners),
+        asked=context.prompts(start, learners) if embeds_query and queries is not None else None,
         spaces=[RankingSpace.of(each, context.parts.intents, learners) for each in context.rankers.values()],
         clicked=first_click(learners),
         hard=hard_negatives(learners, mean_scores(context, learners), own.hard),
@@ -158,9 +162,9 @@ def mean_scores(context: Context, lists: QueryLists) -> np.ndarray:
 
 def with_own_vectors(context: Context, reasoner: Reasoner, lists: Lists) -> QueryLists:
     """The lists with the vectors that this reasoner makes of their sessions."""
-    prompter = context.recipe.prompter(context.shop, reasoner)
-    prompts = prompter.sessions(context.sessions(lists))
-    return with_queries(lists, embed(reasoner, prompts, prefix=len(prompter.head), progress=False))
+    prefix = len(context.recipe.prompter(context.shop, reasoner).head)
+    prompts = context.embedded_prompts(reasoner, lists)
+    return with_queries(lists, embed(reasoner, prompts, prefix=prefix, progress=False))
 
 
 def first_click(lists: Lists) -> np.ndarray:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from rgalign.data import check_values
 from rgalign.data.check_yaml import check_world, check_yaml
 from rgalign.data.faults import SHOWN, Report, nearest, quote
-from rgalign.data.parquet import Table, location
+from rgalign.data.parquet import Table, is_there, location
 from rgalign.data.schema import (
     KINDS,
     NEEDED_TABLES,
@@ -25,6 +25,10 @@ from rgalign.data.schema import (
 
 PANDAS_INDEX = "__index_level_"
 MANY_NOTES = 5  # undeclared columns that are noted one by one
+NO_TRANSCRIPTS = (
+    "is not there: a tiny LM never sees a question and can only repeat the columns; RG-SFT and RG-DPO are of no use "
+    "then (alignment.sft.use, alignment.dpo.use), unless reasoner.model is a pretrained one"
+)
 READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
@@ -47,6 +51,8 @@ def check(folder: str | Path) -> Report:
     columns = {name: _check_columns(report, name, file, kinds) for name, file in files.items()}
     _check_checksums(report, folder, meta)
     _note_other_tables(report, folder)
+    if not is_there(folder, "transcripts"):
+        report.note("transcripts.parquet", NO_TRANSCRIPTS)
     check_values.check_values(report, check_values.Source(files, columns, kinds, meta))
     return report
 

@@ -21,6 +21,7 @@ from rgalign.data.schema import CHARACTERS_A_TOKEN, KINDS
 from rgalign.data.verbal import LAYOUTS, Phrase
 
 ASK = "<|ask|>"  # the tiny tokenizer's mark between a prompt and its query
+PROMPT, PROMPT_QUERY = EMBEDS = ("prompt", "prompt_query")  # what is embedded (reasoner.embed)
 QUESTION = "Question:"  # the same for a pretrained model without chat template [C]
 SENTINEL = "5e55104"  # stands for the body while the chat template is split
 TODAY = datetime.date(2024, 7, 26)  # to every template, on every day [C]: Llama's own default
@@ -35,7 +36,10 @@ class Prompter:
     kinds        column -> categorical | numeric | text | history (dataset.yaml)
     layout       compact | lines (`data.verbal`)
     instruction  what the model is told first; stands in the head
-    max_tokens   budget of a whole prompt; a query has as much again at most (see `queries`)
+    max_tokens   budget of a whole prompt
+    max_new_tokens  most tokens of a query, its end token included: those that are written, and no more is read of one
+                 that is given (reasoner.queries.max_new_tokens); None: as many as a prompt
+    embed        prompt | prompt_query: what is embedded (reasoner.embed; METHOD.md 2.1)
     titles       intent_id -> title: entries of a history that are KB ids are shown by title
     ask          False for encoders: the body stands between the tokenizer's own special tokens, and nothing is asked
     ends         ids with which the model ends what it writes, beside the tokenizer's own (Reasoner.ends)
@@ -44,6 +48,7 @@ class Prompter:
 
     head: tuple[int, ...]  # shared by all prompts: the chat template's beginning and the instruction
     tail: tuple[int, ...]  # what asks: a mark, or the template's generation prompt with thinking switched off
+    again: tuple[int, ...]  # asks once more behind a query (`asked_again`)
     end_id: int  # closes a query that is given: the chat template's own end of a turn, else the end of text
     ends: frozenset[int]  # any of them ends a query that is written
 
@@ -56,13 +61,17 @@ class Prompter:
         layout: str = "compact",
         instruction: str = "",
         max_tokens: int = 256,
+        max_new_tokens: int | None = None,
+        embed: str = "prompt",
         titles: Mapping[str, str] | None = None,
         ask: bool = True,
         ends: Collection[int] = (),
     ):
         self.tokenizer, self.features, self.kinds, self.layout = tokenizer, list(features), dict(kinds), layout
-        self.max_tokens, self.titles = max_tokens, titles
+        self.max_tokens, self.titles, self.embed = max_tokens, titles, embed
+        self.max_new_tokens = max_tokens if max_new_tokens is None else max_new_tokens
         faults = [*_faults_of_features(self.features, self.kinds), *_faults_of_tokenizer(tokenizer, layout, ask)]
+        faults += _faults_of_embed(embed, self.max_new_tokens, ask)
         if faults:
             raise ValueError("the prompt cannot be made:\n" + "\n".join(f"  {fault}" for fault in faults))
         self._controls = _controls(tokenizer)
@@ -73,6 +82,7 @@ class Prompter:
         before, told, after = self._frame_of(instruction, ask)
         self._framing = [(before, "control"), (told, "instruction")], [(after, "control")]
         self.head, self.tail = (*before, *told), tuple(after)
+        self.again = self._mark_again()
         self._room = max_tokens - len(self.head) - len(self.tail)
         if self._room < 1:
             taken = len(self.head) + len(self.tail)
@@ -108,10 +118,27 @@ class Prompter:
         return self._prompts(phrases), self.queries(frame["typed_query"].tolist())
 
     def queries(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of queries, end_id last; cut at the end, so that with it they have at most max_tokens ids."""
-        put = verbal.compact_text if self.layout == "compact" else verbal.clean
-        ids = self._encode([put(str(text)[: self._characters]) for text in texts])
-        return [[*query[: self.max_tokens - 1], self.end_id] for query in ids]
+        """Ids of queries, end_id last; cut at the end, so that with it they have at most max_new_tokens ids."""
+        return [[*query[: self.max_new_tokens - 1], self.end_id] for query in self._query_ids(texts)]
+
+    def too_long(self, texts: Sequence[str]) -> int:
+        """How many of these queries `queries` cuts."""
+        return sum(len(query) > self.max_new_tokens - 1 for query in self._query_ids(texts))
+
+    def asked_again(self, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> list[list[int]]:
+        """Each prompt, its query without an end token, and the mark that asks for one again [C] (METHOD.md 2.1).
+
+        The last state is one from which a query would be written, as in training. That of an end token is trained by
+        no loss: nothing follows it.
+        """
+        asked = zip(prompts, self._query_ids(texts), strict=True)
+        return [[*prompt, *query[: self.max_new_tokens], *self.again] for prompt, query in asked]
+
+    def embedded_intents(self, frame: pd.DataFrame) -> list[list[int]]:
+        """What is embedded of KB intents: their prompts; with embed prompt_query each with its title (or, without one,
+        its description) as the query, and the asking mark again."""
+        prompts = self.intents(frame)
+        return self.asked_again(prompts, intent_texts(frame)) if self.embed == PROMPT_QUERY else prompts
 
     def text(self, ids: Sequence[int]) -> str:
         """A sampled query as text: cut at the first end, special tokens left out, stripped."""
@@ -164,6 +191,18 @@ class Prompter:
             for p in different
         }
 
+    def _query_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of queries as they are, without an end; of a text of megabytes only what could matter is looked at."""
+        put = verbal.compact_text if self.layout == "compact" else verbal.clean
+        most = CHARACTERS_A_TOKEN * (self.max_new_tokens + 1)  # one token more: that it is too long is to be seen
+        return self._encode([put(str(text)[:most]) for text in texts])
+
+    def _mark_again(self) -> tuple[int, ...]:
+        """The tail. Without a chat template it stands on a line of its own, as it does behind a prompt's last line."""
+        if self.layout == "compact" or getattr(self.tokenizer, "chat_template", None):
+            return self.tail
+        return (*self.tokenizer("\n", add_special_tokens=False)["input_ids"], *self.tail)
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of data: special tokens are not looked for, and those a vocabulary yields all the same are taken out."""
         if not texts:
@@ -197,6 +236,13 @@ class Prompter:
         if not ask:
             return whole[:at], told, whole[at + len(plain) :]
         return whole[:at], told, control(ASK if self.layout == "compact" else QUESTION)
+
+
+def intent_texts(frame: pd.DataFrame) -> list[str]:
+    """A KB intent as a query: its title; without one its description; without both nothing."""
+    named = [frame[name].fillna("").astype(str) if name in frame else "" for name in ("title", "description")]
+    title = pd.Series(named[0], index=frame.index, dtype=object)
+    return title.where(title.str.strip() != "", named[1]).tolist()
 
 
 def _template(tokenizer) -> tuple[str, str]:
@@ -266,6 +312,15 @@ def _faults_of_tokenizer(tokenizer, layout: str, ask: bool) -> list[str]:
         faults.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
     if ask and layout == "compact" and not has_ask(tokenizer):
         faults.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
+    return faults
+
+
+def _faults_of_embed(embed: str, max_new_tokens: int, ask: bool) -> list[str]:
+    faults = [] if max_new_tokens > 0 else [f"max_new_tokens is {max_new_tokens}; expected 1 or more"]
+    if embed not in EMBEDS:
+        faults.append(f"embed is {quote(embed)}; expected {' | '.join(EMBEDS)}{nearest(embed, EMBEDS)}")
+    elif embed == PROMPT_QUERY and not ask:
+        faults.append("embed is prompt_query; an encoder is asked nothing and writes no query: use embed prompt")
     return faults
 
 

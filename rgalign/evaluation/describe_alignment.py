@@ -13,7 +13,7 @@ from rgalign.evaluation.describe_reasoner import query_judge
 from rgalign.evaluation.judge import Judge
 from rgalign.reasoner.model import Reasoner
 
-FIGURES = ["ranking", "reward", "ihr@1", "ihr@3", "tokens", "distinct", "seconds"]
+FIGURES = ["ranking", "reward", "ihr@1", "ihr@3", "tokens", "distinct", "repeated", "seconds"]
 
 
 def hits_by_click(context: Context, reader: Reasoner) -> Hits:

@@ -65,19 +65,26 @@ def few_queries(queries: pd.DataFrame, sessions: pd.DataFrame, count: int = 4) -
     return few.set_index(["session_id", "how"])[["query", "probability", "count"]]
 
 
-def hit_rates(
+def greedy_hits(
     queries: pd.DataFrame, judge: Judge, dataset: Dataset, name: str, reasoner: Reasoner, prompter: Prompter
 ) -> pd.DataFrame:
-    """Mean IHR of the greedy queries against the clicked intents; empty for an encoder.
+    """IHR of each greedy query against the clicked intents: session_id, ihr@1, ihr@3; empty for an encoder.
 
     judge  of the sessions' split;  name  evaluation.ihr_judge
     """
     best = queries[queries.candidate == -1]
     if best.empty:
-        return pd.DataFrame(columns=["ihr@1", "ihr@3"])
+        return pd.DataFrame(columns=["session_id", "ihr@1", "ihr@3"])
     nearest = query_judge(name, reasoner, prompter, dataset.intents)
-    hits = judge.intent_hits(nearest.similarity(best["query"].tolist()), best.session_id)
-    return hits[["ihr@1", "ihr@3"]].mean().to_frame("clicked intent").T
+    return judge.intent_hits(nearest.similarity(best["query"].tolist()), best.session_id)
+
+
+def hit_rates(
+    queries: pd.DataFrame, judge: Judge, dataset: Dataset, name: str, reasoner: Reasoner, prompter: Prompter
+) -> pd.DataFrame:
+    """Mean of `greedy_hits`; empty for an encoder."""
+    hits = greedy_hits(queries, judge, dataset, name, reasoner, prompter)[["ihr@1", "ihr@3"]]
+    return hits.mean().to_frame("clicked intent").T if len(hits) else hits
 
 
 def query_judge(

@@ -14,10 +14,11 @@ from PIL import Image
 
 from rgalign import artifacts
 from rgalign.data.personal import masked
+from rgalign.evaluation import writing_checks
 from rgalign.evaluation.results import METRIC_NAMES, MODELS
 from rgalign.evaluation.study_compare import verdict
 from rgalign.params import Params, dump, load_run
-from rgalign.plan import EVALUATION, STAGES, stage_params
+from rgalign.plan import EVALUATION, STAGES, maker, stage_params
 from rgalign.stages import params_changes
 
 ONLINE = "10_ab_test"
@@ -73,6 +74,7 @@ def contents(run: Path) -> dict[str, Any]:
         "paper": PAPER,
         "ours": _beside_the_paper(run, stages, params, whole),
         "figures": figures(run),
+        "writing": _writing(run, stages).to_dict("records"),
         "examples": _examples(run),
         "stages": [{"name": name, **stages[name]} for name in STAGES if name in stages],
         "params": dump(params),
@@ -168,6 +170,12 @@ def _online(run: Path, stages: dict, params: Params, model: str, against: str) -
     found = read(run, "experiment")
     own = found[(found.treatment == model) & (found.control == against) & (found.method == "plain")]
     return own.iloc[0].to_dict() if len(own) else None
+
+
+def _writing(run: Path, stages: dict) -> pd.DataFrame:
+    """The warnings of notebooks 02, 05 and 06 that the language model cannot write, each once."""
+    there = [table for table in writing_checks.TABLES if maker(table).name in stages and (run / table).is_file()]
+    return writing_checks.joined(*(pd.read_parquet(run / table) for table in there)).drop_duplicates("warning")
 
 
 def _examples(run: Path) -> list[dict]:

@@ -25,6 +25,7 @@ MODELS = {
     "three_tower_no_query": "three-tower without a query",
     "qe_rec": "QE-Rec",
     "qe_rec/no_words": "QE-Rec without the hashed words",
+    "qe_rec/prompt": "QE-Rec, embedding the prompt",
     "qe_rec/prompt_query": "QE-Rec, embedding prompt + query",
     "qe_rec/random_lm": "QE-Rec, LM not trained",
     "qe_rec/no_text": "QE-Rec, prompt without text",

@@ -17,14 +17,15 @@ class Variant:
     against  the model it is compared with: for a control its parent, so that the difference is what is controlled
     words    the hashed words of session and intent texts are read
     vectors  which vectors of sessions and intents are read; None: none
-               prompt        the language model's state at the end of the prompt (METHOD.md 2.1)
-               prompt_query  its state after the query that it wrote
+               prompt        the language model's state at the end of what reasoner.embed names (METHOD.md 2.1)
+               prompt_alone  that of the prompt, whatever reasoner.embed says
+               prompt_query  that of prompt, written query and the asking mark again, whatever reasoner.embed says
                random_lm     the same model before any training
                no_text       prompts without the text fields
                kb_lm         a model pre-trained on the knowledge base's text alone
                lsa           TF-IDF and singular vectors of the same texts: no language model
                mean          mean over the prompt's states instead of the last one
-               aligned       the state at the end of the prompt of the aligned model
+               aligned       as prompt, of the aligned model
     query    own: each session has its own vector; constant: all have the mean of train; shuffled: another session's
     """
 
@@ -42,6 +43,7 @@ VARIANTS = {
     "three_tower_no_query": Variant("three_tower", "two_tower_text", words=True, vectors="prompt", query="constant"),
     "qe_rec": Variant("three_tower", "two_tower_text", words=True, vectors="prompt"),
     "qe_rec/no_words": Variant("three_tower", "qe_rec", words=False, vectors="prompt"),
+    "qe_rec/prompt": Variant("three_tower", "qe_rec", words=True, vectors="prompt_alone"),
     "qe_rec/prompt_query": Variant("three_tower", "qe_rec", words=True, vectors="prompt_query"),
     "qe_rec/random_lm": Variant("three_tower", "qe_rec", words=True, vectors="random_lm"),
     "qe_rec/no_text": Variant("three_tower", "qe_rec", words=True, vectors="no_text"),

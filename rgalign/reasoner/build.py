@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 
 from rgalign.data import verbal
-from rgalign.data.prompts import Prompter
+from rgalign.data.prompts import PROMPT, PROMPT_QUERY, Prompter, intent_texts
 from rgalign.data.schema import YAML_FILE, read_yaml
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
@@ -32,6 +32,7 @@ from rgalign.reasoner.source import load_saved, name_source
 from rgalign.seeding import seeded
 
 MAIN, KB_LM = "main", "kb_lm"
+PROMPT_ALONE = "prompt_alone"  # vectors of the prompt whatever reasoner.embed says
 ADAPTER = "adapter_config.json"  # of a folder that holds an adapter alone
 KB_ALONE_REPEATS = 200  # times the KB is read by the control that reads nothing else: some 20,000 documents [C]
 
@@ -62,9 +63,12 @@ class Recipe:
         """The feature columns of a data set folder that a prompt shows (settings.shown_features)."""
         return shown_features(self.settings, read_yaml(folder / YAML_FILE), self.drop)
 
-    def prompter(self, dataset: Dataset, reasoner: Reasoner, *, texts: bool = True) -> Prompter:
-        """The prompter for this one of the run's models."""
-        put = {"drop": self.drop, "texts": texts, "ends": reasoner.ends, "positions": reasoner.positions}
+    def prompter(
+        self, dataset: Dataset, reasoner: Reasoner, *, texts: bool = True, embed: str | None = None
+    ) -> Prompter:
+        """The prompter for this one of the run's models. embed: what it embeds, where that is not reasoner.embed's."""
+        put = {"drop": self.drop, "texts": texts, "embed": embed}
+        put |= {"ends": reasoner.ends, "positions": reasoner.positions}
         return prompter(self.settings, dataset.meta, dataset.intents, reasoner.tokenizer, **put)
 
 
@@ -157,29 +161,18 @@ class Embedding:
     reasoner: Reasoner
     prompter: Prompter
     pooling: str | None = None
-    writes: bool = False  # embed prompt and query [C]
-    max_new_tokens: int = 24
     words: Pipeline | None = None  # instead of the reasoner: TF-IDF and SVD
     tokens_per_batch: int | None = None
     recipe: Recipe | None = None  # with a launcher, several processes embed
 
     def sessions(self, frame: pd.DataFrame, work: Path) -> Vectors:
         """Vectors of sessions by session_id. work: folder for finished shards; a killed call goes on from them."""
-        prompts: Sequence[list[int]] = Prompts(self.prompter, frame)
-        if self.writes:
-            prompts = list(prompts)
-            written = queries.greedy(self.reasoner, self.prompter, prompts, max_new_tokens=self.max_new_tokens)
-            asked = self.prompter.queries(written["query"].tolist())
-            prompts = [[*prompt, *query] for prompt, query in zip(prompts, asked, strict=True)]
+        prompts = queries.embedded_sessions(self.reasoner, self.prompter, Prompts(self.prompter, frame))
         return self._vectors(frame["session_id"].tolist(), prompts, work)
 
     def intents(self, frame: pd.DataFrame, work: Path) -> Vectors:
-        """Vectors of KB intents by intent_id; where queries are embedded, an intent's title stands for its query."""
-        prompts = self.prompter.intents(frame)
-        if self.writes:
-            titles = self.prompter.queries(frame["title"].fillna("").tolist())
-            prompts = [[*prompt, *title] for prompt, title in zip(prompts, titles, strict=True)]
-        return self._vectors(frame["intent_id"].tolist(), prompts, work)
+        """Vectors of KB intents by intent_id (Prompter.embedded_intents)."""
+        return self._vectors(frame["intent_id"].tolist(), self.prompter.embedded_intents(frame), work)
 
     def _vectors(self, ids: list[str], sequences: Sequence[list[int]], work: Path) -> Vectors:
         if self.words is not None:
@@ -201,12 +194,14 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     Raises ReasonerError for a way that this kind of model has not.
     """
     settings, main = recipe.settings, models[MAIN]
-    if name == "prompt_query" and main.kind == "encoder":
+    if name == PROMPT_QUERY and main.kind == "encoder":
         raise ReasonerError("vectors prompt_query need a model that writes; an encoder does not")
     chosen = models[KB_LM] if name == KB_LM else main
     if name == "random_lm":
         chosen = untrained(main, settings["seed"])
-    put = recipe.prompter(dataset, chosen, texts=name != "no_text")
+    # A control differs from its parent in what is controlled alone: but for these it embeds what the setting says.
+    own = {PROMPT_QUERY: PROMPT_QUERY, PROMPT_ALONE: PROMPT, "lsa": PROMPT, "mean": PROMPT}
+    put = recipe.prompter(dataset, chosen, texts=name != "no_text", embed=own.get(name))
     words = None
     if name == "lsa":
         documents = [[*prompt, *query] for prompt, query in zip(*_documents(dataset, put), strict=True)]
@@ -215,8 +210,6 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
         chosen,
         put,
         pooling="mean" if name == "mean" else None,
-        writes=name == "prompt_query",
-        max_new_tokens=settings["queries"]["max_new_tokens"],
         words=words,
         tokens_per_batch=settings["embed_tokens_per_batch"],
         recipe=recipe,
@@ -259,9 +252,9 @@ def _tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder: Path)
     repeats = KB_ALONE_REPEATS if kb_only else own_repeats
     put = prompter(recipe.settings, dataset.meta, dataset.intents, words, drop=recipe.drop)
     prompts, asked = ([], []) if kb_only else _documents(dataset, put)
-    how["prompt_weight"] = prompt_weight(how["prompt_weight"], asked=kb_only or _transcripts(dataset) is not None)
+    how["prompt_weight"] = prompt_weight(how["prompt_weight"], asked=kb_only or is_asked(dataset))
     known = _known_intents(dataset)
-    titles = put.queries(known["title"].fillna("").tolist())
+    titles = put.queries(intent_texts(known))
     prompts = prompts + put.intents(known) * repeats
     asked = asked + titles * repeats
     trained, curve = pretrain(reasoner, prompts, asked, folder=work, seed=seed, **how)
@@ -278,13 +271,28 @@ def prompt_weight(given: float | None, *, asked: bool) -> float:
 def _documents(dataset: Dataset, put: Prompter) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and queries of the transcripts; without any, the prompts of train's sessions, each asked to say itself.
 
-    Where nobody asks anything, the state at a prompt's end learns nothing unless it must hold what the prompt said [C].
+    Where nobody asks anything, the state at a prompt's end learns nothing unless it must hold what the prompt said; so
+    these are the one kind of document that max_new_tokens does not cut: they are no queries [C].
     """
     transcripts = _transcripts(dataset)
     if transcripts is not None:
         return put.transcripts(transcripts, _train(dataset))
     prompts = put.sessions(_train(dataset))
     return prompts, [[*prompt[len(put.head) : len(prompt) - len(put.tail)], put.end_id] for prompt in prompts]
+
+
+def is_asked(dataset: Dataset) -> bool:
+    """Whether a model that is built here has seen a question."""
+    return _transcripts(dataset) is not None
+
+
+def cut_queries(recipe: Recipe, dataset: Dataset, reasoner: Reasoner) -> pd.DataFrame:
+    """What pre-training cuts at reasoner.queries.max_new_tokens: rows chats and KB intents; columns queries, cut."""
+    put, chats = recipe.prompter(dataset, reasoner), _transcripts(dataset)
+    texts = {"chats": [] if chats is None else chats["typed_query"].fillna("").tolist()}
+    texts["KB intents"] = intent_texts(_known_intents(dataset))
+    rows = {name: (len(own), put.too_long(own)) for name, own in texts.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["queries", "cut"])
 
 
 def _transcripts(dataset: Dataset) -> pd.DataFrame | None:

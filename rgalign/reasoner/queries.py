@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rgalign.data.prompts import Prompter
+from rgalign.data.prompts import PROMPT_QUERY, Prompter
 from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner, ReasonerError
 
@@ -91,6 +91,37 @@ def _uniform(seed: int, rows: int, samples: int, steps: int, first_row: int = 0)
         bits.state = start  # as fresh: nothing is left of the line before
         generator.random(out=drawn[line], dtype=np.float32)
     return drawn
+
+
+def embedded_sessions(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> Sequence[Sequence[int]]:
+    """What is embedded of sessions with these prompts (reasoner.embed): the prompts themselves, or with `prompt_query`
+    each with the greedy query that the reasoner writes, and the asking mark again (Prompter.asked_again)."""
+    if prompter.embed != PROMPT_QUERY:
+        return prompts
+    prompts = list(prompts)
+    how = {"max_new_tokens": prompter.max_new_tokens, "tokens_per_batch": tokens_per_batch, "progress": progress}
+    return prompter.asked_again(prompts, greedy(reasoner, prompter, prompts, **how)["query"].tolist())
+
+
+def repeated_share(texts: Sequence[str], words: int = 3) -> float:
+    """Share of the queries in which the same words stand in a row twice (overlaps count: "no no no no" repeats).
+
+    Words are what blanks separate, so nothing is found in a script that has none. Of no query 0.
+    """
+
+    def repeats(text: str) -> bool:
+        told = text.split()
+        runs = list(zip(*(told[first:] for first in range(words)), strict=False))
+        return len(set(runs)) < len(runs)
+
+    return sum(map(repeats, texts)) / max(1, len(texts))
 
 
 def _check(reasoner: Reasoner, prompts: Sequence[Sequence[int]], max_new_tokens: int, faults: list[str]) -> None:

@@ -7,9 +7,13 @@ import pandas as pd
 
 from rgalign.data.faults import nearest, quote
 from rgalign.data.personal import personal
-from rgalign.data.prompts import Prompter, has_ask
+from rgalign.data.prompts import PROMPT, Prompter, has_ask
 
 TINY = "tiny"
+NEVER_ASKED = (  # what is wrong, and what to change
+    "this data set has no transcripts: the tiny LM has never seen a question, and what it writes repeats the columns",
+    "set alignment.sft.use and alignment.dpo.use to false, or give transcripts",
+)
 INSTRUCTION = (  # [C]: the paper shows no prompt
     "A customer opens the support chat of a shop and has not typed anything yet. From what the shop knows about her, "
     "write the one question she is about to ask, in her own words."
@@ -49,40 +53,51 @@ def prompter(
     *,
     drop: Sequence[str] = (),
     texts: bool = True,
+    embed: str | None = None,
     ends: Collection[int] = (),
     positions: int | None = None,
 ) -> Prompter:
     """The prompter of one of a run's models, for its tokenizer. Arguments as in `shown_features`.
 
+    embed            prompt | prompt_query, for a control; None: reasoner.embed
     ends, positions  the model's own (Reasoner)
     The layout is the tokenizer's affair: a run may have tiny models beside pretrained ones. Raises ValueError with
     Prompter's faults, and where prompt and query are longer than the model's positions.
     """
     own = has_ask(tokenizer)
-    if positions is not None:
-        _check_room(settings, positions)
     instruction = settings["instruction"]
     if instruction is None:  # the tiny model knows no words but the shop's; an embedder is told nothing
         instruction = "" if own or settings["kind"] == "encoder" else INSTRUCTION
-    return Prompter(
+    made = Prompter(
         tokenizer,
         features=shown_features(settings, meta, drop, texts=texts),
         kinds=meta["features"],
         layout="compact" if own else "lines",
         instruction=instruction,
         max_tokens=settings["max_tokens"],
+        max_new_tokens=settings["queries"]["max_new_tokens"],
+        embed=settings["embed"] if embed is None else embed,
         titles=dict(zip(intents["intent_id"], intents["title"].fillna(""), strict=True)),
         ask=settings["kind"] == "causal",
         ends=ends,
     )
+    if positions is not None:
+        _check_positions(made, settings["kind"] == "causal", positions)
+    return made
 
 
-def _check_room(settings: Mapping[str, Any], positions: int) -> None:
-    prompt, query = settings["max_tokens"], settings["queries"]["max_new_tokens"] if settings["kind"] == "causal" else 0
-    if prompt + query > positions:
-        asked = f"reasoner.max_tokens is {prompt}" + (
-            f", reasoner.queries.max_new_tokens {query}: {prompt + query} together" if query else ""
-        )
+def _check_positions(made: Prompter, writes: bool, positions: int) -> None:
+    """Raises ValueError where prompt, query and a repeated asking mark do not fit into the model's positions."""
+    parts = {"reasoner.max_tokens": made.max_tokens}
+    if writes:
+        parts["reasoner.queries.max_new_tokens"] = made.max_new_tokens
+    if made.embed != PROMPT:
+        parts["the asking mark again (reasoner.embed)"] = len(made.again)
+    together = sum(parts.values())
+    if together > positions:
+        asked = ", ".join(f"{name} {count}" for name, count in parts.items()).replace(" ", " is ", 1)
+        asked += f": {together} together" if len(parts) > 1 else ""
         raise ValueError(
-            f"{asked}; the model can read {positions} tokens at most: lower max_tokens to {positions - query}"
+            f"{asked}; the model can read {positions} tokens at most: lower max_tokens to "
+            f"{positions - together + made.max_tokens}"
         )

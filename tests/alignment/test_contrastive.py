@@ -171,6 +171,28 @@ def test_the_language_term_is_the_mean_over_the_queries_tokens_alone(tmp_path):
     assert without["loss"] == without["contrastive"] == pytest.approx(found["contrastive"], abs=1e-5)
 
 
+def test_where_the_query_is_embedded_too_what_is_written_after_the_prompt_is_learnt_beside_it(tmp_path):
+    """reasoner.embed prompt_query: e_q is the state at the asking mark behind the query (2), the language term is that
+    of the best query behind the prompt, the very figure that the prompts alone give."""
+    embedded = [[*prompt, *query[:-1], 2] for prompt, query in zip(PROMPTS, QUERIES, strict=True)]
+    queries = [query if n % 4 else [] for n, query in enumerate(QUERIES)]  # some sessions have no best query
+    how = {**ROWS, **SETTINGS, "epochs": 1, "documents_per_batch": 48, "spaces": [SPACE], "queries": queries}
+    _, curve = contrastive(reasoner(), embedded, asked=PROMPTS, folder=tmp_path, **how)
+    (found,) = curve.to_dict("records")
+    alone = one_step(reasoner(), tmp_path, queries=queries)
+    assert found["language"] == pytest.approx(alone["language"], abs=1e-5)
+    with torch.no_grad():
+        query = SPACE.queries(torch.tensor(embed(reasoner(), embedded, progress=False)))
+    clicked = torch.tensor(CLICKED)
+    expected = info_nce(
+        query, SPACE.intents, clicked, torch.tensor(HARD), torch.tensor(HARD)[:, :0], negatives=clicked, temperature=0.2
+    )
+    assert found["contrastive"] == pytest.approx(float(expected), abs=1e-5)
+    assert found["contrastive"] != pytest.approx(alone["contrastive"], abs=1e-3)
+    with pytest.raises(ValueError, match="rows differ: prompts 48, asked 47"):
+        contrastive(reasoner(), embedded, asked=PROMPTS[1:], folder=tmp_path, **how)
+
+
 def test_the_space_is_the_rankers_own_and_the_ranker_stays_as_it_was():
     model, intents = ranker(), knowledge_base()
     vectors = torch.randn(5, HIDDEN, requires_grad=True)

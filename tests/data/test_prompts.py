@@ -102,6 +102,52 @@ def test_golden_tokens_without_a_chat_template():
     assert tokens(own, ids) == expected
 
 
+def test_golden_tokens_of_a_prompt_whose_query_is_embedded_too():
+    """The asking mark stands behind the query again, and no end token is anywhere."""
+    own = prompter(embed="prompt_query", max_new_tokens=4)
+    (again,) = own.asked_again(own.sessions(frame({"state": "To Ship"})), ["Where is it?"])
+    assert tokens(own, again) == ["state=to_ship", ASK, "where", "is", "it", "?", ASK]
+    (cut,) = own.asked_again([[7]], ["where is it ? ok ok"])  # as many as are ever written
+    assert tokens(own, cut[1:]) == ["where", "is", "it", "?", ASK]
+    kb = pd.DataFrame(
+        {"intent_id": ["a", "b", "c"], "title": ["Track it", None, ""], "description": ["ok", "Log in", ""]}
+    )
+    wanted = ["title: track it description: ok <|ask|> track it <|ask|>", "description: log in <|ask|> log in <|ask|>"]
+    found = [" ".join(tokens(own, ids)) for ids in own.embedded_intents(kb)]
+    assert found[:2] == wanted
+    assert found[2].endswith(f"{ASK} {ASK}"), "without words it is asked twice"
+    assert prompter().embedded_intents(kb) == prompter().intents(kb)
+
+
+def test_golden_tokens_of_an_embedded_query_with_a_chat_template():
+    own = prompter(pretrained(), layout="lines", embed="prompt_query")
+    (ids,) = own.sessions(frame({"state": "To Ship"}))
+    (again,) = own.asked_again([ids], ["To it?"])
+    assert tokens(own, again[: len(ids)]) == tokens(own, ids)
+    tail = ["<|im_end|>", "\n", "<|im_start|>", "assistant", "\n", "<think>", "\n", "\n", "</think>", "\n", "\n"]
+    assert tokens(own, again[len(ids) :]) == ["To", " it", "?", *tail]
+    assert tokens(own, ids[-len(tail) :]) == tail, "what ends the prompt ends what is embedded"
+
+
+def test_golden_tokens_of_an_embedded_query_without_a_chat_template():
+    own = prompter(pretrained(None), layout="lines", embed="prompt_query")
+    (ids,) = own.sessions(frame({"state": "To Ship"}))
+    (again,) = own.asked_again([ids], ["To it?"])
+    assert tokens(own, ids[-3:]) == ["\n", "Question", ":"]
+    assert tokens(own, again[len(ids) :]) == ["To", " it", "?", "\n", "Question", ":"]
+
+
+@given(st.lists(st.lists(st.sampled_from(["where", "is", "it", "?", FORGED])), min_size=1), st.integers(1, 6))
+def test_no_query_has_more_tokens_than_are_ever_written(texts, most):
+    own, whole = prompter(max_new_tokens=most), prompter()
+    said = [" ".join(words) for words in texts]
+    queries, uncut = own.queries(said), whole.queries(said)
+    assert all(1 <= len(query) <= most and query[-1] == own.end_id for query in queries)
+    assert [query[:-1] for query in queries] == [query[:-1][: most - 1] for query in uncut]
+    assert own.too_long(said) == sum(query != entire for query, entire in zip(queries, uncut, strict=True))
+    assert all(len(ids) <= 1 + most + 1 for ids in own.asked_again([[7]] * len(said), said))
+
+
 def test_an_encoder_gets_its_own_special_tokens_and_is_asked_nothing():
     tokenizer = pretrained()
     start, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
@@ -301,6 +347,13 @@ def test_all_faults_at_once():
         prompter(max_tokens=1)
     with pytest.raises(ValueError, match="use layout: lines"):
         prompter(pretrained())
+
+
+def test_what_cannot_be_embedded_is_refused():
+    with pytest.raises(ValueError, match=r"max_new_tokens is 0.*\n.*embed is 'query'; expected prompt | prompt_query"):
+        prompter(embed="query", max_new_tokens=0)
+    with pytest.raises(ValueError, match="an encoder is asked nothing"):
+        prompter(embed="prompt_query", ask=False)
 
 
 def test_an_intent_without_a_single_word_is_still_a_prompt():
