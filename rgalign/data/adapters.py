@@ -20,7 +20,7 @@ PUBLISHED_SEED = 11  # the seed of the published msweb: withheld areas and valid
 CANDIDATES = (
     "20 a session: the true intent, 15 distinct negatives drawn with p ~ (train clicks + 0.5), 4 uniform ones. "
     "Never a candidate: an intent before its valid_from, an area already visited. "
-    "position is a random shuffle. Add log q(i) (candidates.log_inclusion) when all intents are ranked."
+    "position is a random shuffle. Add log q(i) (candidates.kb_correction) when all intents are ranked."
 )
 
 

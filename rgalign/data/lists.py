@@ -181,6 +181,11 @@ def clicks_of(parts: Sequence[Lists], intents: int) -> np.ndarray:
     return np.bincount(np.concatenate([np.zeros(0, int), *clicked]), minlength=intents)
 
 
+def listed_in(lists: Lists, intents: int) -> np.ndarray:
+    """(intents,) bool: which intents of the KB are candidates in these lists."""
+    return np.bincount(lists.candidates[lists.shown].numpy(), minlength=intents) > 0
+
+
 def by_user(parts: Sequence[Lists]) -> pd.DataFrame:
     """What these lists have of each user, by user_id: columns clicks, impressions."""
     counts = [{"clicks": lists.clicked.sum(1).numpy(), "impressions": lists.shown.sum(1).numpy()} for lists in parts]

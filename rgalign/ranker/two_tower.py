@@ -30,7 +30,8 @@ class TwoTowerConfig:
     embedding_dim, dim           width of a field, and of the user and intent vectors
     hidden                       width of an expert
     query_dim                    width of a reasoner's vectors of sessions and intents; 0: none are read
-    id_dropout                   share of ids replaced by 'unknown' in a training step, which so learns to stand in
+    id_dropout                   share of ids replaced by 'unknown' in a training step, which so learns to stand in: of
+                                 session fields, intents and their categories
     """
 
     KIND: ClassVar[str] = "two-tower"
@@ -139,7 +140,9 @@ class UserTower(nn.Module):
 class IntentTower(nn.Module):
     """Intent -> vector and bias: id + category + words + projected text vector, of those that are read.
 
-    An unseen intent is 'unknown' in its own category, words and text.
+    An unseen intent is the unknown id with its own category, words and text; an unseen category is the unknown one.
+    Both unknown rows learn by dropout, each with a draw of its own [C]: a new intent mostly has a known category, and a
+    new category's row is added to the id's, so that the two must make sense apart.
     """
 
     def __init__(self, config: TwoTowerConfig):
@@ -160,10 +163,10 @@ class IntentTower(nn.Module):
 
     def forward(self, intents: Intents) -> tuple[Tensor, Tensor]:
         """The whole knowledge base -> (intents, dim) and (intents,)."""
-        ids = intents.id.long()
+        ids, categories = intents.id.long(), intents.category.long()
         if self.training:
-            ids = unknown_at_random(ids, self.id_dropout)
-        vectors = self.id(ids) + self.category(intents.category.long())
+            ids, categories = (unknown_at_random(values, self.id_dropout) for values in (ids, categories))
+        vectors = self.id(ids) + self.category(categories)
         if self.words is not None:
             vectors = vectors + self.words(intents.words)
         if self.text is not None:
