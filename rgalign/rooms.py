@@ -45,6 +45,10 @@ class Data(Room):
     )
     seed: Seed | None = Field(None, description="of the world or of sampled lists; empty: run.seed")
     dev_users: Share = Field(0.1, gt=0, lt=1, description="train's users kept for early stopping")
+    dev_days: int = Field(0, ge=0, description="and all users with a session in train's last days: to see drift [C]")
+    dev_new_intents: Share = Field(
+        0.0, lt=1, description="share of clicked intents that train must not know, kept for early stopping too [C]"
+    )
     world: World = World()
     sampled_negatives: SampledNegatives | None = None
     features: Features = Features()
