@@ -51,6 +51,7 @@ class Data(Room):
     )
     world: World = World()
     sampled_negatives: SampledNegatives | None = None
+    day_first: bool | None = Field(None, description="CFPB dates such as 03/04/2014; empty: as the other dates tell")
     features: Features = Features()
 
     @field_validator("sampled_negatives")
@@ -59,6 +60,13 @@ class Data(Room):
         if sampled is not None and info.data.get("source", "folder") != "folder":
             raise ValueError("only a folder's lists are described here; other sources say it themselves")
         return sampled
+
+    @field_validator("day_first")
+    @classmethod
+    def only_for_the_cfpb(cls, day_first: bool | None, info: ValidationInfo) -> bool | None:
+        if day_first is not None and info.data.get("source", "cfpb") != "cfpb":
+            raise ValueError("only the CFPB's files have dates to be read; other sources have timestamps")
+        return day_first
 
     @field_validator("path")
     @classmethod

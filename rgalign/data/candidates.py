@@ -126,7 +126,7 @@ def kb_correction(train_clicks: np.ndarray, listed: np.ndarray, sampled_negative
 def correction_of(seen: Sequence[Lists], intents: int, sampled_negatives: dict | None) -> np.ndarray | None:
     """`kb_correction` of a run; None where logs say what was shown, and nothing is to be corrected.
 
-    seen  train and dev, the lists of the train split: negatives were drawn by the clicks of both, train alone was learnt
+    seen  train and dev, the lists of the train split: negatives were drawn by the clicks of both; learnt was train
     """
     if not sampled_negatives:
         return None
