@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rgalign.data.lists import Intents, Lists
+from rgalign.data.lists import Intents, Lists, listed_in
 from rgalign.ranker.layers import (
     BagEmbedding,
     FieldAttention,
@@ -91,13 +92,27 @@ def vectors_of(container: Lists | Intents, dim: int) -> Tensor:
 
 
 def set_whitening(model: nn.Module, lists: Lists, intents: Intents) -> None:
-    """Fix how a ranker scales the vectors it reads: queries by these lists (train), texts by these intents.
+    """Fix how a ranker scales the vectors it reads: queries by these lists (train), texts by the intents of their time.
 
     Raises ValueError where lists or intents have no vectors.
     """
+    known = torch.from_numpy(of_their_time(lists, intents))
     for name, module in model.named_modules():
         if isinstance(module, Whitening):
-            module.set(vectors_of(intents if name.startswith("intent.") else lists, len(module.mean)))
+            of_intents = name.startswith("intent.")
+            vectors = vectors_of(intents if of_intents else lists, len(module.mean))
+            module.set(vectors[known] if of_intents else vectors)
+
+
+def of_their_time(lists: Lists, intents: Intents) -> np.ndarray:
+    """(intents,) bool: those that these lists may know, train as a rule; one that enters later is not among them.
+
+    Lists have no date of their own: the latest valid_from that they show tells how far they reach.
+    """
+    dates = intents.valid_from[listed_in(lists, len(intents))]
+    dates = dates[~np.isnat(dates)]
+    always = np.isnat(intents.valid_from)
+    return always | (intents.valid_from <= dates.max()) if len(dates) else always
 
 
 class UserTower(nn.Module):
