@@ -96,7 +96,8 @@ class Intents:
     """The knowledge base; row i of everything is row i of intents.parquet, which is what Lists.candidates points to.
 
     id          (intents,) 1 = unknown (never clicked in train), values from 2
-    category    (intents,) 0 missing, 1 unknown (no intent of it was clicked in train), values from 2
+    category    (intents,) 0 missing, 1 unknown (no intent of it was clicked in train), values from 2; missing is
+                unknown too where every clicked intent had one
     words       Bag of hashed words of title and description, in the same buckets as the sessions' words
     valid_from  (intents,) datetime64[us], NaT: always
     """

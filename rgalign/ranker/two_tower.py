@@ -32,7 +32,7 @@ class TwoTowerConfig:
     hidden                       width of an expert
     query_dim                    width of a reasoner's vectors of sessions and intents; 0: none are read
     id_dropout                   share of ids replaced by 'unknown' in a training step, which so learns to stand in: of
-                                 session fields, intents and their categories
+                                 session fields, elements of histories, intents and their categories
     """
 
     KIND: ClassVar[str] = "two-tower"
@@ -139,10 +139,11 @@ class UserTower(nn.Module):
 
     def forward(self, lists: Lists) -> Tensor:
         """-> (lists, dim)."""
-        ids = lists.fields.long()
+        ids, history = lists.fields.long(), lists.history
         if self.training:
             ids = unknown_at_random(ids, self.id_dropout)
-        bags = [table(bag) for table, bag in zip(self.history, lists.history, strict=True)]
+            history = [bag._replace(values=unknown_at_random(bag.values, self.id_dropout)) for bag in history]
+        bags = [table(bag) for table, bag in zip(self.history, history, strict=True)]
         if self.words is not None:
             bags.append(self.words(lists.words))
         if self.query is not None:
