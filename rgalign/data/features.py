@@ -108,7 +108,7 @@ class FeatureSpace:
         raw = json.loads(text)
         for key in ("fields", "histories"):
             raw[key] = tuple(
-                Field(**{**f, "values": tuple(f["values"]), "edges": f["edges"] and tuple(f["edges"])})
+                Field(**f | {"values": tuple(f["values"]), "edges": None if f["edges"] is None else tuple(f["edges"])})
                 for f in raw[key]
             )
         for key in ("texts", "intents", "categories"):

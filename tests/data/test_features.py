@@ -118,14 +118,15 @@ def test_unknown_and_missing_are_told_apart(column, value, expected):
 
 def test_an_empty_cell_has_its_own_id_where_train_has_empty_cells():
     """Of categorical, numeric, history and an intent's category alike; else it is unknown, whose row is trained."""
-    train = TRAIN.assign(state=["paid", "paid", None, "sent", "lost"], recent=[["p", None], [], ["p"], None, []])
+    train = TRAIN.assign(state=["paid", "paid", None, "sent", "lost"], recent=[["p", ""], [], ["p"], None, []])
     nothing = TRAIN.assign(state=None, orders=np.nan, recent=None).iloc[:1]
     for known, expected in ((train, 0), (TRAIN.assign(orders=1.0, recent=[["p"]] * 5), 1)):
         fitted = fit_space(known, KB, SHOWN, KINDS, numeric_bins=2)
-        lists = encode_lists(fitted, nothing.assign(recent=[[None]]), SHOWN[:0], KB, "train")
-        assert lists.fields[0, :2].tolist() == [expected] * 2
-        assert bags(lists.history[0]) == [[expected]]
-        assert encode_lists(fitted, nothing, SHOWN[:0], KB, "train").fields[0, 2] == expected
+        lists = encode_lists(fitted, nothing, SHOWN[:0], KB, "train")
+        assert lists.fields[0].tolist() == [expected] * 3
+        assert bags(lists.history[0]) == [[]]
+        silent = encode_lists(fitted, TRAIN.iloc[:1].assign(recent=[[""]]), SHOWN[:0], KB, "train")
+        assert bags(silent.history[0]) == [[expected]], "an empty string stands for no value"
         assert FeatureSpace.from_json(fitted.to_json()) == fitted
     clicked = SHOWN.assign(clicked=SHOWN["intent_id"].eq("new").astype(int))
     assert encode_intents(fit_space(TRAIN, KB, clicked, KINDS), KB).category.tolist() == [1, 1, 1, 0]
@@ -258,7 +259,8 @@ def test_what_comes_after_train_changes_nothing(train, later):
     known = {value for value in train if value}
     assert set(fitted.fields[0].values) == set(fitted.histories[0].values) == known
     lists = encode_lists(fitted, future, SHOWN[:0], KB, "valid")
-    ids = {"": 0 if "" in train else 1} | {value: 2 + i for i, value in enumerate(fitted.fields[0].values)}
+    empty = 0 if {"", None} & set(train) else 1
+    ids = {None: empty, "": empty} | {value: 2 + i for i, value in enumerate(fitted.fields[0].values)}
     assert lists.fields[:, 0].tolist() == [ids.get(value, 1) for value in later]
 
 
