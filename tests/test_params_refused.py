@@ -62,3 +62,10 @@ def test_what_a_tiny_model_would_ignore_is_refused():
     for name in ("adapter", "quantize"):
         assert f"reasoner.{name}" in str(error.value)
     assert check({"reasoner": {"model": "some/model", "adapter": "some/lora"}}).reasoner.adapter == "some/lora"
+
+
+def test_how_dates_are_read_is_asked_of_the_cfpb_alone():
+    with pytest.raises(ParamsError, match=r"data\.day_first.*only the CFPB"):
+        check({"data": {"source": "folder", "path": "shop", "day_first": True}})
+    assert check({"data": {"source": "cfpb", "path": "x.csv", "day_first": True}}).data.day_first is True
+    assert check({"data": {"source": "cfpb", "path": "x.csv"}}).data.day_first is None
