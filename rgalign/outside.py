@@ -68,6 +68,9 @@ def _other_development_users(params: Params, last: Params) -> str:
         faults += f"\n  data.seed is {here.seed}; expected {there.seed}, as there"
     if here.dev_users > there.dev_users:
         faults += f"\n  data.dev_users is {here.dev_users}; expected at most {there.dev_users}, as there"
+    for name in ("dev_days", "dev_new_intents"):
+        if value := getattr(here, name):  # whom these take depends on the data, which have grown since
+            faults += f"\n  data.{name} is {value}; expected 0 in a warm start"
     return faults
 
 

@@ -13,7 +13,7 @@ from rgalign.data import candidates, shards
 from rgalign.data.encode import IMPRESSION_COLUMNS, encode_intents, encode_lists, session_columns
 from rgalign.data.faults import count_rows, quote
 from rgalign.data.features import FeatureSpace
-from rgalign.data.lists import Intents, Lists, clicks_of, with_queries, with_texts
+from rgalign.data.lists import Intents, Lists, with_queries, with_texts
 from rgalign.data.schema import REQUIRED, as_types, to_frame
 from rgalign.data.vectors import Vectors
 from rgalign.ranker import store
@@ -34,14 +34,15 @@ class Ranking:
     space          how sessions and intents are encoded
     kb, intents    intents.parquet's rows, new ones at the end; the same encoded, with the vectors of their texts where
                    the ranker reads vectors (QE-Rec, RGAlign-Rec)
-    log_inclusion  (intents,) or None: added to the scores of a ranker that learnt on sampled candidates (Judge)
+    correction     (intents,) or None: added to the scores of a ranker that learnt on sampled candidates
+                   (candidates.kb_correction)
     """
 
     model: nn.Module
     space: FeatureSpace
     kb: pd.DataFrame
     intents: Intents
-    log_inclusion: np.ndarray | None = None
+    correction: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -59,14 +60,13 @@ class Ranking:
         sampled  dataset.yaml's sampled_negatives, None where logs say what was shown
         device   where the ranker scores; what it is given and what it finds lie on the CPU
         """
-        space, log_inclusion = shards.load_space(encoded), None
-        if sampled:
-            seen = [shards.load_lists(encoded, part) for part in ("train", "dev")]
-            log_inclusion = candidates.log_inclusion(clicks_of(seen, len(kb)), sampled)
+        space = shards.load_space(encoded)
+        seen = [shards.load_lists(encoded, part) for part in ("train", "dev")] if sampled else ()
         intents = encode_intents(space, kb)
         if vectors is not None:
             intents = with_texts(intents, vectors.rows(kb["intent_id"].tolist()))
-        return cls(store.load(folder, device=device), space, kb, intents, log_inclusion)
+        correction = candidates.correction_of(seen, len(kb), sampled)
+        return cls(store.load(folder, device=device), space, kb, intents, correction)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -85,8 +85,8 @@ class Ranking:
         timestamps  (lists,) datetime64: an intent that did not exist yet has -inf; None: all exist
         """
         found = score_kb(self.model, lists, self.intents)
-        if self.log_inclusion is not None:
-            found = found + self.log_inclusion.astype(np.float32)
+        if self.correction is not None:
+            found = found + self.correction.astype(np.float32)
         if timestamps is not None:
             found = np.where(self.intents.existing(timestamps), found, -np.inf)
         return found
@@ -116,11 +116,10 @@ class Ranking:
         """
         kb = pd.concat([self.kb, more], ignore_index=True)
         texts = torch.cat([self.intents.text, torch.from_numpy(vectors.rows(more["intent_id"].tolist()))])
-        # Nobody has clicked on a new intent: its chance to have been sampled would be the rarest one's.
-        inclusion = self.log_inclusion
-        if inclusion is not None:
-            inclusion = np.concatenate([inclusion, np.full(len(more), inclusion.min())])
-        return replace(self, kb=kb, intents=with_texts(encode_intents(self.space, kb), texts), log_inclusion=inclusion)
+        correction = self.correction
+        if correction is not None:  # no training list had the new ones (candidates.kb_correction)
+            correction = np.concatenate([correction, np.zeros(len(more))])
+        return replace(self, kb=kb, intents=with_texts(encode_intents(self.space, kb), texts), correction=correction)
 
 
 def checked_intents(more: pd.DataFrame, kb: pd.DataFrame) -> pd.DataFrame:

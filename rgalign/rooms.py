@@ -45,8 +45,13 @@ class Data(Room):
     )
     seed: Seed | None = Field(None, description="of the world or of sampled lists; empty: run.seed")
     dev_users: Share = Field(0.1, gt=0, lt=1, description="train's users kept for early stopping")
+    dev_days: int = Field(0, ge=0, description="and all users with a session in train's last days: to see drift [C]")
+    dev_new_intents: Share = Field(
+        0.0, lt=1, description="share of clicked intents that train must not know, kept for early stopping too [C]"
+    )
     world: World = World()
     sampled_negatives: SampledNegatives | None = None
+    day_first: bool | None = Field(None, description="CFPB dates such as 03/04/2014; empty: as the other dates tell")
     features: Features = Features()
 
     @field_validator("sampled_negatives")
@@ -55,6 +60,13 @@ class Data(Room):
         if sampled is not None and info.data.get("source", "folder") != "folder":
             raise ValueError("only a folder's lists are described here; other sources say it themselves")
         return sampled
+
+    @field_validator("day_first")
+    @classmethod
+    def only_for_the_cfpb(cls, day_first: bool | None, info: ValidationInfo) -> bool | None:
+        if day_first is not None and info.data.get("source", "cfpb") != "cfpb":
+            raise ValueError("only the CFPB's files have dates to be read; other sources have timestamps")
+        return day_first
 
     @field_validator("path")
     @classmethod

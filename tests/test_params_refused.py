@@ -81,3 +81,10 @@ def test_what_cannot_embed_a_written_query_is_told_at_once():
         params["ranker"] = {"models": ["qe_rec", f"qe_rec/{own}"]}
         with pytest.raises(ParamsError, match=rf"qe_rec/{own} is qe_rec itself where reasoner\.embed is {own}"):
             check(params)
+
+
+def test_how_dates_are_read_is_asked_of_the_cfpb_alone():
+    with pytest.raises(ParamsError, match=r"data\.day_first.*only the CFPB"):
+        check({"data": {"source": "folder", "path": "shop", "day_first": True}})
+    assert check({"data": {"source": "cfpb", "path": "x.csv", "day_first": True}}).data.day_first is True
+    assert check({"data": {"source": "cfpb", "path": "x.csv"}}).data.day_first is None

@@ -84,6 +84,9 @@ def test_development_users_that_the_last_run_learnt_from_are_refused(last, tmp_p
     assert "data.dev_users is 0.5; expected at most 0.1, as there" in str(error.value)
     kept = {"run.seed": "7", "data.seed": "0", "data.dev_users": "0.05"}
     assert outside.last_run(load(SMOKE, given | kept), tmp_path / "next") == last
+    for name, value in (("data.dev_days", "2"), ("data.dev_new_intents", "0.1")):
+        with pytest.raises(ArtifactError, match=f"{name} is {value}; expected 0 in a warm start"):
+            outside.last_run(load(SMOKE, given | {name: value}), tmp_path / "next")
 
 
 SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}

@@ -20,27 +20,28 @@ PUBLISHED_SEED = 11  # the seed of the published msweb: withheld areas and valid
 CANDIDATES = (
     "20 a session: the true intent, 15 distinct negatives drawn with p ~ (train clicks + 0.5), 4 uniform ones. "
     "Never a candidate: an intent before its valid_from, an area already visited. "
-    "position is a random shuffle. Add log q(i) (candidates.log_inclusion) when all intents are ranked."
+    "position is a random shuffle. Add log q(i) (candidates.kb_correction) when all intents are ranked."
 )
 
 
-def cfpb(csv_path: str | Path, *, seed: int) -> Dataset:
+def cfpb(path: str | Path, *, seed: int, day_first: bool | None = None) -> Dataset:
     """The CFPB's consumer complaints, one session a complaint, one intent an issue with its sub-issue.
 
-    Reads the spelling of 2014 and the later ones (`cfpb_csv.read_rows`). Split by date: first 70 % train, next 10 %
-    valid, rest test, whole days. An intent new after train is valid from the first day of valid. Narratives, where
-    released, become transcripts; tags a feature. `seed` draws the candidates. Raises TableError.
+    Reads a CSV or a folder of them, in the spelling of 2014 and the later ones, `day_first` where their dates do not
+    tell (`cfpb_csv.read_rows`). Split by date: first 70 % train, next 10 % valid, rest test, whole days. An intent new
+    after train is valid from the first day of valid. Narratives, where released, become transcripts; tags a feature.
+    `seed` draws the candidates. Raises TableError.
     """
-    rows, left_out = cfpb_csv.read_rows(csv_path)
+    rows, left_out = cfpb_csv.read_rows(path, day_first=day_first)
     sessions = _cfpb_sessions(rows)
     try:
         sessions["split"] = by_fraction(sessions)
     except ValueError as error:
-        raise TableError(f"{csv_path}: {error}. Nothing was read") from error
+        raise TableError(f"{path}: {error}. Nothing was read") from error
     title = rows["issue"] + np.where(rows["sub_issue"] == "", "", ": " + rows["sub_issue"])
-    intents = _cfpb_intents(rows, title)
-    true_intent = pd.Index(intents["title"]).get_indexer(title)
     in_train = sessions["split"].eq("train").to_numpy(dtype=bool)
+    intents = _cfpb_intents(rows, title, in_train)
+    true_intent = pd.Index(intents["title"]).get_indexer(title)
     train_clicks = np.bincount(true_intent[in_train], minlength=len(intents))
     intents["valid_from"] = sessions["timestamp"][sessions["split"].eq("valid")].min()
     intents["valid_from"] = intents["valid_from"].where(train_clicks == 0)
@@ -88,27 +89,27 @@ def _cfpb_sessions(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _cfpb_intents(rows: pd.DataFrame, title: pd.Series) -> pd.DataFrame:
-    """One row an issue and sub-issue, in the order of titles; the category is the product most often meant."""
+def _cfpb_intents(rows: pd.DataFrame, title: pd.Series, in_train: np.ndarray) -> pd.DataFrame:
+    """One row an issue and sub-issue, in the order of titles.
+
+    Which products it is about, and the one most often meant, its category, train's complaints alone say (in_train): a
+    knowledge base is written before what is asked of it later. An intent that train has not knows neither.
+    """
     pairs = rows.assign(title=title).groupby("title", sort=True)
     issue, sub_issue = pairs["issue"].first(), pairs["sub_issue"].first()
-    counts = rows.assign(title=title).groupby(["title", "product"]).size().rename("rows").reset_index()
+    known = rows.assign(title=title)[in_train]
+    counts = known.groupby(["title", "product"]).size().rename("rows").reset_index()
     main = counts.sort_values(["title", "rows", "product"], ascending=[True, False, True]).groupby("title").first()
     detail = np.where(sub_issue == "", "", " Detail: " + sub_issue + ".")
     products = counts.groupby("title")["product"].agg("; ".join)
+    products = (" Asked about products: " + products + ".").reindex(issue.index, fill_value="")
     key = issue + np.where(sub_issue == "", "", " | " + sub_issue)
     return pd.DataFrame(
         {
             "intent_id": "i" + _digests(key, 8),
             "title": issue.index,
-            "description": "The customer complains about: "
-            + issue
-            + "."
-            + detail
-            + " Asked about products: "
-            + products
-            + ".",
-            "category": main["product"],
+            "description": "The customer complains about: " + issue + "." + detail + products,
+            "category": main["product"].reindex(issue.index),
         }
     ).reset_index(drop=True)
 

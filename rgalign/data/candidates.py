@@ -1,14 +1,17 @@
 """Candidate lists for logs that do not say what was shown: the true intent among sampled negatives.
 
 Rule of the public data sets [C]: 15 distinct negatives with p ~ (train clicks + 0.5), 4 uniform ones,
-in random order. A ranker trained on such lists learns log p(i|x) - log q(i); `log_inclusion` is the log q(i) to add
-back when it ranks all intents.
+in random order. A ranker trained on such lists learns log p(i|x) - log q(i); `kb_correction` is what to add to its
+scores when it ranks all intents.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from rgalign.data.lists import Lists, clicks_of, listed_in
 from rgalign.data.schema import STRING
 
 SAMPLED_NEGATIVES = {"popularity": 15, "uniform": 4, "smoothing": 0.5}
@@ -105,6 +108,31 @@ def log_inclusion(train_clicks: np.ndarray, sampled_negatives: dict = SAMPLED_NE
     # An intent is not its own answer: take one member of its own group away.
     chance = (rate * many)[:, None] - np.diag(rate)
     return np.log((chance * drawn).sum(axis=0) / chance.sum(axis=0))[member]
+
+
+def kb_correction(train_clicks: np.ndarray, listed: np.ndarray, sampled_negatives: dict) -> np.ndarray:
+    """(KB,) in nats: log q(i) less its mean over the listed intents; 0 for an intent that no training list had.
+
+    train_clicks  (KB,) counts in train, by which negatives were drawn (`log_inclusion`)
+    listed        (KB,) bool: a candidate in some list that the ranker learnt from
+    The score of an intent that was in no list comes from the unknown rows, its words and its text. No log q of its own
+    is in it, only what is typical of the listed ones: so it is corrected by their mean [C], which a constant for all
+    intents, changing no order, makes 0. Its own log q, that of an intent without clicks, would put it last: -4 nats.
+    """
+    log_q = log_inclusion(train_clicks, sampled_negatives)
+    return np.where(listed, log_q - log_q[listed].mean(), 0.0) if listed.any() else np.zeros(len(log_q))
+
+
+def correction_of(seen: Sequence[Lists], intents: int, sampled_negatives: dict | None) -> np.ndarray | None:
+    """`kb_correction` of a run; None where logs say what was shown, and nothing is to be corrected.
+
+    seen  train and dev, the lists of the train split: negatives were drawn by the clicks of both; learnt was train
+    """
+    if not sampled_negatives:
+        return None
+    listed = [listed_in(lists, intents) for lists in seen if lists.part == "train"]
+    listed = np.logical_or.reduce([np.zeros(intents, bool), *listed])
+    return kb_correction(clicks_of(seen, intents), listed, sampled_negatives)
 
 
 def _times_to_ring(rate: np.ndarray, many: np.ndarray, wanted: int) -> np.ndarray:

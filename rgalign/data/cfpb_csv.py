@@ -1,7 +1,9 @@
 """The CFPB's complaint CSV in every spelling since 2014, as one table of strings under one set of names."""
 
 import csv
+import datetime
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -23,32 +25,50 @@ LEAKS = (  # known only after the complaint was made
     "company public response",
     "date sent to company",
 )
-DATE_FORMATS = ("%m/%d/%Y", "%Y-%m-%d", "%m/%d/%y")
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+DATE_FORMS = tuple(  # one and two: day and month, in an order that the column has to tell
+    map(
+        re.compile,
+        (
+            r"(?P<year>\d{4})(?P<mark>[/.-]?)(?P<month>\d{2})(?P=mark)(?P<day>\d{2})",
+            r"(?P<one>\d{1,2})(?P<mark>[/.-])(?P<two>\d{1,2})(?P=mark)(?P<year>\d{4}|\d{2})",
+            r"(?P<day>\d{1,2})[ .-]+(?P<name>[a-z]{3,9})[ .,-]+(?P<year>\d{4}|\d{2})",
+            r"(?P<name>[a-z]{3,9})[ .]+(?P<day>\d{1,2}),? +(?P<year>\d{4}|\d{2})",
+        ),
+    )
+)
+TIME_OF_DAY = r"[Tt ]\s*\d{1,2}:\d{2}.*$"
 EMPTY = ("", "N/A", "None")
 READ_AT_ONCE = 2**24  # bytes; a row must fit in
 MOST_BROKEN_ROWS = 0.01  # of a file: one is cut off at its end, more is another kind of file
 
 
-def read_rows(path: str | Path) -> tuple[pd.DataFrame, dict[str, int]]:
+def read_rows(path: str | Path, *, day_first: bool | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
     """Complaints in the order of dates, then of the file; and how many rows were left out, by reason.
 
+    path       a CSV, or a folder of CSVs, each with a header in its own spelling, one after the other by name
+    day_first  how 03/04/2014 is read; None: as the rows that leave no doubt say (13/04/2014, 04/13/2014)
     Columns: NEEDED, tags, narrative; strings, '' where empty; date_received as datetime64.
     Left out: rows with another number of fields than the header (a file cut short), rows without an issue.
-    Raises TableError naming column and rows: no such file, a column missing, a date unreadable, an id doubled.
+    Raises TableError naming file, column and rows: no such file, a column missing, a date that is unreadable or can be
+    read in two ways, an id doubled.
     """
     path = Path(path)
-    report = Report(path)
-    spelt = _columns(report, path)
+    report, files = Report(path), _files(path)
+    spelt = {file: _columns(report, file, _before(file, files)) for file in files}
     _raise(report)
-    table, broken = _read_csv(path, list(spelt.values()))
-    rows = pd.DataFrame({column: table[name].to_pandas().astype(object) for column, name in spelt.items()})
-    for column in rows:
-        rows[column] = rows[column].str.strip()
-        rows.loc[rows[column].isin(EMPTY), column] = ""
-    for column in LATER:
-        rows[column] = rows.get(column, "")
-    rows["date_received"] = _dates(report, rows["date_received"])
-    _check_ids(report, rows["complaint_id"])
+    frames, broken = {}, 0
+    for file, names in spelt.items():
+        table, skipped = _read_csv(file, list(names.values()))
+        broken += skipped
+        frames[file] = _strings(table, names)
+    written = {file: rows["date_received"].str.replace(TIME_OF_DAY, "", regex=True) for file, rows in frames.items()}
+    first = _day_comes_first(report, pd.concat(written.values()).unique(), day_first)
+    for file, rows in frames.items():
+        rows["date_received"] = _dates(report, written[file], first, _before(file, files))
+        _check_filled(report, rows["complaint_id"], _before(file, files))
+    rows = pd.concat(frames.values(), ignore_index=True)
+    _check_distinct(report, rows["complaint_id"])
     _raise(report)
     usable = rows["issue"] != ""
     if not usable.any():
@@ -57,7 +77,31 @@ def read_rows(path: str | Path) -> tuple[pd.DataFrame, dict[str, int]]:
     return rows[usable].sort_values("date_received", kind="stable", ignore_index=True), left_out
 
 
-def _columns(report: Report, path: Path) -> dict[str, str]:
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".csv" and not file.name.startswith("."))
+    if not found:
+        raise TableError(f"{path}/ holds no .csv; expected one or more of the CFPB's files. Nothing was read")
+    return found
+
+
+def _before(file: Path, files: list[Path]) -> str:
+    """What stands before a column's name in a fault: nothing where there is one file."""
+    return f"{file.name} " if len(files) > 1 else ""
+
+
+def _strings(table: pa.Table, names: dict[str, str]) -> pd.DataFrame:
+    rows = pd.DataFrame({column: table[name].to_pandas().astype(object) for column, name in names.items()})
+    for column in rows:
+        rows[column] = rows[column].str.strip()
+        rows.loc[rows[column].isin(EMPTY), column] = ""
+    for column in LATER:
+        rows[column] = rows.get(column, "")
+    return rows
+
+
+def _columns(report: Report, path: Path, before: str) -> dict[str, str]:
     """Our name -> the header's, for the columns that are read."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -67,9 +111,9 @@ def _columns(report: Report, path: Path) -> dict[str, str]:
     names = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in header}
     for column in NEEDED:
         if column not in names:
-            report.fault(column, f"is missing{nearest(column, names, 0.7)}")
+            report.fault(before + column, f"is missing{nearest(column, names, 0.7)}")
     for name in (name for name in dict.fromkeys(header) if header.count(name) > 1):
-        report.fault(quote(name), f"is in the header {header.count(name)} times; expected once")
+        report.fault(before + quote(name), f"is in the header {header.count(name)} times; expected once")
     later = {column: names[name] for column, options in LATER.items() for name in options if name in names}
     return {column: names.get(column, column) for column in NEEDED} | later
 
@@ -99,27 +143,75 @@ def _read_csv(path: Path, names: list[str]) -> tuple[pa.Table, int]:
     return table, len(broken)
 
 
-def _dates(report: Report, written: pd.Series) -> pd.Series:
-    """The day of each row; a time of day behind it, as the search API writes, is cut off."""
-    day = written.str.split("T", n=1).str[0].str.split(" ", n=1).str[0]
-    dates = pd.Series(pd.NaT, index=written.index, dtype="datetime64[us]")
-    for spelling in DATE_FORMATS:
-        missing = dates.isna()
-        dates[missing] = pd.to_datetime(day[missing], format=spelling, errors="coerce").astype("datetime64[us]")
+def _parts(day: str) -> dict[str, str]:
+    """The parts of a date by the names of DATE_FORMS; empty where it has none of these forms."""
+    found = next(filter(None, (form.fullmatch(day.lower()) for form in DATE_FORMS)), None)
+    return found.groupdict() if found else {}
+
+
+def _day_comes_first(report: Report, days: Iterable[str], given: bool | None) -> bool:
+    """Whether 03/04/2014 is the third of April: as given, else as the column's other dates say.
+
+    A fault where they contradict each other, or where none of them tells. Dots (03.04.2014) are day-first [C].
+    """
+    if given is not None:
+        return given
+    numbers = [(day, int(parts["one"]), int(parts["two"])) for day in days if "one" in (parts := _parts(day))]
+    day_first = [day for day, one, two in numbers if two <= 12 < one]
+    month_first = [day for day, one, two in numbers if one <= 12 < two]
+    open_ones = [day for day, one, two in numbers if one <= 12 and two <= 12 and one != two]
+    settle = "say which with data.day_first: true, or false for the CFPB's own month-first form"
+    if day_first and month_first:
+        found = f"{quote(day_first[0])} has the day first, {quote(month_first[0])} the month"
+        report.fault("date_received", f"mixes two forms: {found}; expected one form for all, or {settle}")
+    elif open_ones and not day_first and not month_first and not all("." in day for day in open_ones):
+        day = next(day for day in open_ones if "." not in day)
+        read = " or ".join(f"{_date(day, first):%d %B %Y}" for first in (True, False))
+        report.fault("date_received", f"{quote(day)} may be {read}, and no other date tells; {settle}")
+    return bool(day_first) or (not month_first and any("." in day for day in open_ones))
+
+
+def _date(day: str, day_first: bool) -> datetime.date | None:
+    parts = _parts(day)
+    if not parts:
+        return None
+    year = int(parts["year"]) + (2000 if len(parts["year"]) == 2 else 0)  # the CFPB began in 2011
+    if "one" in parts:
+        month, number = (parts["two"], parts["one"]) if day_first else (parts["one"], parts["two"])
+    else:
+        month, number = parts.get("month"), parts["day"]
+    if "name" in parts:
+        short = parts["name"][:3]
+        month = MONTHS.index(short) + 1 if short in MONTHS else 0
+    try:
+        return datetime.date(year, int(month), int(number))
+    except ValueError:
+        return None
+
+
+def _dates(report: Report, written: pd.Series, day_first: bool, before: str) -> pd.Series:
+    """The day of each row, a time of day behind it already cut off."""
+    known = {day: pd.Timestamp(found) for day in written.unique() if (found := _date(day, day_first)) is not None}
+    dates = written.map(known).astype("datetime64[us]")
     if (wrong := dates.isna().to_numpy()).any():
         found = ", ".join(map(quote, written[wrong].unique()[:3]))
         what = count_rows(wrong, f"is no date ({found})")
-        report.fault("date_received", f"{what}; expected 11/13/2014 or 2014-11-13")
+        order = "13/11/2014" if day_first else "11/13/2014"
+        report.fault(f"{before}date_received", f"{what}; expected {order} or 2014-11-13")
     return dates
 
 
-def _check_ids(report: Report, complaint_id: pd.Series) -> None:
-    empty, again = complaint_id.eq("").to_numpy(), complaint_id.duplicated().to_numpy()
-    if empty.any():
-        report.fault("complaint_id", f"{count_rows(empty, 'is empty')}; every complaint needs its number")
-    if (again & ~empty).any():
-        what = count_values(complaint_id[again & ~empty], (again & ~empty).sum(), "repeats a number")
-        report.fault("complaint_id", f"{what}; expected each complaint once")
+def _check_filled(report: Report, complaint_id: pd.Series, before: str) -> None:
+    if (empty := complaint_id.eq("").to_numpy()).any():
+        what = f"{count_rows(empty, 'is empty')}; every complaint needs its number"
+        report.fault(f"{before}complaint_id", what)
+
+
+def _check_distinct(report: Report, complaint_id: pd.Series) -> None:
+    again = complaint_id.duplicated() & complaint_id.ne("")
+    if again.any():
+        what = count_values(complaint_id[again], int(again.sum()), "repeats a number")
+        report.fault("complaint_id", f"{what}; expected each complaint once, in one file")
 
 
 def _raise(report: Report) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from rgalign.data import columns
 from rgalign.data.columns import Rows
-from rgalign.data.features import FIRST, MISSING, UNKNOWN, FeatureSpace, Field
+from rgalign.data.features import FIRST, UNKNOWN, FeatureSpace, Field
 from rgalign.data.lists import PADDING, Bag, Intents, Lists, concat_lists
 
 ROWS = 65_536  # sessions encoded at once; bounds the memory, changes no byte
@@ -43,11 +43,12 @@ def encode_intents(space: FeatureSpace, intents: pd.DataFrame) -> Intents:
     """The KB, row by row; words are those of title and description."""
     size = max(space.intent_ids_size, space.category_size)
     texts = [columns.column(intents, name) for name in ("title", "description")]
+    known = Field("category", "categorical", space.categories, missing=space.missing_category)
     return Intents(
         intent_id=columns.as_strings(columns.ids(intents, "intent_id")),
         valid_from=pd.to_datetime(intents["valid_from"]).to_numpy(dtype="datetime64[us]"),
         id=_lookup(columns.column(intents, "intent_id"), Field("intent_id", "categorical", space.intents), size),
-        category=_lookup(columns.column(intents, "category"), Field("category", "categorical", space.categories), size),
+        category=_lookup(columns.column(intents, "category"), known, size),
         words=_words(space, texts, len(intents)),
     )
 
@@ -134,13 +135,13 @@ def _field(field: Field, array: pa.Array, size: int) -> torch.Tensor:
     ids = np.full(len(numbers), UNKNOWN)
     if field.edges is not None:
         ids = FIRST + np.searchsorted(field.edges, numbers, side="right")
-    ids[np.isnan(numbers)] = MISSING
+    ids[np.isnan(numbers)] = field.empty
     return torch.from_numpy(ids.astype(columns.narrowest(size)))
 
 
 def _lookup(array: pa.Array, field: Field, size: int) -> torch.Tensor:
     codes, keys = columns.as_keys(array)
-    ids = [MISSING if key is None else field.ids.get(key, UNKNOWN) for key in keys]
+    ids = [field.empty if key is None else field.ids.get(key, UNKNOWN) for key in keys]
     return torch.from_numpy(np.array(ids, columns.narrowest(size))[codes])
 
 

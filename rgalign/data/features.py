@@ -1,7 +1,8 @@
 """Which id stands for which value: a FeatureSpace, fitted on training sessions alone, in memory or in batches.
 
 Nothing of the development users, of valid or of test enters it. A value that was not seen often enough to be learnt
-shares one id, unknown, with all values that later turn up for the first time; so unknown has a trained embedding.
+shares one id, unknown, with all values that later turn up for the first time; so unknown has a trained embedding. An
+empty cell is a value like others: where train has none, it is unknown.
 """
 
 import difflib
@@ -28,12 +29,19 @@ class Field:
 
     name: the column of `sessions`, which for a length is the history itself
     edges: bin i holds edges[i - 1] <= x < edges[i]; None where train had no number at all: every number is unknown.
+    missing: train has an empty cell; else it would have an id that nothing trains
     """
 
     name: str
     kind: str  # categorical | numeric | history | length
     values: tuple[str, ...] = ()
     edges: tuple[float, ...] | None = None
+    missing: bool = True
+
+    @property
+    def empty(self) -> int:
+        """The id of an empty cell."""
+        return MISSING if self.missing else UNKNOWN
 
     @property
     def size(self) -> int:
@@ -54,7 +62,7 @@ class FeatureSpace:
     histories   history columns
     texts       text columns, hashed together into one bag of words
     intents     intents clicked in train, by falling number of clicks
-    categories  categories of those intents
+    categories  categories of those intents;  missing_category  some of them have none
     """
 
     fields: tuple[Field, ...]
@@ -65,6 +73,7 @@ class FeatureSpace:
     word_buckets: int
     word_pairs: bool
     max_history: int
+    missing_category: bool = True
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -99,7 +108,7 @@ class FeatureSpace:
         raw = json.loads(text)
         for key in ("fields", "histories"):
             raw[key] = tuple(
-                Field(f["name"], f["kind"], tuple(f["values"]), None if f["edges"] is None else tuple(f["edges"]))
+                Field(**f | {"values": tuple(f["values"]), "edges": None if f["edges"] is None else tuple(f["edges"])})
                 for f in raw[key]
             )
         for key in ("texts", "intents", "categories"):
@@ -139,31 +148,39 @@ def fit_space(
     chosen = _chosen(kinds, drop)
     numeric = [name for name, kind in chosen.items() if kind in ("numeric", "history")]
     counts = {name: Counter() for name, kind in chosen.items() if kind in ("categorical", "history")}
-    numbers = _Sample(len(numeric), sample, np.random.default_rng(seed))
+    numbers, gaps = _Sample(len(numeric), sample, np.random.default_rng(seed)), np.zeros(len(numeric), int)
     session_hashes = [np.empty(0, np.uint64)]
     for batch in _batches(sessions):
         _refuse(batch, chosen)
         session_hashes.append(hashes(columns.column(batch, "session_id")))
         for name in counts:
             counts[name].update(_tally(columns.column(batch, name), chosen[name], max_history))
-        numbers.add(_numbers(batch, numeric, chosen))
+        found = _numbers(batch, numeric, chosen)
+        numbers.add(found)
+        gaps += np.isnan(found).sum(axis=0)
     clicks = _clicks(train_impressions, np.unique(np.concatenate(session_hashes)))
     edges = dict(zip(numeric, (_edges(values, numeric_bins) for values in numbers.rows().T), strict=True))
     values = {name: _vocabulary(counted, min_count) for name, counted in counts.items()}
+    empty = {name: counted[None] > 0 for name, counted in counts.items()}
+    no_number = dict(zip(numeric, (gaps > 0).tolist(), strict=True))
     fields = {
-        "categorical": lambda name: Field(name, "categorical", values[name]),
-        "numeric": lambda name: Field(name, "numeric", edges=edges[name]),
-        "history": lambda name: Field(name, "length", edges=edges[name]),
+        "categorical": lambda name: Field(name, "categorical", values[name], missing=empty[name]),
+        "numeric": lambda name: Field(name, "numeric", edges=edges[name], missing=no_number[name]),
+        "history": lambda name: Field(name, "length", edges=edges[name], missing=no_number[name]),
     }
+    by_category = _clicks_by_category(intents, clicks)
     return FeatureSpace(
         fields=tuple(fields[kind](name) for name, kind in chosen.items() if kind in fields),
-        histories=tuple(Field(name, kind, values[name]) for name, kind in chosen.items() if kind == "history"),
+        histories=tuple(
+            Field(name, kind, values[name], missing=empty[name]) for name, kind in chosen.items() if kind == "history"
+        ),
         texts=tuple(name for name, kind in chosen.items() if kind == "text"),
         intents=_vocabulary(clicks, 1),
-        categories=_vocabulary(_clicks_by_category(intents, clicks), 1),
+        categories=_vocabulary(by_category, 1),
         word_buckets=word_buckets,
         word_pairs=word_pairs,
         max_history=max_history,
+        missing_category=by_category[None] > 0,
     )
 
 
@@ -212,13 +229,14 @@ def _refuse(sessions: Rows, chosen: dict[str, str]) -> None:
 
 
 def _tally(array: pa.Array, kind: str, max_history: int) -> Counter:
+    """How often each value is there, None for empty cells or elements."""
     if kind == "history":
         rows, array, lengths = columns.as_history(array)
         array = array.filter(pa.array(columns.most_recent(rows, lengths, max_history)))
     codes, keys = columns.as_keys(array)
     found = Counter()
     for key, count in zip(keys, np.bincount(codes, minlength=len(keys)).tolist(), strict=True):
-        if key is not None and count:
+        if count:
             found[key] += count
     return found
 
@@ -240,8 +258,8 @@ def _edges(values: np.ndarray, bins: int) -> tuple[float, ...] | None:
 
 
 def _vocabulary(counts: Counter, min_count: int) -> tuple[str, ...]:
-    """By falling count, then by name: the same whatever the order of the batches."""
-    frequent = [(-count, value) for value, count in counts.items() if count >= min_count]
+    """By falling count, then by name: the same whatever the order of the batches. What is empty (None) is no value."""
+    frequent = [(-count, value) for value, count in counts.items() if count >= min_count and value is not None]
     return tuple(value for _, value in sorted(frequent))
 
 
@@ -260,7 +278,7 @@ def _clicks_by_category(intents: pd.DataFrame, clicks: Counter) -> Counter:
     codes, keys = columns.as_keys(columns.column(intents, "category"))
     found = Counter()
     for intent, code in zip(intents["intent_id"], codes, strict=True):
-        if keys[code] is not None and clicks[intent]:
+        if clicks[intent]:
             found[keys[code]] += clicks[intent]
     return found
 

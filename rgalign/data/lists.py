@@ -96,7 +96,8 @@ class Intents:
     """The knowledge base; row i of everything is row i of intents.parquet, which is what Lists.candidates points to.
 
     id          (intents,) 1 = unknown (never clicked in train), values from 2
-    category    (intents,) 0 missing, 1 unknown (no intent of it was clicked in train), values from 2
+    category    (intents,) 0 missing, 1 unknown (no intent of it was clicked in train), values from 2; missing is
+                unknown too where every clicked intent had one
     words       Bag of hashed words of title and description, in the same buckets as the sessions' words
     valid_from  (intents,) datetime64[us], NaT: always
     """
@@ -179,6 +180,11 @@ def clicks_of(parts: Sequence[Lists], intents: int) -> np.ndarray:
     """(intents,) how often each intent of the KB was clicked in these lists."""
     clicked = [lists.candidates[lists.clicked].numpy() for lists in parts]
     return np.bincount(np.concatenate([np.zeros(0, int), *clicked]), minlength=intents)
+
+
+def listed_in(lists: Lists, intents: int) -> np.ndarray:
+    """(intents,) bool: which intents of the KB are candidates in these lists."""
+    return np.bincount(lists.candidates[lists.shown].numpy(), minlength=intents) > 0
 
 
 def by_user(parts: Sequence[Lists]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def write_dataset(
     world_settings: Mapping[str, Any],
     path: Path | None = None,
     sampled_negatives: Mapping[str, Any] | None = None,
+    day_first: bool | None = None,
     drop: Sequence[str] = (),
 ) -> dict[str, str]:
     """Writes the whole data set that the params name, every split and, of a simulator, the truth; returns its kinds.
@@ -27,6 +29,7 @@ def write_dataset(
                        memory (tables.copy); the others are held whole
     world_settings     sessions, users, distance, transcripts (world.generate)
     sampled_negatives  says how a folder's lists were sampled where its dataset.yaml does not
+    day_first          how the CFPB's dates are read where they do not tell (adapters.cfpb)
     drop               feature columns that will be left out (data.features.drop): only their names are checked
     Raises TableError with every fault of the files, ValueError where dataset.yaml says it differently and where `drop`
     names no feature column or leaves none.
@@ -40,7 +43,8 @@ def write_dataset(
         _refuse_drop(drop, [*KINDS, *TEXT_COLUMNS])  # before the minutes that a large world takes
         dataset = world.generate(seed=seed, progress=True, **world_settings)
     else:
-        dataset = {"cfpb": adapters.cfpb, "msweb": adapters.msweb}[source](path, seed=seed)
+        read = {"cfpb": partial(adapters.cfpb, day_first=day_first), "msweb": adapters.msweb}[source]
+        dataset = read(path, seed=seed)
     _refuse_drop(drop, dataset.kinds)
     tables.write(replace(dataset, meta=_with_sampling(dataset.meta, sampled_negatives)), folder)
     return dataset.kinds

@@ -63,7 +63,7 @@ def development_users(user_ids, *, share: float = 0.1, seed: int) -> np.ndarray:
     """
     codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
     limit = round(share * 2**64)
-    return np.array([_hash(f"{seed}\x1f{user}") < limit for user in users], dtype=bool)[codes]
+    return np.array([hash_of(f"{seed}\x1f{user}") < limit for user in users], dtype=bool)[codes]
 
 
 def user_folds(user_ids, *, folds: int, seed: int) -> np.ndarray:
@@ -145,5 +145,5 @@ def _parts(sessions: pd.DataFrame, part: np.ndarray) -> pd.Series:
     return pd.Series(np.array(SPLITS)[part], index=sessions.index, dtype=SPLIT_TYPE, name="split")
 
 
-def _hash(text: str) -> int:
+def hash_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -61,12 +61,15 @@ def encode_folder(
     *,
     splits: Sequence[str] = ("train", "valid"),
     development: Development | None = None,
+    hidden: Sequence[str] = (),
     lists_per_shard: int = LISTS_PER_SHARD,
     batch_rows: int = ROWS,
 ) -> dict[str, int]:
     """Encodes the parts of `splits` into `out`, with the KB and the space; returns part -> number of lists.
 
     development  picks the users of train who become the part dev, the same as in `fit_folder`
+    hidden       intents taken out of the lists of train (development.Development.new_intents); the others keep their
+                 positions
     batch_rows   sessions in memory at once; changes no byte of the result
     Parts that `out` already has stay, unless they were encoded with another space.
     Raises ValueError for an unknown split, where development gets none or all of the train users, where impressions
@@ -80,6 +83,7 @@ def encode_folder(
     parts = [part for part in PARTS if SPLIT_OF[part] in splits]
     save_space(out, space)
     save_intents(out, encode_intents(space, intents))
+    hidden = pa.array(list(hidden), schema.STRING)
     writers = {part: ShardWriter(out, part, lists_per_shard) for part in parts}
     for batch, part in _sessions(folder, development, session_columns(space), batch_rows):
         shown = impressions.of(columns.ids(batch, "session_id"))
@@ -87,6 +91,8 @@ def encode_folder(
         for name, writer in writers.items():
             chosen = part == PARTS.index(name)
             own = chosen[rows]
+            if name == "train" and len(hidden):
+                own = own & ~pc.is_in(columns.ids(shown, "intent_id"), value_set=hidden).to_numpy(zero_copy_only=False)
             sessions, lists = batch.filter(pa.array(chosen)), shown.filter(pa.array(own))
             if len(sessions):
                 writer.add(encode_batch(space, sessions, lists, (np.cumsum(chosen) - 1)[rows[own]], kb, name))

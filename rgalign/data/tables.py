@@ -134,6 +134,14 @@ def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | No
     return to_frame(found.take(places))
 
 
+def user_ids(folder: str | Path, splits: Sequence[str]) -> set[str]:
+    """The users with a session in these splits; nothing else of the sessions is read but time and split."""
+    _refuse_unknown(splits)
+    meta = read_yaml(Path(folder) / YAML_FILE)
+    parts = _session_parts(Path(folder), dict(meta["features"]), meta, splits, ())
+    return set().union(*(pc.unique(part["user_id"]).to_pylist() for part in parts))
+
+
 def head(folder: str | Path, sessions: int, *, splits: Sequence[str] = ("train", "valid")) -> Dataset:
     """The first so many sessions of `splits`, every column, and what belongs to them; `check` comes before it."""
     return _read(Path(folder), read_yaml(Path(folder) / YAML_FILE), splits, ("transcripts", "labels"), most=sessions)

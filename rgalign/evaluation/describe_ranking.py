@@ -1,12 +1,14 @@
 """What rankers recommend, what they mix up and what they cost: the tables of notebook 09 beside its metrics."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from rgalign.data.lists import Lists
+from rgalign.data.features import UNKNOWN
+from rgalign.data.lists import Intents, Lists
+from rgalign.evaluation.metrics import gauc_of_lists
 
 
 def best(scores: np.ndarray, exists: np.ndarray, k: int) -> np.ndarray:
@@ -48,6 +50,26 @@ def most_confused(before: pd.DataFrame, after: pd.DataFrame, count: int = 8) -> 
     wide = before.stack().rename("before").to_frame().join(after.stack().rename("after"))
     apart = wide[wide.index.get_level_values(0) != wide.index.get_level_values(1)]
     return apart.sort_values("before", ascending=False, kind="stable").head(count)
+
+
+def stopped_by(scores: Mapping[str, Sequence[np.ndarray]], dev: Lists, intents: Intents) -> pd.DataFrame:
+    """GAUC on the lists that say when to stop, by what was clicked: rows model, columns all, known and new intents.
+
+    scores  model -> (lists, candidates) of each seed;  dev  the lists;  intents  the KB: new is whom train never saw
+            clicked
+    The row `lists` counts those with a click; NaN where a column has none that can be judged.
+    """
+    clicked, shown = dev.clicked.numpy(), dev.shown.numpy()
+    of_new = (clicked & (intents.id.numpy()[dev.candidates.numpy()] == UNKNOWN)).any(axis=1)
+    columns = {"all": clicked.any(axis=1), "known intents": clicked.any(axis=1) & ~of_new, "new intents": of_new}
+    table = pd.DataFrame({column: {"lists": float(rows.sum())} for column, rows in columns.items()})
+    for name, of_seeds in scores.items():
+        judged = [
+            [gauc_of_lists(found[rows], clicked[rows], shown[rows]).value for rows in columns.values()]
+            for found in of_seeds
+        ]
+        table.loc[name] = np.mean(judged, axis=0)
+    return table
 
 
 def costs(steps: Mapping[str, Callable[[], object]], sessions: int) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import nn
 
 from rgalign.data import candidates
-from rgalign.data.lists import Intents, Lists, clicks_of, with_texts
+from rgalign.data.lists import Intents, Lists, with_texts
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.evaluation.ihr import intent_hits
@@ -23,15 +23,15 @@ class Judge:
     """The sessions of one split and how they are judged.
 
     timestamps     (lists,) datetime64, NaT where unknown: an intent counts from its valid_from on
-    log_inclusion  (intents,) log of the chance to be drawn as a candidate, where lists were sampled: a ranker trained
-                   on them learns log p(i|x)/q(i), so log q(i) is added back when it ranks the whole KB
+    correction     (intents,) what is added to a ranker's scores when it ranks the whole KB, where lists were sampled
+                   (candidates.kb_correction)
     group, weights GAUC's (METHOD.md 4)
     """
 
     lists: Lists
     intents: Intents
     timestamps: np.ndarray
-    log_inclusion: np.ndarray | None = None
+    correction: np.ndarray | None = None
     k: int = 3
     group: str = "session"
     weights: str = "impressions"
@@ -43,11 +43,9 @@ class Judge:
         seen  train and dev, the lists of the train split: by their clicks sampled negatives were drawn
         """
         timestamps = dataset.sessions.set_index("session_id")["timestamp"].reindex(lists.session_id)
-        sampled, log_inclusion = dataset.meta.get("sampled_negatives"), None
-        if sampled:
-            log_inclusion = candidates.log_inclusion(clicks_of(seen, len(intents)), sampled)
         when = timestamps.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
-        return cls(lists, intents, when, log_inclusion, **how)
+        correction = candidates.correction_of(seen, len(intents), dataset.meta.get("sampled_negatives"))
+        return cls(lists, intents, when, correction, **how)
 
     def for_parts(self, parts: Parts) -> "Judge":
         """The same judge for a variant's valid lists."""
@@ -65,7 +63,7 @@ class Judge:
     def over_kb(self, model: nn.Module) -> np.ndarray:
         """Scores (lists, intents) by which a ranker that was trained on lists like these ranks the whole KB."""
         found = score_kb(model, self.lists, self.intents)
-        return found if self.log_inclusion is None else found + self.log_inclusion
+        return found if self.correction is None else found + self.correction
 
     def scores(self, over_kb: np.ndarray, name: str, seed: int | None = None) -> pd.DataFrame:
         """The rows of scores that hold for the whole KB (lists, intents) as they are: popularity, an oracle."""

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rgalign.data.lists import Intents, Lists
+from rgalign.data.lists import Intents, Lists, listed_in
 from rgalign.ranker.layers import (
     BagEmbedding,
     FieldAttention,
@@ -31,7 +32,8 @@ class TwoTowerConfig:
     embedding_dim, dim           width of a field, and of the user and intent vectors
     hidden                       width of an expert
     query_dim                    width of a reasoner's vectors of sessions and intents; 0: none are read
-    id_dropout                   share of ids replaced by 'unknown' in a training step, which so learns to stand in
+    id_dropout                   share of ids replaced by 'unknown' in a training step, which so learns to stand in: of
+                                 session fields, elements of histories, intents and their categories
     intent_std                   of the first weights of an intent's id and category
     whitening_ridge              of the vectors that are read (layers.Whitening)
     """
@@ -100,13 +102,27 @@ def vectors_of(container: Lists | Intents, dim: int) -> Tensor:
 
 
 def set_whitening(model: nn.Module, lists: Lists, intents: Intents) -> None:
-    """Fix how a ranker scales the vectors it reads: queries by these lists (train), texts by these intents.
+    """Fix how a ranker scales the vectors it reads: queries by these lists (train), texts by the intents of their time.
 
     Raises ValueError where lists or intents have no vectors.
     """
+    known = torch.from_numpy(of_their_time(lists, intents))
     for name, module in model.named_modules():
         if isinstance(module, Whitening):
-            module.set(vectors_of(intents if name.startswith("intent.") else lists, len(module.mean)))
+            of_intents = name.startswith("intent.")
+            vectors = vectors_of(intents if of_intents else lists, len(module.mean))
+            module.set(vectors[known] if of_intents else vectors)
+
+
+def of_their_time(lists: Lists, intents: Intents) -> np.ndarray:
+    """(intents,) bool: those that these lists may know, train as a rule; one that enters later is not among them.
+
+    Lists have no date of their own: the latest valid_from that they show tells how far they reach.
+    """
+    dates = intents.valid_from[listed_in(lists, len(intents))]
+    dates = dates[~np.isnat(dates)]
+    always = np.isnat(intents.valid_from)
+    return always | (intents.valid_from <= dates.max()) if len(dates) else always
 
 
 class UserTower(nn.Module):
@@ -137,10 +153,11 @@ class UserTower(nn.Module):
 
     def forward(self, lists: Lists) -> Tensor:
         """-> (lists, dim)."""
-        ids = lists.fields.long()
+        ids, history = lists.fields.long(), lists.history
         if self.training:
             ids = unknown_at_random(ids, self.id_dropout)
-        bags = [table(bag) for table, bag in zip(self.history, lists.history, strict=True)]
+            history = [bag._replace(values=unknown_at_random(bag.values, self.id_dropout)) for bag in history]
+        bags = [table(bag) for table, bag in zip(self.history, history, strict=True)]
         if self.words is not None:
             bags.append(self.words(lists.words))
         if self.query is not None:
@@ -153,7 +170,9 @@ class UserTower(nn.Module):
 class IntentTower(nn.Module):
     """Intent -> vector and bias: id + category + words + projected text vector, of those that are read.
 
-    An unseen intent is 'unknown' in its own category, words and text.
+    An unseen intent is the unknown id with its own category, words and text; an unseen category is the unknown one.
+    Both unknown rows learn by dropout, each with a draw of its own [C]: a new intent mostly has a known category, and a
+    new category's row is added to the id's, so that the two must make sense apart.
     """
 
     def __init__(self, config: TwoTowerConfig):
@@ -174,10 +193,10 @@ class IntentTower(nn.Module):
 
     def forward(self, intents: Intents) -> tuple[Tensor, Tensor]:
         """The whole knowledge base -> (intents, dim) and (intents,)."""
-        ids = intents.id.long()
+        ids, categories = intents.id.long(), intents.category.long()
         if self.training:
-            ids = unknown_at_random(ids, self.id_dropout)
-        vectors = self.id(ids) + self.category(intents.category.long())
+            ids, categories = (unknown_at_random(values, self.id_dropout) for values in (ids, categories))
+        vectors = self.id(ids) + self.category(categories)
         if self.words is not None:
             vectors = vectors + self.words(intents.words)
         if self.text is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rgalign.data import adapters, tables
+from rgalign.data import adapters, cfpb_csv, tables
 from rgalign.data.schema import SPLITS
 from rgalign.data.tables import TableError
 
@@ -53,6 +53,11 @@ def write_csv(path, frame: pd.DataFrame, **keywords):
     return path
 
 
+def read(path, **how):
+    """Its days and months are all below 13."""
+    return adapters.cfpb(path, **{"seed": 1, "day_first": False, **how})
+
+
 def in_2014(frame):
     return frame[HEADER_2014]
 
@@ -74,7 +79,12 @@ def test_raw_files_give_the_published_tables(public_data, name):
     raw = public_data / name / "raw"
     ours = adapters.cfpb(raw / "Consumer_Complaints.csv", seed=1) if name == "cfpb2014" else adapters.msweb(raw)
     published = tables.read(public_data / name, splits=SPLITS)
-    assert ours.intents.equals(published.intents)
+    own = ["intent_id", "title", "valid_from"]  # the published descriptions of the CFPB knew valid and test
+    assert ours.intents[own].equals(published.intents[own])
+    if name == "cfpb2014":
+        assert_described_by_train(ours.intents, published)
+    else:
+        assert ours.intents.equals(published.intents)
     assert ours.sessions.equals(published.sessions)
     assert ours.kinds == published.kinds
     assert ours.meta["position_is_real"] is False
@@ -90,6 +100,18 @@ def test_raw_files_give_the_published_tables(public_data, name):
     assert (np.abs(ours_often - theirs) < 5 * np.sqrt(ours_often + theirs + 1)).all()
 
 
+def assert_described_by_train(intents: pd.DataFrame, published) -> None:
+    """Products in the description, and the category, are those of the clicks in train, by the published tables."""
+    clicks = published.impressions.query("clicked == 1").merge(published.sessions, on="session_id")
+    products = clicks[clicks["split"] == "train"].groupby("intent_id")["product"]
+    for row in intents.itertuples():
+        asked = sorted(products.get_group(row.intent_id)) if row.intent_id in products.groups else []
+        told = row.description.partition(" Asked about products: ")[2].removesuffix(".").split("; ")
+        assert told == (sorted(set(asked)) or [""])
+        assert pd.isna(row.category) if not asked else asked.count(row.category) == max(map(asked.count, asked))
+    assert intents["category"].isna().sum() == intents["valid_from"].notna().sum() > 0
+
+
 def test_rows_left_out_are_counted(public_data):
     left_out = adapters.cfpb(public_data / "cfpb2014" / "raw" / "Consumer_Complaints.csv", seed=1).meta["left_out"]
     assert left_out == {"rows with another number of fields": 1, "rows without an issue": 2}
@@ -98,7 +120,7 @@ def test_rows_left_out_are_counted(public_data):
 @pytest.mark.parametrize("name", ["cfpb", "msweb"])
 def test_an_adapted_folder_passes_the_check_and_is_read_back(tmp_path, name):
     if name == "cfpb":
-        dataset = adapters.cfpb(write_csv(tmp_path / "c.csv", in_2020(complaints())), seed=1)
+        dataset = read(write_csv(tmp_path / "c.csv", in_2020(complaints())))
     else:
         dataset = adapters.msweb(write_msweb(tmp_path / "uci"), seed=1)
     tables.write(dataset, tmp_path / "out")
@@ -111,11 +133,9 @@ def test_an_adapted_folder_passes_the_check_and_is_read_back(tmp_path, name):
 
 def test_every_spelling_gives_the_same_sessions(tmp_path):
     frame = complaints()
-    old = adapters.cfpb(write_csv(tmp_path / "a.csv", in_2014(frame)), seed=1)
-    new = adapters.cfpb(
-        write_csv(tmp_path / "b.csv", in_2020(frame), encoding="utf-8-sig", quoting=csv.QUOTE_ALL), seed=1
-    )
-    api = adapters.cfpb(write_csv(tmp_path / "c.csv", in_the_search_api(frame)), seed=1)
+    old = read(write_csv(tmp_path / "a.csv", in_2014(frame)))
+    new = read(write_csv(tmp_path / "b.csv", in_2020(frame), encoding="utf-8-sig", quoting=csv.QUOTE_ALL))
+    api = read(write_csv(tmp_path / "c.csv", in_the_search_api(frame)))
     assert new.sessions.drop(columns="tags").equals(old.sessions)
     assert api.sessions.equals(new.sessions)
     assert old.intents.equals(new.intents)
@@ -129,7 +149,7 @@ def test_every_spelling_gives_the_same_sessions(tmp_path):
 
 
 def test_what_comes_after_the_complaint_stays_out(tmp_path):
-    dataset = adapters.cfpb(write_csv(tmp_path / "a.csv", in_2020(complaints())), seed=1)
+    dataset = read(write_csv(tmp_path / "a.csv", in_2020(complaints())))
     assert not {"company response", "timely response", "consent"} & {
         name.replace("_", " ") for name in dataset.sessions
     }
@@ -138,7 +158,7 @@ def test_what_comes_after_the_complaint_stays_out(tmp_path):
 
 
 def test_small_matters_of_the_cfpb(tmp_path):
-    dataset = adapters.cfpb(write_csv(tmp_path / "a.csv", in_2014(complaints())), seed=1)
+    dataset = read(write_csv(tmp_path / "a.csv", in_2014(complaints())))
     sessions, intents = dataset.sessions, dataset.intents.set_index("title")
     assert sessions["timestamp"].is_monotonic_increasing
     assert set(sessions["zip3"]) == {"750", "061"}
@@ -149,9 +169,102 @@ def test_small_matters_of_the_cfpb(tmp_path):
     )
 
 
+def test_what_the_knowledge_base_says_does_not_depend_on_valid_and_test(tmp_path):
+    frame = complaints()
+    late = frame["Date received"] > "07/03/2014"
+    altered = frame.assign(Product=frame["Product"].where(~late, "Something unheard of"))
+    one, other = (read(write_csv(tmp_path / f"{n}.csv", in_2014(f))) for n, f in enumerate((frame, altered)))
+    assert one.intents.equals(other.intents)
+    assert not one.sessions.equals(other.sessions)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected", "day_first"),
+    [
+        ("11/13/2014", "2014-11-13", None),
+        ("13/11/2014", "2014-11-13", None),
+        ("13.11.2014", "2014-11-13", None),
+        ("3.4.2014", "2014-04-03", None),
+        ("13-11-2014", "2014-11-13", None),
+        ("11/13/14", "2014-11-13", None),
+        ("2014-11-13", "2014-11-13", None),
+        ("2014/11/13", "2014-11-13", None),
+        ("20141113", "2014-11-13", None),
+        ("2014-11-13T12:00:00-05:00", "2014-11-13", None),
+        ("11/13/2014 01:30:00 PM", "2014-11-13", None),
+        ("13 Nov 2014", "2014-11-13", None),
+        ("13-NOV-14", "2014-11-13", None),
+        ("November 13, 2014", "2014-11-13", None),
+        ("8 Oct 2014 10:00", "2014-10-08", None),
+        ("03/04/2014", "2014-03-04", False),
+        ("03/04/2014", "2014-04-03", True),
+        ("04/04/2014", "2014-04-04", None),
+    ],
+)
+def test_every_form_of_a_date(tmp_path, written, expected, day_first):
+    frame = in_2014(complaints()).assign(**{"Date received": written})
+    rows, _ = cfpb_csv.read_rows(write_csv(tmp_path / "a.csv", frame), day_first=day_first)
+    assert set(rows["date_received"]) == {pd.Timestamp(expected)}
+
+
+def test_one_date_that_leaves_no_doubt_settles_the_others(tmp_path):
+    for last, expected in (("25/04/2014", "2014-04-03"), ("04/25/2014", "2014-03-04")):
+        frame = in_2014(complaints()).assign(**{"Date received": ["03/04/2014"] * 39 + [last]})
+        rows, _ = cfpb_csv.read_rows(write_csv(tmp_path / "a.csv", frame))
+        assert set(rows["date_received"]) == {pd.Timestamp(expected), pd.Timestamp("2014-04-25")}
+
+
+@pytest.mark.parametrize(
+    ("dates", "day_first", "words"),
+    [
+        (["03/04/2014"] * 40, None, ["'03/04/2014' may be 03 April 2014 or 04 March 2014", "data.day_first: true"]),
+        (["13/04/2014", "04/13/2014"] * 20, None, ["mixes two forms: '13/04/2014' has the day first", "'04/13/2014'"]),
+        (["13/04/2014", "04/13/2014"] * 20, True, ["20 rows are no date ('04/13/2014')", "expected 13/11/2014"]),
+        (["2014-13-04"] * 40, None, ["40 rows are no date ('2014-13-04')"]),
+        (["13 Foo 2014"] * 40, None, ["40 rows are no date"]),
+    ],
+)
+def test_dates_in_doubt_are_a_question(tmp_path, dates, day_first, words):
+    path = write_csv(tmp_path / "a.csv", in_2014(complaints()).assign(**{"Date received": dates}))
+    with pytest.raises(TableError) as raised:
+        cfpb_csv.read_rows(path, day_first=day_first)
+    for word in [str(path), "date_received", *words]:
+        assert word in str(raised.value)
+
+
+def test_several_files_are_read_as_one(tmp_path):
+    frame = complaints()
+    one = read(write_csv(tmp_path / "whole.csv", frame[HEADER_2014]))
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write_csv(folder / "a.csv", in_2014(frame.iloc[:15]))
+    write_csv(folder / "b.CSV", in_2020(frame.iloc[15:]).drop(columns=["Tags", "Consumer complaint narrative"]))
+    (folder / "notes.txt").write_text("not read")
+    many = read(folder)
+    for table in ("intents", "sessions", "impressions"):
+        assert getattr(many, table).equals(getattr(one, table))
+
+
+def test_faults_of_several_files_name_the_file(tmp_path):
+    with pytest.raises(TableError, match=r"holds no \.csv"):
+        read(tmp_path)
+    for name in ("a", "b"):
+        write_csv(tmp_path / f"{name}.csv", in_2014(complaints()))
+    with pytest.raises(TableError, match=r"40 rows repeat a number .* in one file"):
+        read(tmp_path)
+    frame = in_2014(complaints()).drop(columns="Issue")
+    write_csv(tmp_path / "b.csv", frame)
+    with pytest.raises(TableError, match=r"b\.csv issue +is missing"):
+        read(tmp_path)
+    frame = in_2014(complaints()).assign(**{"Date received": "soon", "Complaint ID": [f"x{n}" for n in range(40)]})
+    write_csv(tmp_path / "b.csv", frame)
+    with pytest.raises(TableError, match=r"b\.csv date_received +40 rows are no date \('soon'\)"):
+        read(tmp_path)
+
+
 def test_seeds_change_the_lists_only(tmp_path):
     path = write_csv(tmp_path / "a.csv", in_2014(complaints()))
-    one, same, other = (adapters.cfpb(path, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (read(path, seed=seed) for seed in (1, 1, 2))
     assert one.impressions.equals(same.impressions)
     assert not one.impressions.equals(other.impressions)
     assert one.sessions.equals(other.sessions)
@@ -176,7 +289,7 @@ def test_seeds_change_the_lists_only(tmp_path):
 def test_a_bad_csv_is_refused_with_column_and_rows(tmp_path, fault, words):
     path = write_csv(tmp_path / "bad.csv", fault(in_2014(complaints())))
     with pytest.raises(TableError) as raised:
-        adapters.cfpb(path, seed=1)
+        read(path)
     for word in [str(path), *words]:
         assert word in str(raised.value)
 

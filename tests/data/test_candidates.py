@@ -2,8 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from rgalign.data.candidates import SAMPLED_NEGATIVES, draw_lists, impressions, log_inclusion
+from rgalign.data.candidates import (
+    SAMPLED_NEGATIVES,
+    correction_of,
+    draw_lists,
+    impressions,
+    kb_correction,
+    log_inclusion,
+)
+from rgalign.data.lists import Bag, Lists
 
 CLICKS = np.round(2000 / np.arange(1, 101) ** 1.2)
 
@@ -52,6 +64,53 @@ def test_log_inclusion_recovers_the_intents_shares():
     share = CLICKS[:30] / CLICKS[:30].sum()
     ratio = clicked / shown * (share + (1 - share) * q) / share
     assert (np.abs(ratio - 1) < 0.02 + 4 / np.sqrt(clicked)).all()
+
+
+def test_a_correction_worked_by_hand():
+    """One negative, drawn evenly from the two other intents with equal clicks, or from all others: q by counting."""
+    even = {"popularity": 0, "uniform": 1, "smoothing": 0.5}
+    listed = np.array([True, True, True, False])
+    assert kb_correction(np.array([5, 5, 5, 0]), listed, even).tolist() == [0, 0, 0, 0], "uniform: q = 1/3 for all"
+    # One negative by popularity, weights 3, 1, 1, 0.5; the answer is drawn by the same weights, and is no negative.
+    weight = np.array([3, 1, 1, 0.5])
+    one = {"popularity": 1, "uniform": 0, "smoothing": 0.5}
+    q = [
+        sum(weight[a] * weight[i] / (weight.sum() - weight[a]) for a in range(4) if a != i) / (weight.sum() - weight[i])
+        for i in range(4)
+    ]
+    found = kb_correction(weight - 0.5, listed, one)
+    np.testing.assert_allclose(found[:3], np.log(q[:3]) - np.mean(np.log(q[:3])), atol=0.12)  # clocks approximate
+    assert found[3] == 0, "no training list had it: what is typical of the others stands for it"
+    assert found[:3].mean() == pytest.approx(0)
+    assert kb_correction(np.zeros(4), np.zeros(4, bool), one).tolist() == [0] * 4
+
+
+@given(
+    clicks=hnp.arrays(int, st.integers(30, 60), elements=st.integers(0, 50)), hidden=st.integers(1, 9), data=st.data()
+)
+def test_a_correction_orders_the_listed_by_log_q_and_never_puts_the_others_last(clicks, hidden, data):
+    listed = np.ones(len(clicks), bool)
+    listed[data.draw(st.permutations(range(len(clicks))))[:hidden]] = False
+    found, log_q = kb_correction(clicks, listed, SAMPLED_NEGATIVES), log_inclusion(clicks)
+    gap = found[listed] - log_q[listed]
+    np.testing.assert_allclose(gap, gap[0], atol=1e-9)
+    assert (found[~listed] == 0).all()
+    assert found[listed].min() <= 1e-9
+
+
+def test_a_runs_correction_is_by_the_clicks_of_train_and_dev_and_the_lists_of_train():
+    def lists_of_part(part, candidates):
+        shown = torch.tensor(candidates, dtype=torch.int16)
+        ids = np.arange(len(shown)).astype(str)
+        bag, fields = Bag(torch.zeros(0), torch.zeros(len(shown) + 1, dtype=torch.int64)), torch.zeros(len(shown), 0)
+        return Lists(part, ids, ids, fields, (), bag, shown, torch.arange(shown.shape[1]).expand(shown.shape) == 0)
+
+    train, dev = lists_of_part("train", [[0, 1, 2], [0, 2, -1]]), lists_of_part("dev", [[3, 0, 1]])
+    how = {"popularity": 1, "uniform": 1, "smoothing": 0.5}
+    expected = kb_correction(np.array([2, 0, 0, 1, 0]), np.array([True, True, True, False, False]), how)
+    np.testing.assert_array_equal(correction_of((train, dev), 5, how), expected)
+    assert expected[0] > expected[1]
+    assert correction_of((train, dev), 5, None) is None
 
 
 @pytest.mark.parametrize("intents", [2, 5, 20])

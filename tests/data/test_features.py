@@ -93,7 +93,7 @@ def test_a_hand_worked_table():
 def test_an_intent_that_was_never_clicked_in_train_is_unknown_and_told_apart_by_its_text():
     intents = encode_intents(space(), KB)
     assert intents.id.tolist() == [2, 3, 1, 1]  # login was shown, never clicked; new was shown once
-    assert intents.category.tolist() == [2, 3, 1, 0]  # order has two clicks, money one, account none; no category
+    assert intents.category.tolist() == [2, 3, 1, 1]  # order has two clicks, money one, account none; no category
     assert bags(intents.words)[0] == sorted(bucket(word) for word in ["speed", "up", "delivery", "is", "late"])
     assert bags(intents.words)[3] == [bucket("coins")]
     assert intents.valid_from[3] == np.datetime64("2024-05-01")
@@ -105,8 +105,8 @@ def test_an_intent_that_was_never_clicked_in_train_is_unknown_and_told_apart_by_
     ("column", "value", "expected"),
     [
         ("state", "never seen", 1),
-        ("state", None, 0),
-        ("state", "", 0),
+        ("state", None, 1),  # no session of train is without a state
+        ("state", "", 1),
         ("orders", None, 0),
         ("orders", 1e12, 3),
         ("orders", -1e12, 2),
@@ -114,6 +114,22 @@ def test_an_intent_that_was_never_clicked_in_train_is_unknown_and_told_apart_by_
 )
 def test_unknown_and_missing_are_told_apart(column, value, expected):
     assert fields_of(space(), sessions(**{column: value}))[column] == expected
+
+
+def test_an_empty_cell_has_its_own_id_where_train_has_empty_cells():
+    """Of categorical, numeric, history and an intent's category alike; else it is unknown, whose row is trained."""
+    train = TRAIN.assign(state=["paid", "paid", None, "sent", "lost"], recent=[["p", ""], [], ["p"], None, []])
+    nothing = TRAIN.assign(state=None, orders=np.nan, recent=None).iloc[:1]
+    for known, expected in ((train, 0), (TRAIN.assign(orders=1.0, recent=[["p"]] * 5), 1)):
+        fitted = fit_space(known, KB, SHOWN, KINDS, numeric_bins=2)
+        lists = encode_lists(fitted, nothing, SHOWN[:0], KB, "train")
+        assert lists.fields[0].tolist() == [expected] * 3
+        assert bags(lists.history[0]) == [[]]
+        silent = encode_lists(fitted, TRAIN.iloc[:1].assign(recent=[[""]]), SHOWN[:0], KB, "train")
+        assert bags(silent.history[0]) == [[expected]], "an empty string stands for no value"
+        assert FeatureSpace.from_json(fitted.to_json()) == fitted
+    clicked = SHOWN.assign(clicked=SHOWN["intent_id"].eq("new").astype(int))
+    assert encode_intents(fit_space(TRAIN, KB, clicked, KINDS), KB).category.tolist() == [1, 1, 1, 0]
 
 
 def test_whole_numbers_are_one_category_whatever_the_type_of_the_column():
@@ -243,7 +259,8 @@ def test_what_comes_after_train_changes_nothing(train, later):
     known = {value for value in train if value}
     assert set(fitted.fields[0].values) == set(fitted.histories[0].values) == known
     lists = encode_lists(fitted, future, SHOWN[:0], KB, "valid")
-    ids = {None: 0, "": 0} | {value: 2 + i for i, value in enumerate(fitted.fields[0].values)}
+    empty = 0 if {"", None} & set(train) else 1
+    ids = {None: empty, "": empty} | {value: 2 + i for i, value in enumerate(fitted.fields[0].values)}
     assert lists.fields[:, 0].tolist() == [ids.get(value, 1) for value in later]
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgalign.data.lists import Bag, Lists
+from rgalign.data.lists import Bag, Intents, Lists
 from rgalign.evaluation import describe_ranking as look
 
 NOTHING = Bag(torch.zeros(0, dtype=torch.int32), torch.zeros(4, dtype=torch.int64))
@@ -69,3 +69,23 @@ def test_costs_have_a_row_a_step():
     assert table.step.tolist() == ["one", "two"]
     assert done == [1, 2]
     assert (table["milliseconds a session"] >= 0).all()
+
+
+def test_what_stops_the_training_is_told_by_intents_known_and_new():
+    """Two lists with a click on a known intent, one of them right; one with a click on the new one, right."""
+    dev = lists_of([[0, 1, 2], [0, 1, 2], [2, 0, -1]], [[1, 0, 0], [1, 0, 0], [1, 0, 0]])
+    none = Bag(torch.zeros(0, dtype=torch.int32), torch.zeros(4, dtype=torch.int64))
+    when, ids = np.full(3, "NaT", "datetime64[us]"), torch.tensor([2, 3, 1])
+    kb = Intents(np.array(["a", "b", "c"]), when, ids, torch.ones(3, dtype=torch.int16), none)
+    right, wrong = (
+        np.array([[3.0, 2, 1], [3, 2, 1], [3, 1, -np.inf]]),
+        np.array([[3.0, 2, 1], [1, 2, 3], [1, 3, -np.inf]]),
+    )
+    table = look.stopped_by({"a": [right], "b": [wrong, wrong]}, dev, kb)
+    assert table.loc["lists"].tolist() == [3, 2, 1]
+    assert table.loc["a"].tolist() == [1, 1, 1]
+    assert table.loc["b", ["known intents", "new intents"]].tolist() == [0.5, 0]
+    assert table.loc["b", "all"] == pytest.approx((3 * 1 + 3 * 0 + 2 * 0) / 8)
+    known = look.stopped_by({"a": [right[:2]]}, dev.take([0, 1]), kb)
+    assert known.loc["lists", "new intents"] == 0
+    assert np.isnan(known.loc["a", "new intents"])

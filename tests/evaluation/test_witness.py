@@ -143,7 +143,7 @@ def test_a_judge_that_has_seen_no_list_knows_how_sampled_candidates_were_drawn(s
     sampled = {"sampled_negatives": {"popularity": 1, "uniform": 1, "smoothing": 0.5}}
     own = replace(shop, meta=sampled, sessions=shop.sessions.assign(timestamp=pd.NaT))
     judge = Judge.of(own, bench.lists, bench.intents, ())
-    assert np.ptp(judge.log_inclusion) == pytest.approx(0, abs=1e-6)
+    assert np.ptp(judge.correction) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("reader", [None, "one judge"])
