@@ -21,7 +21,7 @@ from rgalign.reasoner.model import fingerprint, save, tiny
 from rgalign.reasoner.queries import greedy
 from rgalign.reasoner.tokenizer import build, count_words
 
-OVERRIDES = {"reasoner.queries.max_new_tokens": 5, "data.features.drop": "[amount]"}
+OVERRIDES = {"reasoner.queries.max_new_tokens": 5, "data.features.drop": ["amount"]}
 
 
 @pytest.fixture(scope="module")
