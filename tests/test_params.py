@@ -239,7 +239,7 @@ def test_no_python_string_goes_through_yaml(text):
 
 
 def test_text_for_a_number_is_judged_by_the_schema_alone():
-    """`1e-5` is a number in every field of one (YAML 1.1 reads a string); no list, mapping, bool or int is made of text."""
+    """`1e-5` is a number in every field of one ; no list, mapping, bool or int is made of text."""
     assert load("params/smoke.yaml", {"ranker.learning_rate": "1e-5"}).ranker.learning_rate == 1e-5
     wrong = {"ranker.seeds": "[0, 1]", "alignment.sft.use": "true", "ranker.epochs": "3", "ranker.tuned": "{}"}
     for key, text in wrong.items():
