@@ -116,6 +116,8 @@ def as_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.ChunkedAr
         wanted = pa.float64()
     if wanted is None or column.type == wanted:
         return column
+    if column.null_count == len(column):  # whatever type an empty column was given
+        return pa.chunked_array([pa.nulls(len(column), wanted)])
     if pa.types.is_timestamp(column.type) and column.type.tz is not None:
         column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
     if wanted == TIME:
