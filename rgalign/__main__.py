@@ -86,7 +86,7 @@ def run_command(options: argparse.Namespace) -> int:
     if not (options.dry_run and options.card):  # another machine is asked about
         machine.refuse(params)
     stages = pipeline.chosen(options.first, options.through)
-    pipeline.refuse_missing(stages, params)
+    pipeline.refuse_unfit(stages, params)
     forced = options.force or options.first is not None
     if options.dry_run:
         table = pipeline.plan(run, params, stages, forced=forced)
@@ -119,7 +119,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     stages = pipeline.chosen(None, options.through)
     runs = sweep.runs_of(options.params, options.seeds, overrides, out)
     for each in runs:
-        pipeline.refuse_missing(stages, each.params)
+        pipeline.refuse_unfit(stages, each.params)
     planned = sweep.plan(runs, stages)
     print(sweep.by_run(planned).to_string(index=False))
     print(f"{len(runs)} runs, about {planned.seconds.sum():.0f} s in all, in {out}")

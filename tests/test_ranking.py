@@ -219,7 +219,7 @@ def test_what_check_refuses_is_refused_and_nothing_is_ranked_by_a_misread_time(s
         ("timestamp", seconds * 1000, 'pd.to_datetime(.., unit="ms")'),
         ("timestamp", pd.to_datetime(seconds), "lie in 1970"),
         (kind["numeric"], np.inf, "is infinite" if len(sessions) == 1 else "are infinite"),
-        (kind["text"], "\ud800", "half a character"),
+        (kind["text"], pd.Series(["\ud800"] * len(sessions), sessions.index, dtype=object), "half a character"),
         (kind["categorical"], [["a"]] * len(sessions), "expected strings, integers or booleans"),
         (kind["categorical"], 1.5, "has the type double"),
     ):
