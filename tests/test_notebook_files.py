@@ -1,4 +1,4 @@
-"""What an editor does to a notebook: it runs with the parameters that it is given, or is refused before a kernel starts."""
+"""What an editor does to a notebook: it runs with the parameters it is given, or is refused before a kernel starts."""
 
 import copy
 import json
