@@ -85,14 +85,13 @@ def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) 
     path = Path(path)
     sheet, faults = _read(path)
     known = {kind: _as_shown(ids) for kind, ids in (("session", sessions.session_id), ("intent", intents.intent_id))}
-    given = sheet[sheet.intent_id != ""]
-    session, intent = given.session_id.map(known["session"]), given.intent_id.map(known["intent"])
-    for row in sheet.index[(sheet.short & ~sheet.session_id.isin(known["session"])).to_numpy(bool)]:
+    parts = sheet.short & ~sheet.session_id.isin(known["session"])
+    for row in sheet.index[parts]:
         first = quote(sheet.session_id[row])
         what = f"row {row} is a part of a row: fewer cells than the header, and {first}, which is no session, first"
         faults.append((row, f"{what}; a row was broken over two lines"))
-    given = given[~(given.short & ~given.session_id.isin(known["session"]))]
-    session, intent = session[given.index], intent[given.index]
+    given = sheet[(sheet.intent_id != "") & ~parts]
+    session, intent = given.session_id.map(known["session"]), given.intent_id.map(known["intent"])
     for kind, cells, found in (("session", given.session_id, session), ("intent", given.intent_id, intent)):
         unknown = cells[found.isna()]
         for cell in unknown.unique():
@@ -189,8 +188,8 @@ def _write(path: Path, frame: pd.DataFrame) -> None:
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
-    """session_id and intent_id as strings, stripped, and whether a row has fewer cells than the header; the index is the
-    spreadsheet's row (the header is row 1). And (row, fault) of those that have more.
+    """session_id and intent_id as strings, stripped, and `short`: whether a row has fewer cells than the header; the
+    index is the spreadsheet's row (the header is row 1). And (row, fault) of those that have more.
 
     A row without a single value is none. Some programs leave out the empty cells at a row's end.
     """
@@ -213,7 +212,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
         elif any(cells):
             found[number] = [cells[place] if place < len(cells) else "" for place in places] + [len(cells) < len(names)]
     columns = [*needed, "short"]
-    return pd.DataFrame.from_dict(found, orient="index", columns=columns, dtype=object), faults
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns).astype({"short": bool}), faults
 
 
 def _text(path: Path) -> str:
