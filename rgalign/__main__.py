@@ -77,6 +77,7 @@ def run_command(options: argparse.Namespace) -> int:
         overrides["run.launcher"] = options.launcher
     params = load(options.params, overrides)
     from rgalign import machine, outside, pipeline
+    from rgalign.data.sizes import size_of
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
     artifacts.refuse_no_folder(run, "the run: give another --run-dir")
@@ -89,6 +90,7 @@ def run_command(options: argparse.Namespace) -> int:
     pipeline.refuse_unfit(stages, params)
     forced = options.force or options.first is not None
     if options.dry_run:
+        print(f"data: {size_of(params.data)}")
         table = pipeline.plan(run, params, stages, forced=forced)
         print(table.to_string(index=False))
         print(f"about {table.seconds.sum():.0f} s in all, in {run}")

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from rgalign import artifacts, locks, notebook_files
+from rgalign.data.sizes import size_of
 from rgalign.kernels import Kernels
 from rgalign.params import ROOT, Params
 from rgalign.plan import STAGES, Stage, needed
@@ -254,6 +255,7 @@ def estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
     """Seconds the stage took last time, by these manifest entries, else a rough figure from the size of the data."""
     if stage.name in entries:
         return entries[stage.name]["seconds"]
-    sessions = params.data.world.sessions if params.data.source == "shopworld" else 20_000
     fixed, per_thousand = stage.seconds
-    return round(fixed + per_thousand * sessions / 1000)
+    if not per_thousand:
+        return round(fixed)
+    return round(fixed + per_thousand * size_of(params.data).sessions / 1000)
