@@ -64,19 +64,23 @@ def _parameter_faults(cells: list[dict], parameters: Collection[str]) -> list[st
     tagged, injected = ([place for place, own in enumerate(tags) if tag in own] for tag in (TAG, INJECTED))
     if len(tagged) != 1 or cells[tagged[0]]["cell_type"] != "code":
         kind = "" if len(tagged) != 1 else f", a {cells[tagged[0]]['cell_type']} cell"
-        what = f"has {len(tagged)} cells tagged `{TAG}`{kind}; expected one code cell, that which assigns "
+        what = f"has {_cells(tagged)} tagged `{TAG}`{kind}; expected one code cell, that which assigns "
         return [f"{what}{', '.join(parameters)}: tag it again, or {MEND}"]
     found, (place,) = [], tagged
     if missing := set(parameters) - assigned(_source(cells[place])):
         found.append(f"has no {', '.join(sorted(missing))} in its cell tagged `{TAG}`, which is given")
     if len(injected) > 1 or (injected and injected[0] < place):
-        found.append(f"has {len(injected)} cells tagged `{INJECTED}`; expected none, or one below that tagged `{TAG}`")
+        found.append(f"has {_cells(injected)} tagged `{INJECTED}`; expected none, or one below that tagged `{TAG}`")
     for number, cell in enumerate(cells):
         if number == place or number in injected or cell["cell_type"] != "code":
             continue
         if twice := assigned(_source(cell)) & set(parameters):
             found.append(f"assigns {', '.join(sorted(twice))} in cell {number + 1} as well, over what it is given")
     return found
+
+
+def _cells(places: list[int]) -> str:
+    return f"{len(places)} cell{'s' * (len(places) != 1)}"
 
 
 def _source(cell: dict) -> str:

@@ -66,13 +66,13 @@ def injected_above(notebook):
 
 REFUSED = {
     tag_lost: "has 0 cells tagged `parameters`; expected one code cell",
-    tag_elsewhere: "has 1 cells tagged `parameters`, a markdown cell",
+    tag_elsewhere: "has 1 cell tagged `parameters`, a markdown cell",
     tagged_twice: "has 2 cells tagged `parameters`",
     cell_deleted: "has 0 cells tagged `parameters`",
     copied_below: "assigns run_dir in cell",
     under_a_condition: "assigns run_dir in cell",
     name_changed: "has no run_dir in its cell tagged `parameters`",
-    injected_above: "has 1 cells tagged `injected-parameters`; expected none, or one below",
+    injected_above: "has 1 cell tagged `injected-parameters`; expected none, or one below",
 }
 
 
