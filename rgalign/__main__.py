@@ -77,6 +77,7 @@ def run_command(options: argparse.Namespace) -> int:
         overrides["run.launcher"] = options.launcher
     params = load(options.params, overrides)
     from rgalign import machine, outside, pipeline
+    from rgalign.data.sizes import size_of
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
     artifacts.refuse_no_folder(run, "the run: give another --run-dir")
@@ -86,11 +87,12 @@ def run_command(options: argparse.Namespace) -> int:
     if not (options.dry_run and options.card):  # another machine is asked about
         machine.refuse(params)
     stages = pipeline.chosen(options.first, options.through)
-    pipeline.refuse_missing(stages, params)
+    pipeline.refuse_unfit(stages, params)
     forced = options.force or options.first is not None
     if note := machine.never_asked(params):
         print(note, flush=True)
     if options.dry_run:
+        print(f"data: {size_of(params.data)}")
         table = pipeline.plan(run, params, stages, forced=forced)
         print(table.to_string(index=False))
         print(f"about {table.seconds.sum():.0f} s in all, in {run}")
@@ -121,7 +123,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     stages = pipeline.chosen(None, options.through)
     runs = sweep.runs_of(options.params, options.seeds, overrides, out)
     for each in runs:
-        pipeline.refuse_missing(stages, each.params)
+        pipeline.refuse_unfit(stages, each.params)
     planned = sweep.plan(runs, stages)
     print(sweep.by_run(planned).to_string(index=False))
     print(f"{len(runs)} runs, about {planned.seconds.sum():.0f} s in all, in {out}")

@@ -1,7 +1,5 @@
 """What a run is told of its machine before a kernel starts: what cannot be done there, and how long the rest takes."""
 
-from pathlib import Path
-
 from rgalign import artifacts, processes
 from rgalign.data.parquet import is_there
 from rgalign.outside import model_folder
@@ -10,7 +8,6 @@ from rgalign.reasoner.settings import NEVER_ASKED, TINY
 from rgalign.rooms_alignment import Alignment
 from rgalign.rooms_run import gpu_only, refused
 
-UNKNOWN = 20_000  # sessions of a raw source, which nobody has counted yet
 PLANNED_FOR = "H100"  # where there is no CUDA and no --card
 
 
@@ -78,6 +75,7 @@ def outlook(params: Params, card: str | None = None) -> str:
     from transformers import AutoConfig
 
     from rgalign import estimate
+    from rgalign.data.sizes import size_of
     from rgalign.model_size import model_size
 
     found, note = _card(card, params.run.device)
@@ -90,7 +88,7 @@ def outlook(params: Params, card: str | None = None) -> str:
     launcher = params.run.launcher
     count = (processes.planned(launcher) if launcher else 1) or 1
     sharded = any(word in (launcher or "") for word in ("fsdp", "zero3"))
-    table = estimate.work(params, size, estimate.Sessions.of(_sessions(params)))
+    table = estimate.work(params, size, estimate.Sessions.of(size_of(params.data).sessions))
     held = estimate.memory(params, size, processes=count, sharded=sharded)
     return "\n".join(filter(None, (note, estimate.as_text(table, held, size, params, found, count))))
 
@@ -114,14 +112,3 @@ def _card(name: str | None, device: str):
     if device == "cuda":
         return CARDS[PLANNED_FOR], f"no CUDA device is here: the estimate is for one {PLANNED_FOR} (--card for another)"
     return None, "no estimate on a CPU: nobody knows its peak. --card H100 says what a card would take"
-
-
-def _sessions(params: Params) -> int:
-    if params.data.source == "shopworld":
-        return params.data.world.sessions
-    path = artifacts.data_path(str(params.data.path)) if params.data.path else Path()
-    if params.data.source != "folder":
-        return UNKNOWN
-    from rgalign.data.parquet import Table
-
-    return Table(path, "sessions").rows

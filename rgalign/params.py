@@ -3,6 +3,9 @@
 A params file, `--set key=value` on the command line and `overrides` in a notebook all come through `load`.
 Each room of the package has its section; a key that no section knows is an error which names the nearest one.
 A file may begin with `base: <another params file>`, seen from its own folder: it then says only what it changes there.
+A base may have a base. Sections are merged key by key, everything else is replaced, and so is a mapping by `{}` [C]:
+`tuned: {}` empties what the base has there. A top-level section with nothing behind its colon changes nothing.
+Only text is YAML: params files, and `--set` on the command line. A Python value given in `overrides` stays itself.
 """
 
 import difflib
@@ -37,6 +40,7 @@ ROOT = project_folder(Path.cwd().resolve())  # JupyterLab starts a kernel in not
 NEW_FOLDER = "make a folder with notebooks and params: python -m rgalign new DIR"
 MOST = 2**18  # bytes of a params file; YAML takes half a minute for a few megabytes
 BASE = "base"  # key of a params file that is laid over another one
+MOST_BASES = 8  # in a chain: of a longer one nobody can say what a run is made of [C]
 
 
 class ParamsError(ValueError):
@@ -46,13 +50,11 @@ class ParamsError(ValueError):
 def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
     """Read a params file, lay the overrides over it and check the whole.
 
-    overrides   {"ranker.seeds": [0, 1]}: dotted key -> value; strings are read as YAML, as on the command line
+    overrides   {"ranker.seeds": [0, 1]}: dotted key -> Python value, taken as it is: a str is never read as YAML
     Raises ParamsError with every fault: unknown keys (with the nearest name), wrong types, values out of range.
     """
     path = find(file)
-    given = _read(path)
-    if BASE in given:
-        given = _on_base(path, given)
+    given = _with_bases(path)
     for key, value in (overrides or {}).items():
         _lay_over(given, key, value)
     params = check(given, path.name)
@@ -86,24 +88,43 @@ def _read(path: Path) -> dict:
     return given or {}
 
 
-def _on_base(path: Path, given: dict) -> dict:
-    """A file's sections laid over those of its base. A base has none itself: one look tells what a run is made of."""
-    name = given.pop(BASE)
+def _with_bases(path: Path) -> dict:
+    """What a params file gives, laid over its base, that over its own base, and so on.
+
+    Raises ParamsError for a base that is not there, a chain that comes back to one of its files, and one of more than
+    MOST_BASES bases.
+    """
+    chain, layers = [path], [_read(path)]
+    while BASE in layers[-1]:
+        name = layers[-1].pop(BASE)
+        chain.append(_base(chain[-1], name))
+        named = " -> ".join(each.name for each in chain)
+        if chain[-1] in chain[:-1]:
+            raise ParamsError(f"{path.name} has bases that go in a circle: {named}")
+        if len(chain) > MOST_BASES + 1:
+            raise ParamsError(f"{path.name} has more than {MOST_BASES} bases in a chain: {named}; put some into one")
+        layers.append(_read(chain[-1]))
+    given = layers.pop()
+    for above in reversed(layers):
+        said = {section: value for section, value in above.items() if value is not None}
+        given = _laid_over(given, said)
+    return given
+
+
+def _base(path: Path, name: object) -> Path:
+    """The file that `base: name` in `path` means. Raises ParamsError where it is not there."""
     base = path.parent / str(name)
-    if not base.is_file():
-        beside = [os.path.relpath(each, path.parent) for each in path.parent.parent.glob("**/*.yaml")]
-        near = difflib.get_close_matches(str(name), beside, 1)
-        told = f"; did you mean {near[0]}?" if near else ": expected a params file, seen from this one's folder"
-        raise ParamsError(f"{path.name} has the base {name!r}, which is not there{told}")
-    below = _read(base)
-    if BASE in below:
-        raise ParamsError(f"{path.name} has the base {name}, which has one itself ({below[BASE]}); one is enough")
-    return _laid_over(below, given)
+    if base.is_file():
+        return base.resolve()
+    beside = [os.path.relpath(each, path.parent) for each in path.parent.parent.glob("**/*.yaml")]
+    near = difflib.get_close_matches(str(name), beside, 1)
+    told = f"; did you mean {near[0]}?" if near else ": expected a params file, seen from this one's folder"
+    raise ParamsError(f"{path.name} has the base {name!r}, which is not there{told}")
 
 
 def _laid_over(below: dict, above: dict) -> dict:
-    """Sections are merged; everything else is replaced, lists as well."""
-    merged = {k: v for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    """Sections are merged; everything else is replaced: lists, and a mapping by an empty one."""
+    merged = {k: v for k, v in above.items() if v and isinstance(v, dict) and isinstance(below.get(k), dict)}
     return below | above | {key: _laid_over(below[key], value) for key, value in merged.items()}
 
 
@@ -136,11 +157,23 @@ def shipped_files() -> list[Path]:
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """['ranker.seeds=[0, 1]'] -> {'ranker.seeds': '[0, 1]'}. Raises ParamsError where the '=' is missing."""
-    wrong = [a for a in assignments if "=" not in a]
-    if wrong:
-        raise ParamsError(f"--set wants key=value, found: {', '.join(wrong)}")
-    return dict(a.split("=", 1) for a in assignments)
+    """['ranker.seeds=[0, 1]'] -> {'ranker.seeds': [0, 1]}: the command line's text, read as YAML as in a params file.
+
+    Raises ParamsError with every one that has no '=' or whose value is no YAML.
+    """
+    found, faults = {}, []
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            faults.append(f"--set wants key=value, found: {quoted(assignment, 100)}")
+            continue
+        try:
+            found[key] = yaml.load(text, _UniqueKeys)  # a SafeLoader
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            faults.append(f"the value {quoted(text, 100)} of {key} cannot be read as YAML: {error}")
+    if faults:
+        raise ParamsError("\n".join(faults))
+    return found
 
 
 def dump(params: Params) -> str:
@@ -179,10 +212,7 @@ def _lay_over(given: dict, key: str, value: Any) -> None:
         inner = given.get(section)
         given[section] = dict(inner) if isinstance(inner, dict) else {}
         given = given[section]
-    try:
-        given[leaf] = yaml.load(value, _UniqueKeys) if isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ParamsError(f"the value {quoted(value, 100)} of {leaf} cannot be read as YAML: {error}") from None
+    given[leaf] = value
 
 
 def _refuse_shadowed(params: Params, overrides: Mapping[str, Any]) -> None:

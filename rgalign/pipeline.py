@@ -8,7 +8,7 @@ this execution is there, every code cell has run, and none shows an error.
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import Any
 
 import pandas as pd
 
-from rgalign import artifacts, locks
+from rgalign import artifacts, locks, notebook_files
+from rgalign.data.sizes import size_of
 from rgalign.kernels import Kernels
 from rgalign.params import ROOT, Params
 from rgalign.plan import STAGES, Stage, needed
-from rgalign.stages import reason_to_run
+from rgalign.stages import PARAMETERS, reason_to_run
 
 START = 600  # seconds at most for a kernel and what it imports, on a busy machine
 BROKEN_OFF = "was broken off before its notebook was written"
@@ -54,13 +55,16 @@ def stage_named(name: str) -> Stage:
     raise StageFailed(f"there is no stage {name}; stages: {', '.join(STAGES)}")
 
 
-def refuse_missing(stages: list[Stage], params: Params) -> None:
-    """Raises StageFailed that lists the notebooks which are needed and not there, before an earlier one has run."""
+def refuse_unfit(stages: list[Stage], params: Params, parameters: Collection[str] = PARAMETERS) -> None:
+    """Raises StageFailed that lists the notebooks which are needed and not there, or which papermill would run with
+    other parameters than these (notebook_files.faults), before a kernel starts."""
     names = [f"notebooks/{stage.name}.ipynb" for stage in stages if needed(stage, params)]
     if missing := [name for name in names if not (ROOT / name).is_file()]:
         raise StageFailed(
             f"{ROOT} lacks {', '.join(missing)}; nothing was run. A whole set of notebooks: python -m rgalign new DIR"
         )
+    if wrong := [f"  {name}  {fault}" for name in names for fault in notebook_files.faults(ROOT / name, parameters)]:
+        raise StageFailed("\n".join(["notebooks that cannot be run; nothing was:", *wrong]))
 
 
 def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.DataFrame:
@@ -99,6 +103,7 @@ def execute(
     kernels      of a caller who runs other stages after these; None: kernels of this call's own
     What a killed run left unfinished beside its artifacts is removed first.
     """
+    refuse_unfit(stages, params, parameters)
     command = f"python -m rgalign run {parameters.get('params_file', '')}".strip()
     own = Kernels(ROOT) if kernels is None else nullcontext(kernels)
     with locks.locked(run, command), own as started:
@@ -160,6 +165,7 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any], a_kernel
                         parameters=parameters,
                         cwd=ROOT,
                         kernel_name="python3",
+                        language="python",  # which not every editor leaves in the file
                         km=kernel,
                         start_timeout=START,
                         log_output=True,
@@ -249,6 +255,7 @@ def estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
     """Seconds the stage took last time, by these manifest entries, else a rough figure from the size of the data."""
     if stage.name in entries:
         return entries[stage.name]["seconds"]
-    sessions = params.data.world.sessions if params.data.source == "shopworld" else 20_000
     fixed, per_thousand = stage.seconds
-    return round(fixed + per_thousand * sessions / 1000)
+    if not per_thousand:
+        return round(fixed)
+    return round(fixed + per_thousand * size_of(params.data).sessions / 1000)

@@ -11,10 +11,11 @@ from torch import nn
 
 from rgalign.data import candidates, shards
 from rgalign.data.encode import IMPRESSION_COLUMNS, encode_intents, encode_lists, session_columns
-from rgalign.data.faults import count_rows, quote
+from rgalign.data.faults import Report, count_rows
 from rgalign.data.features import FeatureSpace
+from rgalign.data.gate import judged
 from rgalign.data.lists import Intents, Lists, with_queries, with_texts
-from rgalign.data.schema import REQUIRED, as_types, to_frame
+from rgalign.data.schema import REQUIRED
 from rgalign.data.vectors import Vectors
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
@@ -73,6 +74,11 @@ class Ranking:
         """The columns of `sessions` that the ranker reads, session_id and features."""
         return tuple(name for name in session_columns(self.space) if name != "user_id")
 
+    @property
+    def seen(self) -> dict[str, tuple[str, ...]]:
+        """Categorical column -> the values that training knew."""
+        return {field.name: field.values for field in self.space.fields if field.kind == "categorical"}
+
     def lists(self, sessions: pd.DataFrame, vectors: Vectors | None) -> Lists:
         """Sessions, encoded, with their vectors where the ranker reads them; they were shown nothing yet."""
         known = sessions[list(self.columns)].assign(user_id="")  # a ranker reads no user id
@@ -122,30 +128,22 @@ class Ranking:
         return replace(self, kb=kb, intents=with_texts(encode_intents(self.space, kb), texts), correction=correction)
 
 
+def refuse(report: Report, what: str) -> None:
+    """Raises ScoreError with every fault of the report."""
+    if report.faults:
+        raise ScoreError("\n".join([f"{what}:", *(f"  {where}  {fault}" for where, fault in report.faults)]))
+
+
 def checked_intents(more: pd.DataFrame, kb: pd.DataFrame) -> pd.DataFrame:
     """New intents in intents.parquet's columns and types; description, category and valid_from may be missing.
 
-    Raises ScoreError with every fault: columns, empty or doubled ids, ids that the KB has, empty titles.
+    Raises ScoreError with every fault: those that `check` finds in intents.parquet, and ids that the KB has.
     """
-    faults = [f"no column {quote(name)}" for name in ("intent_id", "title") if name not in more]
-    if not len(more):
-        faults.append("no intent: expected at least one row")
-    try:
-        given = {
-            name: pa.array(more[name], from_pandas=True) if name in more else pa.nulls(len(more), kind)
-            for name, kind in INTENT_TYPES.items()
-        }
-        frame = to_frame(as_types(pa.table(given), "intents", {}))
-    except pa.ArrowException as error:
-        raise ScoreError(f"these intents cannot be read: {str(error).splitlines()[0]}") from None
-    ids = frame["intent_id"]
-    for name in ("intent_id", "title"):
-        if (empty := frame[name].isna() | (frame[name] == "")).any() and name in more:
-            faults.append(f"{name}: {count_rows(empty.to_numpy(), 'is empty')}")
-    if (twice := ids.duplicated() & ids.notna()).any():
-        faults.append(f"intent_id: {count_rows(twice.to_numpy(), 'is there twice')}")
-    if (known := ids.isin(kb["intent_id"])).any():
-        faults.append(f"intent_id: {count_rows(known.to_numpy(), 'is in the knowledge base already')}")
-    if faults:
-        raise ScoreError("these intents cannot be added:\n" + "\n".join(f"  {fault}" for fault in faults))
-    return frame
+    report, frame = judged(more, "intents", ("intent_id", "title"), kinds={})
+    ids = more["intent_id"] if isinstance(more, pd.DataFrame) and list(more.columns).count("intent_id") == 1 else []
+    known = np.isin([str(one) for one in ids], kb["intent_id"].astype(str))
+    if known.any():
+        report.fault("intents.intent_id", count_rows(known, "is in the knowledge base already"))
+    refuse(report, "these intents cannot be added")
+    missing = {name: pd.array([None] * len(frame), dtype=pd.ArrowDtype(kind)) for name, kind in INTENT_TYPES.items()}
+    return frame.assign(**{name: empty for name, empty in missing.items() if name not in frame})[list(INTENT_TYPES)]

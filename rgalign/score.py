@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from rgalign.alignment.context import load_step
 from rgalign.artifacts import ArtifactError
 from rgalign.data import vectors as stored
-from rgalign.data.faults import count_rows, nearest, quote
+from rgalign.data.faults import nearest
+from rgalign.data.gate import judged
 from rgalign.data.prompts import Prompter
-from rgalign.data.schema import YAML_FILE, as_types, is_text, read_yaml, to_frame
+from rgalign.data.schema import YAML_FILE, as_types, read_yaml, to_frame
 from rgalign.data.vectors import Vectors
 from rgalign.params import ROOT, Params, load_run
-from rgalign.ranking import Ranking, ScoreError, checked_intents
+from rgalign.ranking import Ranking, ScoreError, checked_intents, refuse
 from rgalign.reasoner import settings, source
 from rgalign.reasoner.build import Recipe
 from rgalign.reasoner.embed import embed
@@ -127,42 +127,11 @@ class Scorer:
 
         once  a session may not come twice
         """
-        needed = list(dict.fromkeys(["session_id", *features]))
-        faults = [
-            f"no column {quote(name)}{nearest(name, [c for c in sessions.columns if c not in needed])}"
-            for name in needed
-            if name not in sessions
-        ]
-        if not len(sessions):
-            faults.append("no session: expected at least one row")
-        if "session_id" in sessions and (missing := sessions["session_id"].isna()).any():
-            faults.append(f"session_id: {count_rows(missing, 'is empty')}")
-        if once and "session_id" in sessions and (twice := sessions["session_id"].dropna().duplicated()).any():
-            faults.append(f"session_id: {count_rows(twice, 'is there twice')}")
-        needed += ["timestamp"] if "timestamp" in sessions else []
-        if twice := sorted(set(sessions.columns[sessions.columns.duplicated()])):
-            told = ", ".join(map(quote, twice))
-            raise ScoreError(f"these sessions cannot be scored:\n  {told}: more than one column of that name")
-        columns = {}
-        for name in [name for name in needed if name in sessions and len(sessions)]:
-            try:
-                values = pa.array(sessions[name], from_pandas=True)
-                if values.null_count == len(values):
-                    values = pa.nulls(len(values))  # whatever type an empty column was given
-                column = as_types(pa.table({name: values}), "sessions", dict(self.kinds))[name]
-                columns[name] = _as_numbers(column) if self.kinds.get(name) == "numeric" else column
-            except pa.ArrowException as error:
-                kind = "a time" if name == "timestamp" else self.kinds.get(name, "categorical")
-                faults.append(f"{name} cannot be read as {kind}: {str(error).splitlines()[0]}")
-        if faults:
-            raise ScoreError("these sessions cannot be scored:\n" + "\n".join(f"  {fault}" for fault in faults))
-        return to_frame(pa.table(columns))
-
-
-def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A numeric column in its own width; words that are numbers become floats. Raises ArrowException for others."""
-    numbers = column.cast(pa.float64(), safe=False)
-    return numbers if is_text(column.type) else column
+        seen = {} if self.ranking is None else self.ranking.seen
+        needed = ["session_id", *features]
+        report, frame = judged(sessions, "sessions", needed, kinds=self.kinds, repeats=not once, seen=seen)
+        refuse(report, "these sessions cannot be scored")
+        return frame
 
 
 def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None = None, device: str = "auto") -> Scorer:

@@ -4,7 +4,6 @@ A notebook opens its stage, reads and writes through it, and closes it with `fin
 was declared is there and writes the manifest entry. The same door serves JupyterLab, papermill and the pipeline.
 """
 
-import ast
 import datetime
 import difflib
 import shutil
@@ -20,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
-from rgalign import artifacts, locks, outside, provenance
+from rgalign import artifacts, locks, notebook_files, outside, provenance
 from rgalign.artifacts import ArtifactError
 from rgalign.params import Params, dump, load
 from rgalign.plan import STAGES, Stage, maker, needed, reads_of, stage_params
@@ -260,17 +259,25 @@ def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> di
 
 
 def _refuse_unknown_parameters() -> None:
-    """papermill only warns of a misspelt `-p` name and runs with the default; here it is an error."""
+    """papermill by hand only warns of a misspelt `-p` name, and of a `parameters` tag that was lost, and runs with the
+    cell's defaults; here both are errors."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     cells = shell.user_ns.get("In", []) if shell else []
-    for source in cells:
+    for place, source in enumerate(cells):
         if not source.startswith("# Parameters"):  # the line papermill puts on top of what it injects
             continue
-        given = [t.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
-        for name in given:
-            if name not in PARAMETERS:
-                near = difflib.get_close_matches(name, PARAMETERS, 1) or [", ".join(PARAMETERS)]
-                raise ArtifactError(f"{name} is not a parameter of this notebook; did you mean {near[0]}?")
+        given = notebook_files.assigned(source)
+        for name in sorted(given - set(PARAMETERS)):
+            near = difflib.get_close_matches(name, PARAMETERS, 1) or [", ".join(PARAMETERS)]
+            raise ArtifactError(f"{name} is not a parameter of this notebook; did you mean {near[0]}?")
+        before, after = (
+            set().union(*map(notebook_files.assigned, part)) for part in (cells[:place], cells[place + 1 :])
+        )
+        if lost := sorted((given & after) - before):
+            raise ArtifactError(
+                f"the notebook assigns {', '.join(lost)} below what papermill was given, which then has no effect: tag "
+                "the cell that assigns it `parameters` again"
+            )
 
 
 def _pin_threads(threads: int) -> None:

@@ -91,7 +91,7 @@ def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: 
     if params.data.path:
         artifacts.data_path(params.data.path)
     machine.refuse(params)
-    changed = [f"{key.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+]+', '_', str(v))}" for key, v in overrides.items()]
+    changed = [f"{key.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+]+', '_', _text(v))}" for key, v in overrides.items()]
     run = Run(out / "-".join([path.stem, *changed, f"s{seed}"]), artifacts.portable(path), own, params)
     was = before.get(run.folder.name)
     if was is not None and (was["params_file"], was["overrides"]) != (run.params_file, dict(overrides)):
@@ -99,6 +99,11 @@ def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: 
             f"{run.folder.name} was made with {was['params_file']} {was['overrides'] or ''} before; give another --out"
         )
     return run
+
+
+def _text(value: Any) -> str:
+    """An override's value as a run's name has it: what was written on the command line, or near it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def notes(runs: Sequence[Run]) -> list[str]:

@@ -42,7 +42,7 @@ def run(tmp_path):
     """A run directory in which stage 01 has ended; `reasoner.features` and `data.features.drop` are set."""
     run = tmp_path / "run"
     write_raw(run / "tables/dataset", good_tables(), good_meta())
-    overrides = {"reasoner.features": "[note, amount]", "data.features.drop": "[amount]"}
+    overrides = {"reasoner.features": ["note", "amount"], "data.features.drop": ["amount"]}
     write_text(run / "params.yaml", dump(load("params/smoke.yaml", overrides)))
     record_stage(
         run, "01_data", {"params": {}, "code": {}, "inputs": {}, "outputs": {}, "seconds": 1, "peak_memory_mb": 1}

@@ -112,3 +112,29 @@ def test_keys_and_commands_that_the_prose_names_exist():
     assert named <= set(leaves), named - set(leaves)
     for path in re.findall(r"`(params/[\w.-]+\.yaml)`", text):
         assert path == "params/library.yaml" or (ROOT / path).is_file(), path
+
+
+def test_sampled_negatives_of_the_page_exist_when_they_are_drawn(followed, tmp_path):
+    """The block of section 7 over intents of which two come late: none of them stands in an earlier list."""
+    folder, _ = followed
+    log = pd.read_csv(folder / "clicks.csv", parse_dates=["time"], dtype={"visit": str, "member": str})
+    intents = pd.read_parquet(folder / "data/library/intents.parquet")
+    late = log.time.quantile(0.6)
+    intents["valid_from"] = [late if row < 2 else None for row in range(len(intents))]
+    log = log[(log.time >= late) | ~log.answer.isin(intents.title[:2])]
+    sessions = pd.read_parquet(folder / "data/library/sessions.parquet")
+    (text,) = [text for language, text in blocks() if language == "python" and "draw_lists" in text]
+    with contextlib.chdir(tmp_path):
+        variables = {
+            "log": log,
+            "intents": intents,
+            "sessions": sessions,
+            "columns": list(sessions),
+            "pd": pd,
+            "Path": Path,
+        }
+        exec(text, variables)
+    rows = variables["rows"].merge(sessions[["session_id", "timestamp"]], on="session_id")
+    shown = rows[rows.intent_id.isin(intents.intent_id[:2])]
+    assert len(shown) > 50
+    assert (shown.timestamp >= late).all()

@@ -80,6 +80,7 @@ FLOORS = tuple(
         "locks",
         "outside",
         "provenance",
+        "notebook_files",
         "seeding",
         "parallel",
         "processes",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -131,8 +132,10 @@ def test_a_file_says_only_what_it_changes_of_its_base(tmp_path):
         ("base: ../params/quikstart.yaml", r"which is not there; did you mean \.\./params/quickstart\.yaml"),
         ("base: [1]", "which is not there: expected a params file"),
         ("base:", "which is not there"),
-        ("base: mine.yaml", "which has one itself"),  # a circle is one too
-        ("base: ../params/derived.yaml", r"has one itself \(quickstart\.yaml\)"),
+        ("base: mine.yaml", r"bases that go in a circle: mine\.yaml -> mine\.yaml"),
+        ("base: ../params/round.yaml", r"in a circle: mine\.yaml -> round\.yaml -> about\.yaml -> round\.yaml"),
+        ("base: ../params/far0.yaml", r"more than 8 bases in a chain: mine\.yaml -> far0\.yaml"),
+        ("base: ../params/lost.yaml", r"lost\.yaml has the base 'quikstart\.yaml', .*did you mean quickstart\.yaml"),
         ("base: ../params/list.yaml", "list.yaml holds a list"),
         ("base: ../params/quickstart.yaml\nrun: {sed: 1}", r"mine\.yaml fails 1 check.*\n.*did you mean run\.seed"),
     ],
@@ -140,10 +143,55 @@ def test_a_file_says_only_what_it_changes_of_its_base(tmp_path):
 def test_a_base_that_will_not_do_is_named(tmp_path, text, words):
     for folder in ("params", "own"):
         (tmp_path / folder).mkdir()
-    for name, said in (("quickstart", "run: {seed: 1}"), ("derived", "base: quickstart.yaml"), ("list", "- 1")):
+    files = {"quickstart": "run: {seed: 1}", "list": "- 1", "round": "base: about.yaml", "about": "base: round.yaml"}
+    files |= {f"far{number}": f"base: far{number + 1}.yaml" for number in range(8)} | {"far8": "run: {seed: 1}"}
+    for name, said in (files | {"lost": "base: quikstart.yaml"}).items():
         (tmp_path / "params" / f"{name}.yaml").write_text(said)
     with pytest.raises(ParamsError, match=words):
         load(params_file(tmp_path / "own", text))
+
+
+def test_a_base_may_have_a_base(tmp_path):
+    """Through three folders; the nearest file has the last word, and each name is seen from its own file."""
+    said = {
+        "mine.yaml": "base: a/one.yaml\nranker: {epochs: 1}",
+        "a/one.yaml": "base: ../b/two.yaml\nranker: {epochs: 2, dim: 2}",
+        "b/two.yaml": "base: three.yaml\nranker: {epochs: 3, dim: 3, experts: 3}\nrun: {seed: 3}",
+        "b/three.yaml": "ranker: {seeds: [9]}\nrun: {seed: 4}",
+    }
+    for name, text in said.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = load(tmp_path / "mine.yaml")
+    ranker = found.ranker
+    assert (ranker.epochs, ranker.dim, ranker.experts, ranker.seeds, found.run.seed) == (1, 2, 3, (9,), 3)
+
+
+BELOW = """
+ranker: {epochs: 7, tuned: {two_tower: {dim: 4}, qe_rec: {dim: 8, epochs: 2}}}
+data: {features: {min_count: 5}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("above", "tuned", "rest"),
+    [
+        ("ranker: {tuned: {}}", {}, (7, 5)),
+        ("ranker: {tuned: {qe_rec: {}}}", {"two_tower": {"dim": 4}, "qe_rec": {}}, (7, 5)),
+        ("ranker: {tuned: {qe_rec: {dim: 1}}}", {"two_tower": {"dim": 4}, "qe_rec": {"dim": 1, "epochs": 2}}, (7, 5)),
+        ("ranker: {}", {}, (60, 5)),
+        ("ranker:", {"two_tower": {"dim": 4}, "qe_rec": {"dim": 8, "epochs": 2}}, (7, 5)),
+        ("data: {features: {}}\nranker:\n", {"two_tower": {"dim": 4}, "qe_rec": {"dim": 8, "epochs": 2}}, (7, 2)),
+    ],
+)
+def test_an_empty_mapping_empties_what_the_base_has_there(tmp_path, above, tuned, rest):
+    """At any depth of files between; what is said of nothing else stays, and an empty section says nothing."""
+    (tmp_path / "low.yaml").write_text(BELOW)
+    (tmp_path / "between.yaml").write_text("base: low.yaml\nrun: {seed: 1}")
+    for base in ("low", "between"):
+        found = load(params_file(tmp_path, f"base: {base}.yaml\n{above}"))
+        assert found.model_dump()["ranker"]["tuned"] == tuned
+        assert (found.ranker.epochs, found.data.features.min_count) == rest
 
 
 def test_a_missing_file_names_the_nearest_shipped_one():
@@ -152,15 +200,67 @@ def test_a_missing_file_names_the_nearest_shipped_one():
 
 
 def test_overrides_and_the_file_go_through_the_same_door():
-    params = load("params/smoke.yaml", {"ranker.seeds": "[7, 8]", "data.world.distance": 1})
+    params = load("params/smoke.yaml", {"ranker.seeds": [7, 8], "data.world.distance": 1})
     assert params.ranker.seeds == (7, 8)
     assert params.data.world.distance == 1
-    with pytest.raises(ParamsError, match="key=value"):
-        parse_assignments(["ranker.seeds"])
+
+
+LIKE_YAML = ["Write question #1 of the customer", "Note: write one", "yes", "[INST] ask [/INST]", "2025-03-01", "- ask"]
+LIKE_YAML += [
+    "'quoted'",
+    "null",
+    "~",
+    "12",
+    "1e5",
+    "0x1F",
+    "ask\none",
+    "{}",
+    "[1, 2]",
+    "a: b",
+    "!!int 3",
+    "&a",
+    "*a",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", LIKE_YAML)
+def test_a_python_string_given_as_an_override_stays_itself(text, tmp_path):
+    """In every field that holds text, and in the run's own params.yaml, which is YAML."""
+    given = {"reasoner.instruction": text, "run.warm_start": text, "data.features.drop": [text]}
+    params = load("params/smoke.yaml", given)
+    assert (params.reasoner.instruction, params.run.warm_start, params.data.features.drop) == (text, text, (text,))
+    assert load(params_file(tmp_path, dump(params))) == params
+
+
+@given(text=st.text(max_size=20))
+def test_no_python_string_goes_through_yaml(text):
+    assert load("params/smoke.yaml", {"reasoner.instruction": text}).reasoner.instruction == text
+
+
+def test_text_for_a_number_is_judged_by_the_schema_alone():
+    """`1e-5` is a number in every field of one ; no list, mapping, bool or int is made of text."""
+    assert load("params/smoke.yaml", {"ranker.learning_rate": "1e-5"}).ranker.learning_rate == 1e-5
+    wrong = {"ranker.seeds": "[0, 1]", "alignment.sft.use": "true", "ranker.epochs": "3", "ranker.tuned": "{}"}
+    for key, text in wrong.items():
+        with pytest.raises(ParamsError, match=rf"{key} .*found '{re.escape(text)}'"):
+            load("params/smoke.yaml", {key: text})
+
+
+def test_text_of_the_command_line_is_yaml_and_all_its_faults_are_told():
+    said = ["ranker.seeds=[7, 8]", "data.seed=null", "reasoner.instruction='#1 = one'", "run.warm_start=a=b"]
+    found = parse_assignments([*said, "ranker.tuned={}"])
+    assert found == dict(zip(("ranker.seeds", "data.seed", "reasoner.instruction", "run.warm_start", "ranker.tuned"),
+                             ([7, 8], None, "#1 = one", "a=b", {}), strict=True))  # fmt: skip
+    with pytest.raises(ParamsError) as error:
+        parse_assignments(["ranker.seeds", "a.b=[1", "c.d={x: 1, x: 2}"])
+    assert "key=value, found: 'ranker.seeds'" in str(error.value)
+    assert "the value '[1' of a.b cannot be read as YAML" in str(error.value)
+    assert "the key x stands twice" in str(error.value)
 
 
 def test_seeds_derive_from_the_run_unless_they_are_set():
-    derived = load("params/cfpb2014.yaml", {"run.seed": 3, "reasoner.others": "[{}, {seed: 9}, {}]"})
+    derived = load("params/cfpb2014.yaml", {"run.seed": 3, "reasoner.others": [{}, {"seed": 9}, {}]})
     assert (derived.data.seed, derived.ranker.seeds, derived.reasoner.seed) == (3, (3000, 3001, 3002), 3)
     assert [other.seed for other in derived.reasoner.others] == [4, 9, 10]
     assert load("params/quickstart.yaml", {"run.seed": 3, "data.seed": 9}).data.seed == 9
@@ -169,7 +269,7 @@ def test_seeds_derive_from_the_run_unless_they_are_set():
 def test_an_override_that_a_tuned_value_would_overrule_is_refused():
     with pytest.raises(ParamsError, match=r"ranker\.dropout has no effect beside ranker\.tuned\.two_tower\.dropout"):
         load("params/cfpb2014.yaml", {"ranker.dropout": 0})
-    assert load("params/cfpb2014.yaml", {"ranker.dropout": 0, "ranker.tuned": "{}"}).ranker.dropout == 0
+    assert load("params/cfpb2014.yaml", {"ranker.dropout": 0, "ranker.tuned": {}}).ranker.dropout == 0
     own = load("params/cfpb2014.yaml", {"ranker.tuned.two_tower.dropout": 0}).ranker.settings()
     assert (own["two_tower"]["dropout"], own["two_tower_text"]["dropout"]) == (0, 0.5)
 

@@ -13,7 +13,7 @@ from rgalign import artifacts
 from rgalign.params import ROOT
 
 TINY = {"data.world.sessions": 500, "data.world.transcripts": 50, "ranker.epochs": 3, "evaluation.bootstrap": 100}
-TINY |= {"ranker.seeds": "[0]", "run.workers": 1, "reasoner.queries.sessions": 50}
+TINY |= {"ranker.seeds": [0], "run.workers": 1, "reasoner.queries.sessions": 50}
 TINY |= {"alignment.sft.epochs": 20, "alignment.dpo.epochs": 20, "alignment.cl.epochs": 20, "alignment.dpo.looks": 2}
 TINY |= {"alignment.loop.look_sessions": 40, "alignment.reward.compared": "false"}
 KILLS = {  # stage -> what is there while it trains

@@ -226,17 +226,29 @@ def test_the_ablations_share_all_that_comes_before_what_they_change(tmp_path):
 
 
 def test_what_set_changes_stands_in_the_runs_name_so_that_none_is_overwritten(files, executed, tmp_path):
-    runs = sweep.runs_of(files[:1], "1", {"data.world.distance": "0.25"}, tmp_path)
+    runs = sweep.runs_of(files[:1], "1", {"data.world.distance": 0.25}, tmp_path)
     assert runs[0].folder.name == "a-distance=0.25-s0"
     assert runs[0].params.data.world.distance == 0.25
-    assert runs[0].parameters["overrides"] == {"data.world.distance": "0.25", "run.seed": 0}
+    assert runs[0].parameters["overrides"] == {"data.world.distance": 0.25, "run.seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(None, "seed=null"), (7, "seed=7"), ([7, 8], "seeds=_7_8_"), ("#1 of", "instruction=_1_of"), (True, "use=true")],
+)
+def test_a_runs_name_has_the_value_as_it_is_written_on_the_command_line(value, name, tmp_path):
+    keys = {"seed": "data.seed", "seeds": "ranker.seeds", "instruction": "reasoner.instruction"}
+    key = keys.get(name.split("=")[0], "alignment.sft.use")
+    (run,) = sweep.runs_of([str(SMOKE)], "1,", {key: value}, tmp_path)
+    assert run.folder.name == f"smoke-{name}-s1"
+    assert json.loads(json.dumps(run.parameters)) == run.parameters
 
 
 def test_a_seed_that_a_params_file_fixes_is_noted(files, tmp_path):
     assert not sweep.notes(sweep.runs_of(files, "2", {}, tmp_path))
-    (note,) = sweep.notes(sweep.runs_of(files[:1], "2", {"data.seed": "3"}, tmp_path))
+    (note,) = sweep.notes(sweep.runs_of(files[:1], "2", {"data.seed": 3}, tmp_path))
     assert "the same world; --set data.seed=null frees it" in note
-    assert not sweep.notes(sweep.runs_of(["params/study.yaml"], "2", {"data.seed": "null"}, tmp_path))
+    assert not sweep.notes(sweep.runs_of(["params/study.yaml"], "2", {"data.seed": None}, tmp_path))
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("5,6,8", [5, 6, 8]), ("5,", [5])])
@@ -276,7 +288,7 @@ def test_notebook_90_runs_at_the_end_over_what_has_finished(files, executed, tmp
 
     def study_fails(run, stages, parameters, params, forced):
         assert (run, stages[0].name, forced) == (tmp_path / "out", "90_ablation", True)
-        assert parameters["overrides"] == {"evaluation.bootstrap": "100"}
+        assert parameters["overrides"] == {"evaluation.bootstrap": 100}
         raise pipeline.StageFailed("notebooks/90_ablation.ipynb failed")
 
     monkeypatch.setattr(pipeline, "execute", study_fails)

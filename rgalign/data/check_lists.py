@@ -11,11 +11,14 @@ from rgalign.data.faults import Report, count_rows, count_values, quote
 from rgalign.data.parquet import regrouped
 from rgalign.data.schema import PROBABILITIES, REQUIRED, SPLITS, STRING, TIME, as_type, is_empty
 from rgalign.data.source import READ_ERRORS, Source
+from rgalign.rooms import Experiment
 
 ROWS_AT_ONCE = 2**22  # impressions whose strings are in memory together
 DISTRIBUTIONS = [column for column, kind in REQUIRED["truth"].items() if kind == PROBABILITIES]
 LISTS_AT_ONCE = 2**14  # of truth's, each as long as the knowledge base
 MAX_POSITIONS = 2**15
+CLIP = Experiment().clip  # of a run whose params do not say another
+SURPRISE = 4  # standard deviations of a Poisson count, and rows, beyond which rare propensities are too many [C]
 SUM_TOLERANCE = 1e-3  # of a posterior stored in 32 bits
 
 
@@ -33,6 +36,7 @@ def check_impressions(report: Report, source: Source) -> None:
     if propensity is not None:
         wrong = ~((propensity > 0) & (propensity <= 1)) & ~np.isnan(propensity)
         _check_range(report, "propensity", propensity, wrong, "expected a probability, above 0 and at most 1")
+        _note_rare(report, propensity, len(source.ids.get("intents", ())))
     if session is None or "sessions" not in source.ids:
         return
     source.shown = np.bincount(session[session >= 0], minlength=len(source.ids["sessions"]))
@@ -97,6 +101,25 @@ def _check_range(report: Report, column: str, values: np.ndarray, wrong: np.ndar
         found = ", ".join(quote(value) for value in np.unique(values[wrong])[:3])
         what = count_rows(wrong, f"has the value {found}")
         report.fault(f"impressions.{column}", f"{what}; {expected}")
+
+
+def _note_rare(report: Report, propensity: np.ndarray, intents: int) -> None:
+    """Propensities whose weights are clipped, and whether there are more of them than right ones can be.
+
+    A slot shows an intent of a propensity below `least` with a probability of at most intents * least: their sum.
+    """
+    least = 1 / CLIP
+    rare = (propensity > 0) & (propensity < least)
+    if not rare.any():
+        return
+    share, possible = rare.mean(), min(1, intents * least)
+    what = f"{count_rows(rare, f'is below {least:g}')}, {share:.2%} of all: evaluation.experiment.clip makes their "
+    what += f"weights in off-policy estimates {CLIP:g}"
+    if intents and rare.sum() > len(rare) * possible + SURPRISE * np.sqrt(len(rare) * possible) + SURPRISE:
+        what += (
+            f"; with {intents:,} intents at most {possible:.2%} can be so rare: is it P(this intent at this position)?"
+        )
+    report.note("impressions.propensity", what)
 
 
 def _check_doubles(report: Report, source: Source, session: np.ndarray, intent: np.ndarray) -> None:

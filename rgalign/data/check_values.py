@@ -18,7 +18,9 @@ from rgalign.data.schema import SPLITS, STRING, TIME, YAML_FILE, as_type, is_emp
 from rgalign.data.source import Source
 
 TIMES = ("sessions.timestamp", "intents.valid_from")
-YEARS = (1900, 2200)  # the first that can be, and the first that cannot
+YEARS = (1900, 2100)  # the first that can be, and the first that cannot: no log and no date of a KB lies there [C]
+NO_YEAR = 1970  # where numbers since 1970 end that were read in another unit than theirs; no chat is as old
+SHORT = np.timedelta64(60, "s")  # a log of a minute: a note
 EXACT = 2**53  # whole numbers up to here are floats
 NEVER_EMPTY = {
     "intents.intent_id": "every intent needs an id",
@@ -39,7 +41,7 @@ def check_values(report: Report, source: Source) -> None:
             if table != "impressions" and (table != "truth" or column not in check_lists.DISTRIBUTIONS):
                 values = source.load(report, table, column)
                 if values is not None:
-                    _check_column(report, source, table, column, values)
+                    check_column(report, source, table, column, values)
     _check_zones(report, source)
     _check_times(report, source)
     _check_users(report, source)
@@ -47,8 +49,13 @@ def check_values(report: Report, source: Source) -> None:
     check_lists.check_others(report, source)
 
 
-def _check_column(report: Report, source: Source, table: str, column: str, values: pa.ChunkedArray) -> None:
-    """One column on its own: empty values, doubled keys, infinities, nulls inside lists."""
+def check_column(
+    report: Report, source: Source, table: str, column: str, values: pa.ChunkedArray, *, repeats: bool = False
+) -> None:
+    """One column on its own: empty values, doubled keys, infinities, nulls inside lists.
+
+    repeats  an id may come twice
+    """
     where = f"{table}.{column}"
     empty, blank = is_empty(values), is_blank(values)
     if where in NEVER_EMPTY and blank is not None:
@@ -57,7 +64,7 @@ def _check_column(report: Report, source: Source, table: str, column: str, value
         report.fault(where, f"{count_rows(empty, 'is empty')}; {NEVER_EMPTY[where]}")
     if where in ("intents.intent_id", "sessions.session_id") and len(values):
         source.ids[table] = as_type(values, STRING).combine_chunks()
-    if where in ("intents.intent_id", "sessions.session_id", "truth.session_id"):
+    if not repeats and where in ("intents.intent_id", "sessions.session_id", "truth.session_id"):
         keys = pd.Series(as_type(values, STRING).to_pandas(types_mapper=pd.ArrowDtype))
         again = (keys.duplicated() & ~np.asarray(empty)).to_numpy(dtype=bool)
         if again.any():
@@ -82,20 +89,27 @@ def _check_column(report: Report, source: Source, table: str, column: str, value
 
 
 def _outside(report: Report, where: str, values: pa.ChunkedArray) -> bool:
-    """Whether times lie outside all calendars in use, a fault: seconds taken for milliseconds end there."""
+    """Whether times lie where none can, a fault: numbers that were read in another unit than theirs end there."""
     if pa.types.is_null(values.type):
         return False
     if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("s" if pa.types.is_date32(values.type) else "ms"))
-    units = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[values.type.unit]
-    low, high = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * units for year in YEARS)
+    unit = values.type.unit
+    units = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    low, high, first, after = (
+        int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * units for year in (*YEARS, NO_YEAR, NO_YEAR + 1)
+    )
     since = values.cast(pa.int64())  # before anything is turned into microseconds, where it could wrap round
     wrong = pc.fill_null(pc.or_(pc.less(since, low), pc.greater_equal(since, high)), False)
-    if not pc.any(wrong).as_py():
-        return False
-    what = count_rows(wrong, f"lies outside the years {YEARS[0]} to {YEARS[1] - 1}")
-    report.fault(where, f"{what}; is it in {values.type.unit}? Leave unknown times empty")
-    return True
+    early = pc.fill_null(pc.and_(pc.greater_equal(since, first), pc.less(since, after)), False)
+    if pc.any(wrong).as_py():
+        what = count_rows(wrong, f"lies outside the years {YEARS[0]} to {YEARS[1] - 1}")
+        report.fault(where, f"{what}; is it in {unit}? Leave unknown times empty")
+    if pc.any(early).as_py():
+        what = count_rows(early, f"lies in {NO_YEAR}")
+        mend = 'numbers since 1970 were read without their unit: pd.to_datetime(.., unit="s"), or "ms"'
+        report.fault(where, f"{what}; {mend}. Leave unknown times empty")
+    return bool(pc.any(wrong).as_py() or pc.any(early).as_py())
 
 
 def _note_inexact(report: Report, where: str, values: pa.ChunkedArray) -> None:
@@ -155,12 +169,21 @@ def _check_times(report: Report, source: Source) -> None:
     elif missing.any() and _some_intents_are_late(report, source):
         report.note("sessions.timestamp", f"{count_rows(missing, 'is empty')}: valid_from cannot be checked there")
     moments = time.to_numpy()
+    _note_short(report, moments[~missing])
     steps = np.diff(moments[~missing])
     if (steps < np.timedelta64(0)).any():
         back = (steps < np.timedelta64(0)).sum()
         report.note("sessions.timestamp", f"rows are not in the order of time: it steps back {back:,} times")
     if known == "published":
         _check_order_of_parts(report, source.parts, moments)
+
+
+def _note_short(report: Report, moments: np.ndarray) -> None:
+    """All sessions within a minute, or at one moment: times that lost their unit, or the time of an export."""
+    if len(moments) > 1 and (span := moments.max() - moments.min()) < SHORT:
+        seconds = span / np.timedelta64(1, "s")
+        what = f"all {len(moments):,} times lie within {seconds:.3g} seconds of {moments.min().astype('datetime64[s]')}"
+        report.note("sessions.timestamp", f"{what}: is their unit right?")
 
 
 def _check_users(report: Report, source: Source) -> None:

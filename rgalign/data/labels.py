@@ -6,6 +6,7 @@ labels = read_sheet("to_label.csv", sessions, intents)
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ MADE_FOR = "sessions_sha256"  # column of a run's labels: which sessions they ar
 KB_COLUMNS = ("intent_id", "title", "description", "category")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that begins so
 DELIMITERS = (",", ";", "\t")  # spreadsheet programs save with their country's
+SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n|$)', re.I)  # a first line of Excel's own: the delimiter, no row
+BYTE_ORDER = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # Excel's "Unicode text"
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 LONGEST_VALUE = 1_000  # characters of one feature that the sheet shows: more than anybody reads [C]
 LONGEST_CELL = 16_000  # characters; Excel holds 32,767 UTF-16 units a cell, and an emoji takes two
@@ -74,15 +77,21 @@ def export_sheet(
 def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) -> pd.DataFrame:
     """The labels of a filled sheet: session_id, intent_id, in its order; rows without an intent are not labelled.
 
+    Read as spreadsheet programs save it: comma, semicolon or tab, with a `sep=` line or without, in UTF-8 or UTF-16.
     Raises LabelError with every fault at once: columns missing, sessions that are unknown or labelled twice, intents
-    that the KB does not have (with the nearest that it has); or with the line at which the file is no CSV.
+    that the KB does not have (with the nearest that it has), rows that have more cells than the header or are a part of
+    one; or with the line at which the file is no CSV. Rows are numbered as a spreadsheet numbers them.
     """
     path = Path(path)
-    sheet = _read(path)
+    sheet, faults = _read(path)
     known = {kind: _as_shown(ids) for kind, ids in (("session", sessions.session_id), ("intent", intents.intent_id))}
-    given = sheet[sheet.intent_id != ""]
+    parts = sheet.short & ~sheet.session_id.isin(known["session"])
+    for row in sheet.index[parts]:
+        first = quote(sheet.session_id[row])
+        what = f"row {row} is a part of a row: fewer cells than the header, and {first}, which is no session, first"
+        faults.append((row, f"{what}; a row was broken over two lines"))
+    given = sheet[(sheet.intent_id != "") & ~parts]
     session, intent = given.session_id.map(known["session"]), given.intent_id.map(known["intent"])
-    faults = []
     for kind, cells, found in (("session", given.session_id, session), ("intent", given.intent_id, intent)):
         unknown = cells[found.isna()]
         for cell in unknown.unique():
@@ -178,34 +187,61 @@ def _write(path: Path, frame: pd.DataFrame) -> None:
         writer.writerows([_defused(cell) for cell in row] for row in frame.itertuples(index=False))
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """session_id and intent_id as strings, stripped; the index is the spreadsheet's row (the header is row 1)."""
+def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
+    """session_id and intent_id as strings, stripped, and `short`: whether a row has fewer cells than the header; the
+    index is the spreadsheet's row (the header is row 1). And (row, fault) of those that have more.
+
+    A row without a single value is none. Some programs leave out the empty cells at a row's end.
+    """
     if path.suffix.lower() in SPREADSHEETS:
         _refuse(path, ["is a spreadsheet program's own file; save the sheet as 'CSV UTF-8' and name that file"])
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        _refuse(path, [f"is not UTF-8 (byte {error.start}); save it as 'CSV UTF-8'"])
-    rows = _parsed(path, text)
+    rows = _parsed(path, _text(path))
     names = [name.strip() for name in rows[0]] if rows else []
-    if missing := [name for name in ("session_id", "intent_id") if name not in names]:
-        _refuse(path, [f"has no column {name}{nearest(name, names)}" for name in missing])
-    places = [names.index(name) for name in ("session_id", "intent_id")]
-    cells = [[row[place].strip() if place < len(row) else "" for place in places] for row in rows[1:]]
-    return pd.DataFrame(cells, columns=["session_id", "intent_id"], index=np.arange(2, len(rows) + 1), dtype=object)
+    needed = ("session_id", "intent_id")
+    wrong = [f"has no column {name}{nearest(name, names)}" for name in needed if name not in names]
+    if wrong := wrong + [
+        f"has {names.count(name)} columns {name}; expected one" for name in needed if names.count(name) > 1
+    ]:
+        _refuse(path, wrong)
+    faults, found, places = [], {}, [names.index(name) for name in needed]
+    for number, row in enumerate(rows[1:], start=2):
+        cells = [cell.strip() for cell in row]
+        if any(cells[len(names) :]):
+            what = f"row {number} has {len(cells)} cells, and the header {len(names)}"
+            faults.append((number, f"{what}; put a text that holds the delimiter in quotation marks"))
+        elif any(cells):
+            found[number] = [cells[place] if place < len(cells) else "" for place in places] + [len(cells) < len(names)]
+    columns = [*needed, "short"]
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns).astype({"short": bool}), faults
+
+
+def _text(path: Path) -> str:
+    """What the file says, without byte order marks."""
+    raw = path.read_bytes()
+    encoding = BYTE_ORDER.get(raw[:2], "utf-8")
+    try:
+        text = raw.decode(encoding).lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        _refuse(path, [f"is not {encoding.upper()} (byte {error.start}); save it as 'CSV UTF-8'"])
+    if "\0" in text:
+        _refuse(path, ["holds NUL characters, as UTF-16 without a byte order mark does; save it as 'CSV UTF-8'"])
+    return text
 
 
 def _parsed(path: Path, text: str) -> list[list[str]]:
-    """The cells, row by row."""
-    header = text.split("\n", 1)[0]
-    delimiter = max(DELIMITERS, key=header.count)
+    """The cells, row by row, without a `sep=` line."""
+    said = SEPARATOR.match(text)
+    body = text[said.end() :] if said else text
+    header = re.split(r"[\r\n]", body, maxsplit=1)[0]
+    delimiter = said[1] if said else max(DELIMITERS, key=header.count)
     # strict: a quotation mark that nobody closes would otherwise swallow the rows below it without a word
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows, line = [], 1
+    reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True)
+    rows, above = [], bool(said)
+    line = 1 + above
     try:
         for row in reader:
             rows.append(row)
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + above
     except csv.Error as error:
         _refuse(path, [f"row {len(rows) + 1}, which begins in line {line}, is no CSV: {error}"])
     return rows

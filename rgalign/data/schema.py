@@ -74,6 +74,28 @@ def known_columns(table: str, kinds: dict[str, str]) -> dict[str, pa.DataType | 
     return columns
 
 
+def feature_kinds(folder: str | Path) -> dict[str, str]:
+    """Feature column -> kind of a data set folder; none where its dataset.yaml cannot be read, which `check` tells."""
+    try:
+        meta = read_yaml(Path(folder) / YAML_FILE)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):  # ParamsError is a ValueError
+        return {}
+    features = meta.get("features") if isinstance(meta, dict) else None
+    return {name: kind for name, kind in features.items() if kind in KINDS} if isinstance(features, dict) else {}
+
+
+def types_of_text(table: str, kinds: dict[str, str]) -> dict[str, pa.DataType]:
+    """Column -> type that text is read as where text is all there is (a partition's path); others stay strings.
+
+    A list or a map has no spelling there: it stays a string, which `check` refuses.
+    """
+    types = dict(known_columns(table, kinds))
+    types |= {name: pa.float64() for name, kind in kinds.items() if table == "sessions" and kind == "numeric"}
+    if "shuffled" in types:
+        types["shuffled"] = pa.bool_()
+    return {name: kind for name, kind in types.items() if kind is not None and not pa.types.is_nested(kind)}
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Strings in any of arrow's spellings, dictionaries of strings included."""
     if pa.types.is_dictionary(kind):
@@ -94,6 +116,8 @@ def as_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.ChunkedAr
         wanted = pa.float64()
     if wanted is None or column.type == wanted:
         return column
+    if column.null_count == len(column):  # whatever type an empty column was given
+        return pa.chunked_array([pa.nulls(len(column), wanted)])
     if pa.types.is_timestamp(column.type) and column.type.tz is not None:
         column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
     if wanted == TIME:

@@ -69,7 +69,7 @@ def development_users(user_ids, *, share: float = 0.1, seed: int) -> np.ndarray:
 def user_folds(user_ids, *, folds: int, seed: int) -> np.ndarray:
     """(rows,) 0 to folds - 1: the fold of each row's user, by a hash of seed and user as in `development_users`."""
     codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
-    found = [folds - 1 - (_hash(f"{seed}\x1f{user}") * folds >> 64) for user in users]
+    found = [folds - 1 - (hash_of(f"{seed}\x1f{user}") * folds >> 64) for user in users]
     return np.array(found, dtype=np.int64)[codes]
 
 

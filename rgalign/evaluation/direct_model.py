@@ -31,7 +31,7 @@ class DirectModel:
         lists   of train or dev. Prefer dev: on the sessions that it was trained on a ranker is surer than elsewhere
         scores  (lists, KB) of the ranker, -inf for what was not in the KB
         Raises ValueError for lists of another part (their clicks are what is to be estimated), for scores of another
-        shape or with NaN, and where clicks are all alike.
+        shape or with NaN or +inf, and where clicks are all alike.
         """
         if lists.part not in FITTED_ON:
             raise ValueError(f"these are lists of {lists.part}; a direct model is fitted on {' or '.join(FITTED_ON)}")
@@ -60,8 +60,8 @@ class DirectModel:
 
 def _log_p(scores: np.ndarray, rows: int) -> np.ndarray:
     scores = np.asarray(scores, dtype=np.float64)
-    if scores.ndim != 2 or len(scores) != rows or np.isnan(scores).any():
-        raise ValueError(
-            f"scores has the shape {scores.shape} and {int(np.isnan(scores).sum())} NaN; expected ({rows}, KB)"
-        )
-    return log_softmax(scores, axis=1).clip(min=LEAST)
+    wrong = int((np.isnan(scores) | np.isposinf(scores)).sum())
+    if scores.ndim != 2 or len(scores) != rows or wrong:
+        raise ValueError(f"scores has the shape {scores.shape} and {wrong} NaN or inf; expected ({rows}, KB)")
+    nothing = np.isneginf(scores).all(axis=1, keepdims=True)  # nothing was in the KB yet: no softmax, all as unlikely
+    return np.where(nothing, LEAST, log_softmax(np.where(nothing, 0, scores), axis=1).clip(min=LEAST))

@@ -14,10 +14,13 @@ snips  sum of w * clicked / sum of w (Swaminathan & Joachims 2015). Never above 
 dr     mean of q + w * (clicked - q), q the predicted click probability of the target slot (Dudik, Langford & Li 2011;
        Dudik, Erhan, Langford & Li 2014). Unbiased as IPS is, whatever q; the better q, the smaller the variance.
 
-Clipping w at `clip` trades variance for bias: IPS then reads too low, DR leans on q. Where few slots match, with
-weights in the hundreds, intervals can be too short: look at effective_sample_size first.
+Clipping w at `clip` (evaluation.experiment.clip) trades variance for bias: IPS then reads too low, DR leans on q. It
+bounds what one slot can do: IPS lies in [0, clip], DR in [1 - clip, clip], SNIPS in [0, 1] with or without. `clipped`
+says how many weights it took something from. Where few slots match, with weights in the hundreds, intervals can be too
+short: look at effective_sample_size first.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +31,7 @@ from scipy.stats import t as student
 from rgalign.data import columns
 from rgalign.data.tables import Dataset
 
+LARGEST = 1e12  # a weight where none is clipped: its square, summed over a log, is still a number [C]
 _MISSING = (
     "impressions.parquet of {name!r} has no column propensity = P(this intent at this position | session), as the "
     "policy that wrote the log drew it. Without it nobody can say what another ranker would have earned. Nothing was "
@@ -94,7 +98,7 @@ def slot_weights(log: Log, target: np.ndarray, clip: float | None = None) -> np.
     """w of each slot of the target lists (sessions, k): 1 / propensity where the log shows the same there, else 0.
 
     target  (sessions, k) rows in intents.parquet, from position 0 on
-    clip    the largest weight allowed; None: none is clipped
+    clip    the largest weight allowed; None: LARGEST, which only a propensity that nobody can have meant goes beyond
     Raises ValueError for another shape, an empty slot, or a clip that is not above 0.
     """
     target, (sessions, positions) = np.asarray(target), log.shown.shape
@@ -104,9 +108,19 @@ def slot_weights(log: Log, target: np.ndarray, clip: float | None = None) -> np.
         raise ValueError(f"target has {int((target < 0).sum())} slots without an intent; a ranker fills every slot")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is {clip}; expected the largest weight allowed, above 0, or None")
-    k = target.shape[1]
-    weight = np.divide(1, log.propensity[:, :k], out=np.zeros(target.shape), where=log.shown[:, :k] == target)
-    return weight if clip is None else np.minimum(weight, clip)
+    k, largest = target.shape[1], LARGEST if clip is None else min(clip, LARGEST)
+    propensity = np.maximum(log.propensity[:, :k], 1 / largest)  # before it is inverted: 1 / 5e-324 is no number
+    return np.divide(1, propensity, out=np.zeros(target.shape), where=log.shown[:, :k] == target)
+
+
+def share_clipped(log: Log, targets: Iterable[np.ndarray], clip: float | None = None) -> float:
+    """Of the slots that the log shows as these targets do, the share whose weight `clip` makes smaller; 0 of none."""
+    largest, matched, beyond = LARGEST if clip is None else min(clip, LARGEST), 0, 0
+    for target in targets:
+        shown = log.shown[:, : target.shape[1]] == target
+        matched += shown.sum()
+        beyond += (log.propensity[:, : target.shape[1]][shown] < 1 / largest).sum()
+    return float(beyond / matched) if matched else 0.0
 
 
 def estimates(
@@ -127,7 +141,9 @@ def estimates(
     effective_sample_size  (sum of w)^2 / sum of w^2, in impressions (Kish)
     matched                share of target slots that the log shows
     mean_weight            has the mean 1 if every target slot had a chance to be logged; far below 1: it had none, or
-                           clipping took it
+                           clipping took it; far above 1: the propensities are wrong
+    clipped                share of the matched slots whose weight was clipped
+    SNIPS is NaN where nothing matched, a standard error where there is one user; no weight makes a NaN.
     """
     weight = slot_weights(log, target, clip)
     user = np.unique(log.users, return_inverse=True)[1]
@@ -138,6 +154,7 @@ def estimates(
         effective_sample_size=weight.sum() ** 2 / squares if squares else 0.0,
         matched=(weight > 0).mean(),
         mean_weight=weight.mean(),
+        clipped=share_clipped(log, [np.asarray(target)], clip),
     )
 
 
@@ -151,17 +168,16 @@ def differences(
 ) -> pd.DataFrame:
     """CTR@k of the first ranker minus that of the second on the same log, one row an estimator.
 
-    Arguments and columns as in `estimates`, without those of the weights. The interval is paired: where both rankers
-    show the same, nothing is uncertain.
+    Arguments and columns as in `estimates`; of those of the weights `clipped` alone, over the slots of both. The
+    interval is paired: where both rankers show the same, nothing is uncertain.
     """
     user = np.unique(log.users, return_inverse=True)[1]
     one, other = (
         _linearised(log, weight, _probabilities(q, weight.shape))
         for weight, q in zip((slot_weights(log, own, clip) for own in targets), predicted or (None, None), strict=True)
     )
-    return pd.DataFrame(
-        _row(name, one[name][0] - other[name][0], one[name][1] - other[name][1], user, level) for name in one
-    )
+    rows = [_row(name, one[name][0] - other[name][0], one[name][1] - other[name][1], user, level) for name in one]
+    return pd.DataFrame(rows).assign(clipped=share_clipped(log, [np.asarray(own) for own in targets], clip))
 
 
 def _probabilities(predicted: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -29,7 +29,8 @@ def over_logs(
     against    one of the rankers: adds the differences of all others to it, paired
     Columns: ranker, against (empty: the ranker's own CTR), estimator, truth, mean, bias, standard_deviation (over
     logs), rmse, coverage of the interval, standard_error (mean of those stated), effective_sample_size and matched
-    (means; NaN for a difference), logs: those in which the estimate is defined, over which all of this is taken.
+    (means; NaN for a difference), clipped (mean), logs: those in which the estimate is defined, over which all of this
+    is taken.
     Raises ValueError for fewer than two logs and for an unknown `against`.
     """
     if logs < 2:
@@ -73,5 +74,6 @@ def _summary(table: pd.DataFrame, truth: float) -> dict[str, float]:
         "standard_error": table["standard_error"].mean(),
         "effective_sample_size": table["effective_sample_size"].mean() if "matched" in table else np.nan,
         "matched": table["matched"].mean() if "matched" in table else np.nan,
+        "clipped": table["clipped"].mean(),
         "logs": len(table),
     }

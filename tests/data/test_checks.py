@@ -99,6 +99,28 @@ def test_sessions_without_impressions_and_scattered_lists_are_noted(tmp_path):
     assert dataset.impressions[["session_id", "position"]].astype(str).equals(expected.astype(str))
 
 
+@pytest.mark.parametrize(
+    ("rare", "told"),
+    [
+        ([], None),
+        ([1e-3] * 30, None),
+        ([9e-4], "1 row is below 0.001 (first: 0), 3.33% of all: evaluation.experiment.clip makes their"),
+        ([5e-324] * 3, "3 rows are below 0.001 (first: 0, 1, 2), 10.00% of all"),
+        ([1e-12] * 6, "with 4 intents at most 0.40% can be so rare: is it P(this intent at this position)?"),
+    ],
+)
+def test_propensities_that_will_be_clipped_are_noted(tmp_path, rare, told):
+    """Of 30 impressions, over a knowledge base of 4: 0.1 of them can be expected below 0.001, 3 by luck, 6 not."""
+    tables = good_tables()
+    tables["impressions"] = replaced(tables["impressions"], "propensity", dict(enumerate(rare)))
+    report = check(write_raw(tmp_path, tables, good_meta()))
+    assert not report.faults
+    notes = [what for where, what in report.notes if where == "impressions.propensity"]
+    assert bool(notes) == (told is not None)
+    assert told is None or told in notes[0]
+    assert ("can be so rare" in " ".join(notes)) == (len(rare) == 6)
+
+
 @pytest.mark.parametrize("name", ["intents", "sessions", "impressions"])
 def test_a_missing_file_is_named(tmp_path, name):
     (write_raw(tmp_path, good_tables(), good_meta()) / f"{name}.parquet").unlink()

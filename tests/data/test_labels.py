@@ -1,6 +1,7 @@
 """The labelling sheet: out, filled in as a human would with a spreadsheet, and back."""
 
 import csv
+import io
 
 import pandas as pd
 import pyarrow as pa
@@ -231,3 +232,78 @@ def test_labels_made_for_other_sessions_of_the_same_ids_are_refused(tmp_path):
     write_raw(folder, others, good_meta())
     with pytest.raises(LabelError, match="not made for the sessions of"):
         with_labels_of_run(shop, path, folder)
+
+
+FILLED = ["i_track", "i_refund", "", "-odd"]
+EXPECTED = {"s0": "i_track", "=s1": "i_refund", "'s3": "-odd"}
+
+
+def saved(folder, delimiter, end, quoting):
+    """The filled sheet as text, as a program of one's own writes it."""
+    sheet, _ = export(folder)
+    rows = cells(fill(sheet, FILLED))
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows(rows)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be with a mark", "two marks"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
+@pytest.mark.parametrize("first", ["", "sep={}", '"sep={}"', "SEP={}"])
+def test_a_sheet_is_read_as_spreadsheet_programs_save_it(tmp_path, encoding, delimiter, end, first):
+    quoting = csv.QUOTE_ALL if end == "\r" else csv.QUOTE_MINIMAL  # which would leave a cell's own line feeds bare
+    text = (first.format(delimiter) + end if first else "") + saved(tmp_path, delimiter, end, quoting)
+    path = tmp_path / "saved.csv"
+    if encoding == "utf-16-be with a mark":
+        path.write_bytes(("\ufeff" + text).encode("utf-16-be"))
+    elif encoding == "two marks":
+        path.write_bytes(("\ufeff" + text).encode("utf-8-sig"))
+    else:
+        path.write_bytes(text.encode(encoding))
+    labels = read_sheet(path, SESSIONS, INTENTS)
+    assert dict(zip(labels.session_id, labels.intent_id, strict=True)) == EXPECTED
+
+
+HEAD = "session_id,session,intent_id\n"
+PART = "is a part of a row: fewer cells than the header, and"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (HEAD + '"s0","note: a\nstate: b, c","i_track"\n', {"s0": "i_track"}),  # broken inside quotation marks: one row
+        (HEAD + "s0,note: a\nstate: b,i_track\n", [f"row 3 {PART} 'state: b', which is no session, first"]),
+        (HEAD + "s0,a\nb\nc,i_track\n007,,i_refund\n", [f"row 3 {PART} 'b'", f"row 4 {PART} 'c'"]),
+        ("session_id,intent_id,session\ns0,i_track,a\nb\n", [f"row 3 {PART} 'b'"]),
+        (HEAD + "s0,late, very late,i_track\n", ["row 2 has 4 cells, and the header 3"]),
+        (HEAD + "s0,late,,i_track\n", ["row 2 has 4 cells, and the header 3"]),
+        (HEAD + "s0,late,i_track,,\n", {"s0": "i_track"}),  # empty cells behind
+        (HEAD + "s0,late\n007,a,i_track\n", {"007": "i_track"}),  # an empty last cell is left out
+        (HEAD + "\n,,\ns0,a,i_track\n,,\n\n", {"s0": "i_track"}),
+        ("session_id,intent_id,intent_id\ns0,i_track,\n", ["has 2 columns intent_id; expected one"]),
+        (HEAD + "s0,a,i_track\nb,i_refund\n", [f"row 3 {PART} 'b'"]),
+        ("sep=;\nsession_id;intent_id\ns0;i_trak\n", ["'i_trak' is not known (row 2); did you mean 'i_track'?"]),
+    ],
+)
+def test_no_row_is_dropped_silently(tmp_path, text, expected):
+    """A dictionary: what is read; a list: what is told, each with its row."""
+    path = tmp_path / "sheet.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    if isinstance(expected, dict):
+        labels = read_sheet(path, SESSIONS, INTENTS)
+        assert dict(zip(labels.session_id, labels.intent_id, strict=True)) == expected
+        return
+    with pytest.raises(LabelError) as caught:
+        read_sheet(path, SESSIONS, INTENTS)
+    told = str(caught.value).splitlines()[1:-1]
+    assert len(told) == len(expected)
+    assert all(part in line for part, line in zip(expected, told, strict=True)), told
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_its_mark_is_told(tmp_path, encoding):
+    path = tmp_path / "sheet.csv"
+    path.write_bytes((HEAD + "s0,a,i_track\n").encode(encoding))
+    with pytest.raises(LabelError, match="holds NUL characters, as UTF-16 without"):
+        read_sheet(path, SESSIONS, INTENTS)

@@ -1,6 +1,7 @@
 """A table that is a folder of many files, with hive partitions, is the table that one file would be."""
 
 from itertools import pairwise
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import yaml
 from rgalign.artifacts import digest
 from rgalign.data import tables
 from rgalign.data.parquet import Table, regrouped
+from rgalign.data.shards import load_lists
 from rgalign.data.stream import encode_folder, fit_folder
 
 DAYS = ("2026-01-05", "2026-01-12", "2026-01-19")
@@ -145,3 +147,104 @@ def test_batches_are_in_the_order_of_the_paths(tmp_path):
     assert {(n // 3, day) for batch in batches for n, day in zip(batch["n"], batch["day"], strict=True)} == set(
         enumerate(DAYS)
     )
+
+
+def split_by(folder, column, values, kind):
+    """`write_one` with `values` (a row each) in `column`, once as one file and once split by it, the column told by the
+    path alone as Spark and pandas write it: percent-encoded, an empty value as __HIVE_DEFAULT_PARTITION__."""
+    meta = {**META, "features": {**META["features"], column: kind}}
+    sessions = drawn()["sessions"].assign(**{column: values})
+    for name in ("one", "many"):
+        write_one(folder / name)
+        (folder / name / "dataset.yaml").write_text(yaml.safe_dump(meta, sort_keys=False))
+    sessions.to_parquet(folder / "one" / "sessions.parquet", index=False)
+    (folder / "many" / "sessions.parquet").unlink()
+    for value, rows in sessions.groupby(column, sort=False, dropna=False):
+        text = "__HIVE_DEFAULT_PARTITION__" if value is None or value != value else quote(str(value), safe="")
+        place = folder / "many" / "sessions" / f"{quote(column)}={text}"
+        place.mkdir(parents=True)
+        rows.drop(columns=column).to_parquet(place / "part-0.parquet", index=False)
+    return folder / "one", folder / "many"
+
+
+LOOK_ALIKES = {
+    "leading zeros": ["01", "007", "7"],
+    "whole numbers": ["1", "2", "-3"],
+    "numbers": ["1e5", "0x1F", "2.50"],
+    "yes and no": ["true", "false"],
+    "dates": ["2024-01-01", "2024-01-01 00:00:00"],
+    "no numbers": ["NaN", "nan", "inf"],
+    "nothing": ["null", "None", "N/A"],
+    "quoted": ["a/b c", "50%", "ไทย=1"],
+    "empty": ["01", None],
+    "of 2^64": [str(2**64), str(2**63)],
+}
+
+
+@pytest.mark.parametrize("column", ["region", "state", "two words"])
+@pytest.mark.parametrize("alike", LOOK_ALIKES)
+def test_a_value_of_the_path_is_the_text_that_it_is(tmp_path, alike, column):
+    """Read, copied, fitted and encoded as from one file, whose column is of strings."""
+    values = np.resize(np.array(LOOK_ALIKES[alike], dtype=object), 90)
+    one, many = split_by(tmp_path, column, values, "categorical")
+    assert not tables.check(many).faults
+    expected = dict(zip(drawn()["sessions"].session_id, values, strict=True))
+    splits = ("train", "valid", "test")
+    tables.copy(many, tmp_path / "copy", tables.checked(many))
+    for found in (
+        tables.read(many, splits=splits).sessions,
+        tables.excerpt(many, [column], splits=splits).sessions,
+        tables.sessions(many, list(expected)),
+        tables.head(many, 90, splits=splits).sessions,
+        pd.read_parquet(tmp_path / "copy" / "sessions.parquet"),
+    ):
+        texts = found[column].astype(object).where(found[column].notna(), None)
+        assert dict(zip(found.session_id, texts, strict=True)) == expected
+    assert fit_folder(many, min_count=1) == fit_folder(one, min_count=1)
+    space, encoded = fit_folder(many, min_count=1), []
+    for folder in (one, tmp_path / "copy"):  # the one is in the order of its impressions, and so is a copy
+        encode_folder(space, folder, folder / "encoded")
+        lists = load_lists(folder / "encoded", "train")
+        encoded.append(dict(zip(lists.session_id, map(tuple, lists.fields.tolist()), strict=True)))
+    assert encoded[0] == encoded[1]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "texts", "values"),
+    [
+        ("orders", "numeric", ["007", "2.5", "1e2", None], [7.0, 2.5, 100.0, None]),
+        ("timestamp", None, ["2026-01-05", "2026-01-12 10:30:00"], None),
+    ],
+)
+def test_a_value_of_the_path_is_read_as_its_kind(tmp_path, column, kind, texts, values):
+    rows = np.resize(np.array(texts, dtype=object), 90)
+    _, many = split_by(tmp_path, column, rows, kind or "categorical")
+    if kind is None:
+        (many / "dataset.yaml").write_text(yaml.safe_dump(META, sort_keys=False))
+    found = tables.sessions(many, drawn()["sessions"].session_id)[column]
+    if values is None:
+        assert found.tolist() == [pd.Timestamp(text) for text in rows]
+    else:
+        np.testing.assert_array_equal(found.to_numpy(float, na_value=np.nan), np.resize(np.array(values, float), 90))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "texts", "told"),
+    [
+        ("orders", "numeric", ["1", "many", "true"], "orders is 'many', 'true' in its path; expected double"),
+        ("state", "history", ["a"], "sessions.state"),
+    ],
+)
+def test_a_value_of_the_path_that_is_not_of_its_kind_is_a_fault(tmp_path, column, kind, texts, told):
+    _, many = split_by(tmp_path, column, np.resize(np.array(texts, dtype=object), 90), kind)
+    assert told in str(tables.check(many))
+
+
+def test_a_column_that_only_some_files_hold_beside_the_path_is_a_fault(tmp_path):
+    _, many = split_by(tmp_path, "state", np.resize(np.array(["a", "b"], dtype=object), 90), "categorical")
+    path = many / "sessions/state=b/part-0.parquet"
+    pd.read_parquet(path).assign(state="c").to_parquet(path, index=False)
+    assert "tells 'state' by its path, and some files hold it as well" in str(tables.check(many))
+    path = many / "sessions/state=a/part-0.parquet"
+    pd.read_parquet(path).assign(state="d").to_parquet(path, index=False)  # all hold it: theirs is the word
+    assert set(tables.sessions(many, drawn()["sessions"].session_id).state) == {"c", "d"}

@@ -45,7 +45,7 @@ def add_run(
     given  sessions and slices (masks) that are not to be made up
     """
     recipe = Path(params_file).stem
-    overrides = {} if distance in (0.5, None) else {"data.world.distance": str(distance)}
+    overrides = {} if distance in (0.5, None) else {"data.world.distance": distance}
     name = "-".join([recipe, *(f"distance={distance}" for _ in overrides), f"s{seed}"])
     run, params = folder / name, load("params/smoke.yaml", {**overrides, "run.seed": seed})
     run.mkdir(parents=True)

@@ -58,8 +58,22 @@ def test_it_is_not_fitted_on_what_is_to_be_estimated(drawn):
             DirectModel.fit(lists_of(shown, clicked, part), scores)
     with pytest.raises(ValueError, match="0 of 200 impressions are clicked"):
         DirectModel.fit(lists_of(shown, np.zeros_like(clicked)), scores)
-    with pytest.raises(ValueError, match=r"scores has the shape \(49, 20\) and 0 NaN; expected \(50, KB\)"):
+    with pytest.raises(ValueError, match=r"scores has the shape \(49, 20\) and 0 NaN or inf; expected \(50, KB\)"):
         DirectModel.fit(lists_of(shown, clicked), scores[1:])
     model = DirectModel.fit(lists_of(shown, clicked), scores)
     with pytest.raises(ValueError, match="target has 5 positions; the model was fitted on lists of 4"):
         model.predict(scores, np.zeros((50, 5), dtype=int))
+
+
+def test_extreme_scores_give_probabilities_or_are_refused(drawn):
+    scores, shown, _, clicked = (part[:500].copy() for part in drawn)
+    scores[::3] *= 1e307
+    scores[1] = -np.inf  # a session before every intent
+    scores[2] = -1e308
+    model = DirectModel.fit(lists_of(shown, clicked), scores)
+    predicted = model.predict(scores, shown)
+    assert ((predicted >= 0) & (predicted <= 1)).all()
+    for wrong in (np.nan, np.inf):
+        scores[5, 3] = wrong
+        with pytest.raises(ValueError, match="and 1 NaN or inf"):
+            model.predict(scores, shown)

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgalign.data.tables import Dataset
-from rgalign.evaluation import bootstrap
+from rgalign.data.world import generate
+from rgalign.evaluation import bootstrap, off_policy
 from rgalign.evaluation.off_policy import Log, differences, estimates, slot_weights
+from rgalign.rooms import Experiment
 
 K, KB = 2, 4
 
@@ -294,3 +296,42 @@ def test_arrays_that_do_not_fit_are_refused():
         estimates(log, target, np.array([[0, 1], [np.nan, 1.1]]))
     with pytest.raises(ValueError, match=r"'users': \(3,\)"):
         dataclasses.replace(log, users=np.arange(3))
+
+
+EXTREME = [5e-324, 1e-300, 1e-12, 1e-4, 0.3, 1.0]
+
+
+@settings(max_examples=60)
+@given(drawn=logs(), seed=st.integers(0, 99), clip=st.sampled_from([None, 2.0, 50.0, 1000.0, 1e300]))
+def test_extreme_weights_leave_bounded_numbers_that_say_what_was_clipped(drawn, seed, clip):
+    """Against the same with every propensity raised by hand to what `clip` allows."""
+    log, target, q = drawn
+    propensity = np.random.default_rng(seed).choice(EXTREME, log.shown.shape)
+    log, other = dataclasses.replace(log, propensity=propensity), log.shown[:, : target.shape[1]]
+    largest = min(clip or np.inf, off_policy.LARGEST)
+    raised = dataclasses.replace(log, propensity=np.maximum(propensity, 1 / largest))
+    with np.errstate(all="raise"):
+        found, pair = estimates(log, target, q, clip=clip), differences(log, (target, other), (q, q), clip=clip)
+    by_hand = estimates(raised, target, q)
+    pd.testing.assert_frame_equal(found.drop(columns="clipped"), by_hand.drop(columns="clipped"), rtol=1e-9)
+    matched = log.shown[:, : target.shape[1]] == target
+    one_user = len(np.unique(log.users)) == 1
+    for name, (low, high) in {"ips": (0, largest), "snips": (0, 1), "dr": (1 - largest, largest)}.items():
+        row = found.set_index("estimator").loc[name]
+        if name == "snips" and not matched.any():
+            continue  # undefined: nothing of the target was shown
+        assert low <= row["value"] <= high * (1 + 1e-9)
+        assert one_user or np.isfinite([row["standard_error"], row["low"], row["high"]]).all()
+    assert np.isfinite(found[["effective_sample_size", "matched", "mean_weight", "clipped"]]).all(axis=None)
+    assert np.isfinite(pair.set_index("estimator").loc[["ips", "dr"], "value"]).all()
+    rare = propensity[:, : target.shape[1]][matched] < 1 / largest
+    assert found["clipped"].tolist() == pytest.approx([rare.mean() if matched.any() else 0] * 3)
+    own = propensity[:, : target.shape[1]].ravel() < 1 / largest
+    both = np.concatenate([own[matched.ravel()], own])
+    assert pair["clipped"].tolist() == pytest.approx([both.mean()] * 3)
+
+
+def test_the_clip_of_a_run_takes_nothing_from_the_simulated_shop():
+    """Its rarest slot has a weight in the hundreds: the estimates there stay unbiased."""
+    propensity = generate(seed=0, sessions=500, users=100, transcripts=0).impressions["propensity"].to_numpy(float)
+    assert 1 / propensity.min() < Experiment().clip
