@@ -12,6 +12,7 @@ import pandas as pd
 from rgalign import artifacts
 from rgalign.artifacts import ArtifactError
 from rgalign.evaluation import results
+from rgalign.evaluation.comparisons import PAIR
 from rgalign.params import load_run
 from rgalign.plan import EVALUATION, STAGES, stage_params
 from rgalign.stages import params_changes
@@ -21,7 +22,7 @@ SWEEP = "sweep.json"  # what a sweep did (rgalign/sweep.py): each run's params f
 FULL = "rgalign_rec"  # the model that an ablation leaves something out of
 ABLATIONS = "ablations"  # the folder of their params files: params/ablations/no_neftune.yaml is rgalign_rec/no_neftune
 METRICS = ("gauc", "recall@3", "ndcg@3", "ihr@1", "ihr@3")
-SLICES = ("all", "cold", "tail")
+SLICES = ("all", "cold", "tail", "shuffled")
 WORLD = ["distance", "world_seed"]
 # What a step is worth where nothing comes after it: the whole may make up for a step that does harm.
 STEPS = (
@@ -30,7 +31,6 @@ STEPS = (
     ("rgalign_rec/sft_dpo", "rgalign_rec/sft_only"),
     ("rgalign_rec/cl_only", "qe_rec"),
 )
-PAIR = ["model", "against"]
 
 
 def model_of(params_file: str | Path) -> str:
@@ -115,7 +115,10 @@ def table_of(folder: Path, run: str, table: str) -> pd.DataFrame:
     if not path.is_file() or artifacts.digest(path) != entry["outputs"].get(artifact):
         state = "was altered" if path.is_file() else "is not there"
         raise ArtifactError(f"{run}/{artifact} {state}: give the sweep's command again (or run 09_evaluation)")
-    return results.conform(pd.read_parquet(path), table)
+    try:
+        return results.conform(pd.read_parquet(path), table)
+    except ValueError as error:
+        raise ArtifactError(f"{run}/{artifact} is of another version; run {EVALUATION} there again. {error}") from None
 
 
 def results_of(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:

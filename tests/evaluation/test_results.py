@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from rgalign import artifacts
 from rgalign.evaluation import bootstrap, metrics
-from rgalign.evaluation.comparisons import comparisons, comparisons_over_worlds
+from rgalign.evaluation.comparisons import by_world, comparisons, comparisons_over_worlds
 from rgalign.evaluation.results import MODELS, clicked_in_kb, conform, results, session_metrics
 
 LISTS, WIDTH, USERS = 60, 6, 15
@@ -119,7 +119,7 @@ def test_over_worlds_each_world_counts_once():
     ]
     fixed = {"metric": "gauc", "slice": "all", "split": "test", "data": "shopworld", "groups": 9, "left_out": 0}
     table = pd.DataFrame(rows).assign(**fixed)
-    found = comparisons_over_worlds(table, [("oracle", "two_tower"), ("oracle", "popularity")])
+    found = comparisons_over_worlds(by_world(table, [("oracle", "two_tower"), ("oracle", "popularity")]))
     assert found[["distance", "worlds", "seeds"]].to_numpy().tolist() == [[0, 4, 3], [1, 4, 3]]
     means = table[table.distance == 1].groupby(["world_seed", "model"])["value"].mean().unstack().dropna()
     theirs = stats.ttest_rel(means.oracle, means.two_tower).confidence_interval(0.95)
