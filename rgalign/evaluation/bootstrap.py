@@ -9,8 +9,7 @@ from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 _CHUNK_CELLS = 1 << 22  # (replicates, users) drawn at a time: about 64 MB
 
@@ -114,8 +113,8 @@ def over_worlds(world_means, standard_errors=None, *, level: float = 0.95) -> Te
     mean, free = float(values.mean()), len(values) - 1
     between = float(values.var(ddof=1)) / len(values)
     error = sqrt(max(between, sampling_error(errors) ** 2)) if np.isfinite(errors).all() else sqrt(between)
-    half = float(student.ppf((1 + level) / 2, free)) * error
-    return Tested(mean, mean - half, mean + half, _p_value(mean, error, student(free)))
+    half = float(stdtrit(free, (1 + level) / 2)) * error
+    return Tested(mean, mean - half, mean + half, _p_value(mean, error, lambda z: stdtr(free, z)))
 
 
 def sampling_error(standard_errors) -> float:
@@ -129,7 +128,7 @@ def standard_error(low, high, *, level: float = 0.95):
 
     Tables keep intervals, not replicates; over a thousand or more users the bootstrap's distribution is near normal.
     """
-    return (np.asarray(high, dtype=np.float64) - low) / (2 * norm.ppf((1 + level) / 2))
+    return (np.asarray(high, dtype=np.float64) - low) / (2 * ndtri((1 + level) / 2))
 
 
 def p_over_users(estimate: float, low: float, high: float, *, level: float = 0.95) -> float:
@@ -137,14 +136,16 @@ def p_over_users(estimate: float, low: float, high: float, *, level: float = 0.9
 
     A share of replicates could not be adjusted for many comparisons: of 1,000 none is smaller than 1 / 1,000.
     """
-    return _p_value(float(estimate), float(standard_error(low, high, level=level)), norm)
+    return _p_value(float(estimate), float(standard_error(low, high, level=level)), ndtr)
 
 
-def _p_value(estimate: float, error: float, distribution) -> float:
-    """NaN where either is; 1 where there is no spread (one user, equal scores): nothing is known of chance there."""
+def _p_value(estimate: float, error: float, below) -> float:
+    """Two-sided; below: the distribution function of estimate / error, symmetric about 0.
+
+    NaN where either is; 1 where there is no spread (one user, equal scores): nothing is known of chance there."""
     if np.isnan(estimate) or np.isnan(error):
         return float("nan")
-    return float(2 * distribution.sf(abs(estimate) / error)) if error > 0 else 1.0
+    return float(2 * below(-abs(estimate) / error)) if error > 0 else 1.0
 
 
 def _user_rows(users, sessions: int) -> np.ndarray:
