@@ -91,7 +91,7 @@ def over_worlds(world_means, standard_errors=None, *, level: float = 0.95) -> Te
 
     With s^2 the variance of the world means and v_w the squared sampling errors, the variance of the mean is
     max(s^2 / W, sum(v_w) / W^2), on W - 1 degrees of freedom. This is Hartung and Knapp's interval with max(1, q)
-    (Roever, Knapp and Friede 2015, BMC Medical Research Methodology 15:99) at equal weights: q = s^2 / mean(v_w), and
+    (Roever et al. 2015, BMC Medical Research Methodology 15:99) at equal weights: q = s^2 / mean(v_w), and
     where all v_w are equal it is their interval with Paule and Mandel's estimate of the variance between worlds. The
     floor is there because a few worlds can agree by luck more closely than the sessions of one world allow.
     [C] Equal weights: worlds are exchangeable draws of one simulator, of one size, and the claim is about their mean.
