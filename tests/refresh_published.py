@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from rgalign.artifacts import write_table
-from rgalign.evaluation import bootstrap
-from rgalign.evaluation.comparisons import COMPARED, INTERVALS, PAIR, by_world, comparisons_over_worlds, with_holm
-from rgalign.evaluation.results import COLUMNS, conform
+from rgalign.evaluation import bootstrap, study_kept
+from rgalign.evaluation.comparisons import COMPARED, PAIR, comparisons_over_worlds, with_holm
+from rgalign.evaluation.results import COLUMNS
 from rgalign.evaluation.study import STEPS
 from rgalign.params import ROOT
 
@@ -37,12 +37,7 @@ def worlds_of(folder: Path) -> pd.DataFrame:
 
     Of STEPS, pairs of ablations whose comparison is younger than the first sweep are added from its results.
     """
-    kept = pd.read_parquet(folder / "worlds.parquet").astype({"world_seed": "Int64"})
-    known = set(kept[PAIR].itertuples(index=False, name=None))
-    results = conform(pd.read_parquet(folder / "results.parquet"), "results")
-    added = by_world(results, [pair for pair in STEPS if pair not in known])
-    kept = kept.reindex(columns=[*kept, *(name for name in INTERVALS if name not in kept)])
-    return pd.concat([kept, added], ignore_index=True) if len(added) else kept
+    return study_kept.worlds(folder, study_kept.pairs(folder, STEPS))
 
 
 def of_run(old: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from rgalign.data import tables
 from rgalign.data.describe import train_clicks
-from rgalign.evaluation import results, slices
+from rgalign.evaluation import results, slices, study_kept
 from rgalign.evaluation.comparisons import (
     COMPARED,
     INTERVALS,
@@ -36,6 +36,9 @@ def compare(
     runs, table, pairs  study.runs_of, results_of, pairs_of
     draws               seed, replicates of the bootstrap inside each world
     """
+    if study_kept.is_kept(folder):
+        worlds = study_kept.worlds(folder, pairs)
+        return comparisons_over_worlds(worlds), worlds
     worlds = by_world(results.conform(table.drop(columns="recipe"), "results"), pairs)
     own = _own_intervals(folder, runs, worlds, **draws)
     worlds = worlds.merge(own, "left", [*COMPARED, "world_seed", *PAIR])

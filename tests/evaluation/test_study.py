@@ -274,6 +274,39 @@ def test_a_folder_without_results_says_what_to_type(tmp_path):
         study.runs_of(tmp_path)
 
 
+def test_a_study_whose_runs_are_gone_says_the_same_from_its_tables(gathered, folder, tmp_path):
+    runs, table, pairs, compared, worlds = gathered
+    seconds = study.stage_seconds(folder, runs)
+    for name, kept in {"results": table.drop(columns="recipe"), "worlds": worlds, "stage_seconds": seconds}.items():
+        artifacts.write_table(tmp_path / f"{name}.parquet", kept)
+    artifacts.write_text(tmp_path / "sweep.json", (folder / "sweep.json").read_text())
+    again = study.runs_of(tmp_path)
+    same = ["run", "recipe", "ablation", "seed", "distance", "world_seed"]
+    finished = runs[runs["state"] == "finished"]
+    pd.testing.assert_frame_equal(
+        again[again["state"] == "finished"][same].reset_index(drop=True), finished[same].reset_index(drop=True)
+    )
+    assert study.pairs_of(tmp_path, again) == pairs
+    gone = study.results_of(tmp_path, again)
+    assert set(finished["recipe"]) >= set(gone["recipe"])
+    found, by_world = over.compare(tmp_path, again, gone, pairs, **DRAWS)
+    pd.testing.assert_frame_equal(found, compared)
+    assert len(by_world) == len(worlds)
+    rows = [
+        over.stage_table(results_of, compared_of, study.stage_seconds(place, runs_of), runs_of)
+        for place, results_of, compared_of, runs_of in (
+            (folder, table, compared, runs),
+            (tmp_path, gone, found, again),
+        )
+    ]
+    pd.testing.assert_frame_equal(*rows)
+    assert all((tmp_path / file).is_file() for file in study.inputs(tmp_path, again))
+    fewer = pd.read_parquet(tmp_path / "results.parquet").query("world_seed != 2")
+    artifacts.write_table(tmp_path / "results.parquet", fewer)
+    with pytest.raises(ArtifactError, match=r"does not say which world and distance .*-s2 had"):
+        study.runs_of(tmp_path)
+
+
 def test_notebook_90_runs_over_a_study(folder):
     parameters = {"params_file": "params/smoke.yaml", "run_dir": str(folder), "overrides": {}}
     stage = pipeline.stage_named("90")
