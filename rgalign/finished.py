@@ -67,7 +67,8 @@ def compare_command(options: argparse.Namespace) -> int:
     runs = [run_of(run) for run in options.runs]
     print(compare_runs.side_by_side(runs).round(4).to_string(na_rep=""))
     if len(found := compare_runs.paired(runs)):
-        print(f"\nGAUC minus that of {found.against[0]}, on the same test sessions (95 %, users drawn anew):")
+        print(f"\nGAUC minus that of {found.against[0]}, on the same test sessions (95 %, users sampled again;")
+        print("p_holm: the p-value adjusted for these rows):")
         print(found.drop(columns="against").round(4).to_string(index=False))
     return 0
 

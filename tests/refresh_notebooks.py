@@ -13,6 +13,8 @@ from pathlib import Path
 import nbformat
 
 from rgalign import pipeline
+from rgalign.evaluation import study_kept
+from rgalign.evaluation.study import SWEEP
 from rgalign.params import ROOT, load
 from rgalign.stages import Stage
 
@@ -45,7 +47,13 @@ def benchmarks() -> None:
 
 
 def study() -> None:
-    """Execute 90 over the runs that a sweep left in outputs/study and put its outputs into notebooks/."""
+    """Execute 90 over the runs that a sweep left in outputs/study, or else over the tables that were published of them,
+    and put its outputs into notebooks/."""
+    folder = ROOT / "outputs/study"
+    if not any(folder.glob("*/params.yaml")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (*study_kept.FILES, SWEEP):
+            shutil.copyfile(ROOT / "outputs/published/study" / name, folder / name)
     _outside_the_sequence("90_ablation", "outputs/study")
 
 

@@ -1,6 +1,7 @@
 """The README's results table, made from outputs/published/: `make published` after the runs, never typed.
 
-A run is published as its two small result tables, its params and its manifest.
+A run is published as its two small result tables, its params and its manifest. p-values are adjusted (Holm) for the
+rows of the table that shows them.
 """
 
 import re
@@ -9,15 +10,15 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from refresh_published import worlds_of
 from transformers import Qwen3Config
 
 from rgalign import estimate, scaling
 from rgalign.artifacts import write_text
 from rgalign.benchmarks_gpu import QWEN3_4B
-from rgalign.evaluation.comparisons import comparisons_over_worlds
+from rgalign.evaluation.comparisons import MIN_WORLDS, comparisons_over_worlds, holm, verdict
 from rgalign.evaluation.results import MODELS
 from rgalign.evaluation.study import STEPS
-from rgalign.evaluation.study_compare import verdict
 from rgalign.model_size import model_size
 from rgalign.params import ROOT, load
 from rgalign.ranker.variants import VARIANTS, pairs
@@ -52,6 +53,7 @@ SWEPT_FILES = (
     "manifest.json",
     "sweep.json",
 )
+NO_FLOOR = "\N{DAGGER}"  # marks an interval over worlds without the floor of their sampling error
 SCALING = "scaling"  # what `python -m rgalign scale outputs/scaling` measured
 LINEAR = 1_000_000  # sessions, up to which growth is told: the one size beyond was measured beside other work
 PLANNED = {"H100": (1, 36_000), "8 x H100": (8, 7_530_000)}  # cards, sessions: the shipped size, and the paper's
@@ -133,36 +135,53 @@ def study_table() -> str:
     return "\n".join(lines)
 
 
+def worlds_table() -> str:
+    """What the sweeps say of the method's two steps, in each sweep's worlds and in all of them, as Markdown."""
+    pairs = [("qe_rec", "two_tower_text"), ("rgalign_rec", "qe_rec")]
+    found = [_at_main_distance(study, worlds_of(PUBLISHED / study)) for study in SWEPT]
+    rows = []
+    for part in (*found, pd.concat(found)):
+        compared = comparisons_over_worlds(part)
+        rows += [_row(compared[compared.against == against], model, "all") for model, against in pairs]
+    lines = ["| worlds | model | to | GAUC, difference | error removed | p (Holm) | verdict |", "|---" * 7 + "|"]
+    for row in _verdicts(rows):
+        cells = [_worlds(row), MODELS[row.model], MODELS[row.against], _interval(row), _removed(row)]
+        lines.append(f"| {' | '.join([*cells, _p(row), row.says])} |")
+    return "\n".join([*lines, *_footnote(rows)])
+
+
 def stages_table() -> str:
     """What the sweeps say of RGAlign-Rec with something left out or changed, as Markdown; intervals are over worlds."""
-    lines = ["| left out or changed | GAUC, difference to RGAlign-Rec | says | worlds |", "|---|---|---|---|"]
+    rows, names = [], []
     for study in SWEPT:
-        compared = pd.read_parquet(PUBLISHED / study / "comparisons.parquet").query("split == 'test'")
-        compared = compared[compared.distance == load(PUBLISHED / study / "params.yaml").data.world.distance]
-        worlds = pd.read_parquet(PUBLISHED / study / "worlds.parquet")["world_seed"].unique()
+        compared = _at_main_distance(study, pd.read_parquet(PUBLISHED / study / "comparisons.parquet"))
         compared = compared[compared.against == "rgalign_rec"]
         for model in [name for name in MODELS if name in set(compared.model)]:
-            row, name = _row(compared, model, "all"), MODELS[model]
-            if (study, model) == (SWEPT[0], CL_ONLY):
-                name += " and its language term"
-            lines.append(f"| {name} | {_interval(row)} | {verdict(row)} | {_listed(worlds)} |")
-    return "\n".join(lines)
+            rows.append(_row(compared, model, "all"))
+            names.append(MODELS[model] + (" and its language term" if (study, model) == (SWEPT[0], CL_ONLY) else ""))
+    lines = [
+        "| left out or changed | GAUC, difference to RGAlign-Rec | p (Holm) | verdict | worlds |",
+        "|---" * 5 + "|",
+    ]
+    for name, row in zip(names, _verdicts(rows), strict=True):
+        lines.append(f"| {name} | {_interval(row)} | {_p(row)} | {row.says} | {_worlds(row)} |")
+    return "\n".join([*lines, *_footnote(rows)])
 
 
 def steps_table() -> str:
     """What a step is worth where nothing comes after it (study.STEPS), as Markdown; intervals are over worlds."""
-    lines = ["| with | against | GAUC, difference | error removed | worlds |", "|---" * 5 + "|"]
+    rows = []
     for study in SWEPT:
-        results = pd.read_parquet(PUBLISHED / study / "results.parquet").query("split == 'test'")
-        results = results[results.distance == load(PUBLISHED / study / "params.yaml").data.world.distance]
-        known = set(results.model) - ({CL_ONLY} if study == SWEPT[0] else set())
-        pairs = [pair for pair in STEPS if known.issuperset(pair)]
-        compared, worlds = comparisons_over_worlds(results, pairs), _listed(results.world_seed.unique())
-        for model, against in pairs:
-            row = _row(compared[compared.against == against], model, "all")
-            cells = [MODELS[model], MODELS[against], _interval(row), f"{100 * row.relative:+.1f} %", worlds]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        compared = _at_main_distance(study, pd.read_parquet(PUBLISHED / study / "comparisons.parquet"))
+        known = set(compared.model) - ({CL_ONLY} if study == SWEPT[0] else set())
+        there = set(compared[["model", "against"]].itertuples(index=False, name=None))
+        for model, against in [pair for pair in STEPS if pair in there and pair[0] in known]:
+            rows.append(_row(compared[compared.against == against], model, "all"))
+    lines = ["| with | against | GAUC, difference | error removed | p (Holm) | verdict | worlds |", "|---" * 7 + "|"]
+    for row in _verdicts(rows):
+        cells = [MODELS[row.model], MODELS[row.against], _interval(row), _removed(row), _p(row), row.says]
+        lines.append(f"| {' | '.join([*cells, _worlds(row)])} |")
+    return "\n".join([*lines, *_footnote(rows)])
 
 
 def distances_table() -> str:
@@ -172,15 +191,18 @@ def distances_table() -> str:
     means = whole.groupby(["distance", "model", "world_seed"])["value"].mean().groupby(level=[0, 1]).mean()
     compared = pd.read_parquet(PUBLISHED / DISTANCES / "comparisons.parquet").query("split == 'test'")
     worlds = pd.read_parquet(PUBLISHED / DISTANCES / "worlds.parquet").query("slice == 'all' and metric == 'gauc'")
-    lines = ["| distance | QE-Rec | RGAlign-Rec | difference | error removed | by world |", "|---" * 6 + "|"]
-    for distance, own in compared[compared["against"] == "qe_rec"].groupby("distance"):
-        row = _row(own, "rgalign_rec", "all")
-        here = worlds[(worlds["distance"] == distance) & (worlds["model"] == "rgalign_rec")]
+    own = compared[(compared["against"] == "qe_rec") & (compared["model"] == "rgalign_rec")]
+    rows = _verdicts([_row(part, "rgalign_rec", "all") for _, part in own.groupby("distance")])
+    lines = ["| distance | QE-Rec | RGAlign-Rec | difference | error removed | p (Holm) | verdict | by world |"]
+    lines.append("|---" * 8 + "|")
+    for row in rows:
+        here = worlds[(worlds["distance"] == row.distance) & (worlds["model"] == "rgalign_rec")]
         here = here[here["against"] == "qe_rec"].sort_values("world_seed")
-        gaucs = [f"{means[distance, model]:.4f}" for model in ("qe_rec", "rgalign_rec")]
-        cells = [f"{distance:g}", *gaucs, _interval(row), f"{100 * row.relative:+.1f} %"]
-        lines.append(f"| {' | '.join(cells)} | {', '.join(f'{each:+.4f}' for each in here['difference'])} |")
-    return "\n".join(lines)
+        each = [f"{seed}: {value:+.4f}" for seed, value in zip(here["world_seed"], here["difference"], strict=True)]
+        gaucs = [f"{means[row.distance, model]:.4f}" for model in ("qe_rec", "rgalign_rec")]
+        cells = [f"{row.distance:g}", *gaucs, _interval(row), _removed(row), _p(row), row.says, ", ".join(each)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, *_footnote(rows)])
 
 
 def aligned_table() -> str:
@@ -254,17 +276,53 @@ def _row(compared: pd.DataFrame, model: str, name: str) -> pd.Series:
     return compared[(compared.model == model) & (compared.slice == name) & (compared.metric == "gauc")].iloc[0]
 
 
-def _listed(numbers) -> str:
-    return ", ".join(str(number) for number in sorted(numbers))
+def _at_main_distance(study: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A sweep's rows on the test split at the distance that its params name."""
+    distance = load(PUBLISHED / study / "params.yaml").data.world.distance
+    return table[(table["distance"] == distance) & (table["split"] == "test")]
+
+
+def _verdicts(rows: list[pd.Series]) -> list:
+    """The rows of one table with p_holm adjusted for them, and what each `says`."""
+    table = pd.DataFrame(rows).reset_index(drop=True)
+    table = table.assign(p_holm=holm(table["p"]))
+    return list(table.assign(says=[verdict(row) for row in table.itertuples()]).itertuples())
+
+
+def _worlds(row) -> str:
+    return row.world_seeds.replace(" ", ", ")
+
+
+def _p(row) -> str:
+    return "" if pd.isna(row.p_holm) else "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
+
+
+def _removed(row) -> str:
+    """The share of the error removed, with its own interval where it has one."""
+    low, high = 100 * row.relative_low, 100 * row.relative_high
+    return f"{100 * row.relative:+.1f} %" + ("" if pd.isna(low) else f" [{low:.1f},\N{NO-BREAK SPACE}{high:.1f}]")
 
 
 def _interval(row) -> str:
-    return f"{row.difference:+.4f} [{row.ci_low:.4f},\N{NO-BREAK SPACE}{row.ci_high:.4f}]"
+    mark = NO_FLOOR if _no_floor(row) else ""
+    return f"{row.difference:+.4f} [{row.ci_low:.4f},\N{NO-BREAK SPACE}{row.ci_high:.4f}]{mark}"
+
+
+def _no_floor(row) -> bool:
+    return row.worlds >= MIN_WORLDS and pd.isna(row.sampling_error)
+
+
+def _footnote(rows) -> list[str]:
+    if not any(map(_no_floor, rows)):
+        return []
+    told = "the sampling error of these worlds was not kept, so the interval is Student's over the worlds alone; it is"
+    return ["", f"{NO_FLOOR} {told} too narrow where a few worlds agree by luck."]
 
 
 TABLES = {
     "results": results_table,
     "study": study_table,
+    "worlds": worlds_table,
     "stages": stages_table,
     "steps": steps_table,
     "distances": distances_table,

@@ -282,10 +282,14 @@ def test_off_policy():
     assert dict(zip(found.estimator, found.value, strict=True)) == pytest.approx(expected)
 
 
-@displays("90_ablation", r"\bar d \pm t_{0.975,\, W-1}\, \frac{s_d}{\sqrt W}.")
-def test_interval_over_worlds():
+@displays(
+    "90_ablation",
+    r"\bar d \pm t_{0.975,\, W-1}\, \sqrt{\max\left(\frac{s_d^2}{W},\, \frac{1}{W^2} \sum_w e_w^2\right)}.",
+)
+@pytest.mark.parametrize("e", [[0.01, 0.01, 0.02], [0.03, 0.05, 0.02]], ids=["worlds differ", "floor"])
+def test_interval_over_worlds(e):
     """With three worlds t is 4.302653 (any table of Student's distribution)."""
-    d = np.array([0.01, 0.02, 0.06])
-    half = 4.302653 * np.sqrt(((d - 0.03) ** 2).sum() / 2) / np.sqrt(3)
-    found = over_worlds(d)
+    d, e = np.array([0.01, 0.02, 0.06]), np.array(e)
+    half = 4.302653 * np.sqrt(max(((d - 0.03) ** 2).sum() / 2 / 3, (e**2).sum() / 9))
+    found = over_worlds(d, e)
     assert (found.low, found.high) == pytest.approx((0.03 - half, 0.03 + half))

@@ -1,14 +1,15 @@
 """Intervals for the difference of two models on the same sessions (METHOD.md 4).
 
-Inside one run users are drawn anew, since the sessions of one user are alike; for a claim about the method the unit
-is the world. The statistic that is resampled is the one reported: a mean of session metrics, with GAUC's weights.
+Inside one run users are sampled with replacement, since the sessions of one user are alike; for a claim about the
+method the unit is the world. The statistic that is resampled is the one reported: a mean of session metrics, with
+GAUC's weights, or a ratio of two such means.
 """
 
 from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 _CHUNK_CELLS = 1 << 22  # (replicates, users) drawn at a time: about 64 MB
 
@@ -21,13 +22,26 @@ class Interval(NamedTuple):
     high: float | np.ndarray
 
 
-def over_users(differences, weights, users, *, seed: int, replicates: int = 1000, level: float = 0.95) -> Interval:
+class Tested(NamedTuple):
+    """An estimate with the ends of its interval, and the two-sided p-value of its being zero."""
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+
+
+def over_users(
+    differences, weights, users, *, per=None, seed: int, replicates: int = 1000, level: float = 0.95
+) -> Interval:
     """Percentile interval of weighted means of paired differences, users drawn with replacement.
 
     differences  (..., sessions): one model's session metric minus the other's, averaged over ranker seeds first; NaN
                  where the metric is undefined, which leaves the session out of that mean
     weights      (..., sessions) or (sessions,): GAUC's weight of each session, for other metrics 1; 0 outside a slice
     users        (sessions,), of any type
+    per          (..., sessions): what the difference is relative to, such as the old model's error. The estimate is
+                 then the ratio of the two weighted means, computed again in each replicate: an interval of its own
     Returns arrays of the leading shape (...). All means share the same draws, so one call for many of them is much
     cheaper than many calls. A mean without any weight is NaN.
     """
@@ -38,7 +52,8 @@ def over_users(differences, weights, users, *, seed: int, replicates: int = 1000
     if not len(user):
         return Interval(*(np.full(shape, np.nan) for _ in Interval._fields))
     sums = _user_sums(np.where(np.isnan(differences), 0, differences * weights), user)
-    totals = _user_sums(np.where(np.isnan(differences), 0, weights), user)
+    counted = weights if per is None else weights * np.broadcast_to(np.asarray(per, dtype=np.float64), weights.shape)
+    totals = _user_sums(np.where(np.isnan(differences), 0, counted), user)
     drawn = [(count @ sums.T, count @ totals.T) for count in _draws(len(sums.T), replicates, seed)]
     top, bottom = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     means = _ratio(top, bottom).reshape(replicates, *shape)
@@ -67,9 +82,20 @@ def over_seeds_and_users(
     return Interval(*map(float, _percentiles(_ratio(sums.mean(axis=0).sum(), totals.sum()), means, level)))
 
 
-def over_worlds(world_means, *, level: float = 0.95) -> Interval:
-    """Student's t interval of the mean over worlds; world_means (worlds,), each averaged over its seeds.
+def over_worlds(world_means, standard_errors=None, *, level: float = 0.95) -> Tested:
+    """The mean over worlds, its t interval and p-value, with the sampling error inside the worlds as a floor.
 
+    world_means      (worlds,), each averaged over its LM and ranker seeds
+    standard_errors  (worlds,), the sampling error of each world's mean (`standard_error` of its interval over users).
+                     None, or NaN in any world: not known, so there is no floor, and the interval is Student's
+
+    With s^2 the variance of the world means and v_w the squared sampling errors, the variance of the mean is
+    max(s^2 / W, sum(v_w) / W^2), on W - 1 degrees of freedom. This is Hartung and Knapp's interval with max(1, q)
+    (Roever et al. 2015, BMC Medical Research Methodology 15:99) at equal weights: q = s^2 / mean(v_w), and
+    where all v_w are equal it is their interval with Paule and Mandel's estimate of the variance between worlds. The
+    floor is there because a few worlds can agree by luck more closely than the sessions of one world allow.
+    [C] Equal weights: worlds are exchangeable draws of one simulator, of one size, and the claim is about their mean.
+    Inverse-variance weights would let a world count more because its own sampling error was *estimated* small.
     Raises ValueError for fewer than two worlds: one world says nothing about another.
     """
     values = np.asarray(world_means, dtype=np.float64)
@@ -78,9 +104,48 @@ def over_worlds(world_means, *, level: float = 0.95) -> Interval:
             f"world_means has the shape {values.shape} and {int(np.isnan(values).sum())} NaN; expected one number a "
             "world, of two worlds or more: run another world, or take over_users for one run"
         )
-    mean = float(values.mean())
-    half = float(student.ppf((1 + level) / 2, len(values) - 1)) * float(values.std(ddof=1)) / sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
+    errors = np.full(len(values), np.nan) if standard_errors is None else np.asarray(standard_errors, dtype=np.float64)
+    if errors.shape != values.shape or (errors < 0).any():
+        raise ValueError(
+            f"standard_errors has the shape {errors.shape} and {int((errors < 0).sum())} negative; expected "
+            f"{values.shape}, one a world, NaN where it is not known"
+        )
+    mean, free = float(values.mean()), len(values) - 1
+    between = float(values.var(ddof=1)) / len(values)
+    error = sqrt(max(between, sampling_error(errors) ** 2)) if np.isfinite(errors).all() else sqrt(between)
+    half = float(stdtrit(free, (1 + level) / 2)) * error
+    return Tested(mean, mean - half, mean + half, _p_value(mean, error, lambda z: stdtr(free, z)))
+
+
+def sampling_error(standard_errors) -> float:
+    """The standard error that the sessions alone give an equal-weight mean over worlds; NaN if one is not known."""
+    errors = np.asarray(standard_errors, dtype=np.float64)
+    return float(np.sqrt((errors**2).sum())) / len(errors)
+
+
+def standard_error(low, high, *, level: float = 0.95):
+    """The standard error that an interval stands for, were its distribution normal: its width / 3.92 at 95 % [C].
+
+    Tables keep intervals, not replicates; over a thousand or more users the bootstrap's distribution is near normal.
+    """
+    return (np.asarray(high, dtype=np.float64) - low) / (2 * ndtri((1 + level) / 2))
+
+
+def p_over_users(estimate: float, low: float, high: float, *, level: float = 0.95) -> float:
+    """Two-sided p-value of a difference inside one run, from its interval over users as if normal [C].
+
+    A share of replicates could not be adjusted for many comparisons: of 1,000 none is smaller than 1 / 1,000.
+    """
+    return _p_value(float(estimate), float(standard_error(low, high, level=level)), ndtr)
+
+
+def _p_value(estimate: float, error: float, below) -> float:
+    """Two-sided; below: the distribution function of estimate / error, symmetric about 0.
+
+    NaN where either is; 1 where there is no spread (one user, equal scores): nothing is known of chance there."""
+    if np.isnan(estimate) or np.isnan(error):
+        return float("nan")
+    return float(2 * below(-abs(estimate) / error)) if error > 0 else 1.0
 
 
 def _user_rows(users, sessions: int) -> np.ndarray:

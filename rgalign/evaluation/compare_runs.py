@@ -7,8 +7,10 @@ import pandas as pd
 
 from rgalign.artifacts import ArtifactError
 from rgalign.evaluation import bootstrap
+from rgalign.evaluation.comparisons import holm
 from rgalign.evaluation.results import GAUC_WEIGHT, MODELS, conform
 
+_KEYS = ["run", "against", "model"]
 METRICS = ("gauc", "recall@3", "ndcg@3", "recall@3/kb", "ihr@1")
 
 
@@ -34,8 +36,8 @@ def side_by_side(runs: Sequence[Path]) -> pd.DataFrame:
 def paired(runs: Sequence[Path], *, seed: int = 0, replicates: int = 1000) -> pd.DataFrame:
     """GAUC of each later run minus the first's, model by model, where both judged the same test sessions.
 
-    Columns: run, against, model, difference, ci_low, ci_high (95 %, users drawn anew), sessions. No row for a run
-    that is kept without its session_metrics.
+    Columns: run, against, model, difference, ci_low, ci_high (95 %, users sampled again), p_holm (adjusted for the rows
+    of this table), sessions. No row for a run that is kept without its session_metrics.
     """
     rows, labels = [], names(runs)
     first = _sessions(runs[0])
@@ -50,8 +52,9 @@ def paired(runs: Sequence[Path], *, seed: int = 0, replicates: int = 1000) -> pd
                 (new.gauc - old.gauc).to_numpy(), old[GAUC_WEIGHT].to_numpy(), old.user_id.to_numpy(),
                 seed=seed, replicates=replicates,
             )  # fmt: skip
-            rows.append((name, labels[0], model, *map(float, interval), len(old)))
-    return pd.DataFrame(rows, columns=["run", "against", "model", "difference", "ci_low", "ci_high", "sessions"])
+            rows.append((name, labels[0], model, *map(float, interval), bootstrap.p_over_users(*interval), len(old)))
+    table = pd.DataFrame(rows, columns=[*_KEYS, "difference", "ci_low", "ci_high", "p_holm", "sessions"])
+    return table.assign(p_holm=holm(table["p_holm"]))
 
 
 def names(runs: Sequence[Path]) -> list[str]:

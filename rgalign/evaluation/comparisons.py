@@ -1,6 +1,8 @@
 """Differences of two models with their intervals: the rows of the comparisons table (METHOD.md 4).
 
-`relative` is the relative error reduction for GAUC, the relative gain for the rest; the interval is the difference's.
+`relative` is the relative error reduction for GAUC, the relative gain for the rest, with an interval of its own.
+`p_holm` adjusts `p` for the rows of one table, and a verdict goes by it. One table: the pairs of models, at all
+distances, of one metric, slice and split [C]; metrics are several views of one question, not several questions.
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,11 @@ from rgalign.evaluation import bootstrap, metrics
 from rgalign.evaluation.results import COLUMNS, GAUC_WEIGHT, conform, metric_names, slice_masks
 
 COMPARED = ["metric", "slice", "split", "distance"]  # what two models share where they are compared
+PAIR = ["model", "against"]
+INTERVALS = ["ci_low", "ci_high", "relative_low", "relative_high"]
+TABLE = ["metric", "slice", "split"]  # what the rows of one table share
+MIN_WORLDS = 3  # fewer: no interval over worlds; with two, t has one degree of freedom and is 12.7 [C]
+SIGNIFICANT = 0.05  # of p_holm: what the 95 % intervals stand for
 
 
 def comparisons(
@@ -24,7 +31,7 @@ def comparisons(
     replicates: int = 1000,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """The comparisons rows of one run, from its session_metrics: users are drawn anew (bootstrap.over_users).
+    """The comparisons rows of one run, from its session_metrics: users are sampled again (bootstrap.over_users).
 
     pairs   (model, against); each model's metric is averaged over its ranker seeds first, and the column `seeds` is the
             larger number of seeds of the two
@@ -41,11 +48,41 @@ def comparisons(
         for model, against in pairs:
             new, old = _paired(means, model, against)
             fixed = {"model": model, "against": against, "split": split, "distance": distance, "worlds": 1}
-            fixed["seeds"] = max(seeds[model], seeds[against])
+            fixed |= {"world_seeds": "", "seeds": max(seeds[model], seeds[against])}
             for name, inside in slice_masks(slices, new["session_id"]):
                 interval = {"seed": seed, "replicates": replicates, "level": level}
                 rows += [{**fixed, "slice": name, **row} for row in _of_slice(new[inside], old[inside], **interval)]
-    return conform(pd.DataFrame(rows, columns=list(COLUMNS["comparisons"])), "comparisons")
+    return with_holm(rows)
+
+
+def with_holm(rows: Sequence[dict] | pd.DataFrame) -> pd.DataFrame:
+    """Comparisons rows as the table of that name, with `p_holm`: Holm's adjustment within each TABLE."""
+    frame = pd.DataFrame(rows, columns=[name for name in COLUMNS["comparisons"] if name != "p_holm"])
+    adjusted = frame.groupby(TABLE)["p"].transform(lambda p: holm(p.to_numpy(dtype=np.float64)))
+    return conform(frame.assign(p_holm=adjusted), "comparisons")
+
+
+def holm(p) -> np.ndarray:
+    """Holm's step-down adjusted p-values, in the order given (Holm 1979); a NaN stays one and does not count.
+
+    With m values in ascending order, the i-th is max over j <= i of min(1, (m - j + 1) p_j): rejecting what is at most
+    alpha holds the chance of any false rejection in the family at alpha, whatever the dependence between the rows.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(len(p), np.nan)
+    order = np.argsort(p, kind="stable")[: int((~np.isnan(p)).sum())]  # NaN sorts last
+    steps = np.arange(len(order), 0, -1)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1, steps * p[order]))
+    return adjusted
+
+
+def verdict(row) -> str:
+    """What a comparisons row shows, in words; `row` has worlds, difference, p_holm."""
+    if row.worlds == 2:
+        return "two worlds: see each"
+    significant = row.p_holm < SIGNIFICANT
+    shown = "not significant" if not significant else "gain" if row.difference > 0 else "loss"
+    return f"{shown} (in one world)" if row.worlds == 1 else shown
 
 
 def by_world(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -75,28 +112,42 @@ def by_world(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
     return pd.DataFrame(rows, columns=names).astype({"world_seed": "Int64", "distance": "float64"})
 
 
-def comparisons_over_worlds(
-    results: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, level: float = 0.95
-) -> pd.DataFrame:
-    """The comparisons rows of a study: the unit is the world, the interval Student's (bootstrap.over_worlds).
+def comparisons_over_worlds(worlds: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """The comparisons rows of a study: the unit is the world (bootstrap.over_worlds), each counted once.
 
-    Worlds count as in `by_world`: once each, those that lack one of the two models not at all. A pair with less than
-    two worlds has no row. `seeds` is the smallest number of ranker seeds that a world has.
+    worlds  rows of `by_world`, with each world's own intervals over users (INTERVALS, at `level`) where they are known
+    `worlds` says what an interval is: MIN_WORLDS or more, over the worlds; 1, over the users of that world; 2, there
+    is none. `relative` is the mean of the worlds' ratios. `sampling_error` is the floor of the standard error of
+    `difference`, NaN where a world's own interval is not known. `seeds` is the smallest number of ranker seeds that a
+    world has, `world_seeds` names the worlds.
     """
+    worlds = worlds.reindex(columns=[*worlds, *(name for name in INTERVALS if name not in worlds)])
     rows = []
-    worlds = by_world(results, pairs).dropna(subset="world_seed")
-    for key, part in worlds.groupby([*COMPARED, "model", "against"], dropna=False):
-        if len(part) < 2:
-            continue
-        interval = bootstrap.over_worlds(part["difference"], level=level)
-        row = dict(zip([*COMPARED, "model", "against"], key, strict=True))
-        row |= {"worlds": len(part), "seeds": part["seeds"].min(), "ci_low": interval.low, "ci_high": interval.high}
-        rows.append(row | difference_of(row["metric"], part["new"].mean(), part["old"].mean()))
-    return conform(pd.DataFrame(rows, columns=list(COLUMNS["comparisons"])), "comparisons")
+    for key, part in worlds.groupby([*COMPARED, *PAIR], dropna=False):
+        named = " ".join(str(seed) for seed in sorted(part["world_seed"].dropna()))
+        row = dict(zip([*COMPARED, *PAIR], key, strict=True)) | {"worlds": len(part), "world_seeds": named}
+        errors = bootstrap.standard_error(part["ci_low"], part["ci_high"], level=level)
+        row |= {"seeds": part["seeds"].min(), "sampling_error": bootstrap.sampling_error(errors)}
+        difference = _over("difference", part, "ci_low", "ci_high", level)
+        relative = _over("relative", part, "relative_low", "relative_high", level)
+        row |= dict(zip(["difference", "ci_low", "ci_high", "p"], difference, strict=True))
+        rows.append(row | dict(zip(["relative", "relative_low", "relative_high"], relative, strict=False)))
+    return with_holm(rows)
+
+
+def _over(column: str, part: pd.DataFrame, low: str, high: str, level: float) -> bootstrap.Tested:
+    """The estimate over the worlds of one pair, its interval and p-value; NaN where a world's value is undefined."""
+    values, undefined = part[column].to_numpy(dtype=np.float64), (np.nan, np.nan, np.nan)
+    if np.isnan(values).any() or 1 < len(values) < MIN_WORLDS:
+        return bootstrap.Tested(float(values.mean()), *undefined)
+    ends = part[[low, high]].to_numpy(dtype=np.float64)
+    if len(values) == 1:
+        return bootstrap.Tested(values[0], *ends[0], bootstrap.p_over_users(values[0], *ends[0], level=level))
+    return bootstrap.over_worlds(values, bootstrap.standard_error(*ends.T, level=level), level=level)
 
 
 def over_seeds(sessions: pd.DataFrame, model: str, against: str, **draws) -> bootstrap.Interval:
-    """GAUC's difference of two models with the same number of seeds on one split; seeds and users drawn anew.
+    """GAUC's difference of two models with the same number of seeds on one split; seeds and users sampled again.
 
     draws  seed, replicates, level (bootstrap.over_seeds_and_users)
     """
@@ -139,13 +190,19 @@ def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **interval) -> list[dict]:
     weight = np.ones_like(ours)
     if "gauc" in names:
         weight[names.index("gauc")] = new[GAUC_WEIGHT].to_numpy()
-    ends = bootstrap.over_users(ours - theirs, weight, new["user_id"].to_numpy(dtype=object), **interval)
-    means = [[metrics.average_auc(*row).value for row in zip(values, weight, strict=True)] for values in (ours, theirs)]
-    of_metric = zip(names, *means, ends.low, ends.high, strict=True)
-    return [
-        {"metric": name, **difference_of(name, new, old), "ci_low": low, "ci_high": high}
-        for name, new, old, low, high in of_metric
-    ]
+    users = new["user_id"].to_numpy(dtype=object)
+    ends = bootstrap.over_users(ours - theirs, weight, users, **interval)
+    per = np.stack([1 - row if name == "gauc" else row for name, row in zip(names, theirs, strict=True)])
+    ratios = bootstrap.over_users(ours - theirs, weight, users, per=per, **interval)
+    rows = []
+    for i, name in enumerate(names):
+        means = [metrics.average_auc(values[i], weight[i]).value for values in (ours, theirs)]
+        row = {"metric": name, **difference_of(name, *means), "ci_low": ends.low[i], "ci_high": ends.high[i]}
+        row |= {"relative_low": ratios.low[i], "relative_high": ratios.high[i]}
+        row["p"] = bootstrap.p_over_users(row["difference"], ends.low[i], ends.high[i], level=interval["level"])
+        row["sampling_error"] = float(bootstrap.standard_error(ends.low[i], ends.high[i], level=interval["level"]))
+        rows.append(row)
+    return rows
 
 
 def difference_of(metric: str, new: float, old: float) -> dict[str, float]:

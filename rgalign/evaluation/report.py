@@ -15,8 +15,8 @@ from PIL import Image
 from rgalign import artifacts
 from rgalign.data.personal import masked
 from rgalign.evaluation import writing_checks
+from rgalign.evaluation.comparisons import holm, verdict
 from rgalign.evaluation.results import METRIC_NAMES, MODELS
-from rgalign.evaluation.study_compare import verdict
 from rgalign.params import Params, dump, load_run
 from rgalign.plan import EVALUATION, STAGES, maker, stage_params
 from rgalign.stages import params_changes
@@ -67,7 +67,7 @@ def contents(run: Path) -> dict[str, Any]:
         "verdicts": gauc_differences(compared).to_dict("records"),
         "differences": by_pair.to_dict("records"),
         "slices": _slices(compared, results),
-        "not_shown": compared[compared.metric.isin(METRIC_NAMES) & ~compared.says.str.startswith("gain")].to_dict(
+        "no_gain": compared[compared.metric.isin(METRIC_NAMES) & ~compared.says.str.startswith("gain")].to_dict(
             "records"
         ),
         "compared": len(compared[compared.metric.isin(METRIC_NAMES)]),
@@ -104,7 +104,7 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def on_test(compared: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons rows of the test split, with what each `says`: gain, loss or not shown."""
+    """The comparisons rows of the test split, with what each `says`: gain, loss or not significant."""
     return compared[compared.split == "test"].assign(says=lambda t: [verdict(row) for row in t.itertuples()])
 
 
@@ -134,11 +134,12 @@ def _by_kind(results: pd.DataFrame) -> dict[str, float]:
 
 
 def _slices(compared: pd.DataFrame, results: pd.DataFrame) -> list[dict]:
-    """GAUC of the last pair, slice by slice, with the lists that it is a mean over."""
+    """GAUC of the last pair, slice by slice, with the lists that it is a mean over; Holm over these slices."""
     gauc = compared[compared.metric == "gauc"]
     if gauc.empty:
         return []
     last = gauc[gauc.model == max(gauc.model, key=list(MODELS).index)]
+    last = last.assign(p_holm=holm(last.p)).assign(says=lambda t: [verdict(row) for row in t.itertuples()])
     groups = results[(results.metric == "gauc") & (results.split == "test")].groupby(["model", "slice"])["groups"].max()
     return last.assign(lists=[groups[row.model, row.slice] for row in last.itertuples()]).to_dict("records")
 

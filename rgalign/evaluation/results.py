@@ -99,7 +99,13 @@ COLUMNS = {
         "relative": "float64",
         "ci_low": "float64",
         "ci_high": "float64",
+        "relative_low": "float64",
+        "relative_high": "float64",
+        "sampling_error": "float64",
+        "p": "float64",
+        "p_holm": "float64",
         "worlds": "int64",
+        "world_seeds": "string",
         "seeds": "int64",
     },
 }

@@ -1,6 +1,7 @@
 """A study: what many runs in one folder found, gathered into tables (study_compare.py compares them).
 
 Only what counts is gathered: the results of runs that ended, as their manifests say, and were not made stale since.
+Where the runs are gone and their tables were published, these are read instead (study_kept.py).
 """
 
 import json
@@ -11,7 +12,8 @@ import pandas as pd
 
 from rgalign import artifacts
 from rgalign.artifacts import ArtifactError
-from rgalign.evaluation import results
+from rgalign.evaluation import results, study_kept
+from rgalign.evaluation.comparisons import PAIR
 from rgalign.params import load_run
 from rgalign.plan import EVALUATION, STAGES, stage_params
 from rgalign.stages import params_changes
@@ -21,7 +23,7 @@ SWEEP = "sweep.json"  # what a sweep did (rgalign/sweep.py): each run's params f
 FULL = "rgalign_rec"  # the model that an ablation leaves something out of
 ABLATIONS = "ablations"  # the folder of their params files: params/ablations/no_neftune.yaml is rgalign_rec/no_neftune
 METRICS = ("gauc", "recall@3", "ndcg@3", "ihr@1", "ihr@3")
-SLICES = ("all", "cold", "tail")
+SLICES = ("all", "cold", "tail", "shuffled")
 WORLD = ["distance", "world_seed"]
 # What a step is worth where nothing comes after it: the whole may make up for a step that does harm.
 STEPS = (
@@ -30,7 +32,6 @@ STEPS = (
     ("rgalign_rec/sft_dpo", "rgalign_rec/sft_only"),
     ("rgalign_rec/cl_only", "qe_rec"),
 )
-PAIR = ["model", "against"]
 
 
 def model_of(params_file: str | Path) -> str:
@@ -72,6 +73,8 @@ def runs_of(folder: Path) -> pd.DataFrame:
     finished: there is nothing to study.
     """
     swept, rows = read_sweep(folder)["runs"], []
+    if study_kept.is_kept(folder):
+        return study_kept.runs(folder, swept, model_of)
     found = {path.parent.name for path in folder.glob("*/params.yaml")}
     for name in sorted(found | set(swept)):
         made = swept.get(name, {})
@@ -90,6 +93,12 @@ def runs_of(folder: Path) -> pd.DataFrame:
             f"no run in {folder} has results; start some: python -m rgalign sweep PARAMS --seeds 5 --out {folder}{told}"
         )
     return runs
+
+
+def inputs(folder: Path, runs: pd.DataFrame) -> list[str]:
+    """The files that name the bytes of all that a study reads: its runs' manifests, or the tables that were kept."""
+    finished = runs["run"][runs["state"] == "finished"]
+    return list(study_kept.FILES) if study_kept.is_kept(folder) else [f"{run}/manifest.json" for run in finished]
 
 
 def _unfinished(run: Path) -> str | None:
@@ -115,7 +124,10 @@ def table_of(folder: Path, run: str, table: str) -> pd.DataFrame:
     if not path.is_file() or artifacts.digest(path) != entry["outputs"].get(artifact):
         state = "was altered" if path.is_file() else "is not there"
         raise ArtifactError(f"{run}/{artifact} {state}: give the sweep's command again (or run 09_evaluation)")
-    return results.conform(pd.read_parquet(path), table)
+    try:
+        return results.conform(pd.read_parquet(path), table)
+    except ValueError as error:
+        raise ArtifactError(f"{run}/{artifact} is of another version; run {EVALUATION} there again. {error}") from None
 
 
 def results_of(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
@@ -124,6 +136,10 @@ def results_of(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     An ablation gives its rgalign_rec alone, under its own name. A model that several runs of one world have is there
     once; raises ValueError where they do not agree, or where the runs are not of one data set.
     """
+    if study_kept.is_kept(folder):
+        table = study_kept.results(folder)
+        recipes = runs.drop_duplicates("ablation").set_index("ablation")["recipe"]
+        return table.assign(recipe=table["model"].map(recipes).fillna(recipes[""]))
     parts = []
     for run in runs[runs["state"] == "finished"].itertuples():
         table = table_of(folder, run.run, "results")
@@ -154,6 +170,8 @@ def as_row(table: pd.DataFrame, ablation: str) -> pd.DataFrame:
 
 def pairs_of(folder: Path, runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(model, against): what the runs compared themselves, each ablation against the whole, and STEPS."""
+    if study_kept.is_kept(folder):
+        return study_kept.pairs(folder, STEPS)
     finished = runs[runs["state"] == "finished"]
     pairs = [pair for pair in STEPS if set(pair) - {"qe_rec"} <= set(finished["ablation"])]
     for run in finished.itertuples():
@@ -171,6 +189,8 @@ def stage_seconds(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
 
     A stage that was taken over from another run has the figures of that run, named in `shared_from`, else empty.
     """
+    if study_kept.is_kept(folder):
+        return pd.read_parquet(folder / "stage_seconds.parquet")
     rows = [
         {
             "run": run.run,

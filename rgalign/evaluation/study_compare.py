@@ -1,8 +1,9 @@
 """Comparisons over a study's worlds, and the stage table (METHOD.md 4).
 
 The unit is the world: each has its own LM seed and ranker seeds, over which its values are averaged first. The interval
-is Student's over the worlds' differences. One or two worlds say next to nothing about another world: then each world's
-own interval is given, users drawn anew, and the column `worlds` shows it.
+over the worlds has the sampling error of their sessions as a floor (bootstrap.over_worlds). One or two worlds say next
+to nothing about another world: then there is only each world's own interval, users sampled again, and the column
+`worlds` shows it. Two models are compared in the worlds that have both; `world_seeds` names these.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,12 +14,18 @@ import pandas as pd
 
 from rgalign.data import tables
 from rgalign.data.describe import train_clicks
-from rgalign.evaluation import results, slices
-from rgalign.evaluation.comparisons import COMPARED, by_world, comparisons, comparisons_over_worlds, difference_of
-from rgalign.evaluation.study import FULL, METRICS, PAIR, SLICES, WORLD, as_row, table_of
+from rgalign.evaluation import results, slices, study_kept
+from rgalign.evaluation.comparisons import (
+    COMPARED,
+    INTERVALS,
+    PAIR,
+    by_world,
+    comparisons,
+    comparisons_over_worlds,
+    verdict,
+)
+from rgalign.evaluation.study import FULL, METRICS, SLICES, WORLD, as_row, table_of
 from rgalign.ranker.variants import VARIANTS
-
-MIN_WORLDS = 3  # fewer: no interval over worlds [C]
 
 
 def compare(
@@ -27,34 +34,21 @@ def compare(
     """The comparisons rows of a study, and the same world by world (with world_seed, new, old).
 
     runs, table, pairs  study.runs_of, results_of, pairs_of
-    draws               seed, replicates of the bootstrap where there are less than MIN_WORLDS worlds
-    `worlds` says what an interval is: MIN_WORLDS or more, Student's over the worlds; 1, of the sessions of that world,
-    users drawn anew; 2, there is none, and each world's own is in the second table, which has none otherwise.
+    draws               seed, replicates of the bootstrap inside each world
     """
-    table = results.conform(table.drop(columns="recipe"), "results")
-    worlds = by_world(table, pairs)
-    over = comparisons_over_worlds(table, pairs)
-    group = [*COMPARED, *PAIR]
-    counted = worlds.groupby(group, dropna=False)["model"].transform("size")
-    few = worlds[counted < MIN_WORLDS]
-    own = _own_intervals(folder, runs, few, **draws)
+    if study_kept.is_kept(folder):
+        worlds = study_kept.worlds(folder, pairs)
+        return comparisons_over_worlds(worlds), worlds
+    worlds = by_world(results.conform(table.drop(columns="recipe"), "results"), pairs)
+    own = _own_intervals(folder, runs, worlds, **draws)
     worlds = worlds.merge(own, "left", [*COMPARED, "world_seed", *PAIR])
-    rows = []
-    for key, part in worlds[counted < MIN_WORLDS].groupby(group, dropna=False):
-        row = dict(zip(group, key, strict=True)) | {"worlds": len(part), "seeds": part["seeds"].min()}
-        row |= difference_of(row["metric"], part["new"].mean(), part["old"].mean())
-        alone = part.iloc[0] if len(part) == 1 else {"ci_low": np.nan, "ci_high": np.nan}
-        rows.append(row | {name: alone[name] for name in ("ci_low", "ci_high")})
-    kept = over[over["worlds"] >= MIN_WORLDS]
-    columns = results.COLUMNS["comparisons"]
-    found = pd.concat([kept, pd.DataFrame(rows, columns=list(columns)).astype(columns)], ignore_index=True)
-    return results.conform(found, "comparisons"), worlds
+    return comparisons_over_worlds(worlds), worlds
 
 
-def _own_intervals(folder: Path, runs: pd.DataFrame, few: pd.DataFrame, **draws) -> pd.DataFrame:
-    """ci_low and ci_high of each row of `few` from the sessions of its world, users drawn anew."""
-    found = [pd.DataFrame(columns=[*COMPARED, "world_seed", *PAIR, "ci_low", "ci_high"])]
-    for (distance, world), part in few.groupby(WORLD, dropna=False):
+def _own_intervals(folder: Path, runs: pd.DataFrame, worlds: pd.DataFrame, **draws) -> pd.DataFrame:
+    """INTERVALS of each row of `worlds` from the sessions of its world, users sampled again."""
+    found = [pd.DataFrame(columns=[*COMPARED, "world_seed", *PAIR, *INTERVALS])]
+    for (distance, world), part in worlds.groupby(WORLD, dropna=False):
         here = runs[(runs["state"] == "finished") & same(runs["distance"], distance) & same(runs["world_seed"], world)]
         masks = _slices(folder / here["run"].iloc[0])
         ablations = frozenset(here["ablation"]) - {""}
@@ -63,10 +57,9 @@ def _own_intervals(folder: Path, runs: pd.DataFrame, few: pd.DataFrame, **draws)
             pairs = [pair for pair in wanted if ablations.intersection(pair) == names]
             sessions = _sessions(folder, here, names)
             rows = comparisons(sessions, pairs, masks, distance=distance, **draws)
-            found.append(rows[[*COMPARED, *PAIR, "ci_low", "ci_high"]].assign(world_seed=world))
-    return pd.concat(found).astype(
-        {"world_seed": "Int64", "distance": "float64", "ci_low": "float64", "ci_high": "float64"}
-    )
+            found.append(rows[[*COMPARED, *PAIR, *INTERVALS]].assign(world_seed=world))
+    types = {"world_seed": "Int64", "distance": "float64"} | dict.fromkeys(INTERVALS, "float64")
+    return pd.concat(found).astype(types)
 
 
 def same(column: pd.Series, value) -> pd.Series:
@@ -79,7 +72,8 @@ def _slices(run: Path) -> pd.DataFrame:
     shop = tables.read(run / "tables/dataset", splits=("train", "test"), columns=["shuffled"])
     test = shop.sessions[shop.sessions["split"] == "test"]
     shown = shop.impressions[shop.impressions["session_id"].isin(test["session_id"])]
-    return slices.session_slices(test, shown, train_clicks(shop))[list(SLICES)]
+    found = slices.session_slices(test, shown, train_clicks(shop))
+    return found[[name for name in SLICES if name in found]]  # no `shuffled` where the data do not know it
 
 
 def _sessions(folder: Path, runs: pd.DataFrame, ablations: Collection[str]) -> pd.DataFrame:
@@ -102,9 +96,10 @@ def _sessions(folder: Path, runs: pd.DataFrame, ablations: Collection[str]) -> p
 def stage_table(table: pd.DataFrame, compared: pd.DataFrame, seconds: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a distance and model (twice if it is compared twice), in the order of results.MODELS.
 
-    gauc .. ihr@3  means over worlds, LM seeds and ranker seeds; cold, tail: gauc there
-    difference     of gauc, to `against`, with its interval; `relative` the share of the error removed
-    says           what the interval shows
+    gauc .. ihr@3  means over worlds, LM seeds and ranker seeds; cold, tail, shuffled: gauc there
+    difference     of gauc, to `against`, with its interval; `relative` the share of the error removed, with its own
+    p_holm, says   the p-value adjusted for the rows of this table, and what it shows
+    world_seeds    the worlds of `difference`: a row whose worlds are not those of another cannot be set against it
     seconds        of the stages that make the model, each stage's median, whether this run or another executed it
     """
     of_world = table.groupby(["distance", "model", "metric", "slice", "world_seed"], dropna=False)["value"].mean()
@@ -112,16 +107,18 @@ def stage_table(table: pd.DataFrame, compared: pd.DataFrame, seconds: pd.DataFra
     means["column"] = np.where(means["slice"] == "all", means["metric"], means["slice"])
     means = means[(means["slice"] == "all") | (means["metric"] == "gauc")]
     wide = means.pivot_table("value", ["distance", "model"], "column", dropna=False, observed=True).reset_index()
-    wide = wide.reindex(columns=["distance", "model", *METRICS, *SLICES[1:]])
+    names = [*METRICS, *(name for name in SLICES[1:] if name in wide)]
+    wide = wide.reindex(columns=["distance", "model", *names])
     wide = wide[wide["gauc"].notna()]
     gauc = compared[(compared["metric"] == "gauc") & (compared["slice"] == "all")]
-    shown = gauc[["distance", *PAIR, "difference", "ci_low", "ci_high", "relative", "worlds"]]
+    told = ["difference", "ci_low", "ci_high", "p_holm", "relative", "relative_low", "relative_high"]
+    shown = gauc[["distance", *PAIR, *told, "worlds", "world_seeds"]]
     rows = wide.merge(shown.assign(says=[verdict(row) for row in shown.itertuples()]), "left", ["distance", "model"])
     rows["seconds"] = [_seconds(row.model, row.distance, seconds, runs) for row in rows.itertuples()]
     order = rows["model"].map(list(results.MODELS).index)
     rows = rows.assign(order=order).sort_values(["distance", "order"], kind="stable", ignore_index=True)
-    first = ["distance", "model", "gauc", "against", "difference", "ci_low", "ci_high", "relative", "worlds", "says"]
-    return rows[[*first, *METRICS[1:], *SLICES[1:], "seconds"]].astype({"worlds": "Int64"})
+    first = ["distance", "model", "gauc", "against", *told, "worlds", "world_seeds", "says"]
+    return rows[[*first, *names[1:], "seconds"]].astype({"worlds": "Int64"})
 
 
 def main_distance(runs: pd.DataFrame) -> float:
@@ -129,14 +126,6 @@ def main_distance(runs: pd.DataFrame) -> float:
     counts = runs["distance"].value_counts(dropna=False)
     most = sorted(counts.index[counts == counts.max()])
     return float(most[len(most) // 2])
-
-
-def verdict(row) -> str:
-    """What a comparisons row shows, in words; `row` has worlds, ci_low, ci_high."""
-    if row.worlds == 2:
-        return "two worlds: see each"
-    shown = "gain" if row.ci_low > 0 else "loss" if row.ci_high < 0 else "not shown: crosses zero"
-    return f"{shown} (in one world)" if row.worlds == 1 else shown
 
 
 def _seconds(model: str, distance: float, seconds: pd.DataFrame, runs: pd.DataFrame) -> float:

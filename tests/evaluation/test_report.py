@@ -15,6 +15,7 @@ from rgalign import stages
 from rgalign.__main__ import main
 from rgalign.artifacts import ArtifactError, write_table
 from rgalign.evaluation import report
+from rgalign.evaluation.comparisons import holm
 from rgalign.evaluation.results import MODELS
 from rgalign.params import ROOT
 
@@ -96,9 +97,10 @@ def test_every_comparison_that_shows_no_gain_is_listed(run):
     compared = pd.read_parquet(run / "tables/comparisons.parquet").query("split == 'test'")
     compared = compared[compared.metric.isin(report.METRIC_NAMES)]
     worst = compared.index[compared.metric.eq("gauc") & compared.slice.eq("tail")][0]
-    compared.loc[worst, ["difference", "ci_low", "ci_high"]] = [-0.2, -0.3, -0.1]
+    compared.loc[worst, ["difference", "ci_low", "ci_high", "p_holm"]] = [-0.2, -0.3, -0.1, 0.001]
     write_table(run / "tables/comparisons.parquet", compared)
-    page, negative = page_of(run), compared[compared.ci_low <= 0]
+    page, negative = page_of(run), compared[(compared.p_holm >= 0.05) | (compared.difference < 0)]
+    assert (negative.ci_low > 0).any(), "an interval alone is no verdict: many pairs are compared"
     text = (run / "report.html").read_text(encoding="utf-8")
     assert f"{len(negative)} of {len(compared)} comparisons" in text
     assert "1 of them are losses" in text
@@ -107,6 +109,19 @@ def test_every_comparison_that_shows_no_gain_is_listed(run):
     ]
     assert len(listed) == len(negative)
     assert listed[0][3:] == ["-0.2000 [-0.3000, -0.1000]", "loss (in one world)"], "losses come first"
+
+
+def test_a_table_of_slices_is_one_family(run):
+    compared = pd.read_parquet(run / "tables/comparisons.parquet").query("split == 'test'")
+    own = compared[(compared.metric == "gauc") & (compared.model == "rgalign_rec")]
+    relative = own.assign(relative_low=0.01, relative_high=0.2)
+    write_table(run / "tables/comparisons.parquet", relative)
+    rows = {row[0]: row for row in page_of(run).rows if len(row) == 5 and row[0] in set(own.slice)}
+    adjusted = dict(zip(own.slice, holm(own.p), strict=True))
+    assert {name for name, row in rows.items() if row[4].startswith("gain")} == {
+        name for name, p in adjusted.items() if p < 0.05
+    }
+    assert rows["all"][3].endswith("[+1.0 %, +20.0 %]"), "a ratio has an interval of its own"
 
 
 def test_what_the_experiment_found_stands_beside_the_papers(run):

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from rgalign import artifacts
 from rgalign.evaluation import bootstrap, metrics
-from rgalign.evaluation.comparisons import comparisons, comparisons_over_worlds
+from rgalign.evaluation.comparisons import by_world, comparisons, comparisons_over_worlds, holm, verdict
 from rgalign.evaluation.results import MODELS, clicked_in_kb, conform, results, session_metrics
 
 LISTS, WIDTH, USERS = 60, 6, 15
@@ -119,11 +119,60 @@ def test_over_worlds_each_world_counts_once():
     ]
     fixed = {"metric": "gauc", "slice": "all", "split": "test", "data": "shopworld", "groups": 9, "left_out": 0}
     table = pd.DataFrame(rows).assign(**fixed)
-    found = comparisons_over_worlds(table, [("oracle", "two_tower"), ("oracle", "popularity")])
+    found = comparisons_over_worlds(by_world(table, [("oracle", "two_tower"), ("oracle", "popularity")]))
     assert found[["distance", "worlds", "seeds"]].to_numpy().tolist() == [[0, 4, 3], [1, 4, 3]]
     means = table[table.distance == 1].groupby(["world_seed", "model"])["value"].mean().unstack().dropna()
     theirs = stats.ttest_rel(means.oracle, means.two_tower).confidence_interval(0.95)
     assert tuple(found.loc[1, ["ci_low", "ci_high"]]) == pytest.approx(tuple(theirs), abs=1e-9)
+
+
+def test_holm_by_hand_and_by_its_definition():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # by hand: times 3, 1, 2, 4
+    found = holm([np.nan, 0.02, 0.9, 0.03])
+    assert found[1:] == pytest.approx([0.06, 0.9, 0.06])
+    assert np.isnan(found[0])
+    assert len(holm([])) == 0
+    rng = np.random.default_rng(6)
+    for _ in range(200):
+        p = np.round(rng.random(rng.integers(1, 9)) ** 3, 2)
+        for level in (0.01, 0.05, 0.2, 0.7):
+            rejected, order = set(), list(np.argsort(p))  # step down: stop at the first that is not rejected
+            while order and p[order[0]] * len(order) <= level + 1e-12:
+                rejected.add(order.pop(0))
+            assert {i for i, value in enumerate(holm(p)) if value <= level + 1e-12} >= rejected
+            assert all(p[i] in p[list(rejected)] for i, value in enumerate(holm(p)) if value < level)
+
+
+@pytest.mark.parametrize(
+    ("worlds", "difference", "p_holm", "says"),
+    [
+        (5, 0.01, 0.049, "gain"),
+        (5, -0.01, 0.049, "loss"),
+        (5, 0.01, 0.05, "not significant"),
+        (5, 0.01, np.nan, "not significant"),
+        (1, 0.01, 0.001, "gain (in one world)"),
+        (1, 0.01, 0.2, "not significant (in one world)"),
+        (2, 0.01, np.nan, "two worlds: see each"),
+    ],
+)
+def test_a_verdict_goes_by_the_adjusted_p_value(worlds, difference, p_holm, says):
+    row = pd.Series({"worlds": worlds, "difference": difference, "p_holm": p_holm, "ci_low": 0.001, "ci_high": 0.02})
+    assert verdict(row) == says
+
+
+def test_an_interval_of_its_own_for_the_ratio_and_p_values_within_each_table(shop, table):
+    pairs = [("two_tower", "popularity"), ("oracle", "two_tower"), ("oracle", "popularity")]
+    rows = comparisons(table, pairs, shop["slices"], seed=3)
+    (gauc,) = rows.query("metric == 'gauc' and slice == 'all' and against == 'two_tower'").itertuples()
+    wide = table.pivot_table(index="session_id", columns=["model", "seed"], values="gauc", dropna=False)
+    new, old = (wide[name].dropna(axis=1, how="all").mean(axis=1).to_numpy() for name in ("oracle", "two_tower"))
+    drawn = bootstrap.over_users(new - old, shop["shown"].sum(axis=1), shop["user_id"], per=1 - old, seed=3)
+    assert tuple(drawn) == pytest.approx((gauc.relative, gauc.relative_low, gauc.relative_high), abs=1e-12)
+    z = gauc.difference / ((gauc.ci_high - gauc.ci_low) / (2 * stats.norm.ppf(0.975)))
+    assert gauc.p == pytest.approx(2 * stats.norm.sf(abs(z)))
+    for _, part in rows.groupby(["metric", "slice"]):
+        assert part["p_holm"].to_numpy() == pytest.approx(holm(part["p"]), nan_ok=True)
+    assert comparisons(table, [("oracle", "oracle")], seed=3)["p"].eq(1).all(), "a model against itself"
 
 
 def test_tables_keep_their_bytes_and_types_whatever_the_order_of_the_rows(tmp_path, shop, table):

@@ -1,6 +1,7 @@
 """A study over made-up runs: what is gathered, its intervals against scipy's, and notebook 90 over it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from rgalign.artifacts import ArtifactError
 from rgalign.data import tables, world
 from rgalign.evaluation import bootstrap, results, study
 from rgalign.evaluation import study_compare as over
+from rgalign.evaluation.comparisons import holm, verdict
 from rgalign.evaluation.slices import session_slices
 from rgalign.params import load
 
@@ -21,14 +23,32 @@ DRAWS = {"seed": 0, "replicates": 100}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def shop():
+    """A small ShopWorld and the slices of its test sessions."""
+    shop = world.generate(seed=7, sessions=400, users=200, transcripts=0)
+    own = {name: shop.sessions[shop.sessions["split"] == name] for name in ("train", "test")}
+    shown = {name: shop.impressions[shop.impressions["session_id"].isin(s["session_id"])] for name, s in own.items()}
+    return shop, session_slices(own["test"], shown["test"], shown["train"].query("clicked == 1").intent_id)
+
+
+def small_run(folder, shop, params_file, seed, distance=0.5, **given):
+    """A made-up run on the test sessions of the shop, its data set beside it."""
+    dataset, masks = shop
+    world = given.get("world", seed)
+    sessions = made_up_sessions(world, params_file, distance, ids=list(masks.index))
+    given = {"sessions": sessions, "slices": masks} | given
+    tables.write(dataset, add_run(folder, params_file, seed, distance=distance, **given) / "tables/dataset")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, shop):
     """Four worlds at distance 0.5, of which one lacks the ablation, three at 1.0, and a run that failed."""
     out = tmp_path_factory.mktemp("study")
     for seed in range(4):
-        add_run(out, MAIN, seed)
+        small_run(out, shop, MAIN, seed)
         if seed < 3:
-            add_run(out, ABLATION, seed)
-            add_run(out, MAIN, seed, distance=1.0)
+            small_run(out, shop, ABLATION, seed)
+            small_run(out, shop, MAIN, seed, distance=1.0)
     tell(out, "no_neftune-s3", ABLATION, 3, failed="notebooks/05_rg_sft.ipynb failed in cell 4")
     return out
 
@@ -73,21 +93,50 @@ def test_an_ablation_gives_its_own_row_alone_and_the_rest_stands_once(gathered):
 
 
 @pytest.mark.parametrize(("model", "against", "worlds"), [(*PAIRS[2], 4), ("rgalign_rec/no_neftune", "rgalign_rec", 3)])
-@pytest.mark.parametrize(("metric", "name"), [("gauc", "all"), ("recall@3", "all"), ("gauc", "cold")])
-def test_intervals_are_those_of_a_paired_t_test_over_world_means(gathered, model, against, worlds, metric, name):
+@pytest.mark.parametrize(("metric", "name"), [("gauc", "all"), ("recall@3", "all"), ("gauc", "shuffled")])
+def test_intervals_are_those_of_a_t_test_over_world_means_or_of_their_sampling_error(
+    gathered, model, against, worlds, metric, name
+):
     _, table, _, compared, by_world = gathered
     row = row_of(compared, model, against, metric, name)
     chosen = (table["metric"] == metric) & (table["slice"] == name) & (table["distance"] == 0.5)
     means = table[chosen].groupby(["world_seed", "model"])["value"].mean().unstack()[[model, against]].dropna()
     assert (row.worlds, row.seeds) == (len(means), 2) == (worlds, 2)
-    theirs = stats.ttest_rel(means[model], means[against]).confidence_interval(0.95)
-    assert (row.ci_low, row.ci_high) == pytest.approx(tuple(theirs), abs=1e-9)
-    new, old = means.mean()
-    assert row.relative == pytest.approx((1 - (1 - new) / (1 - old)) if metric == "gauc" else new / old - 1)
     own = by_world[(by_world["model"] == model) & (by_world["metric"] == metric) & (by_world["slice"] == name)]
-    own = own[own["distance"] == 0.5].set_index("world_seed")["difference"]
-    assert own.to_dict() == pytest.approx((means[model] - means[against]).to_dict())
-    assert by_world["ci_low"].isna().all()
+    own = own[own["distance"] == 0.5].set_index("world_seed")
+    assert own["difference"].to_dict() == pytest.approx((means[model] - means[against]).to_dict())
+    floor = np.sqrt((((own["ci_high"] - own["ci_low"]) / (2 * stats.norm.ppf(0.975))) ** 2).sum()) / worlds
+    assert row.sampling_error == pytest.approx(floor)
+    error = max(floor, stats.sem(own["difference"]))
+    half = stats.t.ppf(0.975, worlds - 1) * error
+    assert (row.ci_low, row.ci_high) == pytest.approx((row.difference - half, row.difference + half))
+    assert row.p == pytest.approx(2 * stats.t.sf(abs(row.difference) / error, worlds - 1))
+    new, old = means[model], means[against]
+    relative = 1 - (1 - new) / (1 - old) if metric == "gauc" else new / old - 1
+    assert row.relative == pytest.approx(relative.mean())
+    assert row.relative_low < row.relative < row.relative_high
+    assert row.world_seeds == " ".join(map(str, means.index))
+
+
+def test_the_family_of_a_p_value_is_the_rows_of_its_table(gathered):
+    compared = gathered[3]
+    for _, part in compared.groupby(["metric", "slice", "split"]):
+        assert part["p_holm"].to_numpy() == pytest.approx(holm(part["p"]), nan_ok=True)
+    assert compared["distance"].nunique() > 1
+
+
+def test_data_that_do_not_know_which_lists_were_shuffled_have_no_such_slice(tmp_path, shop):
+    dataset, masks = shop
+    sessions = dataset.sessions.drop(columns="shuffled")
+    for seed in range(3):
+        small_run(tmp_path, (replace(dataset, sessions=sessions), masks.drop(columns="shuffled")), MAIN, seed)
+    runs = study.runs_of(tmp_path)
+    table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
+    compared, _ = over.compare(tmp_path, runs, table, pairs, **DRAWS)
+    assert set(compared["slice"]) == {"all", "cold", "tail"}
+    rows = over.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs)
+    assert "shuffled" not in rows
+    assert rows["ci_low"].notna().sum() == len(PAIRS)
 
 
 def test_each_distance_has_its_own_comparisons(gathered):
@@ -126,28 +175,21 @@ def test_the_stage_table_says_means_verdicts_and_seconds(gathered, folder):
     assert rows.loc[2, "tail"] == pytest.approx(tail)
     assert rows["seconds"][:5].isna().tolist() == [True, False, False, False, False]
     assert rows["seconds"][2] == 60
-    crossing = (rows["ci_low"] < 0) & (rows["ci_high"] > 0)
-    assert (rows["says"][crossing] == "not shown: crosses zero").all()
-    assert (rows["says"][rows["ci_low"] > 0] == "gain").all()
+    significant = rows["p_holm"] < 0.05
+    assert (rows["says"][rows["p_holm"] >= 0.05] == "not significant").all()
+    assert (rows["says"][significant & (rows["difference"] > 0)] == "gain").all()
+    assert {"gain", "not significant"} <= set(rows["says"])
+    shown = rows.set_index(["distance", "model"])["world_seeds"]
+    assert shown[0.5, "rgalign_rec"] == "0 1 2 3"
+    assert shown[0.5, "rgalign_rec/no_neftune"] == "0 1 2", "a row over other worlds says which"
+    assert rows["shuffled"].between(0, 1).all()
     assert over.main_distance(runs) == 0.5
 
 
-@pytest.fixture(scope="module")
-def shop():
-    """A small ShopWorld and the slices of its test sessions."""
-    shop = world.generate(seed=7, sessions=400, users=200, transcripts=0)
-    own = {name: shop.sessions[shop.sessions["split"] == name] for name in ("train", "test")}
-    shown = {name: shop.impressions[shop.impressions["session_id"].isin(s["session_id"])] for name, s in own.items()}
-    return shop, session_slices(own["test"], shown["test"], shown["train"].query("clicked == 1").intent_id)
-
-
 def small_world(folder, shop, seed):
-    """A main run and an ablation of one world, its data set beside them."""
-    dataset, masks = shop
+    """A main run and an ablation of one world."""
     for params_file in (MAIN, ABLATION):
-        sessions = made_up_sessions(seed, params_file, 0.5, ids=list(masks.index))
-        run = add_run(folder, params_file, seed, sessions=sessions, slices=masks)
-        tables.write(dataset, run / "tables/dataset")
+        small_run(folder, shop, params_file, seed)
 
 
 def test_in_one_world_the_intervals_are_those_of_its_users(tmp_path, shop):
@@ -166,7 +208,7 @@ def test_in_one_world_the_intervals_are_those_of_its_users(tmp_path, shop):
     own = bootstrap.over_users((wide[0] - wide[1]).to_numpy(), weight, users.to_numpy(dtype=object), **DRAWS)
     assert tail.worlds == 1
     assert (tail.difference, tail.ci_low, tail.ci_high) == pytest.approx((own.estimate, own.low, own.high), abs=1e-9)
-    assert over.verdict(tail).endswith("(in one world)")
+    assert verdict(tail).endswith("(in one world)")
     assert worlds["ci_low"].notna().all()
 
 
@@ -178,7 +220,7 @@ def test_two_worlds_have_each_their_own_interval_and_none_together(tmp_path, sho
     compared, worlds = over.compare(tmp_path, runs, table, pairs, **DRAWS)
     row = row_of(compared, *PAIRS[1])
     assert (row.worlds, np.isnan(row.ci_low)) == (2, True)
-    assert over.verdict(row) == "two worlds: see each"
+    assert verdict(row) == "two worlds: see each"
     assert worlds[["ci_low", "ci_high"]].notna().all(axis=None)
     assert row.difference == pytest.approx(
         worlds.query("model == 'qe_rec' and metric == 'gauc' and slice == 'all'")["difference"].mean()
@@ -232,6 +274,39 @@ def test_a_folder_without_results_says_what_to_type(tmp_path):
         study.runs_of(tmp_path)
 
 
+def test_a_study_whose_runs_are_gone_says_the_same_from_its_tables(gathered, folder, tmp_path):
+    runs, table, pairs, compared, worlds = gathered
+    seconds = study.stage_seconds(folder, runs)
+    for name, kept in {"results": table.drop(columns="recipe"), "worlds": worlds, "stage_seconds": seconds}.items():
+        artifacts.write_table(tmp_path / f"{name}.parquet", kept)
+    artifacts.write_text(tmp_path / "sweep.json", (folder / "sweep.json").read_text())
+    again = study.runs_of(tmp_path)
+    same = ["run", "recipe", "ablation", "seed", "distance", "world_seed"]
+    finished = runs[runs["state"] == "finished"]
+    pd.testing.assert_frame_equal(
+        again[again["state"] == "finished"][same].reset_index(drop=True), finished[same].reset_index(drop=True)
+    )
+    assert study.pairs_of(tmp_path, again) == pairs
+    gone = study.results_of(tmp_path, again)
+    assert set(finished["recipe"]) >= set(gone["recipe"])
+    found, by_world = over.compare(tmp_path, again, gone, pairs, **DRAWS)
+    pd.testing.assert_frame_equal(found, compared)
+    assert len(by_world) == len(worlds)
+    rows = [
+        over.stage_table(results_of, compared_of, study.stage_seconds(place, runs_of), runs_of)
+        for place, results_of, compared_of, runs_of in (
+            (folder, table, compared, runs),
+            (tmp_path, gone, found, again),
+        )
+    ]
+    pd.testing.assert_frame_equal(*rows)
+    assert all((tmp_path / file).is_file() for file in study.inputs(tmp_path, again))
+    fewer = pd.read_parquet(tmp_path / "results.parquet").query("world_seed != 2")
+    artifacts.write_table(tmp_path / "results.parquet", fewer)
+    with pytest.raises(ArtifactError, match=r"does not say which world and distance .*-s2 had"):
+        study.runs_of(tmp_path)
+
+
 def test_notebook_90_runs_over_a_study(folder):
     parameters = {"params_file": "params/smoke.yaml", "run_dir": str(folder), "overrides": {}}
     stage = pipeline.stage_named("90")
@@ -242,7 +317,7 @@ def test_notebook_90_runs_over_a_study(folder):
     assert written["comparisons"]["worlds"].isin([3, 4]).all()
     executed = json.loads((folder / "notebooks/90_ablation.ipynb").read_text(encoding="utf-8"))
     outputs = json.dumps([cell.get("outputs") for cell in executed["cells"]])
-    assert "not shown: crosses zero" in outputs
+    assert "not significant" in outputs
     assert outputs.count("image/png") == 2
     entry = artifacts.read_manifest(folder)["stages"]["90_ablation"]
     assert "quickstart-s0/manifest.json" in entry["inputs"]
@@ -268,15 +343,16 @@ def test_two_ablations_are_compared_with_each_other_on_the_same_sessions(tmp_pat
     assert row.difference == pytest.approx((new - old).mean())
     assert row.worlds == count
     if count > 1:
-        half = stats.t.ppf(0.975, count - 1) * (new - old).std(ddof=1) / np.sqrt(count)
+        error = max(stats.sem(new - old), row.sampling_error)
+        half = stats.t.ppf(0.975, count - 1) * error
         assert (row.ci_low, row.ci_high) == pytest.approx((row.difference - half, row.difference + half))
     else:
         assert row.ci_low < row.difference < row.ci_high
 
 
-def test_a_baselines_seconds_hold_no_language_model_and_a_slow_run_does_not_count(tmp_path):
+def test_a_baselines_seconds_hold_no_language_model_and_a_slow_run_does_not_count(tmp_path, shop):
     for seed in range(3):
-        add_run(tmp_path, MAIN, seed)
+        small_run(tmp_path, shop, MAIN, seed)
     path = tmp_path / "quickstart-s0" / "manifest.json"
     told = json.loads(path.read_text())
     told["stages"]["03_rankers"]["seconds"] = 9_000.0
