@@ -157,15 +157,16 @@ def world_command(options: argparse.Namespace) -> int:
     data = load(options.params, {**overrides, "data.source": "shopworld"}).data
     from rgalign.data import tables, world
 
+    drawn = f"sessions of ShopWorld {data.world.version}"
     if options.shards:
         from rgalign.data.world_shards import write_world
 
         write_world(Path(options.folder), seed=data.seed, progress=True, **data.world.model_dump())
-        print(f"{data.world.sessions:,} sessions of ShopWorld {world.WORLD_VERSION}: {options.folder}")
+        print(f"{data.world.sessions:,} {drawn}: {options.folder}")
         return 0
     dataset = world.generate(seed=data.seed, progress=True, **data.world.model_dump())
     tables.write(dataset, Path(options.folder))
-    print(f"{len(dataset.sessions):,} sessions of ShopWorld {world.WORLD_VERSION}, seed {data.seed}: {options.folder}")
+    print(f"{len(dataset.sessions):,} {drawn}, seed {data.seed}: {options.folder}")
     return 0
 
 

@@ -20,6 +20,7 @@ class World(Room):
     users: int = Field(8_000, ge=20)
     distance: Share = Field(0.5, description="how far the chats the LLM has read are from this shop; 0 = its own kind")
     transcripts: int = Field(48_000, ge=0, description="chats of other shops")
+    version: Literal[1, 2] = Field(1, description="2: distance also changes how the other shops put their event texts")
 
 
 class Features(Room):

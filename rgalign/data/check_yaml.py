@@ -10,7 +10,7 @@ from rgalign.data import split
 from rgalign.data.faults import Report, nearest, quote
 from rgalign.data.personal import personal
 from rgalign.data.schema import KINDS, OPTIONAL, REQUIRED, YAML_FILE, read_yaml
-from rgalign.data.world_model import WORLD_VERSION
+from rgalign.data.world_model import WORLD_VERSIONS
 from rgalign.data.world_tables import Rules
 from rgalign.params import ParamsError
 from rgalign.rooms import SampledNegatives
@@ -139,11 +139,11 @@ def check_world(report: Report, meta: dict, simulated: bool) -> None:
         report.fault(where, f"is {quote(world)}; expected version, seed and rules of a simulated world, or no such key")
     elif simulated:
         seed, rules = world.get("seed"), world.get("rules")
-        if world.get("version") != WORLD_VERSION:
+        if world.get("version") not in WORLD_VERSIONS:
             found = f"is {quote(world.get('version'))}"
-            report.fault(f"{where}.version", f"{found}; this code knows version {WORLD_VERSION}: {again}")
+            report.fault(f"{where}.version", f"{found}; this code knows versions 1 and 2: {again}")
             return
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             report.fault(f"{where}.seed", f"is {quote(seed)}; expected a whole number from 0: {again}")
         if not isinstance(rules, dict) or not set(rules) <= {rule.name for rule in dataclasses.fields(Rules)}:
-            report.fault(f"{where}.rules", f"are not those of version {WORLD_VERSION}: {again}")
+            report.fault(f"{where}.rules", f"are not those of version {world['version']}: {again}")

@@ -27,7 +27,7 @@ def write_dataset(
     folder             where it is written, all of it or nothing (tables.write)
     source             shopworld | folder | cfpb | msweb; all but the first read `path`. A folder may be larger than
                        memory (tables.copy); the others are held whole
-    world_settings     sessions, users, distance, transcripts (world.generate)
+    world_settings     sessions, users, distance, transcripts, version (world.generate)
     sampled_negatives  says how a folder's lists were sampled where its dataset.yaml does not
     day_first          how the CFPB's dates are read where they do not tell (adapters.cfpb)
     drop               feature columns that will be left out (data.features.drop): only their names are checked

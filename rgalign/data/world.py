@@ -3,8 +3,9 @@
     dataset = generate(seed=0)
     oracle_scores(dataset.meta, dataset.truth, which="all")     # how a perfect reader would rank the knowledge base
 
-The rules (`Rules`, the columns, the words) are frozen: whoever changes them raises WORLD_VERSION and runs every
-experiment again. A world must not be bent until the method looks good.
+The rules (`Rules`, the columns, the words) are frozen: whoever changes them adds to WORLD_VERSIONS and runs every
+experiment again. A world must not be bent until the method looks good. Version 2 has the sessions of version 1, byte by
+byte; only what the other shops' chats look like at a distance above 0 differs.
 """
 
 import dataclasses
@@ -18,13 +19,13 @@ from tqdm import tqdm
 from rgalign.data.schema import STRING, TIME, to_frame
 from rgalign.data.tables import Dataset
 from rgalign.data.world_columns import KINDS, PROMPT_COLUMNS, TEXT_COLUMNS
-from rgalign.data.world_model import WORLD_VERSION, World
+from rgalign.data.world_model import WORLD_VERSION, WORLD_VERSIONS, World
 from rgalign.data.world_sessions import BATCH, DAY, INTENT_IDS, START, batches
 from rgalign.data.world_tables import ISSUE, OBJECT, Rules
 from rgalign.data.world_transcripts import draw_transcripts
 from rgalign.data.world_words import ISSUES, THINGS
 
-__all__ = ["WORLD_VERSION", "Rules", "World", "generate", "oracle_scores"]
+__all__ = ["WORLD_VERSION", "WORLD_VERSIONS", "Rules", "World", "generate", "oracle_scores"]
 
 
 def generate(
@@ -34,20 +35,23 @@ def generate(
     users: int = 8_000,
     distance: float = 0.5,
     transcripts: int = 48_000,
+    version: int = WORLD_VERSION,
     progress: bool = False,
 ) -> Dataset:
     """A data set drawn from the world of `seed`, with its truth, and chats of other shops at `distance`.
 
     distance  0 = the other shops are like this one, 1 = they share the taxonomy and the language, little else [C]
+    version   2: the other shops' clauses have, in proportion to the distance, another grammar, other words and other
+              habits of what they mention; 1: they are put as this shop puts them, at any distance
     progress  shows a bar once it takes more than five seconds
     The tables depend on nothing but these arguments; `distance` and `transcripts` touch the transcripts only.
     """
-    refuse(seed=seed, sessions=sessions, users=users, distance=distance, transcripts=transcripts)
-    world = World.build(seed)
+    settings = {"sessions": sessions, "users": users, "distance": distance, "transcripts": transcripts}
+    refuse(seed=seed, version=version, **settings)
+    world = World.build(seed, version=version)
     parts = batches(world, sessions=sessions, users=users)
     bar = {"total": -(-sessions // BATCH), "desc": "ShopWorld", "unit": "batch", "delay": 5, "disable": not progress}
     tables = [pa.concat_tables(part).combine_chunks() for part in zip(*tqdm(parts, **bar), strict=True)]
-    settings = {"sessions": sessions, "users": users, "distance": distance, "transcripts": transcripts}
     others, meta = without_sessions(world, settings)
     return Dataset(
         name="shopworld",
@@ -86,12 +90,14 @@ def oracle_scores(dataset_meta: dict, truth: pd.DataFrame, which: str = "all") -
     return flat.reshape(len(truth), -1).astype(np.float64) @ world.attraction
 
 
-def refuse(*, seed: int, sessions: int, users: int, distance: float, transcripts: int) -> None:
+def refuse(*, seed: int, sessions: int, users: int, distance: float, transcripts: int, version: int) -> None:
     wrong = [f"{name} is {value}; expected at least {least}"
              for name, value, least in (("seed", seed, 0), ("sessions", sessions, 1), ("users", users, 1),
                                         ("transcripts", transcripts, 0)) if value < least]  # fmt: skip
     if not 0 <= distance <= 1:
         wrong.append(f"distance is {distance}; expected 0 (shops like this one) to 1")
+    if version not in WORLD_VERSIONS:
+        wrong.append(f"version is {version}; expected 1 or 2")
     if wrong:
         raise ValueError("ShopWorld can not be drawn: " + "; ".join(wrong))
 
@@ -125,7 +131,7 @@ def _meta(world: World, kinds: dict[str, str], settings: dict) -> dict:
         "candidates": "12 shown; 9 by a legacy policy, 3 drawn uniformly from the rest into random slots. "
         "`propensity` = P(this intent at this position | session), over slots, draws and shuffling",
         "world": {
-            "version": WORLD_VERSION,
+            "version": world.version,
             "seed": world.seed,
             **settings,
             "rules": {

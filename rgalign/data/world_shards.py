@@ -32,6 +32,7 @@ def write_world(
     users: int,
     distance: float = 0.5,
     transcripts: int = 48_000,
+    version: int = WORLD_VERSION,
     progress: bool = False,
 ) -> None:
     """Write the data set that `world.generate` would make of these arguments.
@@ -39,10 +40,10 @@ def write_world(
     Raises ValueError for arguments out of range, FileExistsError where the folder holds anything else.
     """
     settings = {"sessions": sessions, "users": users, "distance": distance, "transcripts": transcripts}
-    refuse(seed=seed, **settings)
-    folder, text = Path(folder), json.dumps({"version": WORLD_VERSION, "seed": seed, **settings})
+    refuse(seed=seed, version=version, **settings)
+    folder, text = Path(folder), json.dumps({"version": version, "seed": seed, **settings})
     _begin(folder, text)
-    world, count = World.build(seed), -(-sessions // BATCH)
+    world, count = World.build(seed, version=version), -(-sessions // BATCH)
     there = {number for number in range(count) if all(_part(folder, name, number).is_file() for name in DRAWN)}
     left = [number for number in range(count) if number not in there]
     bar = tqdm(left, "ShopWorld", unit="batch", delay=5, disable=not progress)

@@ -13,10 +13,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rgalign.data.world_tables import ISSUE, KB, OBJECT, Wordings, cumulative, draw
-from rgalign.data.world_words import ACTIVE, BRANDS, FILLERS, ISSUES, ITEMS, LOOKS, RESOLVED, THINGS
+from rgalign.data.world_words import (
+    ACTIVE,
+    BRANDS,
+    ELSEWHERE_CLAUSES,
+    ELSEWHERE_ISSUES,
+    ELSEWHERE_STATES,
+    ELSEWHERE_THINGS,
+    FILLERS,
+    ISSUES,
+    ITEMS,
+    LOOKS,
+    RESOLVED,
+    THINGS,
+)
 
 CLAUSES = 3
-BETWEEN_CLAUSES = " ; "
+CLAUSE, BETWEEN_CLAUSES = "state filler thing issue", " ; "
+WORDS = {
+    "state": [*ACTIVE, *RESOLVED],
+    "thing": [word for thing in THINGS for word in thing.seen],
+    "issue": [word for issue in ISSUES for word in issue.seen],
+    "filler": FILLERS,
+}
+ELSEWHERE_WORDS = {
+    "state": [word for state in ELSEWHERE_STATES for word in state],
+    "thing": [word for thing in ELSEWHERE_THINGS for word in thing],
+    "issue": [word for issue in ELSEWHERE_ISSUES for word in issue],
+    "filler": FILLERS,
+}
 PAGES = pa.array([f"{ISSUES[s].page} {THINGS[o].title}" for o, s in zip(OBJECT, ISSUE, strict=True)], pa.large_string())
 
 
@@ -28,6 +53,14 @@ class TextTables:
     page: np.ndarray
     page_missing: float
     item: np.ndarray  # (objects, items)
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """Which event texts are put as in another shop (sessions,) bool, and in which of ELSEWHERE_CLAUSES."""
+
+    rows: np.ndarray
+    way: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +85,17 @@ def join(*parts: pa.Array, separator: str = " ") -> pa.Array:
     return pc.binary_join_element_wise(*parts, pa.scalar(separator, pa.large_string()))
 
 
-def draw_texts(intents: np.ndarray, tables: TextTables, wordings: Wordings, rng: np.random.Generator) -> Texts:
-    """The texts of sessions with the true `intents` (sessions,), in the wording of one shop."""
+def draw_texts(
+    intents: np.ndarray,
+    tables: TextTables,
+    wordings: Wordings,
+    rng: np.random.Generator,
+    elsewhere: Elsewhere | None = None,
+) -> Texts:
+    """The texts of sessions with the true `intents` (sessions,), in the wording of one shop.
+
+    elsewhere  event texts that say the same in another shop's grammar and words: what is drawn does not change
+    """
     sessions = len(intents)
     active = draw(cumulative(tables.active)[intents], rng)
     slot = rng.integers(CLAUSES, size=sessions)
@@ -71,24 +113,44 @@ def draw_texts(intents: np.ndarray, tables: TextTables, wordings: Wordings, rng:
         active=active,
         item=item,
         page=page,
-        event_text=join(*clauses, separator=BETWEEN_CLAUSES),
+        event_text=_event_text(clauses, elsewhere),
         item_title=join(words(BRANDS, brand), words(LOOKS, look), words(ITEMS, item)),
         help_page=PAGES.take(pa.array(page, mask=page < 0)),
     )
 
 
-def _clause(intents: np.ndarray, state: np.ndarray, wordings: Wordings, rng: np.random.Generator) -> pa.Array:
-    things, issues = OBJECT[intents], ISSUE[intents]
-    synonyms = len(ACTIVE)
+def _clause(
+    intents: np.ndarray, state: np.ndarray, wordings: Wordings, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Rows of WORDS (sessions,) of each part of a clause."""
 
-    def worded(concepts: np.ndarray, shares: np.ndarray, choices: list[str]) -> pa.Array:
-        return words(choices, concepts * synonyms + draw(cumulative(shares)[concepts], rng))
+    def worded(concepts: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        return concepts * len(ACTIVE) + draw(cumulative(shares)[concepts], rng)
 
-    state_words = worded(state, wordings.states, [*ACTIVE, *RESOLVED])
-    thing_words = worded(things, wordings.things, [word for thing in THINGS for word in thing.seen])
-    issue_words = worded(issues, wordings.issues, [word for issue in ISSUES for word in issue.seen])
-    filler = words(FILLERS, rng.integers(len(FILLERS), size=len(intents)))
-    return join(state_words, filler, thing_words, issue_words)
+    return {
+        "state": worded(state, wordings.states),
+        "thing": worded(OBJECT[intents], wordings.things),
+        "issue": worded(ISSUE[intents], wordings.issues),
+        "filler": rng.integers(len(FILLERS), size=len(intents)),
+    }
+
+
+def _event_text(clauses: list[dict[str, np.ndarray]], elsewhere: Elsewhere | None) -> pa.Array:
+    own = join(*(_worded(clause, CLAUSE, WORDS) for clause in clauses), separator=BETWEEN_CLAUSES)
+    if elsewhere is None:
+        return own
+    grammar, between = ELSEWHERE_CLAUSES[elsewhere.way]
+    other = join(*(_worded(clause, grammar, ELSEWHERE_WORDS) for clause in clauses), separator=between)
+    return pc.if_else(pa.array(elsewhere.rows), other, own)
+
+
+def _worded(clause: dict[str, np.ndarray], grammar: str, choices: dict) -> pa.Array:
+    """A clause in the order of `grammar`, whose other words stay as they are."""
+    parts = (
+        words(choices[part], clause[part]) if part in choices else pa.scalar(part, pa.large_string())
+        for part in grammar.split(" ")
+    )
+    return join(*parts)
 
 
 def log_likelihood(texts: Texts, tables: TextTables) -> np.ndarray:

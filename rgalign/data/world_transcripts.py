@@ -4,6 +4,11 @@
 ones in proportion s; half of their columns carry, with probability s, the names and codes of a foreign system; and half
 of all concepts are, in proportion s, put in words that are rare here. The mild mix does not depend on s: a quarter of
 vague openers, some questions that have nothing to do with their context, and some rows of another task.
+
+In version 1 their event texts are put as this shop puts them at every distance: the same clauses, what they mention by
+the same tables, so an LM that read them knows this shop's clauses. In version 2 [C] a share s of the event texts has
+another shop's grammar and words, and what texts and help pages mention follows tables mixed with fresh ones in
+proportion s. What version 1 draws, version 2 draws alike, from the same generators; so they are equal at distance 0.
 """
 
 from dataclasses import dataclass
@@ -16,9 +21,21 @@ from rgalign.data.schema import STRING
 from rgalign.data.world_columns import COLUMNS, PROMPT_COLUMNS, TEXT_COLUMNS
 from rgalign.data.world_model import World, generator
 from rgalign.data.world_sessions import draw_columns
-from rgalign.data.world_tables import ISSUE, OBJECT, Wordings, column_tables, cumulative, draw, prior_table
-from rgalign.data.world_text import draw_texts, join, words
-from rgalign.data.world_words import BRANDS, GREETINGS, ISSUES, ITEMS, LOOKS, THINGS, VAGUE
+from rgalign.data.world_tables import (
+    ISSUE,
+    OBJECT,
+    Rules,
+    Wordings,
+    column_tables,
+    cumulative,
+    draw,
+    even_normals,
+    mention_table,
+    prior_table,
+    softmax,
+)
+from rgalign.data.world_text import Elsewhere, TextTables, draw_texts, join, words
+from rgalign.data.world_words import BRANDS, ELSEWHERE_CLAUSES, GREETINGS, ISSUES, ITEMS, LOOKS, THINGS, VAGUE
 
 SHOPS = 8
 VAGUE_SHARE, UNRELATED_SHARE, OTHER_TASK_SHARE = 0.25, 0.08, 0.07
@@ -30,12 +47,18 @@ QUESTIONS = [question.split("{}") for issue in ISSUES for question in issue.aske
 
 @dataclass(frozen=True, eq=False)
 class Shop:
-    """One other shop: P(intent) (KB,), tables of the prompt's columns, wordings, columns with foreign names."""
+    """One other shop: P(intent) (KB,), tables of the prompt's columns, wordings, columns with foreign names.
+
+    texts, way, share  what its texts mention; in which of ELSEWHERE_CLAUSES, and what share of them, they are put
+    """
 
     prior: np.ndarray
     columns: dict[str, np.ndarray]
     wordings: Wordings
     foreign: np.ndarray  # (prompt columns,) bool
+    texts: TextTables
+    way: int
+    share: float
 
 
 def draw_transcripts(world: World, *, rows: int, distance: float) -> pa.Table:
@@ -44,13 +67,16 @@ def draw_transcripts(world: World, *, rows: int, distance: float) -> pa.Table:
     parts = []
     for number in range(SHOPS):
         rng = generator(world.seed, "shop", number)
-        shop = _draw_shop(world, wordings, distance, rng)
-        parts.append(_chats(world, shop, rows // SHOPS + (number < rows % SHOPS), rng))
+        of_texts = generator(world.seed, "texts of shop", number)
+        shop = _draw_shop(world, wordings, distance, rng, of_texts)
+        parts.append(_chats(shop, rows // SHOPS + (number < rows % SHOPS), rng, of_texts))
     order = generator(world.seed, "order of transcripts").permutation(rows)
     return pa.concat_tables(parts).combine_chunks().take(pa.array(order))
 
 
-def _draw_shop(world: World, wordings: Wordings, distance: float, rng: np.random.Generator) -> Shop:
+def _draw_shop(
+    world: World, wordings: Wordings, distance: float, rng: np.random.Generator, of_texts: np.random.Generator
+) -> Shop:
     def mixed(own: np.ndarray, fresh: np.ndarray) -> np.ndarray:
         return (1 - distance) * own + distance * fresh
 
@@ -60,7 +86,32 @@ def _draw_shop(world: World, wordings: Wordings, distance: float, rng: np.random
     # Drawn at every distance, so that a column foreign at one distance is so at every larger one.
     candidate = rng.permutation(len(PROMPT)) < len(PROMPT) // 2
     foreign = candidate & (rng.random(len(PROMPT)) < distance)
-    return Shop(prior, columns, wordings, foreign)
+    way, texts, share = int(of_texts.integers(len(ELSEWHERE_CLAUSES))), world.texts, 0.0
+    if world.version > 1:
+        fresh = _fresh_texts(world.rules, of_texts)
+        texts = TextTables(
+            active=mixed(texts.active, fresh.active),
+            page=mixed(texts.page, fresh.page),
+            page_missing=texts.page_missing,
+            item=mixed(texts.item, fresh.item),
+        )
+        share = distance
+    return Shop(prior, columns, wordings, foreign, texts, way, share)
+
+
+def _fresh_texts(rules: Rules, rng: np.random.Generator) -> TextTables:
+    """Another shop's habits: how often its texts tell the true intent, its object or its issue is this shop's shares in
+    another order [C], and its items lean with the objects in ways of their own."""
+
+    def mentions(*shares: float) -> np.ndarray:
+        return mention_table(*rng.permutation([*shares, 1 - sum(shares)])[:3])
+
+    return TextTables(
+        active=mentions(rules.active_true, rules.active_object, rules.active_issue),
+        page=mentions(rules.page_true, rules.page_object, rules.page_issue),
+        page_missing=rules.page_missing,
+        item=softmax(rules.item_lean * even_normals(len(THINGS), len(ITEMS), rng)),
+    )
 
 
 def _their_wordings(world: World, distance: float) -> Wordings:
@@ -75,11 +126,13 @@ def _their_wordings(world: World, distance: float) -> Wordings:
     return Wordings(*tables)
 
 
-def _chats(world: World, shop: Shop, rows: int, rng: np.random.Generator) -> pa.Table:
+def _chats(shop: Shop, rows: int, rng: np.random.Generator, of_texts: np.random.Generator) -> pa.Table:
     ends = np.tile(cumulative(shop.prior), (rows, 1))
     intent = draw(ends, rng)
     codes = draw_columns(PROMPT, shop.columns, {"intent": intent}, rng)
-    texts = draw_texts(intent, world.texts, shop.wordings, rng)
+    # Drawn at every distance, so that a text put elsewhere's way at one distance is so at every larger one.
+    elsewhere = Elsewhere(of_texts.random(rows) < shop.share, shop.way)
+    texts = draw_texts(intent, shop.texts, shop.wordings, rng, elsewhere)
     kind = rng.random(rows)
     vague = kind < VAGUE_SHARE
     unrelated = ~vague & (kind < VAGUE_SHARE + UNRELATED_SHARE)

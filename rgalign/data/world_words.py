@@ -233,6 +233,42 @@ FILLERS = (
     "on phone", "on desktop", "by mail", "by bot", "by agent", "at night", "at noon", "at home",
 )  # fmt: skip
 
+# Version 2: how the other shops put a clause, each in one of these ways, and what stands between two clauses [C]. None
+# begins with the state or keeps this shop's order, so what the state belongs to has to be learnt here.
+ELSEWHERE_CLAUSES = (
+    ("issue on thing filler , now state", " / "),
+    ("thing filler : issue ( state )", " . "),
+    ("filler came issue about thing as state", " then "),
+    ("thing marked state filler for issue", " and "),
+)
+# ... and their words for objects, issues and the two states, in the order of THINGS, ISSUES and (ACTIVE, RESOLVED). No
+# event text of this shop has any of them; customers' questions and the knowledge base stay as they are.
+ELSEWHERE_THINGS = (
+    ("consignment", "carton", "cargo", "postbag"),
+    ("moneyback", "refunding", "remittance", "restitution"),
+    ("handback", "backhaul", "reshipment", "dropback"),
+    ("billpay", "debit", "instalment", "settlement"),
+    ("couponcode", "markdown", "discounting", "offer"),
+    ("tokens", "stamps", "loyalty", "credits"),
+    ("membership", "signin", "passcode", "userpage"),
+    ("location", "avenue", "mailbox", "postcode"),
+    ("dealer", "trader", "supplier", "boutique"),
+    ("taxslip", "docket", "voucherslip", "ledger"),
+    ("storecard", "giftcode", "recharge", "keepsake"),
+    ("assurance", "mending", "aftercare", "upkeep"),
+)
+ELSEWHERE_ISSUES = (
+    ("overdue", "slow", "lagging", "postponed"),
+    ("untraceable", "absent", "gone", "misplaced"),
+    ("mistaken", "erroneous", "swapped", "defective"),
+    ("aborted", "revoked", "halted", "voided"),
+    ("altered", "amended", "adjusted", "revised"),
+    ("disallowed", "turneddown", "vetoed", "barred"),
+    ("puzzling", "questioned", "reviewed", "vague"),
+    ("dubious", "scammed", "hijacked", "shady"),
+)
+ELSEWHERE_STATES = (("active", "unresolved", "running", "awaiting"), ("finished", "resolved", "completed", "archived"))
+
 BRANDS = ("acme", "nordo", "lumi", "kaito", "vento", "oro", "pixa", "terra", "zuma", "bella")
 LOOKS = ("red", "blue", "black", "white", "green", "mini", "large", "light", "soft", "classic", "sport", "smart")
 ITEMS = (

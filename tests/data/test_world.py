@@ -1,6 +1,8 @@
 """ShopWorld is what it says: stated probabilities are the observed ones, the oracle is exact, the rules are frozen."""
 
 import hashlib
+import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,15 +12,27 @@ import yaml
 from scipy import stats
 
 from rgalign.data import tables
-from rgalign.data.world import WORLD_VERSION, World, generate, oracle_scores
+from rgalign.data.world import WORLD_VERSION, WORLD_VERSIONS, World, generate, oracle_scores
 from rgalign.data.world_columns import COLUMNS, REGIONS, SEGMENTS
 from rgalign.data.world_lists import draw_lists, legacy_scores
 from rgalign.data.world_sessions import DAY, START
-from rgalign.data.world_words import ACTIVE, ISSUES, ITEMS, RESOLVED, THINGS
+from rgalign.data.world_transcripts import _draw_shop
+from rgalign.data.world_words import (
+    ACTIVE,
+    ELSEWHERE_CLAUSES,
+    ELSEWHERE_ISSUES,
+    ELSEWHERE_STATES,
+    ELSEWHERE_THINGS,
+    FILLERS,
+    ISSUES,
+    ITEMS,
+    RESOLVED,
+    THINGS,
+)
 
 SESSIONS, POSITIONS = 20_000, 12
 UNLIKELY = 1e-4  # seeds are fixed, so a test that passes passes always; this is how surprised it would have to be
-FROZEN = "381395fcecf56890"
+FROZEN, FROZEN_2 = "381395fcecf56890", "517a41e9188a9bf7"
 
 
 @pytest.fixture(scope="module")
@@ -283,15 +297,88 @@ def test_transcripts_hold_no_intent_id_and_no_session(shop):
     assert shop.transcripts["typed_query"].str.len().min() > 3
 
 
+SMALL = dict(seed=3, sessions=300, users=80, transcripts=2_000)
+# One clause of this shop, and of the other shops of version 2, written down again from their words.
+OWN_CLAUSE = re.compile(
+    rf"^({'|'.join(ACTIVE + RESOLVED)}) ({'|'.join(FILLERS)}) ({'|'.join(w for t in THINGS for w in t.seen)}) "
+    rf"({'|'.join(w for i in ISSUES for w in i.seen)})$"
+)
+
+
+def event_texts(shop):
+    return [dict(row)["event_text"] for row in rows(shop) if "event_text" in dict(row)]
+
+
+def share_of_own_clauses(texts):
+    clauses = [clause for text in texts for clause in text.split(" ; ")]
+    return np.mean([bool(OWN_CLAUSE.match(clause)) for clause in clauses])
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.5, 1.0])
+def test_version_2_has_the_sessions_of_version_1_and_its_chats_at_distance_0(distance):
+    first, second = (generate(**SMALL, distance=distance, version=version) for version in (1, 2))
+    for table in ("intents", "sessions", "impressions", "truth"):
+        assert arrow(getattr(first, table)).equals(arrow(getattr(second, table)))
+    assert list(first.transcripts["typed_query"]) == list(second.transcripts["typed_query"])
+    assert (rows(first) == rows(second)) == (distance == 0)
+    assert second.meta["world"] == first.meta["world"] | {"version": 2}
+    np.testing.assert_array_equal(oracle_scores(first.meta, first.truth), oracle_scores(second.meta, second.truth))
+
+
+def test_in_version_2_this_shops_clauses_grow_rare_with_the_distance_and_in_version_1_they_do_not():
+    distances = (0.0, 0.25, 0.5, 0.75, 1.0)
+    texts = [event_texts(generate(**SMALL, distance=distance, version=2)) for distance in distances]
+    whole = [np.mean([all(OWN_CLAUSE.match(part) for part in text.split(" ; ")) for text in own]) for own in texts]
+    for distance, share, own in zip(distances, whole, texts, strict=True):
+        assert abs(share - (1 - distance)) < 4 * np.sqrt(distance * (1 - distance) / len(own)) + 1e-12
+    foreign = [{i for i, text in enumerate(own) if not OWN_CLAUSE.match(text.split(" ; ")[0])} for own in texts]
+    assert all(near <= far for near, far in itertools.pairwise(foreign)), "what is foreign stays so farther away"
+    assert share_of_own_clauses(event_texts(generate(**SMALL, distance=1.0))) == 1
+
+
+def test_other_shops_clauses_share_no_word_with_this_shops_but_the_fillers():
+    own = {word for concept in (*THINGS, *ISSUES) for word in concept.seen} | {*ACTIVE, *RESOLVED}
+    theirs = [word for concept in (*ELSEWHERE_THINGS, *ELSEWHERE_ISSUES, *ELSEWHERE_STATES) for word in concept]
+    assert len(set(theirs)) == len(theirs) == 4 * (len(THINGS) + len(ISSUES) + 2)
+    assert not own & set(theirs)
+    assert not {word for filler in FILLERS for word in filler.split()} & set(theirs)
+    text = " ".join(event_texts(generate(**SMALL, distance=1.0, version=2)))
+    assert not own & set(text.split())
+    for grammar, _ in ELSEWHERE_CLAUSES:
+        parts = [word for word in grammar.split() if word in ("state", "filler", "thing", "issue")]
+        assert sorted(parts) == ["filler", "issue", "state", "thing"]
+        assert parts[0] != "state"
+        assert parts != ["state", "filler", "thing", "issue"]
+
+
+def test_what_version_2_mentions_elsewhere_is_another_shops_and_at_distance_0_this_shops():
+    far = World.build(3, version=2)
+    shop = _draw_shop(far, far.wordings, 1.0, np.random.default_rng(0), np.random.default_rng(1))
+    near = _draw_shop(far, far.wordings, 0.0, np.random.default_rng(0), np.random.default_rng(1))
+    for name in ("active", "page", "item"):
+        np.testing.assert_allclose(getattr(shop.texts, name).sum(axis=1), 1)
+        np.testing.assert_array_equal(getattr(near.texts, name), getattr(far.texts, name))
+    assert not np.allclose(shop.texts.item, far.texts.item, atol=0.01)
+
+
+def test_version_2_holds_no_intent_id_and_is_read_back(tmp_path):
+    shop = generate(seed=1, sessions=300, users=80, transcripts=400, distance=1.0, version=2)
+    text = " ".join([str(rows(shop)), *shop.transcripts["typed_query"]])
+    assert not any(intent in text for intent in shop.intents["intent_id"])
+    tables.write(shop, tmp_path / "shop")
+    assert tables.check(tmp_path / "shop").faults == []
+    assert World.from_meta(tables.read(tmp_path / "shop").meta).version == 2
+
+
 def test_settings_that_make_no_world_are_refused_together():
-    with pytest.raises(ValueError, match=r"sessions is 0.*distance is 2"):
-        generate(seed=0, sessions=0, distance=2)
+    with pytest.raises(ValueError, match=r"sessions is 0.*distance is 2.*version is 3; expected 1 or 2"):
+        generate(seed=0, sessions=0, distance=2, version=3)
     with pytest.raises(ValueError, match="python -m rgalign world"):
-        World.from_meta({"name": "shop", "world": {"version": WORLD_VERSION + 1, "seed": 0}})
+        World.from_meta({"name": "shop", "world": {"version": max(WORLD_VERSIONS) + 1, "seed": 0}})
 
 
 def test_the_rules_are_frozen():
-    """Fails when anything that is drawn changes. If that is meant: raise WORLD_VERSION and run every experiment again.
+    """Fails when anything that is drawn changes. If that is meant: add to WORLD_VERSIONS, run all experiments again.
 
     Strings and whole numbers only: the last digit of a probability differs between processors.
     """
@@ -303,3 +390,5 @@ def test_the_rules_are_frozen():
     digest.update(repr([rows(shop), list(shop.transcripts["typed_query"])]).encode())
     assert WORLD_VERSION == 1
     assert digest.hexdigest()[:16] == FROZEN
+    second = generate(seed=0, sessions=2_000, users=500, transcripts=1_000, version=2)
+    assert hashlib.sha256(repr(rows(second)).encode()).hexdigest()[:16] == FROZEN_2
