@@ -206,8 +206,8 @@ def vocabulary_faults(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str
         return []
     first = tokenizer.convert_ids_to_tokens(foreign[0])
     return [
-        f"its tokenizer has {len(tokenizer)} tokens, its model embeds {rows}; {len(foreign)} of those without a row can "
-        f"occur in a prompt (first: {first!r}, {foreign[0]})"
+        f"its tokenizer has {len(tokenizer)} tokens, its model embeds {rows}; {len(foreign)} of those without a row "
+        f"can occur in a prompt (first: {first!r}, {foreign[0]})"
     ]
 
 
