@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from rgalign.alignment.layouts import Layout, layout_for, rounding_of
+from rgalign.alignment.layouts import ROUNDING, Layout, layout_for, rounding_of
 from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
 from rgalign.alignment.pairs import (
     PairDocuments,
@@ -67,9 +67,9 @@ def dpo(
     length_normalised  whether the objective sees log-probabilities per token
     lora               as of `tuning.trainable`; folder, seed, engine and the loop's settings: as of `training.train`
     watch              called with the policy in eval mode and the step, every `watch_steps` steps; True stops training
-    Curve: step, loss, accuracy (share of pairs with a margin above 0), chosen_ratio and rejected_ratio (log of policy
-    to reference, nats a query), margin (beta times what the objective sees), preference (the objective alone; loss has
-    the SFT term as well), seconds.
+    Curve: step, loss, accuracy (share of pairs with a margin above 0; one within rounding of 0 is half a pair),
+    chosen_ratio and rejected_ratio (log of policy to reference, nats a query), margin (beta times what the objective
+    sees), preference (the objective alone; loss has the SFT term as well), seconds.
     Raises ValueError that lists all faults, or says that the reference is not what this reasoner says.
     """
     positive = dict(beta=beta, epochs=epochs, pairs_per_batch=pairs_per_batch, watch_steps=watch_steps)
@@ -125,12 +125,23 @@ def _loss(
     if sft_weight:
         loss = loss + sft_weight * OBJECTIVES["sft"](pairs, beta).mean()
     return loss, {
-        "accuracy": (seen.margin > 0).float().mean(),
+        "accuracy": _ahead(seen).mean(),
         "chosen_ratio": (pairs.chosen - pairs.reference_chosen).mean(),
         "margin": beta * seen.margin.mean(),
         "preference": preference,
         "rejected_ratio": (pairs.rejected - pairs.reference_rejected).mean(),
     }
+
+
+def _ahead(pairs: PairLogProbabilities) -> Tensor:
+    """(rows,) 1 where the chosen query is ahead, 0 where the rejected one is, 1/2 where rounding decides.
+
+    At the first step policy and reference agree and the margin's sign is noise: it would count the processor [C]. (TRL
+    counts margins above 0.) The rounding is that of float32 in every type: a half-precision model's own is as wide as
+    real margins are.
+    """
+    rounding = ROUNDING[torch.float32] * (pairs.chosen_tokens + pairs.rejected_tokens)
+    return torch.where(pairs.margin.abs() <= rounding, 0.5, (pairs.margin > 0).float())
 
 
 def _check_start(

@@ -7,14 +7,13 @@ A prompt is head + body + tail. The body is tokenised piece by piece without spe
 write a token of the chat template; what is too long is cut by one rule (`data.cutting`).
 """
 
-import datetime
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pandas as pd
 import pyarrow as pa
 
-from rgalign.data import columns, verbal
+from rgalign.data import chat_template, columns, verbal
+from rgalign.data.chat_template import Frame, controls
 from rgalign.data.cutting import Piece, cut
 from rgalign.data.faults import count_rows, nearest, quote
 from rgalign.data.schema import CHARACTERS_A_TOKEN, KINDS
@@ -23,9 +22,6 @@ from rgalign.data.verbal import LAYOUTS, Phrase
 ASK = "<|ask|>"  # the tiny tokenizer's mark between a prompt and its query
 PROMPT, PROMPT_QUERY = EMBEDS = ("prompt", "prompt_query")  # what is embedded (reasoner.embed)
 QUESTION = "Question:"  # the same for a pretrained model without chat template [C]
-SENTINEL = "5e55104"  # stands for the body while the chat template is split
-TODAY = datetime.date(2024, 7, 26)  # to every template, on every day [C]: Llama's own default
-CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")  # in a template
 
 
 class Prompter:
@@ -74,12 +70,13 @@ class Prompter:
         faults += _faults_of_embed(embed, self.max_new_tokens, ask)
         if faults:
             raise ValueError("the prompt cannot be made:\n" + "\n".join(f"  {fault}" for fault in faults))
-        self._controls = _controls(tokenizer)
-        self.end_id = next(i for i in (*self._turn_end(ask), *_ends(tokenizer)) if i is not None)
+        self._controls = controls(tokenizer)
+        frame = chat_template.frame(tokenizer) if ask else None
+        self.end_id = next(i for i in (*self._turn_end(frame), *_ends(tokenizer)) if i is not None)
         self.ends = frozenset({self.end_id, tokenizer.eos_token_id, *ends} - {None})
         if layout == "compact":
             instruction = verbal.compact_text(instruction)
-        before, told, after = self._frame_of(instruction, ask)
+        before, told, after = self._frame_of(instruction, ask, frame)
         self._framing = [(before, "control"), (told, "instruction")], [(after, "control")]
         self.head, self.tail = (*before, *told), tuple(after)
         self.again = self._mark_again()
@@ -211,25 +208,21 @@ class Prompter:
         found = self.tokenizer(texts, **plain)["input_ids"]
         return [ids if self._controls.isdisjoint(ids) else [i for i in ids if i not in self._controls] for ids in found]
 
-    def _turn_end(self, ask: bool) -> list[int]:
+    def _turn_end(self, frame: Frame | None) -> list[int]:
         """The token with which the chat template closes an answer (gemma's <end_of_turn>), which may not be the
         tokenizer's end of text: in a list, empty where there is none."""
-        if not ask or not getattr(self.tokenizer, "chat_template", None):
-            return []
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": SENTINEL}]
-        after = _rendered(self.tokenizer, messages, add_generation_prompt=False).rpartition(SENTINEL)[2]
-        return [i for i in self.tokenizer(after, add_special_tokens=False)["input_ids"] if i in self._controls][:1]
+        after = self.tokenizer(frame.closing, add_special_tokens=False)["input_ids"] if frame else []
+        return [i for i in after if i in self._controls][:1]
 
-    def _frame_of(self, instruction: str, ask: bool) -> tuple[list[int], list[int], list[int]]:
+    def _frame_of(self, instruction: str, ask: bool, frame: Frame | None) -> tuple[list[int], list[int], list[int]]:
         """Ids of what stands before the instruction, of the instruction, and after the body."""
 
         def control(text: str) -> list[int]:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
         told = self._encode([instruction + ("\n" if self.layout == "lines" else "")])[0] if instruction else []
-        if ask and getattr(self.tokenizer, "chat_template", None):
-            before, after = _template(self.tokenizer)
-            return control(before), told, control(after)
+        if frame:
+            return control(frame.before), told, control(frame.opening)
         plain = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
         whole = list(self.tokenizer("a")["input_ids"])
         at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0) if plain else 0
@@ -245,43 +238,9 @@ def intent_texts(frame: pd.DataFrame) -> list[str]:
     return title.where(title.str.strip() != "", named[1]).tolist()
 
 
-def _template(tokenizer) -> tuple[str, str]:
-    """The chat template's text before and after the user's words, thinking switched off."""
-    text = _rendered(tokenizer, [{"role": "user", "content": SENTINEL}], add_generation_prompt=True)
-    if text.count(SENTINEL) != 1:
-        raise ValueError(f"the chat template puts the user's words {text.count(SENTINEL)} times; once is needed")
-    before, after = text.split(SENTINEL)
-    return before, after
-
-
-def _rendered(tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    """The template's text. Templates that name the date (Llama's) get TODAY: a prompt must not change overnight.
-
-    Raises ValueError for a template that asks the clock in a way that is not understood.
-    """
-    template = tokenizer.get_chat_template()
-    template = CLOCK.sub(lambda call: repr(TODAY.strftime(call["format"])), template)
-    if re.search(r"\bstrftime_now\s*\(", template):
-        raise ValueError(
-            "the chat template asks the clock (strftime_now with a format that is no literal), so that prompts would "
-            "change from day to day; write a date into the tokenizer's chat_template"
-        )
-    how = {"add_generation_prompt": add_generation_prompt, "enable_thinking": False, "tokenize": False}
-    return tokenizer.apply_chat_template(
-        messages, chat_template=template, date_string=TODAY.strftime("%d %b %Y"), **how
-    )
-
-
 def has_ask(tokenizer) -> bool:
     """Whether its vocabulary has the mark ASK, as a tiny model's has: only then can it be asked in compact layout."""
     return tokenizer.convert_tokens_to_ids(ASK) not in (None, tokenizer.unk_token_id)
-
-
-def _controls(tokenizer) -> frozenset[int]:
-    """Ids that no data may yield: special tokens, and added ones in brackets (Qwen's <think> is not special)."""
-    added = tokenizer.added_tokens_decoder.items()
-    marks = {i for i, token in added if token.special or token.content.strip().startswith(("<", "[", "{", "|"))}
-    return frozenset((marks | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
 
 
 def _ends(tokenizer) -> tuple[int | None, ...]:

@@ -4,14 +4,12 @@ from functools import partial
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from rgalign.reasoner.folder import ReasonerError
-
-WEIGHTS = "adapter_model.safetensors"
-EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
+from rgalign.reasoner.weight_files import ADAPTER_WEIGHTS, ReasonerError, adapter_faults
 
 
 def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> nn.Module:
@@ -20,22 +18,10 @@ def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> 
     The adapter's base is compared by the last part of its name [C] (folders move), then by every tensor's name and
     shape. Raises ReasonerError.
     """
-    try:
-        config = PeftConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReasonerError(f"adapter {folder} cannot be read: {error}") from None
+    config = read_adapter(folder, name)
     base = str(config.base_model_name_or_path or "")
-    if config.is_prompt_learning:
-        raise ReasonerError(f"adapter {folder} is {config.peft_type.value}; only LoRA and its kin can be used")
-    if not (folder / WEIGHTS).is_file():
-        raise ReasonerError(f"adapter {folder} has no {WEIGHTS}; pickled adapters are not read: save it as safetensors")
-    if base and Path(base).name != Path(name).name:
-        raise ReasonerError(
-            f"adapter {folder} was trained on {base!r}; the model given is {name!r}. Give its own base, or, if it is "
-            "the same model under another name, set base_model_name_or_path in its adapter_config.json"
-        )
     try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
         wrapped = PeftModel.from_pretrained(model, folder, config=config, local_files_only=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -44,19 +30,80 @@ def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> 
     # peft would ask the network whether the vocabulary grew; embeddings that an adapter brings are its own affair.
     layers = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     wanted = {key: tuple(value.shape) for key, value in layers.items()}
-    found = {key: shape for key, shape in found.items() if key in wanted or not key.endswith(EMBEDDINGS)}
+    whole = _embedding_shapes(wrapped)
+    brought = {key for key, shape in found.items() if key not in wanted and whole.get(key) == shape}
+    found = {key: shape for key, shape in found.items() if key not in brought}
     if wanted != found:
         first = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
         raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: first fault at {first}")
     # peft froze the base; merged, it is a plain model again, that can be trained.
-    return wrapped.merge_and_unload().requires_grad_(True) if merge else ready_to_save(wrapped)
+    if not merge:
+        return ready_to_save(wrapped, embeddings=bool(brought))
+    return _merged(wrapped, f"adapter {folder} (of {base!r})").requires_grad_(True)
 
 
-def ready_to_save(model: PeftModel) -> PeftModel:
-    """The model itself, whose adapter is written with the same bytes every time and without a look at the network."""
+def read_adapter(folder: Path, name: str) -> PeftConfig:
+    """The config of an adapter that is meant for the model of this name. Raises ReasonerError; no weight is read."""
+    if faults := adapter_faults(folder):
+        raise ReasonerError(f"adapter {folder} cannot be read: {'; '.join(faults)}")
+    try:
+        config = PeftConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReasonerError(f"adapter {folder} cannot be read: {error}") from None
+    base = str(config.base_model_name_or_path or "")
+    if config.is_prompt_learning:
+        raise ReasonerError(f"adapter {folder} is {config.peft_type.value}; only LoRA and its kin can be used")
+    if base and Path(base).name != Path(name).name:
+        raise ReasonerError(
+            f"adapter {folder} was trained on {base!r}; the model given is {name!r}. Give its own base, or, if it is "
+            "the same model under another name, set base_model_name_or_path in its adapter_config.json"
+        )
+    return config
+
+
+def _merged(wrapped: PeftModel, subject: str) -> PreTrainedModel:
+    """The base model with the adapter added to its weights; its config says whether its embeddings are still tied.
+
+    An adapter of one of two tied matrices would be added to both: they are untied first.
+    """
+    model = wrapped.get_base_model()
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    own = [layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in ends]
+    if any(isinstance(layer, BaseTunerLayer) for layer in ends) and _tied(*own):
+        own[1].weight = nn.Parameter(own[1].weight.detach().clone())
+    try:
+        merged = wrapped.merge_and_unload()
+    except (RuntimeError, ValueError, NotImplementedError) as error:  # such as lora_bias beside a layer without bias
+        raise ReasonerError(
+            f"{subject} cannot be merged into its model: {error} Train it without what the message names"
+        ) from None
+    merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = _tied(
+        merged.get_input_embeddings(), merged.get_output_embeddings()
+    )
+    return merged
+
+
+def _tied(reads: nn.Module, writes: nn.Module | None) -> bool:
+    return getattr(reads, "weight", None) is getattr(writes, "weight", reads)
+
+
+def _embedding_shapes(wrapped: PeftModel) -> dict[str, tuple[int, ...]]:
+    """Name and shape, as adapter files have them, of what belongs to input and output embeddings, whatever the
+    architecture calls them."""
+    ends = wrapped.get_base_model().get_input_embeddings(), wrapped.get_base_model().get_output_embeddings()
+    names = tuple(f"{name}." for name, module in wrapped.named_modules() if any(module is end for end in ends))
+    return {key: tuple(value.shape) for key, value in wrapped.state_dict().items() if key.startswith(names)}
+
+
+def ready_to_save(model: PeftModel, *, embeddings: bool = False) -> PeftModel:
+    """The model itself, whose adapter is written with the same bytes every time and without a look at the network.
+
+    embeddings  whether whole embeddings are written too: those that came with an adapter; told once, it stays
+    """
     for config in model.peft_config.values():
         if isinstance(config.target_modules, set):  # in no order: its file would differ from run to run
             config.target_modules = sorted(config.target_modules)
     # peft would ask the network whether the vocabulary grew; the method is copied with the model (a stage after this)
-    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    before = getattr(model.save_pretrained, "keywords", {}).get("save_embedding_layers", False)
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=embeddings or before)
     return model

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from rgalign.reasoner.decoding import has_plain_cache
 from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner
 
@@ -103,8 +104,8 @@ def _run_prefix(reasoner: Reasoner, sequences: list[tuple[int, ...]], prefix: in
         return None
     ids = torch.tensor([sequences[0][:tokens]], device=reasoner.device)
     output = reasoner.trunk(input_ids=ids, use_cache=True)
-    cache = output.past_key_values
-    if not all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None])):
+    cache = getattr(output, "past_key_values", None)
+    if not has_plain_cache(cache, (DynamicLayer,)):
         return None  # sliding windows and recurrent states cannot be expanded by row
     return _Prefix(tokens, cache, output.last_hidden_state[0].float().sum(dim=0))
 

@@ -4,7 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rgalign.reasoner.folder import ReasonerError, read_json, refuse
+from rgalign.reasoner.folder import refuse
+from rgalign.reasoner.weight_files import ReasonerError, read_json
 
 MODULES = "modules.json"
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # theirs: ours

@@ -1,36 +1,48 @@
 """Model folders, read with care: local files alone, safetensors alone, and never code that lies beside the weights."""
 
 import inspect
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from rgalign.outside import PICKLED, model_folder
+from rgalign.data.chat_template import controls, frame
+from rgalign.outside import model_folder
+from rgalign.reasoner.weight_files import ReasonerError, foreign_faults, pointer_faults, read_json, weight_faults
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
 VOCABULARIES = (
-    "tokenizer.json",
+    TOKENIZER_FILE,
     "tokenizer.model",
     "vocab.json",
     "vocab.txt",
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+# Texts by which two readings of a tokenizer are compared: digits, blanks, new lines, capitals, contractions, accents in
+# both forms, other scripts, emoji, punctuation: what pre-tokenizers and normalizers treat differently.
+PROBES = (
+    "where is order 12345, please? it'll cost 1,000.00",
+    " a  blank, two   and three\tone tab\n\nnew lines \n",
+    "CAPITALS, McDonald's and It ISN'T; id=A1b2-C3_d4/e5",
+    "caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m \ufb01 \uff21 \u0130",
+    "付款配送 оплата الدفع ชำระ",
+    "👍🏽 🚚!!! ... --- #1 @me €9.99 50% {x: [y]} \u201cq\u201d",
+)
 # Their positions begin behind the pad token's id, so they have so many fewer than their config says.
 SHIFTED = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "mpnet")
-
-
-class ReasonerError(ValueError):
-    """A reasoner cannot be had as asked; the message lists everything that is wrong and the next thing to type."""
 
 
 def refuse(subject: str, faults: list[str]) -> None:
@@ -52,16 +64,10 @@ def locate(model: str, subject: str = "model") -> Path:
     )
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file. Raises ReasonerError where it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReasonerError(f"{path} cannot be read: {error}") from None
-
-
 def folder_faults(folder: Path) -> list[str]:
     """What keeps this folder from being a model with a tokenizer, whatever its kind."""
+    if faults := pointer_faults(folder) or foreign_faults(folder):
+        return faults
     if not (folder / CONFIG).is_file():
         return [f"no {CONFIG} in {folder}: that is not a transformers model"]
     config = read_json(folder / CONFIG)
@@ -69,13 +75,7 @@ def folder_faults(folder: Path) -> list[str]:
     if not isinstance(config, dict) or config.get("model_type") not in CONFIG_MAPPING_NAMES:
         found = config.get("model_type") if isinstance(config, dict) else config
         faults.append(f"model_type {found!r} is none that transformers knows; code in a model's folder is never run")
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-        faults.append(
-            f"its weights are pickled ({', '.join(pickled)}), and unpickling can run code: convert them to safetensors"
-            if pickled
-            else "no weights (*.safetensors) beside the config"
-        )
+    faults += weight_faults(folder)
     return faults + _tokenizer_faults(folder)
 
 
@@ -124,10 +124,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Raises ReasonerError for a tokenizer that cannot be read, is empty, or has neither token.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever a broken file makes a tokenizer class raise
-        raise ReasonerError(f"the tokenizer in {folder} cannot be read: {error}") from None
+    tokenizer = _read_tokenizer(folder)
     if len(tokenizer) == 0:
         raise ReasonerError(f"the tokenizer in {folder} knows no token")
     if tokenizer.pad_token_id is None:
@@ -140,6 +137,88 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     for how_it_was_read in ("is_local", "local_files_only"):  # else it is saved, and the bytes tell where it came from
         tokenizer.init_kwargs.pop(how_it_was_read, None)
     return tokenizer
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer as its class reads it, or, where that cuts texts otherwise than tokenizer.json says, as the file.
+
+    transformers 5 builds a tokenizer by its class's name and may put the class's own pre-tokenizer in the place of the
+    file's: digits or blanks fall into other tokens than those that the model was trained on, without a word.
+    """
+    by_class, error = _attempt(AutoTokenizer, folder)
+    if not (folder / TOKENIZER_FILE).is_file():
+        if error:
+            raise ReasonerError(f"the tokenizer in {folder} cannot be read: {error}")
+        return by_class
+    try:
+        wanted = _ids_of_file(folder / TOKENIZER_FILE)
+    except Exception as broken:  # tokenizers raises plain Exception
+        raise ReasonerError(f"the tokenizer in {folder} cannot be read: {error or broken}") from None
+    if by_class is not None and _ids(by_class) == wanted:
+        return by_class
+    by_file, fault = _attempt(PreTrainedTokenizerFast, folder)
+    ids = by_file and _ids(by_file)
+    if by_class is not None and ids == _ids(by_class):  # what differs is not the class: tokens that its config adds
+        return by_class
+    if ids != wanted:
+        raise ReasonerError(
+            f"the tokenizer in {folder} cannot be read: whatever its class, it gives other tokens than its own "
+            f"{TOKENIZER_FILE} ({fault or error or 'no error'}); download it again"
+        )
+    named = type(by_class).__name__ if by_class is not None else "its class"
+    logger.warning("%s: %s gives other tokens than %s; the file is used as it is", folder, named, TOKENIZER_FILE)
+    return by_file
+
+
+def _attempt(kind: type, folder: Path) -> tuple[PreTrainedTokenizerBase | None, Exception | None]:
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        _ids(tokenizer)
+        return tokenizer, None
+    except Exception as error:  # whatever a broken file makes a tokenizer class raise
+        return None, error
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in PROBES]
+
+
+def _ids_of_file(path: Path) -> list[list[int]]:
+    plain = Tokenizer.from_file(str(path))
+    plain.no_padding()
+    plain.no_truncation()
+    return [plain.encode(text, add_special_tokens=False).ids for text in PROBES]
+
+
+def vocabulary_faults(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str]:
+    """Tokens that a prompt may hold and that the model has no row for; a special token that no prompt can hold is none.
+
+    rows  of the embeddings. Prompts hold data, from which special tokens are taken out, and what the chat template and
+    the tokenizer put around it (Prompter). Gemma 3's tokenizers have an image's place, its text models no row for it.
+    """
+    if len(tokenizer) <= rows:
+        return []
+    framing = {*tokenizer("a")["input_ids"], *_template_ids(tokenizer)}
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    never = controls(tokenizer) - framing - named
+    foreign = sorted(i for i in tokenizer.get_vocab().values() if i >= rows and i not in never)
+    if not foreign:
+        return []
+    first = tokenizer.convert_ids_to_tokens(foreign[0])
+    return [
+        f"its tokenizer has {len(tokenizer)} tokens, its model embeds {rows}; {len(foreign)} of those without a row "
+        f"can occur in a prompt (first: {first!r}, {foreign[0]})"
+    ]
+
+
+def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the chat template puts around a turn and its answer; nothing where it cannot: the Prompter says why."""
+    try:
+        put = frame(tokenizer)
+    except ValueError:
+        return []
+    text = f"{put.before}{put.opening}{put.closing}" if put else ""
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
 def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:

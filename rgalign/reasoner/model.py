@@ -26,10 +26,9 @@ from transformers import (
 
 from rgalign.artifacts import atomic, digest
 from rgalign.outside import given_folder
-from rgalign.reasoner.adapter import adapted
+from rgalign.reasoner.adapter import adapted, read_adapter
 from rgalign.reasoner.encoder import Encoder, read_encoder, write_encoder
 from rgalign.reasoner.folder import (
-    ReasonerError,
     causal_faults,
     folder_faults,
     load_tokenizer,
@@ -37,7 +36,9 @@ from rgalign.reasoner.folder import (
     locate,
     positions,
     refuse,
+    vocabulary_faults,
 )
+from rgalign.reasoner.weight_files import ReasonerError
 from rgalign.seeding import seeded
 
 __all__ = ["Reasoner", "ReasonerError", "fingerprint", "load", "look", "save", "tiny"]
@@ -123,7 +124,7 @@ def look(
     place = encoder.transformer if encoder else folder
     refuse(str(folder), folder_faults(place) or ([] if encoder else causal_faults(place)))
     if adapter:
-        locate(adapter, "adapter")
+        read_adapter(locate(adapter, "adapter"), name)
     tokenizer = load_tokenizer(place)
     if encoder and encoder.max_tokens:
         tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.max_tokens)
@@ -131,6 +132,7 @@ def look(
         config = AutoConfig.from_pretrained(place, local_files_only=True)
     except Exception as error:  # whatever a broken file makes a config class raise
         raise ReasonerError(f"the config in {place} cannot be read: {error}") from None
+    refuse(str(place), vocabulary_faults(tokenizer, config.get_text_config().vocab_size))
     return Found(name, place, tokenizer, config, encoder)
 
 
@@ -159,7 +161,6 @@ def load(
         options |= {"quantization_config": _packing(quantize, DTYPES[dtype]), "device_map": {"": where}}
     auto, spare = (AutoModel, ("pooler.",)) if found.encoder else (AutoModelForCausalLM, ())
     loaded = load_weights(auto, found.folder, spare=spare, **options)
-    _check_vocabulary(found.folder, found.tokenizer, loaded)
     loaded.name_or_path = loaded.config.name_or_path = (
         found.name
     )  # peft writes it into its adapters: no machine's paths
@@ -212,6 +213,8 @@ def save(reasoner: Reasoner, folder: str | Path) -> None:
 
     `load(folder, kind=reasoner.kind)` reads it back; a peft model writes its adapter alone, for `load(.., adapter=)`.
     """
+    if getattr(reasoner.model, "_hf_peft_config_loaded", False):  # transformers would write the adapter alone
+        raise ReasonerError(f"{reasoner.name} has an adapter inside, put there by transformers: merge it before saving")
     with atomic(Path(folder)) as temporary:
         temporary.mkdir()
         reasoner.model.save_pretrained(temporary)
@@ -244,12 +247,6 @@ def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ReasonerError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model embeds {rows}")
 
 
 def _setting_faults(kind: str, adapter: str | None, dtype: str, device: str, quantize: str | None) -> list[str]:

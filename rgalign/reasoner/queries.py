@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rgalign.data.prompts import PROMPT_QUERY, Prompter
+from rgalign.reasoner.decoding import begin
 from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner, ReasonerError
 
@@ -221,20 +222,14 @@ def _decode(
     ids, mask  (prompts, length); ends  ids that end a query; tokens are -1 behind the first of them. Draws that have
     ended stay in the cache, idle, until so many have that taking them out is worth a copy of the cache.
     """
-    samples = len(draws) // len(ids)
-    position = mask.cumsum(1)
-    out = model(
-        input_ids=ids, attention_mask=mask, position_ids=(position - 1).clamp(min=0), use_cache=True, logits_to_keep=1
-    )
-    cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(samples, 0)
-    cache.batch_repeat_interleave(samples)
-    mask, position = mask.repeat_interleave(samples, 0), position[:, -1:].repeat_interleave(samples, 0)
+    state = begin(model, ids, mask)
+    state.keep(torch.arange(len(ids)).repeat_interleave(len(draws) // len(ids)))
     tokens = torch.full((len(draws), max_new_tokens), -1)
     log_probability = torch.zeros(len(draws), dtype=torch.float64)
     held = torch.arange(len(draws))  # draws in the cache
     writing = torch.ones(len(draws), dtype=torch.bool)  # of those held
     for step in range(max_new_tokens):
-        scores = logits.float()
+        scores = state.logits.float()
         chosen = choose(scores, draws[held], step)
         gained = scores.gather(1, chosen[:, None])[:, 0] - scores.logsumexp(1)
         token = chosen.cpu()
@@ -244,13 +239,10 @@ def _decode(
         if not writing.any() or step + 1 == max_new_tokens:
             break
         if writing.sum() < DROP_BELOW * len(held):
-            kept = writing.nonzero()[:, 0].to(chosen.device)
-            cache.batch_select_indices(kept)
-            mask, position, chosen = mask[kept], position[kept], chosen[kept]
-            held, writing = held[writing], writing[writing]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        out = model(input_ids=chosen[:, None], attention_mask=mask, position_ids=position, past_key_values=cache)
-        logits, position = out.logits[:, -1], position + 1
+            kept = writing.nonzero()[:, 0]
+            state.keep(kept)
+            chosen, held, writing = chosen[kept.to(chosen.device)], held[writing], writing[writing]
+        state.read(chosen)
     return tokens, log_probability
 
 

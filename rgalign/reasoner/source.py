@@ -18,8 +18,9 @@ from torch import nn
 from rgalign.artifacts import atomic
 from rgalign.outside import content
 from rgalign.reasoner.adapter import adapted
-from rgalign.reasoner.folder import locate, read_json
+from rgalign.reasoner.folder import locate
 from rgalign.reasoner.model import Reasoner, ReasonerError, load, save
+from rgalign.reasoner.weight_files import read_json
 
 SOURCE = "source.json"
 # model -> where its weights were read from. By the very object: a copy, which may be trained, is not among them.

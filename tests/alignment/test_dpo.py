@@ -17,7 +17,8 @@ import torch
 from small_pairs import CHOSEN, LORA, PROMPTS, REJECTED, TOKENIZER, Kill, Killed, Onlooker, align, text
 from trl import DPOConfig, DPOTrainer
 
-from rgalign.alignment.dpo import Pairs, reference_log_probabilities
+from rgalign.alignment.dpo import Pairs, _ahead, reference_log_probabilities
+from rgalign.alignment.objectives import PairLogProbabilities
 from rgalign.artifacts import write_table
 from rgalign.params import ROOT
 from rgalign.reasoner.engine import CHECKPOINTING
@@ -66,11 +67,21 @@ def test_its_losses_are_those_of_trl(tmp_path, name):
         assert curve["accuracy"].tolist()[2:] == expected["rewards/accuracies"].tolist()[2:]  # ties before
 
 
+@pytest.mark.parametrize("length_normalised", [False, True])
+def test_a_margin_within_rounding_counts_half(length_normalised):
+    """Four queries of ten tokens, said to differ from the reference by no more than float32 rounds off, and by more."""
+    nats = torch.tensor([0.0, 3e-6, -3e-6, 0.5, -0.5])
+    zero, tokens = torch.zeros(5), torch.full((5,), 10.0)
+    pairs = PairLogProbabilities(nats - 20, zero - 20, zero - 20, zero - 20, tokens, tokens, zero, zero)
+    assert _ahead(pairs.per_token() if length_normalised else pairs).tolist() == [0.5, 0.5, 0.5, 1, 0]
+
+
 @pytest.mark.parametrize("lora", [None, {**LORA, "dropout": 0.0}], ids=["all weights", "LoRA"])
 def test_the_first_loss_is_ln_2(tmp_path, lora):
     aligned, curve = align(tmp_path, sft_weight=0, pairs_per_batch=24, lora=lora)
     assert curve["loss"][0] == pytest.approx(math.log(2), abs=1e-6)
     assert curve["chosen_ratio"][0] == pytest.approx(0, abs=1e-5)
+    assert curve["accuracy"][0] == 0.5  # whatever the processor's rounding is
     assert list(curve) == [
         "step",
         "loss",

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from prompt_tokenizers import TEMPLATE, pretrained, tiny
 from tokenizers import processors
 
-from rgalign.data.prompts import ASK, Prompter, _template
+from rgalign.data import chat_template
+from rgalign.data.prompts import ASK, Prompter
 from rgalign.data.verbal import compact_words, intent_phrases
 
 KINDS = {"state": "categorical", "days": "numeric", "recent": "history", "note": "text", "secret": "text"}
@@ -86,8 +87,7 @@ LLAMA = """{% if not date_string is defined %}
 )
 def test_what_a_template_says_of_today_never_changes(dated, words):
     own = prompter(pretrained(dated + TEMPLATE), layout="lines")
-    before, _ = _template(own.tokenizer)
-    assert before.strip().startswith(words)
+    assert chat_template.frame(own.tokenizer).before.strip().startswith(words)
 
 
 def test_a_template_that_asks_the_clock_all_the_same_is_refused():
