@@ -167,7 +167,7 @@ def test_a_control_has_its_models_best_settings_and_searches_its_own_ridge(parts
     tried = {name: log[log["model"] == name].dropna(axis=1) for name in models}
     for name in models[:2]:
         parent = name.split("/")[0]
-        assert sorted(tried[name]["whitening_ridge"]) == [0.01, 0.1, 0.3, 1.0]
+        assert sorted(tried[name]["whitening_ridge"]) == [0.01, 0.1, 0.3, 1, 3, 10]
         assert set(tried[name]) == {"trial", "whitening_ridge", "dev_gauc", "valid_gauc", "best_epoch", "model"}
         ridge = tried[name]["whitening_ridge"].iloc[0]
         assert best[name] == {**best[parent], "whitening_ridge": ridge}
