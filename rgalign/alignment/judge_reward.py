@@ -72,6 +72,23 @@ def agreement(rewards: Mapping[str, np.ndarray], session_id: Sequence[str]) -> p
     return pd.DataFrame(rows, columns=["first", "second", "spearman", "kendall", "sessions", "left_out"])
 
 
+def optimism(in_sample: np.ndarray, cross_fitted: np.ndarray, session_id: Sequence[str]) -> pd.DataFrame:
+    """What rewards promise in-sample: mean reward in nats of `all` queries and of the `best` of each session.
+
+    The last row has the queries that are best in-sample, at their cross-fitted reward: what choosing by the in-sample
+    rewards earns. Arguments: rows as of `right_over_wrong`; those without a reward are left out.
+    """
+    frame = pd.DataFrame({"session": np.asarray(session_id, dtype=object), "in": in_sample, "out": cross_fitted})
+    frame = frame.dropna().reset_index(drop=True)
+    places = {name: frame.groupby("session", sort=False)[name].idxmax() for name in ("in", "out")}
+    rows = {
+        "in-sample": (frame["in"].mean(), frame["in"][places["in"]].mean()),
+        "cross-fitted": (frame["out"].mean(), frame["out"][places["out"]].mean()),
+        "best in-sample, cross-fitted": (np.nan, frame["out"][places["in"]].mean()),
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["all", "best"])
+
+
 def calibration(probabilities: np.ndarray, clicked: np.ndarray, *, bins: int = 10) -> pd.DataFrame:
     """Reliability of the list softmax: how often the likeliest candidate was clicked, by how likely it was said to be.
 

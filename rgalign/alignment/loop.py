@@ -67,7 +67,7 @@ def retrain(
     way = context.embedding(reasoner)
     vectors.save(embeddings / "sessions", way.sessions(context.shop.sessions, work / "sessions"))
     vectors.save(embeddings / "intents", way.intents(context.shop.intents, work / "intents"))
-    return _trained(context, embeddings, folder, work, refit_whitening=True)
+    return _trained(context, embeddings, folder, work, refit_whitening=True).assign(model=RETRAINED)
 
 
 def close(

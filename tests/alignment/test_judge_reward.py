@@ -14,6 +14,7 @@ from rgalign.alignment.judge_reward import (
     choose_form,
     expected_calibration_error,
     length_effect,
+    optimism,
     rewritten,
     right_over_wrong,
     stability,
@@ -114,3 +115,10 @@ def test_a_reward_of_length_is_found_out():
     found = length_effect(tokens * 2.0, tokens, SESSION).iloc[0]
     assert found[["spearman", "overall"]].tolist() == pytest.approx([1, 1])
     assert abs(length_effect(GOOD, tokens, SESSION)["overall"].item()) < 0.3
+
+
+def test_optimism_by_hand():
+    """Of session a the two choose another query; of b, whose last query has no reward, the same."""
+    found = optimism(np.array([1.0, 0.0, 2.0, 1.0, 9.0]), np.array([0.2, 0.4, 0.5, 0.1, np.nan]), list("aabbb"))
+    assert found["all"].tolist()[:2] == pytest.approx([1.0, 0.3])
+    assert found["best"].tolist() == pytest.approx([1.5, 0.45, 0.35])
