@@ -73,7 +73,7 @@ def pairs(
     """Preference pairs (COLUMNS), and what each filter left: columns filter, of (queries | pairs), left.
 
     prompts            session_id -> token ids;  prompter: of the model that is to be aligned, which reads prompts and
-                       queries: queries that have the same tokens for it are the same query, of which the first counts
+                       queries: queries that have the same tokens for it are the same query; the best reward counts
     train              the lists whose sessions these must be: development users and other parts are refused
     rejected_quantile  the rejected query is the one at this quantile of its session's margins behind the best (the
                        chosen one); 1: the worst, 0: the second best [C]
@@ -92,7 +92,8 @@ def pairs(
     left.append(("not empty", "queries", len(kept)))
     kept = kept[kept["reward"].notna()]
     left.append(("session has a click", "queries", len(kept)))
-    kept = kept[~kept.assign(ids=ids[kept.index]).duplicated(["session_id", "ids"])]
+    ranked = kept.assign(ids=ids[kept.index]).sort_values("reward", ascending=False, kind="stable")
+    kept = kept[~ranked.duplicated(["session_id", "ids"])[kept.index]]
     left.append(("different in its session", "queries", len(kept)))
     found = _chosen_and_rejected(kept, rejected_quantile, pairs_per_session)
     left.append(("best against another", "pairs", len(found)))
