@@ -71,7 +71,7 @@ def pairs(
     """Preference pairs (COLUMNS), a session's best query against its worst, and what each filter left.
 
     prompts          session_id -> token ids;  prompter: of the model that is to be aligned, which reads prompts and
-                     queries: queries that have the same tokens for it are the same query, of which the first counts
+                     queries: queries that have the same tokens for it are one query, and its best reward counts
     train            the lists whose sessions these must be: development users and other parts are refused
     min_margin       nats; a pair's margin exceeds it [C]
     margin_quantile  of all margins so far; narrower pairs go; 0.5: the wider half stays [C]
@@ -88,7 +88,8 @@ def pairs(
     left.append(("not empty", "queries", len(kept)))
     kept = kept[kept["reward"].notna()]
     left.append(("session has a click", "queries", len(kept)))
-    kept = kept[~kept.assign(ids=ids[kept.index]).duplicated(["session_id", "ids"])]
+    ranked = kept.assign(ids=ids[kept.index]).sort_values("reward", ascending=False, kind="stable")
+    kept = kept[~ranked.duplicated(["session_id", "ids"])[kept.index]]
     left.append(("different in its session", "queries", len(kept)))
     found = _best_and_worst(kept)
     left.append(("best against worst", "pairs", len(found)))

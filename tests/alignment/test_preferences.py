@@ -126,6 +126,15 @@ def test_pairs_by_hand():
     ]  # fmt: skip
 
 
+def test_of_queries_that_are_cut_to_the_same_tokens_the_best_rewarded_counts():
+    short = Prompter(TOKENIZER, features=list(KINDS), kinds=KINDS, max_tokens=12, max_new_tokens=3)
+    rows = [("w1 w2 w3", 0.1), ("w1 w2 w4", 0.9), ("w1 w2 w5", 0.4), ("w6", -1.0)]
+    table = scored([("train3", "main", query, reward) for query, reward in rows])
+    found, counts = pairs(table, PROMPTS, short, **EVERY)
+    assert found[["chosen", "rejected"]].to_numpy().tolist() == [["w1 w2 w4", "w6"]]
+    assert counts.set_index("filter")["left"]["different in its session"] == 2
+
+
 @given(candidates(), st.floats(0, 2), st.floats(0, 1))
 def test_every_pair_keeps_the_rules(table, margin, wider):
     found, counts = pairs(table, PROMPTS, PROMPTER, train=TRAIN, min_margin=margin, margin_quantile=wider)
