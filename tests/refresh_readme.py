@@ -4,6 +4,7 @@ A run is published as its two small result tables, its params and its manifest. 
 rows of the table that shows them.
 """
 
+import difflib
 import re
 import shutil
 import sys
@@ -341,9 +342,27 @@ def with_tables(readme: str) -> str:
     return readme
 
 
-if __name__ == "__main__":
+def main(names: list[str]) -> None:
+    """Publish the runs that are named, or else all that lie in outputs/, and print what changes in the README."""
     studies = sorted(path.name for path in (ROOT / "outputs").glob(f"{STUDY}*"))
-    others = [name for name in (*SWEPT, DISTANCES, *ALIGNED, SCALING) if (ROOT / "outputs" / name).is_dir()]
-    for name in sys.argv[1:] or [*RUNS, *studies, *others]:
+    known = dict.fromkeys([*RUNS, *studies, *SWEPT, DISTANCES, *ALIGNED, SCALING])
+    there = names or [name for name in known if (ROOT / "outputs" / name / _files(name)[0]).is_file()]
+    for name in there:
         publish(name)
-    write_text(ROOT / "README.md", with_tables((ROOT / "README.md").read_text(encoding="utf-8")))
+    if left := [name for name in known if name not in there]:
+        print(f"as they were published before: {', '.join(left)}")
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = with_tables(before)
+    write_text(path, after)
+    print(
+        "\n".join(
+            difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "README.md", n=0, lineterm="")
+        )
+    )
+    if missing := [name for name in TABLES if f"<!-- {name}: made by `make published` -->" not in after]:
+        print(f"the README has no marks for these tables: {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
