@@ -26,7 +26,7 @@ ABLATED = {  # what sets each row of the stage table apart from the whole
     "old_order": {"cl.space", "loop.refit_whitening"},
     "frozen_ranker": {"loop.ranker"},
     "scratch_ranker": {"loop.ranker"},
-    "end_to_end": {"sft.use", "dpo.use", "cl.ranker_learns", "loop.ranker"},
+    "end_to_end": {"sft.use", "dpo.use", "cl.ranker_learns", "loop.ranker", "loop.refit_whitening"},
 }
 
 

@@ -1,6 +1,7 @@
 """Vectors, whitening and rankers in their order; the loop ends when the development users gain no more."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import torch
 from rgalign.alignment import loop, steps
 from rgalign.alignment.loop import Turn
 from rgalign.alignment.space import RankingSpace
-from rgalign.artifacts import digest
+from rgalign.artifacts import atomic, digest
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker import store
 from rgalign.ranker.fit import score
@@ -81,6 +82,30 @@ def test_the_retrained_ranker_has_the_vectors_and_the_whitening_of_the_moved_rea
         own = states(ranker)
         np.testing.assert_allclose(own[f"{name}.mean"], mean, atol=2e-3)
         np.testing.assert_allclose(own[f"{name}.matrix"], matrix, atol=0.05 * np.abs(matrix).max())
+
+
+def test_a_retraining_that_was_killed_leaves_nothing_half_written_and_ends_as_if_it_had_not_been(
+    context, moved, monkeypatch, tmp_path
+):
+    """Killed while the ranker trains, when vectors are written already."""
+
+    def made(name: str) -> Path:
+        with atomic(tmp_path / name) as folder:
+            parts = folder / "embeddings", folder / "rankers"
+            loop.retrain(context, context.main(), moved, *parts, tmp_path / "work")
+        return tmp_path / name
+
+    whole = made("whole")
+
+    def killed(*given, **how):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.launched, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made("again")
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["whole"], ["whole", "work"])
+    assert digest(made("again")) == digest(whole)
 
 
 @pytest.mark.parametrize("off", ["not moved", "old order"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgalign.data.split import by_fraction, by_time, development_users, published, resolve
+from rgalign.data.split import by_fraction, by_time, development_users, published, resolve, user_folds
 
 
 def sessions_on(days) -> pd.DataFrame:
@@ -86,6 +86,18 @@ def test_development_is_a_stable_tenth_of_users():
     assert np.array_equal(development_users(users[some], seed=1), chosen[::2][some])
     other = development_users(users, seed=2)
     assert abs((other & chosen[::2]).mean() - 0.01) < 0.005  # another seed, an independent choice
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_hold_whole_users_and_about_as_many_each(folds):
+    users = np.array([f"user {number}" for number in range(9_000)])
+    fold = user_folds(np.repeat(users, 2), folds=folds, seed=1)
+    assert np.array_equal(fold[::2], fold[1::2])
+    np.testing.assert_allclose(np.bincount(fold, minlength=folds) / len(fold), 1 / folds, atol=0.02)
+    some = np.arange(0, len(users), 7)
+    assert np.array_equal(user_folds(users[some], folds=folds, seed=1), fold[::2][some])
+    if folds == 2:
+        assert np.array_equal(fold == 1, development_users(np.repeat(users, 2), share=0.5, seed=1))
 
 
 def test_the_published_cfpb_split_is_seventy_ten_twenty_by_whole_days(public_data):
