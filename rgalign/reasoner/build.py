@@ -32,6 +32,7 @@ from rgalign.reasoner.source import load_saved, name_source
 from rgalign.seeding import seeded
 
 MAIN, KB_LM = "main", "kb_lm"
+TEXT = "text"  # vectors of the text columns alone and of titles alone (ranker.untrained)
 ADAPTER = "adapter_config.json"  # of a folder that holds an adapter alone
 KB_ALONE_REPEATS = 200  # times the KB is read by the control that reads nothing else: some 20,000 documents [C]
 
@@ -160,6 +161,7 @@ class Embedding:
     writes: bool = False  # embed prompt and query [C]
     max_new_tokens: int = 24
     words: Pipeline | None = None  # instead of the reasoner: TF-IDF and SVD
+    titles_alone: bool = False  # of the KB; else title and description
     tokens_per_batch: int | None = None
     recipe: Recipe | None = None  # with a launcher, several processes embed
 
@@ -175,6 +177,8 @@ class Embedding:
 
     def intents(self, frame: pd.DataFrame, work: Path) -> Vectors:
         """Vectors of KB intents by intent_id; where queries are embedded, an intent's title stands for its query."""
+        if self.titles_alone:
+            frame = frame.assign(description=None)
         prompts = self.prompter.intents(frame)
         if self.writes:
             titles = self.prompter.queries(frame["title"].fillna("").tolist())
@@ -196,7 +200,8 @@ class Embedding:
 
 
 def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset: Dataset) -> Embedding:
-    """The way of embedding of that name. dataset: its transcripts and intents are read, and meta.
+    """The way of embedding of that name (ranker.variants, or TEXT). dataset: its transcripts and intents are read, and
+    meta.
 
     Raises ReasonerError for a way that this kind of model has not.
     """
@@ -206,6 +211,8 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     chosen = models[KB_LM] if name == KB_LM else main
     if name == "random_lm":
         chosen = untrained(main, settings["seed"])
+    if name == TEXT:
+        recipe = _of_texts(recipe, dataset.meta)
     put = recipe.prompter(dataset, chosen, texts=name != "no_text")
     words = None
     if name == "lsa":
@@ -218,9 +225,17 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
         writes=name == "prompt_query",
         max_new_tokens=settings["queries"]["max_new_tokens"],
         words=words,
+        titles_alone=name == TEXT,
         tokens_per_batch=settings["embed_tokens_per_batch"],
         recipe=recipe,
     )
+
+
+def _of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:
+    """The recipe of prompts that show the text columns alone; as it is where no column shown is text."""
+    shown = shown_features(recipe.settings, meta, recipe.drop)
+    texts = tuple(column for column in shown if meta["features"][column] == "text")
+    return replace(recipe, settings={**recipe.settings, "features": texts}) if texts else recipe
 
 
 def untrained(reasoner: Reasoner, seed: int) -> Reasoner:
