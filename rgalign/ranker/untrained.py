@@ -134,8 +134,8 @@ def tfidf_cosine(sessions: Sequence[str], intents: Sequence[str], corpus: Iterab
     four public sets, and idf of the KB alone lost a quarter of the Recall@3 over the KB (govuk2021).
     """
     scores = np.zeros((len(sessions), len(intents)), np.float32)
-    documents = [words for words in map(verbal.words_of, corpus) if words]
-    if not documents:
+    documents = [verbal.words_of(text) for text in corpus]
+    if not any(documents):
         return scores
     counted = TfidfVectorizer(analyzer=_same, sublinear_tf=True, dtype=np.float64).fit(documents)
     kb = counted.transform(map(verbal.words_of, intents)).T
@@ -160,24 +160,19 @@ def vector_sets(
     An empty `session`: an encoder reads the text columns alone, as it was trained to; an LLM's prompts are embedded
     already, and to embed them twice costs as much as the rest of notebook 02 [C]. Without text columns: the prompt.
     """
-    given = settings["raw_cosine"]
-    session = given["session"] or (TEXT if kind == "encoder" else PROMPT)
     has_text = any(kinds[name] == "text" for name in columns)
-    return (TEXT if session == TEXT and has_text else PROMPT), (TEXT if given["intent"] == "title" else PROMPT)
+    session = TEXT if has_text and _asked(settings, kind) == TEXT else PROMPT
+    return session, TEXT if settings["raw_cosine"]["intent"] == "title" else PROMPT
 
 
-def reads(
-    settings: Mapping[str, Any], kind: str, columns: Sequence[str], kinds: Mapping[str, str]
-) -> pd.DataFrame:
+def reads(settings: Mapping[str, Any], kind: str, columns: Sequence[str], kinds: Mapping[str, str]) -> pd.DataFrame:
     """What each model compares, in words: a table for a notebook. Arguments as of `Known.of`."""
     texts = [name for name in columns if kinds[name] == "text"]
-    words, (session, _) = settings["word_overlap"]["session"], vector_sets(settings, kind, columns, kinds)
     rows = {}
-    for name, read in {"word_overlap": words, "raw_cosine": session}.items():
-        asked = settings[name]["session"] or session
-        whole = "the whole prompt" + ("" if texts or asked == PROMPT else " (no column is text)")
+    for name, asked in (("word_overlap", settings["word_overlap"]["session"]), ("raw_cosine", _asked(settings, kind))):
+        whole = "the whole prompt" + (" (no column is text)" if asked == TEXT else "")
         rows[name] = {
-            "of a session": ", ".join(texts) if read == TEXT and texts else whole,
+            "of a session": ", ".join(texts) if asked == TEXT and texts else whole,
             "of an intent": settings[name]["intent"].replace("_", " "),
         }
     return pd.DataFrame(rows).T
@@ -220,6 +215,11 @@ def _intent_texts(intents: pd.DataFrame, compared: str) -> list[str]:
     return [" ".join(unit for phrase in row for unit in phrase.units) for row in rows]
 
 
+def _asked(settings: Mapping[str, Any], kind: str) -> str:
+    """What raw_cosine is to read of a session, whether or not a column is text."""
+    return settings["raw_cosine"]["session"] or (TEXT if kind == "encoder" else PROMPT)
+
+
 def _shown(session: str, columns: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
     """The columns that are compared; all of them where none is text."""
     texts = [name for name in columns if kinds[name] == "text"]
@@ -233,9 +233,7 @@ def _vectors(
     of_sessions = more[sets[0]] if sets[0] in more else vectors.load(embeddings / sets[0] / "sessions")
     of_intents = vectors.load(embeddings / sets[1] / "intents")
     ids = lists.session_id, intents["intent_id"]
-    return tuple(
-        found.rows(own).astype(np.float32) for found, own in zip((of_sessions, of_intents), ids, strict=True)
-    )
+    return tuple(found.rows(own).astype(np.float32) for found, own in zip((of_sessions, of_intents), ids, strict=True))
 
 
 def _train(sessions: pd.DataFrame) -> pd.DataFrame:
