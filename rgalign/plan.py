@@ -30,6 +30,8 @@ class Stage:
 # What every stage of the alignment reads, and the params it depends on.
 LEARNT = ("tables/dataset", "tables/encoded", "tables/embeddings", "models/reasoner", "models/rankers")
 JUDGED = ("evaluation.gauc_group", "evaluation.gauc_weight", "evaluation.bootstrap", "evaluation.ihr_judge")
+# and what the models without training compare
+COMPARED = ("evaluation.untrained", "reasoner.kind", "reasoner.features", "data.features.drop")
 ALIGNED = ("reasoner", "ranker", "data.features.drop", "evaluation.ihr_judge", "run")
 # and every one that tunes the reasoner
 TUNED = ("alignment.lora", "alignment.engine", "alignment.loop.look_sessions", *ALIGNED)
@@ -57,7 +59,14 @@ STAGES = {
                 "tables/writing.parquet",
                 "tables/embeddings",
             ),
-            params=("reasoner", "ranker.models", "data.features.drop", "evaluation.ihr_judge", "run"),
+            params=(
+                "reasoner",
+                "ranker.models",
+                "data.features.drop",
+                "evaluation.ihr_judge",
+                "evaluation.untrained.raw_cosine",
+                "run",
+            ),
             seconds=(10, 3),
             models=True,
         ),
@@ -70,7 +79,7 @@ STAGES = {
                 "tables/learning_curves.parquet",
                 "tables/valid_metrics.parquet",
             ),
-            params=("ranker", "run", *JUDGED),
+            params=("ranker", "run", *COMPARED, *JUDGED),
             seconds=(8, 3),
         ),
         Stage(
@@ -190,7 +199,7 @@ STAGES = {
                 "tables/results.parquet",
                 "tables/comparisons.parquet",
             ),
-            params=(*JUDGED, "ranker.models", "alignment.loop.rounds", *ALIGNED),
+            params=(*JUDGED, "evaluation.untrained", "ranker.models", "alignment.loop.rounds", *ALIGNED),
             seconds=(8, 0.3),
         ),
         Stage(

@@ -16,6 +16,8 @@ from rgalign.evaluation.results import METRIC_NAMES
 
 MODEL_STYLE = {  # colour, marker
     "popularity": ("#999999", "v"),
+    "word_overlap": ("#56B4E9", "p"),
+    "raw_cosine": ("#CC79A7", "P"),
     "two_tower": ("#E69F00", "s"),
     "two_tower_text": ("#0072B2", "o"),
     "three_tower_no_query": ("#CC79A7", "P"),

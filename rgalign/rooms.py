@@ -193,11 +193,39 @@ class Experiment(Room):
     )
 
 
+IntentText = Literal["title", "title_and_description"]
+
+
+class WordOverlap(Room):
+    """What the TF-IDF cosine compares [C]: the best on valid of four public sets (ranker/untrained.py)."""
+
+    session: Literal["text", "prompt"] = Field("text", description="the text columns alone, or the whole prompt")
+    intent: IntentText = "title_and_description"
+
+
+class RawCosine(Room):
+    """What the cosine of the reasoner's own vectors compares [C]."""
+
+    session: Literal["text", "prompt"] | None = Field(
+        None, description="the text columns alone, or the whole prompt; empty: text of an encoder, prompt of an LLM"
+    )
+    intent: IntentText = "title_and_description"
+    centred: bool = Field(True, description="the mean vector is taken off sessions (train's) and intents each")
+
+
+class Untrained(Room):
+    """The models without training that every ranker has to beat."""
+
+    word_overlap: WordOverlap = WordOverlap()
+    raw_cosine: RawCosine = RawCosine()
+
+
 class Evaluation(Room):
     gauc_group: Literal["session", "user"] = "session"
     gauc_weight: Literal["impressions", "clicks", "uniform"] = "impressions"
     bootstrap: int = Field(1000, ge=100, description="replicates, users drawn with replacement")
     ihr_judge: Literal["tfidf", "embedding"] = Field("tfidf", description="fixed, or as the reasoner embeds")
+    untrained: Untrained = Untrained()
     experiment: Experiment = Experiment()
 
 

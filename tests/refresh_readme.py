@@ -95,17 +95,17 @@ def results_table() -> str:
         means = whole.pivot_table("value", "model", "metric", sort=False)
         compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet")
         chosen = (compared.slice == "all") & (compared.metric == "gauc") & (compared.split == "test")
-        compared = compared[chosen].set_index("model")
+        compared = compared[chosen]
         for model in [name for name in means.index if "/" not in name]:
             figures = " | ".join(f"{means.loc[model, metric]:.3f}" for metric in METRICS)
-            against = "|"
-            if model in compared.index:
-                row = compared.loc[model]
-                against = f"{_interval(row)} | {MODELS[row.against]}"
-            line = f"{MODELS[model]} | {figures} | {against} |"
+            # the model it builds on stands first, after it the best one without training
+            own = compared[compared.model == model].sort_values("against", key=_place, ascending=False)
+            against = [f"{_interval(row)} | {MODELS[row.against]}" for row in own.itertuples()] or ["|"]
+            line = f"{MODELS[model]} | {figures} | {against[0]} |"
             if (data, line) not in told:
                 told.add((data, line))
                 lines.append(f"| {title} | {line}")
+                lines += [f"|  | {MODELS[model]} |{' |' * len(METRICS)} {more} |" for more in against[1:]]
                 title = ""
     return "\n".join(lines)
 
@@ -123,13 +123,13 @@ def study_table() -> str:
         "|---" * (5 + len(worlds)) + "|",
     ]
     for model, against in pairs([name for name in VARIANTS if name in means.index]):
-        rows = [_row(compared, model, "all") for compared in found]
+        rows = [_row(compared, model, "all", against) for compared in found]
         removed = 100 * sum(row.relative for row in rows) / len(rows)
         cells = [f"{means.loc[model, 'gauc']:.4f}", f"{means.loc[model, 'recall@3']:.3f}", *map(_interval, rows)]
         lines.append(f"| {' | '.join([MODELS[model], *cells])} | {removed:+.1f} % | {MODELS[against]} |")
     lines += ["", "QE-Rec's difference by slice:"]
     for name in ("cold", "tail", "shuffled"):
-        told = ", ".join(_interval(_row(compared, "qe_rec", name)) for compared in found)
+        told = ", ".join(_interval(_row(compared, "qe_rec", name, "two_tower_text")) for compared in found)
         lines[-1] += f" {name} {told};"
     seeds = whole.groupby("model").seed.nunique().max()
     lines[-1] = lines[-1][:-1] + f". Means over {seeds} ranker seeds; each world has an LM of its own seed."
@@ -217,7 +217,7 @@ def aligned_table() -> str:
         compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet").query("split == 'test'")
         asked = {"qe_rec": "two_tower_text", "rgalign_rec": "qe_rec", "rgalign_rec/no_alignment": "rgalign_rec"}
         for model, against in [pair for pair in asked.items() if pair[0] in means.index]:
-            row = _row(compared[compared.against == against], model, "all")
+            row = _row(compared, model, "all", against)
             metrics = ("gauc", "recall@3", "ihr@1")  # an encoder writes no query
             cells = [f"{means.loc[model, metric]:.3f}" if metric in means else "" for metric in metrics]
             cells = [title, MODELS[model], *cells, _interval(row), MODELS[against], str(lms[model])]
@@ -232,7 +232,7 @@ def controls_table() -> str:
     lines = [f"| model | {' | '.join(names)} | to |", "|---" * (2 + len(names)) + "|"]
     known = set.intersection(*(set(compared["model"]) for compared in found.values()))
     for model, against in pairs([name for name in VARIANTS if name in known]):
-        cells = [_interval(_row(compared, model, "all")) for compared in found.values()]
+        cells = [_interval(_row(compared, model, "all", against)) for compared in found.values()]
         lines.append(f"| {' | '.join([MODELS[model], *cells])} | {MODELS[against]} |")
     return "\n".join(lines)
 
@@ -272,9 +272,15 @@ def costs_table() -> str:
     return "\n".join(lines)
 
 
-def _row(compared: pd.DataFrame, model: str, name: str) -> pd.Series:
-    """GAUC's row of a model in a slice."""
-    return compared[(compared.model == model) & (compared.slice == name) & (compared.metric == "gauc")].iloc[0]
+def _row(compared: pd.DataFrame, model: str, name: str, against: str | None = None) -> pd.Series:
+    """GAUC's row of a pair of models in a slice; without `against`, of the only pair with this model."""
+    own = (compared.model == model) & ((compared.against == against) if against else True)
+    return compared[own & (compared.slice == name) & (compared.metric == "gauc")].iloc[0]
+
+
+def _place(models: pd.Series) -> pd.Series:
+    """The place of each in results.MODELS, in which those without training stand first."""
+    return models.map(list(MODELS).index)
 
 
 def _at_main_distance(study: str, table: pd.DataFrame) -> pd.DataFrame:

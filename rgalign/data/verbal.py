@@ -78,6 +78,11 @@ def compact_text(text: str) -> str:
     return " ".join(lowered.split())
 
 
+def words_of(text: str) -> list[str]:
+    """Runs of letters, marks and digits, lower case: without marks Thai and Hindi words fall apart at their vowels."""
+    return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text.lower()).split()
+
+
 def compact_words(name: str, kind: str, value: object, titles: Mapping[str, str] | None = None) -> list[str]:
     """The words of one value in the compact layout: the one source of how a value becomes tokens. [] where missing.
 

@@ -13,7 +13,7 @@ from rgalign.evaluation.judge import Judge
 from rgalign.evaluation.online import Audience, Experiment
 from rgalign.evaluation.results import MODELS
 from rgalign.evaluation.sequential import rejected_by_look
-from rgalign.ranker.popularity import popularity
+from rgalign.ranker.untrained import log_clicks
 
 POPULARITY = "popularity"
 LIFT = ["difference", "ci_low", "ci_high", "relative", "relative_low", "relative_high", "p_value"]
@@ -34,7 +34,7 @@ def scores_of(
     vectors  of sessions and intents, None where the model reads none; seed: of the order of shuffled queries
     """
     if name == POPULARITY:
-        found = popularity(train, bench.intents).log_clicks.expand(len(bench.lists), -1).numpy()
+        found = np.broadcast_to(log_clicks(train, bench.intents), bench.exists.shape)
     else:
         found = (bench.with_vectors(name, *vectors, train, seed) if vectors else bench).over_kb(model)
     return np.where(bench.exists, found, -np.inf)

@@ -4,7 +4,6 @@ A judge maps queries to similarities with every intent of the KB; `intent_hits` 
 k nearest. The TF-IDF judge is the default: it is fitted on the KB alone, so it does not move with the model.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,6 +12,7 @@ import pandas as pd
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rgalign.data.prompts import Prompter
+from rgalign.data.verbal import words_of
 from rgalign.evaluation.metrics import hit_at
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
@@ -29,7 +29,7 @@ class TfidfJudge:
 
     def __init__(self, intents: pd.DataFrame) -> None:
         texts = _texts(intents)
-        if not any(map(_words, texts)):
+        if not any(map(words_of, texts)):
             raise ValueError(
                 f"none of {len(texts)} intents has a word in its title or description: nothing to judge by"
             )
@@ -108,11 +108,6 @@ def _rounded(similarity: np.ndarray, queries: list[str]) -> np.ndarray:
     return rounded
 
 
-def _words(text: str) -> list[str]:
-    """Runs of letters, marks and digits, lower case: without marks Thai and Hindi words fall apart at their vowels."""
-    return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text.lower()).split()
-
-
 def _terms(text: str) -> list[str]:
-    words = _words(text)
+    words = words_of(text)
     return words + [f"{a} {b}" for a, b in pairwise(words)]

@@ -16,7 +16,7 @@ from rgalign import artifacts
 from rgalign.data.personal import masked
 from rgalign.evaluation import writing_checks
 from rgalign.evaluation.comparisons import holm, verdict
-from rgalign.evaluation.results import METRIC_NAMES, MODELS
+from rgalign.evaluation.results import METRIC_NAMES, MODELS, UNTRAINED, best_untrained
 from rgalign.params import Params, dump, load_run
 from rgalign.plan import EVALUATION, STAGES, maker, stage_params
 from rgalign.stages import params_changes
@@ -29,6 +29,7 @@ PAPER = [  # METHOD.md 5: published figures, on private data; the abstract does 
 ]
 OURS = [("qe_rec", "two_tower_text"), ("rgalign_rec", "qe_rec")]  # the pairs that the paper has too
 EXAMPLES = 12
+UNDECIDED = "does not differ demonstrably from"
 
 
 def write(run: Path) -> tuple[Path, Path]:
@@ -64,6 +65,7 @@ def contents(run: Path) -> dict[str, Any]:
         "names": MODELS,
         "columns": METRIC_NAMES,
         "results": results_table(results),
+        "simple": _simple(results, compared),
         "verdicts": gauc_differences(compared).to_dict("records"),
         "differences": by_pair.to_dict("records"),
         "slices": _slices(compared, results),
@@ -124,21 +126,47 @@ def figures(run: Path) -> list[dict[str, str]]:
     return found
 
 
+def _simple(results: pd.DataFrame, compared: pd.DataFrame) -> dict[str, Any] | None:
+    """The best model without training: its name, how it was chosen (its GAUC on valid), and the rows of the trained
+    models that are compared with it, the last first; None where no such comparison was made.
+
+    outcome  beats | loses to | UNDECIDED
+    """
+    name = best_untrained(results)
+    gauc = gauc_differences(compared)
+    against = gauc[(gauc["against"] == name) & ~gauc["model"].str.contains("/")]
+    if name is None or against.empty:
+        return None
+    order = against["model"].map(list(MODELS).index)
+    outcome = {"gain": "beats", "loss": "loses to"}
+    rows = against.assign(order=order).sort_values("order", ascending=False)
+    rows["outcome"] = [outcome.get(says.split()[0], UNDECIDED) for says in rows["says"]]
+    valid = results[(results["split"] == "valid") & (results["slice"] == "all") & (results["metric"] == "gauc")]
+    on_valid = valid[valid["model"] == name]["value"].mean()
+    known = [other for other in UNTRAINED if other in set(valid["model"])]
+    return {"name": name, "of": known, "on_valid": on_valid, "rows": rows.to_dict("records")}
+
+
 def _by_kind(results: pd.DataFrame) -> dict[str, float]:
     """GAUC of the last model on head, tail and cold intents, of those that were clicked."""
     gauc = results[
         (results.metric == "gauc") & (results.split == "test") & results.slice.isin(["head", "tail", "cold"])
     ]
-    trained = [name for name in MODELS if name in set(gauc.model) and not name.startswith("oracle")]
+    trained = [name for name in MODELS if name in set(gauc.model) and not name.startswith("oracle")]  # untrained first
     return gauc[gauc.model == trained[-1]].groupby("slice")["value"].mean().dropna().sort_values().to_dict()
 
 
 def _slices(compared: pd.DataFrame, results: pd.DataFrame) -> list[dict]:
-    """GAUC of the last pair, slice by slice, with the lists that it is a mean over; Holm over these slices."""
+    """GAUC of the last model against the one it builds on, slice by slice, with the lists that it is a mean over.
+
+    Holm's family are these slices.
+    """
     gauc = compared[compared.metric == "gauc"]
     if gauc.empty:
         return []
-    last = gauc[gauc.model == max(gauc.model, key=list(MODELS).index)]
+    place = list(MODELS).index
+    last = gauc[gauc.model == max(gauc.model, key=place)]
+    last = last[last.against == max(last.against, key=place)]  # not the best model without training
     last = last.assign(p_holm=holm(last.p)).assign(says=lambda t: [verdict(row) for row in t.itertuples()])
     groups = results[(results.metric == "gauc") & (results.split == "test")].groupby(["model", "slice"])["groups"].max()
     return last.assign(lists=[groups[row.model, row.slice] for row in last.itertuples()]).to_dict("records")

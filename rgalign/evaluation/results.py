@@ -19,6 +19,8 @@ from rgalign.evaluation import metrics
 # Every model's name and how a figure shows it; tables list them in this order. Controls and ablations join here.
 MODELS = {
     "popularity": "popularity",
+    "word_overlap": "word overlap (TF-IDF cosine)",
+    "raw_cosine": "cosine of the raw vectors",
     "two_tower": "two-tower, ids only",
     "two_tower_text": "two-tower + text",
     "two_tower_text/lm_features": "two-tower + text + frozen LM",
@@ -52,6 +54,7 @@ MODELS = {
     "oracle_discrete": "oracle, discrete features",
     "oracle": "oracle",
 }
+UNTRAINED = ("popularity", "word_overlap", "raw_cosine")  # need no training (ranker/untrained.py)
 # How tables and figures for readers call a metric, in their order.
 METRIC_NAMES = {
     "gauc": "GAUC",
@@ -194,6 +197,17 @@ def results(
                 row = {"model": model, "metric": metric, "slice": name, "split": split, "seed": seed, **fixed}
                 rows.append(row | {"value": mean.value, "groups": groups, "left_out": left_out})
     return conform(pd.DataFrame(rows, columns=list(COLUMNS["results"])), "results")
+
+
+def best_untrained(results: pd.DataFrame) -> str | None:
+    """The model without training with the highest GAUC on valid, the first of equals; None where valid has none.
+
+    results  results rows that hold those of valid: a comparison on test must not choose its opponent there
+    """
+    asked = (results["split"] == "valid") & (results["slice"] == "all") & (results["metric"] == "gauc")
+    gauc = results[asked & results["model"].isin(UNTRAINED)].groupby("model")["value"].mean()
+    gauc = gauc.reindex([name for name in UNTRAINED if name in gauc.index]).dropna()
+    return str(gauc.idxmax()) if len(gauc) else None
 
 
 def conform(frame: pd.DataFrame, table: str) -> pd.DataFrame:

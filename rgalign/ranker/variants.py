@@ -55,9 +55,14 @@ VARIANTS = {
 }
 
 
-def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
-    """(model, against) for each of `models`, in order; against popularity where its counterpart is not trained."""
-    return [(name, own if (own := VARIANTS[name].against) in models else "popularity") for name in models]
+def pairs(models: Sequence[str], simple: str | None = None) -> list[tuple[str, str]]:
+    """(model, against) for each of `models`, in order; against popularity where its counterpart is not trained.
+
+    simple  the best model without training (results.best_untrained): both of the headline are compared with it too
+    """
+    found = [(name, own if (own := VARIANTS[name].against) in models else "popularity") for name in models]
+    more = [(name, simple) for name in reversed(headline(models)) if name in VARIANTS] if simple else []
+    return [*found, *(pair for pair in more if pair not in found)]
 
 
 def reader_of_prompts(models: Sequence[str]) -> str | None:

@@ -33,6 +33,7 @@ from rgalign.seeding import seeded
 
 MAIN, KB_LM = "main", "kb_lm"
 PROMPT_ALONE = "prompt_alone"  # vectors of the prompt whatever reasoner.embed says
+TEXT = "text"  # vectors of the text columns alone and of titles alone (ranker.untrained)
 ADAPTER = "adapter_config.json"  # of a folder that holds an adapter alone
 KB_ALONE_REPEATS = 200  # times the KB is read by the control that reads nothing else: some 20,000 documents [C]
 
@@ -162,6 +163,7 @@ class Embedding:
     prompter: Prompter
     pooling: str | None = None
     words: Pipeline | None = None  # instead of the reasoner: TF-IDF and SVD
+    titles_alone: bool = False  # of the KB; else title and description
     tokens_per_batch: int | None = None
     recipe: Recipe | None = None  # with a launcher, several processes embed
 
@@ -172,6 +174,7 @@ class Embedding:
 
     def intents(self, frame: pd.DataFrame, work: Path) -> Vectors:
         """Vectors of KB intents by intent_id (Prompter.embedded_intents)."""
+        frame = frame.assign(description=None) if self.titles_alone else frame
         return self._vectors(frame["intent_id"].tolist(), self.prompter.embedded_intents(frame), work)
 
     def _vectors(self, ids: list[str], sequences: Sequence[list[int]], work: Path) -> Vectors:
@@ -189,7 +192,8 @@ class Embedding:
 
 
 def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset: Dataset) -> Embedding:
-    """The way of embedding of that name. dataset: its transcripts and intents are read, and meta.
+    """The way of embedding of that name (ranker.variants, or TEXT). dataset: its transcripts and intents are read, and
+    meta.
 
     Raises ReasonerError for a way that this kind of model has not.
     """
@@ -200,7 +204,9 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     if name == "random_lm":
         chosen = untrained(main, settings["seed"])
     # A control differs from its parent in what is controlled alone: but for these it embeds what the setting says.
-    own = {PROMPT_QUERY: PROMPT_QUERY, PROMPT_ALONE: PROMPT, "lsa": PROMPT, "mean": PROMPT}
+    own = {PROMPT_QUERY: PROMPT_QUERY, PROMPT_ALONE: PROMPT, "lsa": PROMPT, "mean": PROMPT, TEXT: PROMPT}
+    if name == TEXT:
+        recipe = _of_texts(recipe, dataset.meta)
     put = recipe.prompter(dataset, chosen, texts=name != "no_text", embed=own.get(name))
     words = None
     if name == "lsa":
@@ -211,9 +217,17 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
         put,
         pooling="mean" if name == "mean" else None,
         words=words,
+        titles_alone=name == TEXT,
         tokens_per_batch=settings["embed_tokens_per_batch"],
         recipe=recipe,
     )
+
+
+def _of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:
+    """The recipe of prompts that show the text columns alone; as it is where no column shown is text."""
+    shown = shown_features(recipe.settings, meta, recipe.drop)
+    texts = tuple(column for column in shown if meta["features"][column] == "text")
+    return replace(recipe, settings={**recipe.settings, "features": texts}) if texts else recipe
 
 
 def untrained(reasoner: Reasoner, seed: int) -> Reasoner:

@@ -268,6 +268,10 @@ def test_a_control_is_compared_with_its_parent_and_a_model_with_what_it_builds_o
     assert headline(list(VARIANTS)) == ("rgalign_rec", "qe_rec")
     assert pairs(["qe_rec/lsa"]) == [("qe_rec/lsa", "popularity")]  # its counterpart is not trained
     assert headline(["two_tower", "two_tower_text"]) == ("two_tower_text", "two_tower")
+    more = [("qe_rec", "raw_cosine"), ("rgalign_rec", "raw_cosine")]
+    assert pairs(list(VARIANTS), "raw_cosine") == [*study, *more]
+    assert pairs(["two_tower"], "popularity") == [("two_tower", "popularity")], "a pair stands once"
+    assert pairs(["two_tower"], "word_overlap")[1:] == [("two_tower", "word_overlap")]
 
 
 def test_written_queries_are_listed_with_the_first_that_reads_prompts_of_its_own():
