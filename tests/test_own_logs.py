@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from rgalign import plan
+from rgalign.evaluation.results import UNTRAINED
 from rgalign.params import ROOT, flat, load
 
 DOC = ROOT / "docs" / "own-logs.md"
@@ -102,7 +103,7 @@ def test_the_run_is_of_that_folder_and_of_every_model(followed):
     folder, _ = followed
     results = pd.read_parquet(folder / "outputs/library/tables/results.parquet")
     assert set(results.data) == {"library"}
-    assert {"popularity", "two_tower", "two_tower_text", "qe_rec", "rgalign_rec"} == set(results.model)
+    assert {*UNTRAINED, *MODELS, "rgalign_rec"} == set(results.model)
 
 
 def test_keys_and_commands_that_the_prose_names_exist():

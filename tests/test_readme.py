@@ -18,6 +18,25 @@ def test_the_tables_are_those_of_the_published_runs():
     assert with_tables(readme) == readme, "run: make published"
 
 
+def test_a_model_has_a_row_for_each_that_it_is_compared_with(tmp_path, monkeypatch):
+    """The model it builds on first; the best model without training in a row of its own, without figures."""
+    results, compared = (pd.read_parquet(PUBLISHED / f"quickstart/{n}.parquet") for n in ("results", "comparisons"))
+    more = results[results.model == "popularity"].assign(model="word_overlap", value=0.75)
+    own = compared[(compared.model == "qe_rec") & (compared.against == "two_tower_text")]
+    own = own.assign(against="word_overlap", difference=-0.02, ci_low=-0.03, ci_high=-0.01)
+    (tmp_path / "own").mkdir()
+    conform(pd.concat([results, more]), "results").to_parquet(tmp_path / "own/results.parquet")
+    conform(pd.concat([compared, own]), "comparisons").to_parquet(tmp_path / "own/comparisons.parquet")
+    monkeypatch.setattr(refresh_readme, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(refresh_readme, "RUNS", {"own": "own"})
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in refresh_readme.results_table().split("\n")]
+    assert {len(row) for row in rows} == {8}
+    assert ["word overlap (TF-IDF cosine)", *["0.750"] * 4] in [row[1:6] for row in rows]
+    first, second = (row for row in rows if row[1] == "QE-Rec")
+    assert first[7] == "two-tower + text"
+    assert second[2:] == ["", "", "", "", "-0.0200 [-0.0300,\N{NO-BREAK SPACE}-0.0100]", "word overlap (TF-IDF cosine)"]
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_published_runs_are_whole_and_were_made_with_shipped_params(run):
     for name in ("results", "comparisons"):

@@ -232,6 +232,18 @@ def test_the_text_set_shows_text_columns_and_titles_alone(ranked):
         assert build.embedding("text", without, models, shop).prompter.features == ["region"]
 
 
+def test_they_are_judged_on_test_and_the_best_is_compared_with_the_last_models(aligned_run):
+    run, _ = aligned_run
+    found, compared = (pd.read_parquet(run / f"tables/{name}.parquet") for name in ("results", "comparisons"))
+    for split in ("valid", "test"):
+        assert set(UNTRAINED) < set(found[found.split == split].model), split
+    best = results.best_untrained(found)
+    assert best in UNTRAINED
+    pairs = set(compared[["model", "against"]].itertuples(index=False, name=None))
+    assert {("rgalign_rec", best), ("qe_rec", best), ("rgalign_rec", "qe_rec")} < pairs
+    assert {against for _, against in pairs} & set(UNTRAINED) <= {best, "popularity"}
+
+
 def test_the_best_one_is_chosen_on_valid_by_gauc():
     rows = [("popularity", "valid", 0.6), ("word_overlap", "valid", 0.7), ("raw_cosine", "valid", 0.7),
             ("raw_cosine", "test", 0.9), ("qe_rec", "valid", 0.8)]  # fmt: skip
