@@ -54,7 +54,7 @@ class Chats:
 
 
 def of_run(models: Sequence[str], dataset: Dataset, folder: Path, encoded: Path) -> Chats | None:
-    """`encode` where one of a run's rankers learns from chats; else None. encoded: tables/encoded."""
+    """`encode` where one of a run's rankers learns from chats, else None; encoded: tables/encoded."""
     name = next((name for name in models if VARIANTS[name].chats), None)
     return encode(dataset, folder, shards.load_space(encoded), name) if name else None
 
@@ -130,16 +130,18 @@ def pretrain(
     accelerator = accelerator or Accelerator()
     known = torch.from_numpy(listed_in(train, len(intents)))
     model.to(accelerator.device).train()
-    intents, known = intents.to(accelerator.device), known.to(accelerator.device)
+    sessions, typed, intents, known = (
+        part.to(accelerator.device) for part in (chats.sessions, chats.typed, intents, known)
+    )
     optimizer = torch.optim.Adam(model.parameters(), settings["chat_learning_rate"])
     order, losses = torch.Generator().manual_seed(seed), []
     with seeded(seed):
         for epoch in range(settings["chat_epochs"]):
             count, total = math.ceil(len(chats) / settings["lists_per_batch"]), 0.0
             for batch in torch.randperm(len(chats), generator=order).tensor_split(count):
-                own = Chats(chats.sessions.take(batch), chats.typed.take(batch))
+                own = Chats(sessions.take(batch), typed.take(batch))
                 with accelerator.autocast():
-                    loss = chat_loss(model, _to(own, accelerator.device), intents, known, settings["chat_temperature"])
+                    loss = chat_loss(model, own, intents, known, settings["chat_temperature"])
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
                 optimizer.step()
@@ -171,10 +173,6 @@ def chat_loss(model: TwoTower, chats: Chats, intents: Intents, known: Tensor, te
         scores = (words @ vectors.T * scale + bias / temperature).masked_fill(~known, -math.inf)
         loss = loss + F.cross_entropy(scores[labelled], label[labelled])
     return loss
-
-
-def _to(chats: Chats, device: torch.device) -> Chats:
-    return Chats(chats.sessions.to(device), chats.typed.to(device))
 
 
 def _told(features: pa.Array, names: tuple[str, ...], kinds: Mapping[str, str]) -> dict[str, pa.Array]:

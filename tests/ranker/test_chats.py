@@ -84,7 +84,7 @@ def test_the_loss_of_a_case_worked_by_hand(ranker, lists, intents, temperature):
     t = 1 / temperature
     rows = (-math.log(math.exp(t) / (math.exp(t) + 1)) + math.log(2)) / 2
     label = -math.log(math.exp(t) / (math.exp(t / 2) + math.exp(t) + 1))
-    assert float(found) == pytest.approx(rows + label, abs=1e-6)
+    assert found.item() == pytest.approx(rows + label, abs=1e-6)
 
 
 def test_an_intent_that_train_does_not_show_learns_nothing(ranker, lists, intents):
@@ -163,7 +163,11 @@ def test_chats_of_users_who_are_judged_are_not_read(shop):
 @pytest.mark.parametrize("typed", [None, [], ["a word"], ["", " ", "a word"]], ids=str)
 def test_a_data_set_without_chats_is_refused_and_told_what_to_remove(typed, shop):
     data = read(shop)
-    frame = typed if typed is None else data.transcripts.head(len(typed)).assign(typed_query=typed)
+    frame = (
+        typed
+        if typed is None
+        else data.transcripts.head(len(typed)).assign(typed_query=pd.array(typed, dtype="string"))
+    )
     with pytest.raises(ValueError, match=rf"{NAME} learns from chats .* Remove {NAME} from ranker\.models"):
         of_run([NAME], replace(data, transcripts=frame), shop / "dataset", shop / "encoded")
 
@@ -205,5 +209,6 @@ def test_its_own_settings_are_params_and_are_searched(parts, monkeypatch):
     both = {NAME: parts[1], "two_tower_text": parts[0]}
     log, best = tune(dict.fromkeys(both, SETTINGS), both, trials=0, seed=0, positions=12, progress=False)
     tried = log[log["model"] == NAME]["chat_epochs"]
-    assert sorted(tried) == [1, 2] and len(grid(space)) == 12
+    assert sorted(tried) == [1, 2]
+    assert len(grid(space)) == 12
     assert best[NAME] == {**best["two_tower_text"], "chat_epochs": tried.iloc[0]}
