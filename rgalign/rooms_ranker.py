@@ -10,6 +10,7 @@ RankerName = Literal[  # rankers that can be trained (ranker/variants.py); with 
     "two_tower",
     "two_tower_text",
     "two_tower_text/lm_features",
+    "two_tower_text/chats",
     "three_tower_no_query",
     "qe_rec",
     "qe_rec/no_words",
@@ -31,7 +32,8 @@ class Search(Room):
         0,
         ge=0,
         description="random configurations of each model, judged on valid beside the values given here; a control "
-        "(qe_rec/lsa) has its model's best and searches whitening_ridge alone; 0: take the values given here",
+        "(qe_rec/lsa) has its model's best and searches what is its own alone (whitening_ridge, "
+        "the chat settings); 0: take the values given here",
     )
     seed: Seed | None = Field(None, description="of the configurations and their training; empty: run.seed")
 
@@ -58,6 +60,9 @@ class RankerSettings(Room):
     weight_decay: Real = Field(0.01, ge=0)
     epochs: int = Field(60, ge=1, description="at most; early stopping ends before")
     patience: int = Field(5, ge=1, description="epochs without a better GAUC on the development users")
+    chat_epochs: int = Field(4, ge=1, description="over the chats, before the clicks, of two_tower_text/chats [C]")
+    chat_learning_rate: Real = Field(2e-3, gt=0, description="on the chats [C]")
+    chat_temperature: Real = Field(1.0, gt=0, description="of the chats' softmax; 1: the ranker's own scores [C]")
     lists_per_batch: int = Field(128, ge=2, description="impression lists, not rows")
     interaction: Literal["attention", "product"] = Field("attention", description="of the three towers [C]")
     interaction_hidden: int = Field(32, ge=1, description="width of what scores a pair from the towers' products")

@@ -111,7 +111,7 @@ class Prompter:
             put = dict(layout=self.layout, titles=self.titles, characters=self._characters)
             phrases = verbal.transcript_phrases(maps, self.features, self.kinds, **put)
         else:
-            phrases = self._phrases(_sessions_of(frame, sessions))
+            phrases = self._phrases(sessions_of(frame, sessions))
         return self._prompts(phrases), self.queries(frame["typed_query"].tolist())
 
     def queries(self, texts: Sequence[str]) -> list[list[int]]:
@@ -283,7 +283,8 @@ def _faults_of_embed(embed: str, max_new_tokens: int, ask: bool) -> list[str]:
     return faults
 
 
-def _sessions_of(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> pa.Table | pd.DataFrame:
+def sessions_of(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> pa.Table | pd.DataFrame:
+    """The session of each transcript, in their order. Raises ValueError as of `Prompter.transcripts`."""
     if "session_id" not in frame or sessions is None:
         raise ValueError("transcripts need a column features, or a column session_id and the sessions it names")
     if (bare := frame["session_id"].isna().to_numpy()).any():

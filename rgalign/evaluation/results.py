@@ -24,6 +24,7 @@ MODELS = {
     "two_tower": "two-tower, ids only",
     "two_tower_text": "two-tower + text",
     "two_tower_text/lm_features": "two-tower + text + frozen LM",
+    "two_tower_text/chats": "two-tower + text + chats, no LM",
     "three_tower_no_query": "three-tower without a query",
     "qe_rec": "QE-Rec",
     "qe_rec/no_words": "QE-Rec without the hashed words",

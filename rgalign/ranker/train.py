@@ -20,6 +20,7 @@ from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
 from rgalign.parallel import each
+from rgalign.ranker import chats as chatting
 from rgalign.ranker import store
 from rgalign.ranker.fit import Fitted, Loss, fit, listnet
 from rgalign.ranker.losses import listnet_kl
@@ -36,7 +37,8 @@ LOOP = ("epochs", "patience", "lists_per_batch", "learning_rate", "weight_decay"
 class Parts:
     """What rankers learn from and are chosen on; the test split is not among it.
 
-    Lists and intents are QueryLists and QueryIntents where the ranker reads vectors (with_vectors).
+    Lists and intents are QueryLists and QueryIntents where the ranker reads vectors (with_vectors); chats are those
+    that it learns from before the clicks, where it does.
     """
 
     space: FeatureSpace
@@ -44,6 +46,7 @@ class Parts:
     train: Lists
     dev: Lists
     valid: Lists
+    chats: chatting.Chats | None = None
 
     @property
     def query_dim(self) -> int:
@@ -70,10 +73,13 @@ def accelerator(device: str, precision: str) -> Accelerator:
 
 
 def parts_of_variant(parts: Parts, name: str, embeddings: Path, seed: int) -> Parts:
-    """What one variant learns from: the parts as they are, or with the vectors that it reads.
+    """What one variant learns from: the parts as they are, or with the vectors or chats that it reads.
 
-    embeddings  folder/<Variant.vectors>/sessions and intents (data.vectors);  seed  as of `with_vectors`
+    embeddings  folder/<Variant.vectors>/sessions and intents (data.vectors), folder/chats (ranker.chats)
+    seed        as of `with_vectors`
     """
+    if VARIANTS[name].chats:
+        return replace(parts, chats=chatting.load(embeddings / chatting.CHATS))
     kind = VARIANTS[name].vectors
     if kind is None:
         return parts
@@ -143,6 +149,23 @@ def build(name: str, parts: Parts, settings: Mapping[str, Any], *, positions: in
     model = ranker(ranker.Config(**own | fixed), seed=seed)
     if model.config.query_dim:
         set_whitening(model, parts.train, parts.intents)
+    return model
+
+
+def begin(
+    name: str, parts: Parts, settings: Mapping[str, Any], *, positions: int, seed: int, accelerator: Accelerator | None
+) -> nn.Module:
+    """A ranker that is ready for `fit`: built and, where it learns from chats first, trained on them.
+
+    Raises ValueError as `build` does, and where the parts hold no chats.
+    """
+    model = build(name, parts, settings, positions=positions, seed=seed)
+    if not VARIANTS[name].chats:
+        return model
+    if parts.chats is None:
+        raise ValueError(f"{name} learns from chats and these parts hold none: make its parts with parts_of_variant")
+    learnt = (parts.chats, parts.train, parts.intents, settings)
+    chatting.pretrain(model, *learnt, seed=seed, accelerator=accelerator)
     return model
 
 
@@ -237,12 +260,14 @@ def runtime_of(accelerator: Accelerator | None, workers: int, progress: bool) ->
 def _train_one(
     name, parts, own, folder, positions, seed, start, refit_whitening, progress, accelerator=None, precision=None
 ) -> pd.DataFrame:
-    model = store.load(start) if start else build(name, parts, own, positions=positions, seed=seed)
+    accelerator = accelerator or Accelerator(cpu=True, mixed_precision=precision)
+    how = {"positions": positions, "seed": seed, "accelerator": accelerator}
+    model = store.load(start) if start else begin(name, parts, own, **how)
     if start and refit_whitening and model.config.query_dim:
         set_whitening(model, parts.train, parts.intents)
     if model.config.positions < positions and start:
         raise ValueError(f"{start} knows {model.config.positions} positions; lists have {positions} now: begin anew")
-    how = {"accelerator": accelerator or Accelerator(cpu=True, mixed_precision=precision), "progress": progress}
+    how = {"accelerator": accelerator, "progress": progress}
     learnt = (parts.train, parts.dev, parts.intents)
     how |= {"loss": loss_of(name, own), "from_start": start is not None, **fitting(own)}
     fitted = fit(model, *learnt, seed=seed, **how)
@@ -282,7 +307,7 @@ def parts_of(parts: PartsOf, name: str) -> Parts:
 
 def _fit_trial(name, parts, own, positions, seed, runtime, drawn: Mapping[str, Any]) -> Fitted:
     settings = {**own, **drawn}
-    model = build(name, parts, settings, positions=positions, seed=seed)
+    model = begin(name, parts, settings, positions=positions, seed=seed, accelerator=runtime.get("accelerator"))
     how = {"loss": loss_of(name, settings), **fitting(settings), **runtime, "progress": False}
     return fit(model, parts.train, parts.dev, parts.intents, seed=seed, **how)
 

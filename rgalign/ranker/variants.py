@@ -26,6 +26,7 @@ class Variant:
                lsa           TF-IDF and singular vectors of the same texts: no language model
                mean          mean over the prompt's states instead of the last one
                aligned       as prompt, of the aligned model
+    chats    the chats that the language model learns from are learnt before the clicks (ranker.chats)
     query    own: each session has its own vector; constant: all have the mean of train; shuffled: another session's
     """
 
@@ -34,12 +35,14 @@ class Variant:
     words: bool
     vectors: str | None = None
     query: Literal["own", "constant", "shuffled"] = "own"
+    chats: bool = False
 
 
 VARIANTS = {
     "two_tower": Variant("two_tower", "popularity", words=False),
     "two_tower_text": Variant("two_tower", "two_tower", words=True),
     "two_tower_text/lm_features": Variant("two_tower", "two_tower_text", words=True, vectors="mean"),
+    "two_tower_text/chats": Variant("two_tower", "two_tower_text", words=True, chats=True),
     "three_tower_no_query": Variant("three_tower", "two_tower_text", words=True, vectors="prompt", query="constant"),
     "qe_rec": Variant("three_tower", "two_tower_text", words=True, vectors="prompt"),
     "qe_rec/no_words": Variant("three_tower", "qe_rec", words=False, vectors="prompt"),

@@ -50,7 +50,9 @@ def test_the_ridge_is_searched_for_what_reads_vectors_and_is_all_that_a_control_
     space = space_of(name)
     assert ("whitening_ridge" in space) == (VARIANTS[name].vectors is not None)
     assert set(space) <= set(RankerSettings.model_fields)
-    if "/" in name:
+    if VARIANTS[name].chats:
+        assert set(space) == {"chat_epochs", "chat_learning_rate", "chat_temperature"}
+    elif "/" in name:
         assert grid(space) == [{"whitening_ridge": value} for value in (0.01, 0.1, 0.3, 1, 3, 10)]
     else:
         assert space.items() >= SPACE.items()
