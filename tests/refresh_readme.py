@@ -61,6 +61,14 @@ PLANNED = {"H100": (1, 36_000), "8 x H100": (8, 7_530_000)}  # cards, sessions: 
 STUDY = "study-w"  # outputs/study-w3-lm3 and so on: worlds and LM seeds of params/study.yaml
 
 
+def made_by_first_version(run: str) -> bool:
+    """Whether a published run is older than ranker.whitening_ridge: 0.1.0's figures, whose rankers were tuned without it.
+
+    They stay as what was measured then; their ranker settings are no longer those of the shipped params files.
+    """
+    return "whitening_ridge" not in (PUBLISHED / run / "params.yaml").read_text(encoding="utf-8")
+
+
 def publish(run: str) -> None:
     """Copy the small files of outputs/<run>, a run or the folder of a sweep, to outputs/published/<run>."""
     for name in _files(run):
@@ -91,6 +99,7 @@ def results_table() -> str:
     for run, title in RUNS.items():
         results = pd.read_parquet(PUBLISHED / run / "results.parquet")
         (data,) = results.data.unique()
+        title += " (0.1.0)" if made_by_first_version(run) else ""
         whole = results[(results.slice == "all") & (results.split == "test")]
         means = whole.pivot_table("value", "model", "metric", sort=False)
         compared = pd.read_parquet(PUBLISHED / run / "comparisons.parquet")

@@ -52,9 +52,11 @@ def published_params(run: str) -> Params:
 
 
 def decisive(run: str, params: Params) -> dict:
-    """What a published run's figures follow from: those made before there was an alignment owe it nothing."""
+    """What a published run's figures follow from: those made before there was an alignment owe it nothing, and those of
+    0.1.0 were made with the ranker settings of their time, which stand in their own params.yaml."""
     models = set(pd.read_parquet(PUBLISHED / run / "results.parquet")["model"])
     left_out = () if "rgalign_rec" in models else ("alignment.", "reasoner.others")
+    left_out += ("ranker.",) if refresh_readme.made_by_first_version(run) else ()
     return {key: value for key, value in flat(params).items() if not key.startswith(left_out)}
 
 
