@@ -16,7 +16,7 @@ from rgalign.data.lists import Lists
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker.fit import fit, score, with_click
 from rgalign.ranker.train import loss_of
-from rgalign.ranker.two_tower import set_whitening
+from rgalign.ranker.two_tower import vectors_of
 from rgalign.reasoner import queries
 from rgalign.reasoner.model import Reasoner
 
@@ -59,7 +59,8 @@ class Lookout:
         seed, ranker = next(iter(self.context.rankers.items()))
         ranker = copy.deepcopy(ranker).requires_grad_(False)
         ranker.query.requires_grad_(True)
-        set_whitening(ranker, own[0], intents)
+        # the query's alone: the KB's vectors, and what follows their whitening, are as they were
+        ranker.query.layers[0].set(vectors_of(own[0], ranker.query.query_dim))
         loop = {
             **REFIT,
             "from_start": True,

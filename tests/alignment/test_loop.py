@@ -16,7 +16,6 @@ from rgalign.artifacts import atomic, digest
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker import store
 from rgalign.ranker.fit import score
-from rgalign.ranker.layers import Whitening
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import fingerprint
 
@@ -78,7 +77,7 @@ def test_the_retrained_ranker_has_the_vectors_and_the_whitening_of_the_moved_rea
     np.testing.assert_allclose(found.parts.train.query, sessions, atol=5e-3, rtol=5e-3)
     ranker = found.rankers[0]
     for name, rows in {"query.layers.0": sessions, "intent.text.0": intents}.items():
-        mean, matrix = whitening_of(rows.astype(float), Whitening.RIDGE)
+        mean, matrix = whitening_of(rows.astype(float), ranker.config.whitening_ridge)
         own = states(ranker)
         np.testing.assert_allclose(own[f"{name}.mean"], mean, atol=2e-3)
         np.testing.assert_allclose(own[f"{name}.matrix"], matrix, atol=0.05 * np.abs(matrix).max())
