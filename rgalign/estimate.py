@@ -101,7 +101,8 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
             rows.append(("06_rg_dpo", "reference", pairs * both, 0, forward))
             rows.append(("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning))
         if writes and (how.sft.use or how.dpo.use) and how.cl.space == "retrained":
-            rows.append(("07_rg_cl", "embed train and valid for the retraining", sessions.seen * prompt, 0, forward))
+            moved = "embed train and valid for the retraining"
+            rows.append(("07_rg_cl", moved, sessions.seen * embedded, sessions.seen * asked, forward))
         if how.cl.use:
             runs = 2 if repeats and how.cl.lm_weight else 1  # what is embedded, and what is learnt beside it
             rows.append(("07_rg_cl", "RG-CL", int(learners * how.cl.epochs) * document * runs, 0, learning))

@@ -20,7 +20,7 @@ MODEL_STYLE = {  # colour, marker
     "raw_cosine": ("#CC79A7", "P"),
     "two_tower": ("#E69F00", "s"),
     "two_tower_text": ("#0072B2", "o"),
-    "three_tower_no_query": ("#CC79A7", "P"),
+    "three_tower_no_query": ("#F0E442", "h"),
     "qe_rec": ("#009E73", "^"),
     "rgalign_rec": ("#D55E00", "D"),
     "oracle_discrete": ("#777777", "<"),
