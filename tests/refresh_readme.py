@@ -62,7 +62,7 @@ STUDY = "study-w"  # outputs/study-w3-lm3 and so on: worlds and LM seeds of para
 
 
 def made_by_first_version(run: str) -> bool:
-    """Whether a published run is older than ranker.whitening_ridge: 0.1.0's figures, whose rankers were tuned without it.
+    """Whether a published run is older than ranker.whitening_ridge: of 0.1.0, whose rankers were tuned without it.
 
     They stay as what was measured then; their ranker settings are no longer those of the shipped params files.
     """

@@ -290,7 +290,8 @@ def test_rankers_and_their_defaults_are_the_same_wherever_they_are_named():
     shape = {f.name: f.default for f in dataclasses.fields(ThreeTowerConfig) if f.default is not dataclasses.MISSING}
     shape.pop("query_dim")  # the reasoner's, no setting
     loop = {n: p.default for n, p in inspect.signature(fit).parameters.items() if n in defaults}
-    assert {**shape, **loop, "kl_weight": 0.2} == defaults
+    chats = {"chat_epochs": 4, "chat_learning_rate": 2e-3, "chat_temperature": 1.0}  # the schema alone states these
+    assert {**shape, **loop, "kl_weight": 0.2, **chats} == defaults
     assert tuple(name for name in VARIANTS if name != "rgalign_rec") == RANKERS  # which notebook 08 trains
     assert set(RANKERS) < set(MODELS)
     assert set(CORE_RANKERS) < set(MODEL_STYLE) < set(MODELS)

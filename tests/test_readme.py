@@ -1,6 +1,7 @@
 """The README quotes what was measured: its table is that of outputs/published/."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -27,9 +28,12 @@ def test_a_model_has_a_row_for_each_that_it_is_compared_with(tmp_path, monkeypat
     (tmp_path / "own").mkdir()
     conform(pd.concat([results, more]), "results").to_parquet(tmp_path / "own/results.parquet")
     conform(pd.concat([compared, own]), "comparisons").to_parquet(tmp_path / "own/comparisons.parquet")
+    shutil.copyfile(PUBLISHED / "quickstart/params.yaml", tmp_path / "own/params.yaml")
     monkeypatch.setattr(refresh_readme, "PUBLISHED", tmp_path)
     monkeypatch.setattr(refresh_readme, "RUNS", {"own": "own"})
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in refresh_readme.results_table().split("\n")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in refresh_readme.results_table().split("\n")
+    ]
     assert {len(row) for row in rows} == {8}
     assert ["word overlap (TF-IDF cosine)", *["0.750"] * 4] in [row[1:6] for row in rows]
     first, second = (row for row in rows if row[1] == "QE-Rec")
