@@ -24,7 +24,7 @@ ABLATED = {  # what sets each row of the stage table apart from the whole
     },
     "cosine_cl": {"cl.similarity", "cl.temperature"},
     "old_order": {"cl.space", "loop.refit_whitening"},
-    "frozen_ranker": {"loop.ranker"},
+    "frozen_ranker": {"loop.ranker", "loop.refit_whitening"},
     "scratch_ranker": {"loop.ranker"},
     "end_to_end": {"sft.use", "dpo.use", "cl.ranker_learns", "loop.ranker", "loop.refit_whitening"},
 }

@@ -14,7 +14,7 @@ from rgalign.__main__ import main
 from rgalign.artifacts import ArtifactError
 from rgalign.data import tables
 from rgalign.ranking import ScoreError, checked_intents
-from rgalign.score import ALIGNED, ALIGNED_RANKERS, DATASET, QE_REC, latency
+from rgalign.score import ALIGNED, ALIGNED_RANKERS, ALIGNED_TEXTS, DATASET, QE_REC, TEXTS, latency
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,7 @@ def test_the_aligned_ranker_serves_where_there_is_one(ranked, sessions, tmp_path
     shutil.copytree(ranked, run)
     shutil.copytree(run / "models/reasoner/main", run / ALIGNED)
     shutil.copytree(run / QE_REC, run / ALIGNED_RANKERS)
+    shutil.copytree(run / TEXTS, run / ALIGNED_TEXTS)
     weights = run / ALIGNED_RANKERS / "seed-0" / "weights.safetensors"
     from safetensors.torch import load_file, save_file
 
