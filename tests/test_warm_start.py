@@ -79,12 +79,12 @@ def test_a_run_that_is_not_aligned_or_is_this_very_run_is_refused_before_anythin
 def test_development_users_that_the_last_run_learnt_from_are_refused(last, tmp_path):
     given = {"run.warm_start": str(last)}
     with pytest.raises(ArtifactError, match="development users") as error:
-        outside.last_run(load(SMOKE, given | {"run.seed": "7", "data.dev_users": "0.5"}), tmp_path / "next")
+        outside.last_run(load(SMOKE, given | {"run.seed": 7, "data.dev_users": 0.5}), tmp_path / "next")
     assert "data.seed is 7; expected 0, as there" in str(error.value)
     assert "data.dev_users is 0.5; expected at most 0.1, as there" in str(error.value)
-    kept = {"run.seed": "7", "data.seed": "0", "data.dev_users": "0.05"}
+    kept = {"run.seed": 7, "data.seed": 0, "data.dev_users": 0.05}
     assert outside.last_run(load(SMOKE, given | kept), tmp_path / "next") == last
-    for name, value in (("data.dev_days", "2"), ("data.dev_new_intents", "0.1")):
+    for name, value in (("data.dev_days", 2), ("data.dev_new_intents", 0.1)):
         with pytest.raises(ArtifactError, match=f"{name} is {value}; expected 0 in a warm start"):
             outside.last_run(load(SMOKE, given | {name: value}), tmp_path / "next")
 
