@@ -1,4 +1,4 @@
-"""One round of the alignment puts the ranker behind the language model twice (METHOD.md 2.3).
+"""In one round of the alignment the ranker is trained again twice, whenever the LM has moved (METHOD.md 2.3).
 
 RG-SFT and RG-DPO; `retrain`: embed sessions and knowledge base with that model, whiten, retrain the ranker; RG-CL into
 the space of *that* ranker; `close`: embed the sessions with the aligned model and train the ranker on them. The
@@ -53,7 +53,7 @@ class Turn:
 def retrain(
     context: Context, before: Reasoner, reasoner: Reasoner, embeddings: Path, folder: Path, work: Path
 ) -> pd.DataFrame:
-    """Put the rankers behind what RG-SFT and RG-DPO made of `before`: new vectors, new whitening, new training.
+    """Train the rankers again on the LM that RG-SFT and RG-DPO made of `before`: its vectors, their whitening.
 
     context     what to go on from: the vectors of `before`, and rankers trained on them
     embeddings  where sessions/ and intents/ are written;  folder: where seed-<seed>/ of every ranker is written
