@@ -6,19 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rgalign.data import world
-from rgalign.data.tables import Dataset
 from rgalign.reasoner import build, settings
 from rgalign.reasoner.model import ReasonerError, fingerprint
 from rgalign.rooms import OtherModel, Params
 
 SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}
-
-
-@pytest.fixture(scope="module")
-def shop() -> Dataset:
-    whole = world.generate(seed=11, sessions=300, users=200, distance=0.5, transcripts=120)
-    return replace(whole, truth=None, sessions=whole.sessions.assign(split="train"))
 
 
 @pytest.fixture(scope="module")

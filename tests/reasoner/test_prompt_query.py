@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from rgalign.data import world
-from rgalign.data.tables import Dataset
 from rgalign.data.verbal import compact_text
 from rgalign.reasoner import build
 from rgalign.reasoner.embed import embed
@@ -49,12 +47,6 @@ def test_the_vector_is_the_state_at_the_repeated_mark_however_it_is_padded(folde
         np.testing.assert_allclose(at_the_mark(reasoner.model, [row], False)[0], vector, atol=2e-5)
     ended = embed(reasoner, [[*row[:-1], END] for row in rows], progress=False)
     assert np.abs(found - ended).max() > 0.01, "an end token's state is another one"
-
-
-@pytest.fixture(scope="module")
-def shop() -> Dataset:
-    whole = world.generate(seed=11, sessions=300, users=200, distance=0.5, transcripts=120)
-    return replace(whole, truth=None, sessions=whole.sessions.assign(split="train"))
 
 
 @pytest.fixture(scope="module")
