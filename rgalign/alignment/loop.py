@@ -29,7 +29,7 @@ from rgalign.ranker.variants import VARIANTS
 from rgalign.reasoner.model import Reasoner, fingerprint
 
 RETRAINED = "qe_rec/retrained"  # what tables call the rankers of `retrain`
-UNTRAINED = {"epoch": 0, "train_loss": float("nan"), "dev_gauc": float("nan"), "best": True}  # of a frozen ranker
+FROZEN_ROW = {"epoch": 0, "train_loss": float("nan"), "dev_gauc": float("nan"), "best": True}  # of a frozen ranker
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def retrain(
     if context.params.alignment.cl.space == "before" or fingerprint(reasoner) == fingerprint(before):
         hand_on(context.embeddings, embeddings)
         hand_on(context.rankers_folder, folder)
-        return pd.DataFrame([{**UNTRAINED, "seed": 0}]).iloc[:0]
+        return pd.DataFrame([{**FROZEN_ROW, "seed": 0}]).iloc[:0]
     way = context.embedding(reasoner)
     vectors.save(embeddings / "sessions", way.sessions(context.shop.sessions, work / "sessions"))
     vectors.save(embeddings / "intents", way.intents(context.shop.intents, work / "intents"))
@@ -101,7 +101,7 @@ def _trained(context: Context, embeddings: Path, folder: Path, work: Path, *, re
     if own.ranker == "frozen":
         for seed, model in (whitened(moved) if refit_whitening else moved).rankers.items():
             store.save(folder / f"seed-{seed}", model)
-        return pd.DataFrame([{**UNTRAINED, "seed": seed} for seed in moved.rankers])
+        return pd.DataFrame([{**FROZEN_ROW, "seed": seed} for seed in moved.rankers])
     if own.ranker == "warm":
         settings |= {"learning_rate": own.learning_rate, "patience": own.patience}
     job = work / "rankers"
