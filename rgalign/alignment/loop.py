@@ -1,4 +1,4 @@
-"""In one round of the alignment the ranker is trained again twice, whenever the LM has moved (METHOD.md 2.3).
+"""In one round of the alignment the ranker is trained again twice (METHOD.md 2.3).
 
 RG-SFT and RG-DPO; `retrain`: embed sessions and knowledge base with that model, whiten, retrain the ranker; RG-CL into
 the space of *that* ranker; `close`: embed the sessions with the aligned model and train the ranker on them. The
@@ -57,16 +57,20 @@ def retrain(
 
     context     what to go on from: the vectors of `before`, and rankers trained on them
     embeddings  where sessions/ and intents/ are written;  folder: where seed-<seed>/ of every ranker is written
-    Returns the learning curves; without a row where the reasoner has not moved, or alignment.cl.space asks for the
-    rankers from before: then vectors and rankers are handed on as they are.
+    Where the reasoner has not moved its vectors are copied and the rankers are trained again all the same, so that
+    every ablation trains them equally often. Returns the learning curves; without a row where alignment.cl.space asks
+    for the rankers from before: then vectors and rankers are copied as they are.
     """
-    if context.params.alignment.cl.space == "before" or fingerprint(reasoner) == fingerprint(before):
+    if context.params.alignment.cl.space == "before":
         hand_on(context.embeddings, embeddings)
         hand_on(context.rankers_folder, folder)
         return pd.DataFrame([{**FROZEN_ROW, "seed": 0}]).iloc[:0]
-    way = context.embedding(reasoner)
-    vectors.save(embeddings / "sessions", way.sessions(context.shop.sessions, work / "sessions"))
-    vectors.save(embeddings / "intents", way.intents(context.shop.intents, work / "intents"))
+    if fingerprint(reasoner) == fingerprint(before):
+        hand_on(context.embeddings, embeddings)
+    else:
+        way = context.embedding(reasoner)
+        vectors.save(embeddings / "sessions", way.sessions(context.shop.sessions, work / "sessions"))
+        vectors.save(embeddings / "intents", way.intents(context.shop.intents, work / "intents"))
     return _trained(context, embeddings, folder, work, refit_whitening=True).assign(model=RETRAINED)
 
 

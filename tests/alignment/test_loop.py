@@ -110,12 +110,18 @@ def test_a_retraining_that_was_killed_leaves_nothing_half_written_and_ends_as_if
     assert digest(made("again")) == digest(whole)
 
 
-@pytest.mark.parametrize("off", ["not moved", "old order"])
-def test_where_the_reasoner_has_not_moved_the_rankers_are_handed_on(context, moved, tmp_path, off):
-    own = with_params(context, cl__space="before") if off == "old order" else context
-    found, curves = retrained(own, moved if off == "old order" else context.main(), tmp_path)
+def test_in_the_old_order_the_rankers_are_copied(context, moved, tmp_path):
+    found, curves = retrained(with_params(context, cl__space="before"), moved, tmp_path)
     assert curves.empty
     assert digest(found.rankers_folder / "seed-0") == digest(context.rankers_folder / "seed-0")
+    assert digest(found.embeddings) == digest(context.embeddings)
+
+
+def test_where_the_reasoner_has_not_moved_the_rankers_are_trained_again_all_the_same(context, tmp_path):
+    """So that a control without RG-SFT and RG-DPO trains its rankers as often as the recipe does."""
+    found, curves = retrained(context, context.main(), tmp_path)
+    assert len(curves)
+    assert digest(found.rankers_folder / "seed-0") != digest(context.rankers_folder / "seed-0")
     assert digest(found.embeddings) == digest(context.embeddings)
 
 
