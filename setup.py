@@ -1,4 +1,4 @@
-"""The wheel carries notebooks, params and docs, for `python -m rgalign new`; all else is in pyproject.toml."""
+"""The wheel carries notebooks, params, docs and benchmarks, for `python -m rgalign new`."""
 
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -12,9 +12,9 @@ class WithNotebooks(build_py):
         super().run()
         if self.editable_mode:  # a checkout has them at its root
             return
-        for name in ("notebooks", "params", "docs"):
+        for name in ("notebooks", "params", "docs", "benchmarks"):
             put = Path(self.build_lib) / "rgalign" / "shipped" / name
-            copytree(name, put, ignore=ignore_patterns("site", ".*"), dirs_exist_ok=True)
+            copytree(name, put, ignore=ignore_patterns("site", ".*", "__pycache__"), dirs_exist_ok=True)
 
 
 setup(cmdclass={"build_py": WithNotebooks})

@@ -170,18 +170,6 @@ def world_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def scale_command(options: argparse.Namespace) -> int:
-    """Measure how time and memory grow with the sessions."""
-    from rgalign import scaling
-
-    folder = Path(os.path.abspath(options.folder))
-    artifacts.refuse_no_folder(folder, "worlds and the table: give another one")
-    found = scaling.measure(folder, options.sessions, lists=options.lists, threads=options.threads)
-    print(found.to_string(index=False))
-    print(f"seconds ~ sessions ^ {scaling.growth(found).round(2).to_dict()}; table: {folder / scaling.TABLE}")
-    return 0
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rgalign", description="RGAlign-Rec, stage by stage.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -247,13 +235,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     world.add_argument("--shards", action="store_true", help="many files, in little memory: for millions of sessions")
     world.set_defaults(command=world_command)
-
-    scale = commands.add_parser("scale", help="measure time and memory from data to evaluation, by number of sessions")
-    scale.add_argument("folder", help="worlds and scaling.parquet go there, for example outputs/scaling")
-    scale.add_argument("--sessions", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
-    scale.add_argument("--lists", type=int, default=200_000, help="trained on at most; the rate is told")
-    scale.add_argument("--threads", type=int, default=1)
-    scale.set_defaults(command=scale_command)
 
     labels = commands.add_parser("labels", help="write a labelling sheet, or read a filled one into labels.parquet")
     labels.add_argument("folder", help="a run (only notebook 09 runs again), or a data set (for the runs to come)")

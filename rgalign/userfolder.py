@@ -8,7 +8,7 @@ from pathlib import Path
 from rgalign import artifacts
 from rgalign.params import NEW_FOLDER, PACKAGE, ROOT
 
-COPIED = ("notebooks", "params", "docs")
+COPIED = ("notebooks", "params", "docs", "benchmarks")
 SHIPPED = Path(__file__).parent / "shipped"  # in a wheel: put there by setup.py
 
 
@@ -45,6 +45,8 @@ def _copy(source: Path, folder: Path) -> int:
         text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
         artifacts.write_text(folder / "notebooks" / path.name, text)
     shutil.copytree(source / "params", folder / "params")
+    for path in sorted((source / "benchmarks").glob("*.py")):
+        artifacts.write_text(folder / "benchmarks" / path.name, path.read_text(encoding="utf-8"))
     for path in sorted((source / "docs").glob("*.md")):
         artifacts.write_text(folder / "docs" / path.name, path.read_text(encoding="utf-8"))
     return len(notebooks)

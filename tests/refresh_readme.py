@@ -14,9 +14,10 @@ import pandas as pd
 from refresh_published import worlds_of
 from transformers import Qwen3Config
 
-from rgalign import estimate, scaling
+from benchmarks import scaling
+from benchmarks.gpu import QWEN3_4B
+from rgalign import estimate
 from rgalign.artifacts import write_text
-from rgalign.benchmarks_gpu import QWEN3_4B
 from rgalign.evaluation.comparisons import MIN_WORLDS, comparisons_over_worlds, holm, verdict
 from rgalign.evaluation.results import MODELS
 from rgalign.evaluation.study import STEPS
@@ -55,7 +56,7 @@ SWEPT_FILES = (
     "sweep.json",
 )
 NO_FLOOR = "\N{DAGGER}"  # marks an interval over worlds without the floor of their sampling error
-SCALING = "scaling"  # what `python -m rgalign scale outputs/scaling` measured
+SCALING = "scaling"  # what `python -m benchmarks.scaling outputs/scaling` measured
 LINEAR = 1_000_000  # sessions, up to which growth is told: the one size beyond was measured beside other work
 PLANNED = {"H100": (1, 36_000), "8 x H100": (8, 7_530_000)}  # cards, sessions: the shipped size, and the paper's
 STUDY = "study-w"  # outputs/study-w3-lm3 and so on: worlds and LM seeds of params/study.yaml

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
-from rgalign import benchmarks
+from benchmarks import peers
 from rgalign.data.encode import encode_intents, encode_lists
 from rgalign.data.features import fit_space
 
@@ -30,24 +30,24 @@ def task(public_data):
 
 def test_gauc_rows_agree_with_every_peer_that_is_installed():
     for sampled in (None, 20):
-        rows = benchmarks.table(benchmarks.gauc_rows(rows=480, sampled=sampled, repeats=1))
-        assert tuple(rows.columns) == benchmarks.COLUMNS
+        rows = peers.table(peers.gauc_rows(rows=480, sampled=sampled, repeats=1))
+        assert tuple(rows.columns) == peers.COLUMNS
         assert rows["equal"].dropna().all()
         assert rows["equal"][0]  # scikit-learn is always there in tests
         assert (rows["ratio"] - rows["theirs"] / rows["ours"]).dropna().abs().max() < 1e-9
 
 
 def test_ndcg_row_agrees_with_ranx():
-    rows = benchmarks.table(benchmarks.ndcg_rows(lists=50))
-    assert tuple(rows.columns) == benchmarks.COLUMNS
+    rows = peers.table(peers.ndcg_rows(lists=50))
+    assert tuple(rows.columns) == peers.COLUMNS
     assert rows["equal"].all()
 
 
 def test_a_peer_that_is_not_installed_is_shown_as_missing(monkeypatch, task):
-    monkeypatch.setattr(benchmarks, "installed", lambda package: None)
-    monkeypatch.delenv(benchmarks.FUXICTR, raising=False)
-    rows = benchmarks.gauc_rows(rows=240, repeats=1) + benchmarks.ndcg_rows(lists=20)
-    rows = benchmarks.table(rows + benchmarks.ranker_rows(**task, epochs=1, learning_rates=(4e-3,)))
+    monkeypatch.setattr(peers, "installed", lambda package: None)
+    monkeypatch.delenv(peers.FUXICTR, raising=False)
+    rows = peers.gauc_rows(rows=240, repeats=1) + peers.ndcg_rows(lists=20)
+    rows = peers.table(rows + peers.ranker_rows(**task, epochs=1, learning_rates=(4e-3,)))
     assert len(rows) == 6
     assert rows["peer_version"].str.startswith("not installed").all()
     assert rows[["theirs", "ratio", "equal"]].isna().all(axis=None)
@@ -56,32 +56,32 @@ def test_a_peer_that_is_not_installed_is_shown_as_missing(monkeypatch, task):
 
 def test_the_ranker_and_its_peer_see_the_same_impressions(task):
     try:
-        benchmarks._fuxictr()
+        peers._fuxictr()
     except ImportError as fault:
         pytest.skip(f"FuxiCTR: {fault}")
-    rows = benchmarks.table(benchmarks.ranker_rows(**task, epochs=1, learning_rates=(4e-3,)))
-    assert tuple(rows.columns) == benchmarks.COLUMNS
+    rows = peers.table(peers.ranker_rows(**task, epochs=1, learning_rates=(4e-3,)))
+    assert tuple(rows.columns) == peers.COLUMNS
     assert rows["equal"].all()
     assert rows["unit"].tolist() == ["impressions/s", "GAUC", "GAUC"]
 
 
 def test_ours_trains_on_the_cpu_like_its_peer_and_leaves_the_process_its_gpu(monkeypatch, task):
     Accelerator()
-    devices, unspied = [], benchmarks.fit
+    devices, unspied = [], peers.fit
 
     def spied(*given, accelerator, **more):
         devices.append(accelerator.device.type)
         return unspied(*given, accelerator=accelerator, **more)
 
-    monkeypatch.setattr(benchmarks, "fit", spied)
-    monkeypatch.delenv(benchmarks.FUXICTR, raising=False)
+    monkeypatch.setattr(peers, "fit", spied)
+    monkeypatch.delenv(peers.FUXICTR, raising=False)
     monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cuda"))
-    benchmarks.ranker_rows(**task, epochs=1, learning_rates=(4e-3,))
+    peers.ranker_rows(**task, epochs=1, learning_rates=(4e-3,))
     assert devices == ["cpu"]
     assert AcceleratorState().device.type == "cuda"
 
 
 def test_a_ratio_above_one_means_that_ours_is_better():
-    ratios = [benchmarks.row("", "", "", *each, None)["ratio"] for each in [(1, 4, "seconds"), (8, 2, "rows/s")]]
+    ratios = [peers.row("", "", "", *each, None)["ratio"] for each in [(1, 4, "seconds"), (8, 2, "rows/s")]]
     assert ratios == [4, 4]
-    assert benchmarks.row("", "", "", 0.9, 0.6, "GAUC", None)["ratio"] == pytest.approx(4)
+    assert peers.row("", "", "", 0.9, 0.6, "GAUC", None)["ratio"] == pytest.approx(4)

@@ -5,19 +5,19 @@ import math
 import numpy as np
 import pytest
 
-from rgalign import benchmarks, benchmarks_alignment, benchmarks_reasoner
+from benchmarks import embedding, peers, tuning
 
 SMALL = {"steps": 4, "documents": 6, "pairs": 4, "rounds": 1}
 
 
 @pytest.fixture(scope="module")
 def task():
-    return benchmarks_reasoner.small_task(hidden=16, layers=1, sessions=200, instruction="")
+    return embedding.small_task(hidden=16, layers=1, sessions=200, instruction="")
 
 
 def test_both_sides_make_the_same_losses(task):
-    rows = benchmarks.table(benchmarks_alignment.tuning_rows(task, **SMALL))
-    assert tuple(rows.columns) == benchmarks.COLUMNS
+    rows = peers.table(tuning.tuning_rows(task, **SMALL))
+    assert tuple(rows.columns) == peers.COLUMNS
     assert rows["equal"].tolist() == [True] * 3
     assert (rows["unit"] == "steps/s").all()
     assert (rows["ratio"] - rows["ours"] / rows["theirs"]).abs().max() < 1e-9
@@ -25,11 +25,11 @@ def test_both_sides_make_the_same_losses(task):
 
 def test_other_losses_are_not_equal(monkeypatch):
     losses = np.linspace(3, 1, 4)
-    monkeypatch.setattr(benchmarks_alignment, "installed", lambda package: "1")
+    monkeypatch.setattr(tuning, "installed", lambda package: "1")
 
     def found(ours, theirs):
         given = {"ours": lambda: (0.5, ours), "theirs": lambda: (1.0, theirs), "rounds": 2}
-        return benchmarks_alignment._row("name", "peer", "1", **given)
+        return tuning._row("name", "peer", "1", **given)
 
     assert found(losses, losses + 9e-4)["equal"] is True
     assert found(losses, losses + 2e-3)["equal"] is False
@@ -39,16 +39,16 @@ def test_other_losses_are_not_equal(monkeypatch):
 
 def test_the_clock_leaves_the_first_step_out(monkeypatch):
     ticks = iter([10.0, 11.0, 14.0])
-    monkeypatch.setattr(benchmarks_alignment.time, "perf_counter", lambda: next(ticks))
-    clock = benchmarks_alignment.Clock()
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: next(ticks))
+    clock = tuning.Clock()
     for _ in range(3):
         clock.on_step_end(None, None, None)
     assert clock.seconds == 2.0
 
 
 def test_a_peer_that_is_not_installed_is_shown_as_missing(task, monkeypatch):
-    monkeypatch.setattr(benchmarks_alignment, "installed", lambda package: None)
-    rows = benchmarks.table(benchmarks_alignment.tuning_rows(task, **SMALL))
-    assert (rows["peer_version"] == benchmarks.MISSING).all()
+    monkeypatch.setattr(tuning, "installed", lambda package: None)
+    rows = peers.table(tuning.tuning_rows(task, **SMALL))
+    assert (rows["peer_version"] == peers.MISSING).all()
     assert rows[["theirs", "ratio", "equal"]].isna().all(axis=None)
     assert rows["ours"].map(math.isfinite).all()

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rgalign import benchmarks, benchmarks_gpu, benchmarks_reasoner
+from benchmarks import embedding, gpu, peers
 from rgalign.data import world
 from rgalign.data.encode import encode_intents, encode_lists
 from rgalign.data.features import fit_space
@@ -21,7 +21,7 @@ WEIGHTS = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32 + 2 * 8) + 32  #
 
 @pytest.fixture(scope="module")
 def task():
-    return benchmarks_reasoner.small_task(hidden=16, layers=1, sessions=200)
+    return embedding.small_task(hidden=16, layers=1, sessions=200)
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +36,22 @@ def parts() -> Parts:
 
 def test_without_a_device_every_row_is_there_and_says_so(task, parts, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    rows = benchmarks.table(benchmarks_gpu.rows(task, parts))
-    assert len(rows) == 3 + len(benchmarks_gpu.LISTS_PER_STEP)
-    assert (rows["peer_version"] == benchmarks_gpu.MISSING).all()
+    rows = peers.table(gpu.rows(task, parts))
+    assert len(rows) == 3 + len(gpu.LISTS_PER_STEP)
+    assert (rows["peer_version"] == gpu.MISSING).all()
     assert rows[["ours", "theirs", "ratio", "equal"]].isna().all(axis=None)
 
 
 def test_a_rate_counts_two_operations_a_weight_and_real_token(task, parts, monkeypatch):
-    monkeypatch.setattr(benchmarks_gpu, "_seconds", lambda work, *_, **__: [work(), 2.0][1])
-    monkeypatch.setattr(benchmarks_gpu.Clock, "seconds", 0.5)
-    rows = benchmarks.table(benchmarks_gpu.rows(task, parts, device="cpu", ceilings=(1e12, 1e12), **TINY))
+    monkeypatch.setattr(gpu, "_seconds", lambda work, *_, **__: [work(), 2.0][1])
+    monkeypatch.setattr(gpu.Clock, "seconds", 0.5)
+    rows = peers.table(gpu.rows(task, parts, device="cpu", ceilings=(1e12, 1e12), **TINY))
     reached = rows.set_index(rows["name"].str.split(",").str[0])["ours"]
-    tokens = sum(map(len, benchmarks_gpu.random_prompts(task, 12, (45, 60), 0)))
+    tokens = sum(map(len, gpu.random_prompts(task, 12, (45, 60), 0)))
     assert reached["embedding"] * 1e12 == pytest.approx(2 * WEIGHTS * tokens / 2.0)
     in_bytes = 2 * (WEIGHTS + 2000 * 32)  # bfloat16, tied vocabulary once
     assert reached["writing"] * 1e12 * 2.0 / in_bytes == pytest.approx(24)  # steps of one batch: each reads all weights
-    first = benchmarks_gpu.random_prompts(task, 12, (45, 60), 0)[:3]  # a step each, with 12 words and the end behind
+    first = gpu.random_prompts(task, 12, (45, 60), 0)[:3]  # a step each, with 12 words and the end behind
     a_step = sum(len(prompt) + 13 for prompt in first) / 3
     # frozen weights: 2 a weight forwards, 2 for the states' gradient, none for their own, none for what is made again
     assert reached["RG-SFT"] * 1e12 == pytest.approx(4 * WEIGHTS * a_step / 0.5)
@@ -60,7 +60,7 @@ def test_a_rate_counts_two_operations_a_weight_and_real_token(task, parts, monke
 
 
 def test_prompts_share_the_instruction_and_have_the_lengths_asked_for(task):
-    ids = benchmarks_gpu.random_prompts(task, 50, (45, 60), seed=1)
+    ids = gpu.random_prompts(task, 50, (45, 60), seed=1)
     lengths = np.array([len(prompt) for prompt in ids])
     assert lengths.min() >= 45
     assert lengths.max() <= 60
@@ -68,20 +68,20 @@ def test_prompts_share_the_instruction_and_have_the_lengths_asked_for(task):
 
 
 def test_bytes_kept_are_those_of_the_saved_tensors(parts):
-    many = benchmarks_gpu._with_random_vectors(parts, 8, 64, seed=0)
-    few = benchmarks_gpu._bytes_kept(build("qe_rec", many, {}, seed=0), many, 32, "cpu")
+    many = gpu._with_random_vectors(parts, 8, 64, seed=0)
+    few = gpu._bytes_kept(build("qe_rec", many, {}, seed=0), many, 32, "cpu")
     assert few > 89 * 8 * 4  # at the least the embedded fields themselves, float32
-    more = benchmarks_gpu._bytes_kept(build("qe_rec", many, {"embedding_dim": 32}, seed=0), many, 32, "cpu")
+    more = gpu._bytes_kept(build("qe_rec", many, {"embedding_dim": 32}, seed=0), many, 32, "cpu")
     assert more > 2 * few
 
 
 def test_ceilings_are_rates_of_the_work_they_name(monkeypatch):
-    monkeypatch.setattr(benchmarks_gpu, "_seconds", lambda work, repeats: [work(), 0.5][1])
-    assert benchmarks_gpu.matrix_peak("cpu", size=16, repeats=1) == 2 * 16**3 / 0.5
-    assert benchmarks_gpu.copy_bandwidth("cpu", size=1000, repeats=1) == 2 * 1000 / 0.5
+    monkeypatch.setattr(gpu, "_seconds", lambda work, repeats: [work(), 0.5][1])
+    assert gpu.matrix_peak("cpu", size=16, repeats=1) == 2 * 16**3 / 0.5
+    assert gpu.copy_bandwidth("cpu", size=1000, repeats=1) == 2 * 1000 / 0.5
 
 
 def test_vectors_differ_between_sessions_and_repeat_with_the_seed(parts):
-    first, again = (benchmarks_gpu._with_random_vectors(parts, 8, 64, seed=3) for _ in range(2))
+    first, again = (gpu._with_random_vectors(parts, 8, 64, seed=3) for _ in range(2))
     assert torch.equal(first.train.query, again.train.query)
     assert len(pd.unique(first.train.query[:, 0].numpy())) > 50

@@ -4,20 +4,20 @@ import math
 
 import pytest
 
-from rgalign import benchmarks, benchmarks_reasoner
+from benchmarks import embedding, peers
 
 SAMPLING = {"prompts": 3, "samples": 2, "max_new_tokens": 4, "rounds": 1}
 
 
 @pytest.fixture(scope="module")
 def task():
-    return benchmarks_reasoner.small_task(hidden=16, layers=1, sessions=200)
+    return embedding.small_task(hidden=16, layers=1, sessions=200)
 
 
 def test_embedding_rows_have_equal_vectors_in_every_batch_size(task):
-    rows = benchmarks.table(benchmarks_reasoner.embedding_rows(task, prompts=12, texts=9, rounds=1))
-    assert tuple(rows.columns) == benchmarks.COLUMNS
-    assert len(rows) == 2 * len(benchmarks_reasoner.ENCODER_BATCHES)
+    rows = peers.table(embedding.embedding_rows(task, prompts=12, texts=9, rounds=1))
+    assert tuple(rows.columns) == peers.COLUMNS
+    assert len(rows) == 2 * len(embedding.ENCODER_BATCHES)
     assert rows["equal"].notna().all()
     assert rows["equal"].all()
     assert (rows["unit"] == "texts/s").all()
@@ -25,9 +25,9 @@ def test_embedding_rows_have_equal_vectors_in_every_batch_size(task):
 
 
 def test_other_vectors_are_not_equal(task, monkeypatch):
-    embed = benchmarks_reasoner.embed
-    monkeypatch.setattr(benchmarks_reasoner, "embed", lambda *given, **how: embed(*given, **how) + 2e-4)
-    rows = benchmarks.table(benchmarks_reasoner.embedding_rows(task, prompts=3, texts=3, rounds=1))
+    embed = embedding.embed
+    monkeypatch.setattr(embedding, "embed", lambda *given, **how: embed(*given, **how) + 2e-4)
+    rows = peers.table(embedding.embedding_rows(task, prompts=3, texts=3, rounds=1))
     assert not rows["equal"].any()
 
 
@@ -42,24 +42,24 @@ def test_the_prompts_share_their_head_and_are_the_same_ids_as_text(task):
 
 
 def test_sampling_writes_as_many_queries_and_tokens_as_the_peer(task):
-    (found,) = benchmarks_reasoner.sampling_rows(task, **SAMPLING)
-    assert tuple(found) == benchmarks.COLUMNS
+    (found,) = embedding.sampling_rows(task, **SAMPLING)
+    assert tuple(found) == peers.COLUMNS
     assert found["equal"] is True
     assert found["unit"] == "queries/s"
 
 
 def test_each_side_is_timed_in_turn():
     order = []
-    timed = benchmarks_reasoner._in_turns([lambda: order.append("ours"), lambda: order.append("theirs")], 2)
+    timed = embedding._in_turns([lambda: order.append("ours"), lambda: order.append("theirs")], 2)
     assert order == ["ours", "theirs"] * 2
     assert all(side.seconds >= 0 for side in timed)
 
 
 def test_a_peer_that_is_not_installed_is_shown_as_missing(task, monkeypatch):
-    monkeypatch.setattr(benchmarks_reasoner, "installed", lambda package: None)
-    rows = benchmarks_reasoner.embedding_rows(task, prompts=3, texts=3, rounds=1)
-    rows = benchmarks.table(rows + benchmarks_reasoner.sampling_rows(task, **SAMPLING))
+    monkeypatch.setattr(embedding, "installed", lambda package: None)
+    rows = embedding.embedding_rows(task, prompts=3, texts=3, rounds=1)
+    rows = peers.table(rows + embedding.sampling_rows(task, **SAMPLING))
     assert len(rows) == 5
-    assert (rows["peer_version"] == benchmarks.MISSING).all()
+    assert (rows["peer_version"] == peers.MISSING).all()
     assert rows[["theirs", "ratio", "equal"]].isna().all(axis=None)
     assert rows["ours"].map(math.isfinite).all()

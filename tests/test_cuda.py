@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from rgalign import artifacts, benchmarks_gpu, benchmarks_reasoner, estimate
+from benchmarks import embedding, gpu
+from rgalign import artifacts, estimate
 from rgalign.alignment.sft import sft
 from rgalign.model_size import model_size
 from rgalign.params import ROOT, load
@@ -32,7 +33,7 @@ needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 
 @pytest.fixture(scope="module")
 def task():
-    return benchmarks_reasoner.small_task(hidden=64, layers=2, sessions=400)
+    return embedding.small_task(hidden=64, layers=2, sessions=400)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def prompts(task) -> list[list[int]]:
 def folder(task, tmp_path_factory):
     """A random model of SHAPE in bfloat16, as a folder."""
     path = tmp_path_factory.mktemp("model") / "random"
-    save(benchmarks_gpu.random_reasoner(task, SHAPE, DEVICE, seed=0), path)
+    save(gpu.random_reasoner(task, SHAPE, DEVICE, seed=0), path)
     return path
 
 
@@ -106,7 +107,7 @@ def deterministic():
 
 def twice(reasoner, task, folder):
     """(digest of the weights, losses) of two trainings on documents that are longer than attention's blocks."""
-    documents = benchmarks_gpu.random_prompts(task, 64, (400, 480), seed=0)
+    documents = gpu.random_prompts(task, 64, (400, 480), seed=0)
     for name in ("first", "again"):
         tuned, curve = learn(reasoner, documents, folder / name, precision="bf16")
         save(tuned, folder / f"model of {name}")
@@ -166,11 +167,11 @@ def test_memory_stays_below_the_estimate(task, tmp_path):
     settings |= {"alignment.cl.use": False, "alignment.dpo.use": False, "alignment.sft.documents_per_batch": 16}
     params = load("params/quickstart.yaml", settings | {"reasoner.queries.max_new_tokens": 9})
     shape = SHAPE | {"hidden_size": 1024, "num_hidden_layers": 12, "vocab_size": 50_000}
-    reasoner = benchmarks_gpu.random_reasoner(task, shape, DEVICE, seed=0)
+    reasoner = gpu.random_reasoner(task, shape, DEVICE, seed=0)
     size = model_size(reasoner.model.config)
     assert estimate.widest_step(params, size, 1) == (16 * 409, 16 * 9)
     expected = estimate.memory(params, size)
-    documents = benchmarks_gpu.random_prompts(task, 64, (400, 400), seed=0)
+    documents = gpu.random_prompts(task, 64, (400, 400), seed=0)
     torch.cuda.reset_peak_memory_stats()
     learn(reasoner, documents, tmp_path / "work", precision="bf16", gradient_checkpointing=True, tokens_per_batch=8192)
     assert torch.cuda.max_memory_allocated() < sum(expected.values())

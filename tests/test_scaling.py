@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from rgalign import scaling
+from benchmarks import scaling
 
 
 def test_growth_is_the_exponent_of_a_power_law():

@@ -94,7 +94,7 @@ def test_read_only_outputs_end_in_one_line_with_the_path(tmp_path, capsys, exist
     assert str(run) in said
 
 
-LINKS = {command: ["itself", "a file", "nothing"] for command in ("run", "sweep", "scale", "labels", "new")}
+LINKS = {command: ["itself", "a file", "nothing"] for command in ("run", "sweep", "labels", "new")}
 LINKS |= {"world": ["itself", "a file"]}  # it makes the folder that is linked to
 
 

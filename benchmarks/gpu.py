@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.embedding import Task
+from benchmarks.peers import row
+from benchmarks.tuning import Clock
 from rgalign.alignment.sft import sft
-from rgalign.benchmarks import row
-from rgalign.benchmarks_alignment import Clock
-from rgalign.benchmarks_reasoner import Task
 from rgalign.data.lists import Lists, with_queries, with_texts
 from rgalign.model_size import model_size
 from rgalign.ranker.fit import fit

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from rgalign.benchmarks import MISSING, installed, row
+from benchmarks.peers import MISSING, installed, row
 from rgalign.data import verbal, world
 from rgalign.data.prompts import Prompter
 from rgalign.reasoner import tokenizer

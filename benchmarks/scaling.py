@@ -1,12 +1,13 @@
 """How seconds and memory grow with the sessions: a ShopWorld in shards, encoded, a two-tower trained, test evaluated.
 
-    python -m rgalign scale outputs/scaling --sessions 100000 300000 1000000
+    python -m benchmarks.scaling outputs/scaling --sessions 100000 300000 1000000
 
 Each size is measured in a process of its own, so that its peak memory is its own. What a size has left on disk is used
 again: a killed measurement goes on, and a size that was measured is not measured again. Training is cut after so many
 lists, and its rate told.
 """
 
+import argparse
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rgalign import plots, provenance
+from rgalign import artifacts, plots, provenance
 from rgalign.artifacts import ArtifactError, atomic, write_table, write_text
 from rgalign.params import ROOT
 
@@ -45,7 +46,8 @@ def measure(folder: Path, sizes: list[int], *, lists: int = LISTS, threads: int 
         if said.is_file():
             rows += json.loads(said.read_text(encoding="utf-8"))
             continue
-        command = [sys.executable, "-m", "rgalign.scaling", str(folder), str(size), str(lists), str(threads)]
+        command = [sys.executable, "-m", "benchmarks.scaling", str(folder), "--only", str(size)]
+        command += ["--lists", str(lists), "--threads", str(threads)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
         if status := subprocess.run(command, cwd=ROOT, env=environment).returncode:
             raise ArtifactError(f"measuring {size:,} sessions ended with exit {status}: give the same command again")
@@ -138,7 +140,29 @@ def _megabytes(folder: Path) -> int:
     return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Measure the sizes, or the one of --only in this process, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("folder", help="worlds and scaling.parquet go there, for example outputs/scaling")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    parser.add_argument("--lists", type=int, default=LISTS, help="trained on at most; the rate is told")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    folder = Path(os.path.abspath(options.folder))
+    artifacts.refuse_no_folder(folder, "worlds and the table: give another one")
+    if options.only:
+        rows = measure_one(folder, options.only, lists=options.lists, threads=options.threads)
+        write_text(folder / f"{options.only}.json", json.dumps(rows, indent=2) + "\n")
+        return 0
+    found = measure(folder, options.sessions, lists=options.lists, threads=options.threads)
+    print(found.to_string(index=False))
+    print(f"seconds ~ sessions ^ {growth(found).round(2).to_dict()}; table: {folder / TABLE}")
+    return 0
+
+
 if __name__ == "__main__":
-    place, sessions, at_most, cpu_threads = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-    measured = measure_one(place, sessions, lists=at_most, threads=cpu_threads)
-    write_text(place / f"{sessions}.json", json.dumps(measured, indent=2) + "\n")
+    try:
+        sys.exit(main())
+    except ArtifactError as error:
+        sys.exit(str(error))

@@ -19,10 +19,10 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from benchmarks.embedding import Task
+from benchmarks.peers import MISSING, installed, row
 from rgalign.alignment.dpo import Pairs, dpo, reference_log_probabilities
 from rgalign.alignment.sft import sft
-from rgalign.benchmarks import MISSING, installed, row
-from rgalign.benchmarks_reasoner import Task
 from rgalign.reasoner.engine import CHECKPOINTING
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.training import CHECKPOINTS, borrowed_state
