@@ -16,10 +16,12 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "p
 
 
 def code_in_use(notebook: str) -> dict[str, str]:
-    """Digest of a notebook and of every module of this package that this process has imported."""
+    """Digest of a notebook, of each module of this package that this process imported, and of the YAML beside them."""
     names = [f"notebooks/{notebook}.ipynb"]
     ours = (module for name, module in sorted(sys.modules.items()) if re.match(r"rgalign(\.|$)", name))
-    names += [Path(module.__file__).resolve().relative_to(PACKAGE).as_posix() for module in ours if module.__file__]
+    files = [Path(module.__file__).resolve() for module in ours if module.__file__]
+    files += sorted({beside for file in files for beside in file.parent.glob("*.yaml")})
+    names += [file.relative_to(PACKAGE).as_posix() for file in files]
     return {name: code_digest(code_file(name)) for name in names if code_file(name).is_file()}
 
 
