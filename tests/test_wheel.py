@@ -23,6 +23,7 @@ SOURCES = (
     "notebooks",
     "params",
     "docs",
+    "benchmarks",
 )
 SMALL = ("data.world.sessions=300", "data.world.users=150", "data.world.transcripts=60")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
