@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import re
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -12,22 +11,23 @@ from pathlib import Path
 from rgalign import artifacts
 from rgalign.params import PACKAGE, ROOT
 
+HOMES = {"rgalign": PACKAGE, "benchmarks": ROOT}  # whose code makes artifacts, and what it lies in
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow", "matplotlib")
 
 
 def code_in_use(notebook: str) -> dict[str, str]:
-    """Digest of a notebook, of each module of this package that this process imported, and of the YAML beside them."""
+    """Digest of a notebook, and of every module of HOMES that this process has imported with the YAML beside it."""
     names = [f"notebooks/{notebook}.ipynb"]
-    ours = (module for name, module in sorted(sys.modules.items()) if re.match(r"rgalign(\.|$)", name))
-    files = [Path(module.__file__).resolve() for module in ours if module.__file__]
-    files += sorted({beside for file in files for beside in file.parent.glob("*.yaml")})
-    names += [file.relative_to(PACKAGE).as_posix() for file in files]
-    return {name: code_digest(code_file(name)) for name in names if code_file(name).is_file()}
+    for name, module in sorted(sys.modules.items()):
+        home, path = HOMES.get(name.partition(".")[0]), getattr(module, "__file__", None)
+        if home and path and (file := Path(path).resolve()).is_relative_to(home):
+            names += [each.relative_to(home).as_posix() for each in (file, *sorted(file.parent.glob("*.yaml")))]
+    return {name: code_digest(code_file(name)) for name in dict.fromkeys(names) if code_file(name).is_file()}
 
 
 def code_file(name: str) -> Path:
-    """Where a notebook or a module of a manifest lies: notebooks in the project's folder, modules where installed."""
-    return (ROOT if name.startswith("notebooks/") else PACKAGE) / name
+    """Where a file of a manifest lies: of the package where that is installed, all else in the project's folder."""
+    return (PACKAGE if name.startswith("rgalign/") else ROOT) / name
 
 
 def code_digest(path: Path) -> str:

@@ -19,7 +19,7 @@ from rgalign.artifacts import digest
 from rgalign.data import vectors
 from rgalign.kernels import Kernels
 from rgalign.params import ROOT
-from rgalign.reasoner.model import Reasoner, fingerprint, load, save
+from rgalign.reasoner.model import Reasoner, save
 
 LORA = {"alignment.lora": {"rank": 2, "alpha": 4}}
 
@@ -96,7 +96,7 @@ def test_all_steps_off_is_the_ranker_trained_as_often_and_nothing_else(run):
     assert digest(run / "models/cl") == digest(run / "models/reasoner/main")
     assert digest(run / "models/retrained_rankers") != digest(run / "models/rankers/qe_rec")
     assert digest(run / "tables/retrained_embeddings") == digest(run / "tables/embeddings/prompt")
-    assert fingerprint(load(str(run / "models/kb_reader"))) == fingerprint(load(str(run / "models/reasoner/main")))
+    assert not list((run / "models/kb_reader").iterdir())
     before = vectors.load(run / "tables/embeddings/prompt/sessions")
     after = vectors.load(run / "tables/aligned_embeddings/sessions")
     np.testing.assert_allclose(after.rows(before.ids), before.values, atol=2e-3)

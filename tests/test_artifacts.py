@@ -1,5 +1,6 @@
 """Atomic writes, digests, the manifest, and the stage's door."""
 
+import importlib
 import json
 import shutil
 from typing import ClassVar
@@ -7,7 +8,7 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
-from rgalign import artifacts, stages
+from rgalign import artifacts, provenance, stages
 from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, dump, load
 
@@ -146,6 +147,15 @@ def test_finish_writes_provenance_and_the_stage_is_then_unchanged(finished_run):
     assert "rgalign/stages.py" in entry["code"]
     assert (finished_run / "params.yaml").read_text() == dump(params)
     assert stages.reason_to_run(finished_run, stages.STAGES["01_data"], params) is None
+
+
+def test_the_word_lists_and_the_benchmarks_in_use_are_code_too():
+    """They are no module of the package, and what they make is stale without them."""
+    importlib.import_module("benchmarks.peers")
+    importlib.import_module("rgalign.data.world")
+    found = provenance.code_in_use("91_benchmarks")
+    for name in ("rgalign/data/words.yaml", "rgalign/data/columns.yaml", "benchmarks/peers.py"):
+        assert found[name] == artifacts.digest(ROOT / name)
 
 
 def test_changed_params_code_and_outputs_are_each_a_reason_to_run(finished_run):

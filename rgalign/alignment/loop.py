@@ -57,21 +57,26 @@ def retrain(
 
     context     what to go on from: the vectors of `before`, and rankers trained on them
     embeddings  where sessions/ and intents/ are written;  folder: where seed-<seed>/ of every ranker is written
-    Where the reasoner has not moved its vectors are copied and the rankers are trained again all the same, so that
-    every ablation trains them equally often. Returns the learning curves; without a row where alignment.cl.space asks
-    for the rankers from before: then vectors and rankers are copied as they are.
+    Where the reasoner has not moved, its vectors are copied and the rankers are trained again all the same, so that a
+    control without RG-SFT and RG-DPO trains them as often as the recipe. Returns the learning curves; without a row
+    where alignment.cl.space asks for the rankers from before: then vectors and rankers are copied as they are.
     """
-    if context.params.alignment.cl.space == "before":
-        hand_on(context.embeddings, embeddings)
-        hand_on(context.rankers_folder, folder)
-        return pd.DataFrame([{**FROZEN_ROW, "seed": 0}]).iloc[:0]
-    if fingerprint(reasoner) == fingerprint(before):
+    if read_by_retrained(context, before, reasoner) is before:
         hand_on(context.embeddings, embeddings)
     else:
         way = context.embedding(reasoner)
         vectors.save(embeddings / "sessions", way.sessions(context.shop.sessions, work / "sessions"))
         vectors.save(embeddings / "intents", way.intents(context.shop.intents, work / "intents"))
+    if context.params.alignment.cl.space == "before":
+        hand_on(context.rankers_folder, folder)
+        return pd.DataFrame([{**FROZEN_ROW, "seed": 0}]).iloc[:0]
     return _trained(context, embeddings, folder, work, refit_whitening=True).assign(model=RETRAINED)
+
+
+def read_by_retrained(context: Context, before: Reasoner, reasoner: Reasoner) -> Reasoner:
+    """The reasoner whose vectors `retrain` gives to the rankers: `before` where the other is not read or not moved."""
+    unread = context.params.alignment.cl.space == "before"
+    return before if unread or fingerprint(reasoner) == fingerprint(before) else reasoner
 
 
 def close(
@@ -178,8 +183,9 @@ def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> 
                 watch = Dashboard(Lookout.of(last, rewarder), reasoner, how.dpo.tolerance) if how.dpo.looks else None
                 reasoner, _, _ = tune_by_pairs(context, reasoner, pairs, work / "dpo", watch)
     made = work / "retrained"
-    curves = retrain(last, turn.reasoner, reasoner, made / "embeddings", made / "rankers", work / "retrain")
-    reads_kb = reasoner if len(curves) else turn.reads_kb
+    retrain(last, turn.reasoner, reasoner, made / "embeddings", made / "rankers", work / "retrain")
+    read = read_by_retrained(last, turn.reasoner, reasoner)
+    reads_kb = turn.reads_kb if read is turn.reasoner else read  # what was copied keeps its maker
     retrained = last.reading(made / "embeddings", made / "rankers")
     if how.cl.use:
         reasoner, _ = pull_to_clicks(retrained, reasoner, best, work / "cl")

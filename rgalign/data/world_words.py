@@ -31,16 +31,12 @@ def _frozen(value):
     return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
 
 
-_WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
-THINGS = tuple(Thing(name, *map(_frozen, own.values())) for name, own in _WORDS["objects"].items())
-ISSUES = tuple(Issue(name, *map(_frozen, own.values())) for name, own in _WORDS["issues"].items())
-ACTIVE, RESOLVED, FILLERS, ELSEWHERE_CLAUSES, ELSEWHERE_THINGS, ELSEWHERE_ISSUES, ELSEWHERE_STATES = (
-    _frozen(_WORDS[name])
-    for name in (
-        *("active", "resolved", "fillers"),
-        *("other_clauses", "other_objects", "other_issues", "other_states"),
-    )
-)
-BRANDS, LOOKS, ITEMS, GREETINGS, VAGUE = (
-    _frozen(_WORDS[name]) for name in ("brands", "looks", "items", "greetings", "vague")
-)
+_READ = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
+THINGS = tuple(Thing(name, *map(_frozen, own.values())) for name, own in _READ.pop("objects").items())
+ISSUES = tuple(Issue(name, *map(_frozen, own.values())) for name, own in _READ.pop("issues").items())
+_LISTS = {name: _frozen(words) for name, words in _READ.items()}
+ACTIVE, RESOLVED, FILLERS = (_LISTS[name] for name in ("active", "resolved", "fillers"))
+ELSEWHERE_CLAUSES, ELSEWHERE_STATES = _LISTS["other_clauses"], _LISTS["other_states"]
+ELSEWHERE_THINGS, ELSEWHERE_ISSUES = _LISTS["other_objects"], _LISTS["other_issues"]
+BRANDS, LOOKS, ITEMS = (_LISTS[name] for name in ("brands", "looks", "items"))
+GREETINGS, VAGUE = _LISTS["greetings"], _LISTS["vague"]

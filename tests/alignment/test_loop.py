@@ -268,12 +268,13 @@ def test_a_second_round_has_the_order_of_the_first(context, monkeypatch, tmp_pat
     )
 
 
-def test_a_second_round_that_tunes_nothing_hands_the_rankers_on_to_rg_cl(context, monkeypatch, tmp_path):
+def test_a_second_round_that_tunes_nothing_hands_the_rankers_on_to_rg_cl(context, moved, monkeypatch, tmp_path):
     own = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.0)
     first, seen = closed(own, tmp_path), []
     monkeypatch.setattr(
         loop, "pull_to_clicks", lambda context, reasoner, *rest: seen.append(context) or (reasoner, None)
     )
+    first = replace(first, reads_kb=moved)  # another than the one that RG-CL has made of it
     second = loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     ((pulled),) = seen
     assert digest(pulled.rankers_folder) == digest(first.state.rankers_folder)
