@@ -178,20 +178,22 @@ def gain_by_distance(comparisons: pd.DataFrame) -> Figure:
 
 def distance_to_oracle(values: pd.DataFrame) -> Figure:
     """GAUC of every model on one line, from chance to the oracle. values: columns model, value."""
-    figure, (axes,) = panels_of(1, width=9, height=1.9)
+    figure, (axes,) = panels_of(1, width=9, height=2.6)
     axes.axhline(0, color="#BBBBBB", zorder=0)
+    offsets = (10, -10, 36, -36)  # in points: neighbours on the line have labels at different heights
     for i, (model, value) in enumerate(values.sort_values("value")[["model", "value"]].itertuples(index=False)):
         colour, marker = _style(model)
         axes.plot(value, 0, marker=marker, color=colour, markersize=9)
-        up = i % 2 == 0
         axes.annotate(
             f"{model}\n{value:.3f}",
             (value, 0),
-            xytext=(0, 10 if up else -10),
+            xytext=(0, offsets[i % 4]),
             textcoords="offset points",
             ha="center",
-            va="bottom" if up else "top",
+            va="bottom" if i % 2 == 0 else "top",
             fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.8} if abs(offsets[i % 4]) > 10 else None,
+            zorder=3,
         )
     axes.set_ylim(-1, 1)
     axes.set_yticks([])
