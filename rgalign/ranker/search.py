@@ -29,7 +29,7 @@ SPACE: Space = {  # [C] wider on both sides than where the best trials of earlie
     "heads": (1, 2, 4),
     "experts": (1, 2, 4, 8, 16),
     "hidden": (16, 32, 64, 128, 256),
-    "dropout": (0.1, 0.2, 0.3, 0.5, 0.7),
+    "dropout": (0.1, 0.2, 0.3, 0.5, 0.7, 0.85),
     "id_dropout": (0.02, 0.05, 0.1, 0.2, 0.4),
     "intent_std": (0.1, 0.3, 1.0),
 }
