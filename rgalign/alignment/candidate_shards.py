@@ -21,7 +21,7 @@ SESSIONS_PER_SHARD = 1_000  # whose queries are written together; fixed, so that
 SESSIONS = "sessions.parquet"
 
 
-def write(
+def write_in_shards(
     context: Context, models: Mapping[str, Reasoner], sessions: pd.DataFrame, how: Mapping[str, Any], work: Path
 ) -> pd.DataFrame:
     """`candidates.write`, by the processes of run.launcher where there is one; how: its settings.

@@ -51,7 +51,7 @@ def write_candidates(context: Context, models: dict[str, Reasoner], work: Path) 
         "seed": derived(context.params.run.seed, "candidates"),
     }
     if context.recipe.launcher or context.params.reasoner.model != TINY:
-        return candidate_shards.write(context, models, sessions, asked, work)
+        return candidate_shards.write_in_shards(context, models, sessions, asked, work)
     return writing.write(models, prompters, sessions, **asked)
 
 

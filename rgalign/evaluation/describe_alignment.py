@@ -9,7 +9,7 @@ import pandas as pd
 from rgalign.alignment.context import Context
 from rgalign.alignment.looking import Hits, Lookout
 from rgalign.data.lists import Lists
-from rgalign.evaluation.describe_reasoner import query_judge
+from rgalign.evaluation.ihr import query_judge
 from rgalign.evaluation.judge import Judge
 from rgalign.reasoner.model import Reasoner
 

@@ -10,7 +10,7 @@ from rgalign.data.personal import masked
 from rgalign.data.prompts import Prompter
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
-from rgalign.evaluation.ihr import EmbeddingJudge, TfidfJudge
+from rgalign.evaluation.ihr import query_judge
 from rgalign.evaluation.judge import Judge
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
@@ -85,13 +85,6 @@ def hit_rates(
     """Mean of `greedy_hits`; empty for an encoder."""
     hits = greedy_hits(queries, judge, dataset, name, reasoner, prompter)[["ihr@1", "ihr@3"]]
     return hits.mean().to_frame("clicked intent").T if len(hits) else hits
-
-
-def query_judge(
-    name: str, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame
-) -> TfidfJudge | EmbeddingJudge:
-    """The judge that maps a query to KB intents: tfidf (fixed), or embedding (as this reasoner sees them)."""
-    return TfidfJudge(intents) if name == "tfidf" else EmbeddingJudge(reasoner, prompter, intents)
 
 
 def states(reasoner: Reasoner, prompter: Prompter, session: pd.Series, others: pd.DataFrame) -> pd.DataFrame:

@@ -111,3 +111,10 @@ def _rounded(similarity: np.ndarray, queries: list[str]) -> np.ndarray:
 def _terms(text: str) -> list[str]:
     words = words_of(text)
     return words + [f"{a} {b}" for a, b in pairwise(words)]
+
+
+def query_judge(
+    name: str, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame
+) -> TfidfJudge | EmbeddingJudge:
+    """The judge that maps a query to KB intents: tfidf (fixed), or embedding (as this reasoner sees them)."""
+    return TfidfJudge(intents) if name == "tfidf" else EmbeddingJudge(reasoner, prompter, intents)

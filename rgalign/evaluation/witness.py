@@ -10,7 +10,7 @@ import pandas as pd
 
 from rgalign.data.prompts import Prompter
 from rgalign.data.tables import Dataset
-from rgalign.evaluation.describe_reasoner import query_judge
+from rgalign.evaluation.ihr import query_judge
 from rgalign.evaluation.judge import Judge
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.queries import greedy

@@ -11,7 +11,7 @@ import torch
 
 from rgalign.alignment.looking import Lookout
 from rgalign.evaluation import describe_alignment as look
-from rgalign.evaluation.describe_reasoner import query_judge
+from rgalign.evaluation.ihr import query_judge
 
 
 def test_places_of_the_click_by_hand():
