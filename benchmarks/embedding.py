@@ -17,15 +17,15 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.peers import MISSING, installed, row
-from rgalign.data import verbal, world
-from rgalign.data.prompts import Prompter
-from rgalign.reasoner import tokenizer
+from rgalign.params_schema import Sampling
+from rgalign.reasoner import tokenizer, verbalize
 from rgalign.reasoner.embed import embed
+from rgalign.reasoner.generate import sample
 from rgalign.reasoner.model import Reasoner, save, tiny
-from rgalign.reasoner.queries import sample
+from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.settings import INSTRUCTION, TINY, prompter, shown_features
-from rgalign.rooms import Sampling
 from rgalign.seeding import seeded
+from rgalign.shopworld import world
 
 ENCODER, GENERATOR = "sentence-transformers", "transformers"  # packages
 ENCODER_BATCHES = (32, 8)  # texts: its default, and what is quickest on a CPU for the lengths measured here
@@ -65,7 +65,7 @@ def small_task(
     train, features = shop.sessions[shop.sessions["split"] == "train"], shown_features(settings, shop.meta)
     read = {"intents": shop.intents, "sessions": train, "transcripts": shop.transcripts}
     counts = tokenizer.count_words(features=features, kinds=shop.kinds, **read)
-    words = tokenizer.build(counts + Counter(verbal.compact_text(instruction).split()), min_count=1)
+    words = tokenizer.build(counts + Counter(verbalize.compact_text(instruction).split()), min_count=1)
     reasoner = tiny(words, hidden=hidden, layers=layers, seed=seed)
     put = prompter(settings, shop.meta, shop.intents, words)
     return Task(reasoner, put, train[~pd.Series(map(tuple, put.sessions(train))).duplicated().to_numpy()])

@@ -23,14 +23,14 @@ from benchmarks.embedding import Task
 from benchmarks.peers import row
 from benchmarks.tuning import Clock
 from rgalign.alignment.sft import sft
+from rgalign.commands.estimate import model_size
 from rgalign.data.lists import Lists, with_queries, with_texts
-from rgalign.model_size import model_size
 from rgalign.ranker.fit import fit
 from rgalign.ranker.losses import listnet_kl
 from rgalign.ranker.train import Parts, build
 from rgalign.reasoner.embed import embed
+from rgalign.reasoner.generate import sample
 from rgalign.reasoner.model import Reasoner
-from rgalign.reasoner.queries import sample
 from rgalign.reasoner.training import Engine
 from rgalign.seeding import seeded
 

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rgalign import artifacts, plots, provenance
-from rgalign.artifacts import ArtifactError, atomic, write_table, write_text
 from rgalign.params import ROOT
+from rgalign.report import plots
+from rgalign.run import artifacts
+from rgalign.run.artifacts import ArtifactError, atomic, write_table, write_text
 
 STEPS = ("draw", "fit", "encode", "load", "train", "evaluate")
 SETTINGS = {"lists_per_batch": 512, "learning_rate": 4e-3}
@@ -75,9 +76,9 @@ def measure_one(folder: Path, size: int, *, lists: int, threads: int) -> list[di
     """The rows of one size; run in a process of its own."""
     import torch
 
-    from rgalign.data import shards, split, stream
-    from rgalign.data.world_shards import write_world
+    from rgalign.data import shards, split
     from rgalign.ranker.train import Parts, build
+    from rgalign.shopworld.shards import write_world
 
     torch.set_num_threads(threads)
     world, encoded = folder / str(size) / "world", folder / str(size) / "encoded"
@@ -88,7 +89,7 @@ def measure_one(folder: Path, size: int, *, lists: int, threads: int) -> list[di
         began = time.perf_counter()
         made = job()
         took, went_over = time.perf_counter() - began, count(made)
-        peak, disk = provenance.peak_memory_mb(), _megabytes(left) if left else 0
+        peak, disk = artifacts.peak_memory_mb(), _megabytes(left) if left else 0
         rows.append({"sessions": size, "step": step, "seconds": round(took, 2), "rows": went_over,
                      "rate": round(went_over / max(took, 1e-3)), "peak_mb": peak, "disk_mb": disk})  # fmt: skip
         print(f"  {size:>9,}  {step:<8} {took:8.1f} s  {peak:6,} MiB", flush=True)
@@ -99,8 +100,8 @@ def measure_one(folder: Path, size: int, *, lists: int, threads: int) -> list[di
     timed("draw", (lambda: None) if there else draw, lambda _: size, world)
     if there:
         rows[0] |= {"seconds": math.nan, "rate": math.nan}  # it was drawn by an earlier measurement
-    space = timed("fit", lambda: stream.fit_folder(world, development=development), lambda _: size)
-    encode = partial(stream.encode_folder, space, world, encoded, development=development)
+    space = timed("fit", lambda: shards.fit_folder(world, development=development), lambda _: size)
+    encode = partial(shards.encode_folder, space, world, encoded, development=development)
     timed("encode", lambda: encode(splits=("train", "valid", "test")), lambda of: sum(of.values()), encoded)
     names = ("train", "dev", "valid", "test")
     parts = timed("load", lambda: {name: shards.load_lists(encoded, name) for name in names},

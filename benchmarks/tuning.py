@@ -23,8 +23,8 @@ from benchmarks.embedding import Task
 from benchmarks.peers import MISSING, installed, row
 from rgalign.alignment.dpo import Pairs, dpo, reference_log_probabilities
 from rgalign.alignment.sft import sft
-from rgalign.reasoner.engine import CHECKPOINTING
 from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.trainer import CHECKPOINTING
 from rgalign.reasoner.training import CHECKPOINTS, borrowed_state
 
 PEER = "trl"  # package

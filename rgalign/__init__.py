@@ -2,7 +2,7 @@
 
 
 def load(run_dir, **how):
-    """A finished run, ready to rank sessions it has never seen: rgalign.score.load, which says more."""
-    from rgalign.score import load as load_scorer  # late: most of the package needs none of the models
+    """A finished run, ready to rank sessions it has never seen: rgalign.serve.load, which says more."""
+    from rgalign.serve import load as load_scorer  # late: most of the package needs none of the models
 
     return load_scorer(run_dir, **how)

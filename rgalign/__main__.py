@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rgalign import artifacts, finished, userfolder
+from rgalign.commands import runs as run_folders
 from rgalign.params import ROOT, ParamsError, find, load, parse_assignments
-from rgalign.plan import EVALUATION
-from rgalign.rooms import World
+from rgalign.params_schema import World
+from rgalign.run import artifacts
+from rgalign.run.plan import EVALUATION
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,11 +55,11 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message tells the user all there is to know; any other shows its traceback."""
     expected = [ParamsError, artifacts.ArtifactError, OSError]
     for module, name in (
-        ("rgalign.pipeline", "StageFailed"),
-        ("rgalign.processes", "ProcessesError"),
+        ("rgalign.commands.pipeline", "StageFailed"),
+        ("rgalign.run.distributed", "ProcessesError"),
         ("rgalign.data.tables", "TableError"),
         ("rgalign.data.labels", "LabelError"),
-        ("rgalign.ranking", "ScoreError"),
+        ("rgalign.serve", "ScoreError"),
         ("rgalign.reasoner.folder", "ReasonerError"),
     ):
         if module in sys.modules:
@@ -68,7 +69,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 def run_command(options: argparse.Namespace) -> int:
     """Execute the notebooks of a params file."""
-    userfolder.refuse_without_notebooks()
+    run_folders.refuse_without_notebooks()
     overrides = parse_assignments(options.set)
     if options.warm_start:
         last = Path(options.warm_start)
@@ -76,14 +77,15 @@ def run_command(options: argparse.Namespace) -> int:
     if options.launcher:
         overrides["run.launcher"] = options.launcher
     params = load(options.params, overrides)
-    from rgalign import machine, outside, pipeline
-    from rgalign.data.sizes import size_of
+    from rgalign.commands import machine, pipeline
+    from rgalign.data.describe import size_of
+    from rgalign.run import external_inputs
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)
     artifacts.refuse_no_folder(run, "the run: give another --run-dir")
     if params.data.path:
         artifacts.data_path(params.data.path)  # before a kernel starts, and in a dry run too
-    outside.last_run(params, run)
+    external_inputs.last_run(params, run)
     if not (options.dry_run and options.card):  # another machine is asked about
         machine.refuse(params)
     stages = pipeline.chosen(options.first, options.through)
@@ -109,15 +111,16 @@ def run_command(options: argparse.Namespace) -> int:
     pipeline.execute(run, stages, parameters, params, forced=forced)
     print(f"results: {run / 'tables'}; read {run / 'notebooks' / stages[-1].name}.html")
     if EVALUATION in [stage.name for stage in stages]:
-        finished.tell(run)
+        run_folders.tell(run)
     return 0
 
 
 def sweep_command(options: argparse.Namespace) -> int:
     """Run each params file with each seed, then notebook 90 over all that has finished."""
-    userfolder.refuse_without_notebooks()
+    run_folders.refuse_without_notebooks()
     overrides = parse_assignments(options.set)
-    from rgalign import locks, pipeline, sweep
+    from rgalign.commands import pipeline, sweep
+    from rgalign.run import locks
 
     out = Path(os.path.abspath(options.out)) if options.out else ROOT / "outputs" / "study"
     stages = pipeline.chosen(None, options.through)
@@ -155,11 +158,12 @@ def world_command(options: argparse.Namespace) -> int:
     if "seed" in overrides:
         overrides["data.seed"] = overrides.pop("seed")
     data = load(options.params, {**overrides, "data.source": "shopworld"}).data
-    from rgalign.data import tables, world
+    from rgalign.data import tables
+    from rgalign.shopworld import world
 
     drawn = f"sessions of ShopWorld {data.world.version}"
     if options.shards:
-        from rgalign.data.world_shards import write_world
+        from rgalign.shopworld.shards import write_world
 
         write_world(Path(options.folder), seed=data.seed, progress=True, **data.world.model_dump())
         print(f"{data.world.sessions:,} {drawn}: {options.folder}")
@@ -176,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
 
     new = commands.add_parser("new", help="make a folder of your own with the notebooks and params")
     new.add_argument("folder", metavar="DIR", help="a folder that does not exist yet, or is empty")
-    new.set_defaults(command=userfolder.new_command)
+    new.set_defaults(command=run_folders.new_command)
 
     run = commands.add_parser("run", help="execute the notebooks of a params file, in order")
     run.add_argument("params", help="for example params/quickstart.yaml")
@@ -204,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="state, seconds and memory of each stage of a run")
     status.add_argument("run", help="for example outputs/quickstart")
-    status.set_defaults(command=finished.status_command)
+    status.set_defaults(command=run_folders.status_command)
 
     score = commands.add_parser("score", help="rank the intents for a table of sessions with a finished run")
     score.add_argument("run", help="for example outputs/quickstart")
@@ -213,15 +217,15 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--out", required=True, help="the .parquet to write: session_id, rank, intent_id, title, score"
     )
     score.add_argument("--top", type=int, default=3, help="intents a session (default: 3)")
-    score.set_defaults(command=finished.score_command)
+    score.set_defaults(command=run_folders.score_command)
 
     report = commands.add_parser("report", help="write report.html and model_card.md of a run anew")
     report.add_argument("run", help="for example outputs/quickstart")
-    report.set_defaults(command=finished.report_command)
+    report.set_defaults(command=run_folders.report_command)
 
     compare = commands.add_parser("compare", help="results of several runs side by side, paired where they can be")
     compare.add_argument("runs", nargs="+", metavar="RUN")
-    compare.set_defaults(command=finished.compare_command)
+    compare.set_defaults(command=run_folders.compare_command)
 
     check = commands.add_parser("check", help="list every fault of a data set folder")
     check.add_argument("folder")
@@ -242,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("--read", action="store_true", help="read the filled sheet into FOLDER/labels.parquet, anew")
     labels.add_argument("--split", default="test", choices=["train", "valid", "test"])
     labels.add_argument("--sessions", type=int, default=200, help="the first ones of the split")
-    labels.set_defaults(command=finished.labels_command)
+    labels.set_defaults(command=run_folders.labels_command)
     return parser
 
 

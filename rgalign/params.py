@@ -19,8 +19,8 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rgalign.quoting import quoted
-from rgalign.rooms import Params
+from rgalign.errors import quoted
+from rgalign.params_schema import Params
 
 PACKAGE = Path(__file__).resolve().parents[1]  # what rgalign/ lies in: a checkout, or site-packages
 

@@ -60,7 +60,7 @@ def aligned_run(ranked, tmp_path_factory) -> tuple[Path, dict]:
 def context(ranked):
     """That run as its alignment sees it."""
     from rgalign.alignment.context import Context  # late: most tests do without torch
-    from rgalign.stages import open_stage
+    from rgalign.run.stages import open_stage
 
     return Context.of(open_stage("04_reward_model", small_run.SMOKE, ranked, small_run.SMALL))
 

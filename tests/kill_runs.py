@@ -22,9 +22,9 @@ from pathlib import Path
 from file_events import MADE, RENAMED, WRITTEN, Events
 from refresh_reliability import record_kills
 
-from rgalign import artifacts
 from rgalign.params import ROOT
-from rgalign.plan import STAGES
+from rgalign.run import artifacts
+from rgalign.run.plan import STAGES
 
 MICRO = "tests/micro.yaml"
 SEQUENCE = [stage for stage in STAGES.values() if stage.in_sequence]

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import nbformat
 
-from rgalign import pipeline
-from rgalign.evaluation import study_kept
-from rgalign.evaluation.study import SWEEP
+from rgalign.commands import pipeline, study_kept
+from rgalign.commands.study import SWEEP
 from rgalign.params import ROOT, load
-from rgalign.stages import Stage
+from rgalign.run.stages import Stage
 
 REFERENCES = ROOT / "tests" / "notebooks"
 REFERENCE_PARAMETERS = {"params_file": "params/smoke.yaml", "run_dir": "outputs/nbval", "overrides": {}}

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from rgalign.artifacts import write_table
-from rgalign.evaluation import bootstrap, study_kept
+from rgalign.commands import study_kept
+from rgalign.commands.study import STEPS
+from rgalign.evaluation import bootstrap
 from rgalign.evaluation.comparisons import COMPARED, PAIR, comparisons_over_worlds, with_holm
 from rgalign.evaluation.results import COLUMNS
-from rgalign.evaluation.study import STEPS
 from rgalign.params import ROOT
+from rgalign.run.artifacts import write_table
 
 PUBLISHED = ROOT / "outputs" / "published"
 

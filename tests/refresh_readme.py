@@ -16,14 +16,14 @@ from transformers import Qwen3Config
 
 from benchmarks import scaling
 from benchmarks.gpu import QWEN3_4B
-from rgalign import estimate
-from rgalign.artifacts import write_text
+from rgalign.commands import estimate
+from rgalign.commands.estimate import model_size
+from rgalign.commands.study import STEPS
 from rgalign.evaluation.comparisons import MIN_WORLDS, comparisons_over_worlds, holm, verdict
 from rgalign.evaluation.results import MODELS
-from rgalign.evaluation.study import STEPS
-from rgalign.model_size import model_size
 from rgalign.params import ROOT, load
 from rgalign.ranker.variants import VARIANTS, pairs
+from rgalign.run.artifacts import write_text
 
 PUBLISHED = ROOT / "outputs" / "published"
 FILES = ("tables/results.parquet", "tables/comparisons.parquet", "params.yaml", "manifest.json")
@@ -265,7 +265,7 @@ def scaling_table() -> str:
 
 
 def costs_table() -> str:
-    """What rgalign/estimate.py says of params/qwen3-4b.yaml on CUDA cards, as Markdown."""
+    """What rgalign/commands/estimate.py says of params/qwen3-4b.yaml on CUDA cards, as Markdown."""
     params, size = load("params/qwen3-4b.yaml"), model_size(Qwen3Config(**QWEN3_4B, tie_word_embeddings=True))
     works = [estimate.work(params, size, estimate.Sessions.of(sessions)) for _, sessions in PLANNED.values()]
     spent = [

@@ -14,8 +14,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rgalign.artifacts import write_text
 from rgalign.params import ROOT
+from rgalign.run.artifacts import write_text
 
 COUNTS, DOCUMENT = ROOT / "docs" / "reliability.json", ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- counts: made by tests/refresh_reliability.py -->", "<!-- end of counts -->"

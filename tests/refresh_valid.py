@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from rgalign.commands.study import FULL, as_row, runs_of, table_of
 from rgalign.evaluation.comparisons import PAIR, by_world, comparisons, comparisons_over_worlds
 from rgalign.evaluation.results import conform
-from rgalign.evaluation.study import FULL, as_row, runs_of, table_of
 from rgalign.params import ROOT
 
 TARGET = ROOT / "outputs/published/mended-valid/control.csv"

@@ -14,12 +14,13 @@ from safetensors import safe_open
 from small_run import ALIGNMENT, play
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
-from rgalign import artifacts, pipeline, stages, sweep
-from rgalign.artifacts import digest
+from rgalign.commands import pipeline, sweep
+from rgalign.commands.pipeline import Kernels
 from rgalign.data import vectors
-from rgalign.kernels import Kernels
 from rgalign.params import ROOT
 from rgalign.reasoner.model import Reasoner, save
+from rgalign.run import artifacts, stages
+from rgalign.run.artifacts import digest
 
 LORA = {"alignment.lora": {"rank": 2, "alpha": 4}}
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
-from rgalign import artifacts, provenance, stages
-from rgalign.artifacts import ArtifactError
 from rgalign.params import ROOT, dump, load
+from rgalign.run import artifacts, stages
+from rgalign.run.artifacts import ArtifactError
 
 SMOKE = "params/smoke.yaml"
 
@@ -144,7 +144,7 @@ def test_finish_writes_provenance_and_the_stage_is_then_unchanged(finished_run):
     params = load(SMOKE)
     entry = json.loads((finished_run / artifacts.MANIFEST).read_text())["stages"]["01_data"]
     assert entry["params"]["data.world.sessions"] == params.data.world.sessions
-    assert "rgalign/stages.py" in entry["code"]
+    assert "rgalign/run/stages.py" in entry["code"]
     assert (finished_run / "params.yaml").read_text() == dump(params)
     assert stages.reason_to_run(finished_run, stages.STAGES["01_data"], params) is None
 
@@ -152,9 +152,9 @@ def test_finish_writes_provenance_and_the_stage_is_then_unchanged(finished_run):
 def test_the_word_lists_and_the_benchmarks_in_use_are_code_too():
     """They are no module of the package, and what they make is stale without them."""
     importlib.import_module("benchmarks.peers")
-    importlib.import_module("rgalign.data.world")
-    found = provenance.code_in_use("91_benchmarks")
-    for name in ("rgalign/data/words.yaml", "rgalign/data/columns.yaml", "benchmarks/peers.py"):
+    importlib.import_module("rgalign.shopworld.world")
+    found = artifacts.code_in_use("91_benchmarks")
+    for name in ("rgalign/shopworld/words.yaml", "rgalign/shopworld/columns.yaml", "benchmarks/peers.py"):
         assert found[name] == artifacts.digest(ROOT / name)
 
 
@@ -165,8 +165,8 @@ def test_changed_params_code_and_outputs_are_each_a_reason_to_run(finished_run):
     assert stages.reason_to_run(finished_run, stage, load(SMOKE, {"evaluation.bootstrap": 500})) is None
 
     entry = artifacts.read_manifest(finished_run)["stages"]["01_data"]
-    artifacts.record_stage(finished_run, "01_data", entry | {"code": {"rgalign/stages.py": "other"}})
-    assert stages.reason_to_run(finished_run, stage, load(SMOKE)) == "code changed: rgalign/stages.py"
+    artifacts.record_stage(finished_run, "01_data", entry | {"code": {"rgalign/run/stages.py": "other"}})
+    assert stages.reason_to_run(finished_run, stage, load(SMOKE)) == "code changed: rgalign/run/stages.py"
 
     artifacts.record_stage(finished_run, "01_data", entry)
     (finished_run / "tables" / "dataset").write_text("altered")

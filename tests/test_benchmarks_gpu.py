@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks import embedding, gpu, peers
-from rgalign.data import world
 from rgalign.data.encode import encode_intents, encode_lists
 from rgalign.data.features import fit_space
 from rgalign.ranker.train import Parts, build
+from rgalign.shopworld import world
 
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from benchmarks import embedding, gpu
-from rgalign import artifacts, estimate
 from rgalign.alignment.sft import sft
-from rgalign.model_size import model_size
+from rgalign.commands import estimate
+from rgalign.commands.estimate import model_size
 from rgalign.params import ROOT, load
 from rgalign.reasoner.embed import embed
+from rgalign.reasoner.generate import sample
 from rgalign.reasoner.model import load as load_reasoner
 from rgalign.reasoner.model import save
-from rgalign.reasoner.queries import sample
 from rgalign.reasoner.training import Engine
+from rgalign.run import artifacts
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -5,12 +5,11 @@ import json
 import pytest
 from transformers import Qwen3Config
 
-from rgalign import estimate, machine
 from rgalign.__main__ import main
 from rgalign.alignment.objectives import OBJECTIVES
 from rgalign.alignment.reward import REWARDS
-from rgalign.estimate import CARDS, Sessions
-from rgalign.model_size import model_size
+from rgalign.commands import estimate, machine
+from rgalign.commands.estimate import CARDS, Sessions, model_size
 from rgalign.params import ROOT, ParamsError, load
 
 # huggingface.co/Qwen/Qwen3-4B/config.json

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import small_run
 
-from rgalign import pipeline
+from rgalign.commands import pipeline
 from rgalign.params import ROOT
-from rgalign.plan import STAGES
-from rgalign.stages import open_stage
+from rgalign.run.plan import STAGES
+from rgalign.run.stages import open_stage
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUDY = ROOT / "outputs" / "published" / "study"

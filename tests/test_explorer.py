@@ -6,7 +6,7 @@ import pytest
 from small_run import play
 
 import rgalign
-from rgalign.explorer import AFTER, BEFORE, CLICKED, widget
+from rgalign.report.explorer import AFTER, BEFORE, CLICKED, widget
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ from torch import nn
 from rgalign.alignment import dpo as rg_dpo
 from rgalign.alignment import sft as rg_sft
 from rgalign.alignment.info_nce import ranker_nce
-from rgalign.alignment.layouts import APART
+from rgalign.alignment.logprobs import APART
 from rgalign.alignment.reward import RewardModel
-from rgalign.evaluation import ab_test, metrics, off_policy
+from rgalign.evaluation import metrics, off_policy
 from rgalign.evaluation.bootstrap import over_worlds
+from rgalign.experiment import ab_test
 from rgalign.params import ROOT
 from rgalign.ranker.losses import listnet_kl, listnet_loss
 from rgalign.ranker.three_tower import Branches, ThreeTower, ThreeTowerConfig

@@ -10,8 +10,8 @@ import pytest
 from jupyter_client.provisioning.local_provisioner import LocalPortCache
 from nbformat.v4 import new_code_cell, new_notebook
 
-from rgalign import kernels as rooms
-from rgalign.kernels import Kernels
+from rgalign.commands import pipeline as rooms
+from rgalign.commands.pipeline import Kernels
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from data.builders import good_meta, good_tables
 from table_changes import write_raw
 
 from rgalign.__main__ import main
-from rgalign.artifacts import record_stage, write_text
-from rgalign.data import tables, world
+from rgalign.data import tables
 from rgalign.params import dump, load
+from rgalign.run.artifacts import record_stage, write_text
+from rgalign.shopworld import world
 
 
 def test_a_filled_sheet_becomes_the_labels_of_the_data_set(tmp_path, capsys):

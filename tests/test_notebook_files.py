@@ -8,10 +8,11 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from rgalign import notebook_files, pipeline
+from rgalign.commands import pipeline
 from rgalign.params import ROOT, load
-from rgalign.plan import STAGES
-from rgalign.stages import PARAMETERS
+from rgalign.run import notebook_files
+from rgalign.run.plan import STAGES
+from rgalign.run.stages import PARAMETERS
 
 pytestmark = pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
 GIVEN = {"params_file": "params/mine.yaml", "run_dir": "outputs/mine", "overrides": {"run.seed": 3}}
@@ -207,8 +208,8 @@ def test_names_that_a_cell_assigns(source, names):
 def test_a_tag_that_was_lost_is_told_where_papermill_is_called_by_hand(bent, monkeypatch):
     """By the stage itself, from what IPython has run: papermill puts the parameters on top of all cells."""
 
-    from rgalign import stages
-    from rgalign.artifacts import ArtifactError
+    from rgalign.run import stages
+    from rgalign.run.artifacts import ArtifactError
 
     def ran(path):
         notebook = parameterize_notebook(load_notebook_node(str(path)), GIVEN, kernel_name="python3", language="python")

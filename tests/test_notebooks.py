@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rgalign.params import ROOT
-from rgalign.stages import PARAMETERS, STAGES
+from rgalign.run.stages import PARAMETERS, STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 REFERENCES = sorted((ROOT / "tests" / "notebooks").glob("*.ipynb"))

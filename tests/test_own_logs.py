@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rgalign import plan
 from rgalign.evaluation.results import UNTRAINED
 from rgalign.params import ROOT, flat, load
+from rgalign.run import plan
 
 DOC = ROOT / "docs" / "own-logs.md"
 STAGES = [name for name, stage in plan.STAGES.items() if stage.in_sequence]

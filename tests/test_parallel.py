@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from rgalign.parallel import each
+from rgalign.run.distributed import each
 
 
 def job(number: int) -> tuple[int, int, float]:

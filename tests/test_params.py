@@ -20,14 +20,13 @@ from rgalign.params import (
     parse_assignments,
     shipped_files,
 )
-from rgalign.plots import MODEL_STYLE
+from rgalign.params_schema import CORE_RANKERS, RANKERS, Params, Pretraining, RankerSettings
 from rgalign.ranker.fit import fit
 from rgalign.ranker.three_tower import ThreeTowerConfig
 from rgalign.ranker.variants import VARIANTS
 from rgalign.reasoner.build import prompt_weight
 from rgalign.reasoner.pretrain import pretrain
-from rgalign.rooms import Params, Pretraining
-from rgalign.rooms_ranker import CORE_RANKERS, RANKERS, RankerSettings
+from rgalign.report.plots import MODEL_STYLE
 
 SHIPPED = shipped_files()
 

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from rgalign import artifacts, pipeline
 from rgalign.__main__ import main
+from rgalign.commands import pipeline
 from rgalign.params import ROOT, load
-from rgalign.stages import Stage
+from rgalign.run import artifacts
+from rgalign.run.stages import Stage
 
 TOY = Stage("01_toy", reads=(), writes=("tables/toy.txt",), params=("run.seed",))
 FINISH = """

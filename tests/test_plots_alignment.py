@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rgalign import plots_alignment as plots
+from rgalign.report import plots_alignment as plots
 
 mpl.use("Agg")
 

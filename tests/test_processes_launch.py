@@ -11,20 +11,20 @@ import pytest
 import small_run
 from peft import PeftModel
 
-from rgalign import processes
 from rgalign.alignment import candidates as writing
 from rgalign.alignment import rewarding, steps
 from rgalign.alignment.candidate_shards import shard, write_share
 from rgalign.alignment.context import Context
-from rgalign.alignment.looking import Dashboard, Lookout
-from rgalign.artifacts import digest, write_table
+from rgalign.alignment.monitor import Dashboard, Lookout
 from rgalign.params import ROOT, ParamsError, load
-from rgalign.processes import ProcessesError, planned
 from rgalign.reasoner import source
-from rgalign.reasoner.embed_shards import embed_by_processes, gather
+from rgalign.reasoner.embed import embed_by_processes, gather
 from rgalign.reasoner.model import Reasoner, save, tiny
 from rgalign.reasoner.tokenizer import build
-from rgalign.stages import open_stage
+from rgalign.run import distributed
+from rgalign.run.artifacts import digest, write_table
+from rgalign.run.distributed import ProcessesError, planned
+from rgalign.run.stages import open_stage
 
 TORCHRUN = "torchrun --standalone --nproc_per_node {}"
 KILLER = """
@@ -133,7 +133,7 @@ def test_a_reason_that_a_user_can_mend_comes_back(tmp_path):
     arguments["reasoner"] = {"folder": str(tmp_path / "none"), "adapter": None, "name": "n", "kind": "causal"}
     pd.DataFrame({"id": ["a"], "tokens": [[3]]}).to_parquet(tmp_path / "sequences.parquet")
     with pytest.raises(ProcessesError, match=r"ReasonerError: model .* is not on this machine"):
-        processes.run("embed", tmp_path, TORCHRUN.format(1), arguments)
+        distributed.run("embed", tmp_path, TORCHRUN.format(1), arguments)
 
 
 def launched(context: Context) -> Context:

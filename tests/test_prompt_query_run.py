@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import small_run
 
-from rgalign import score
+from rgalign import serve
 from rgalign.alignment import steps
 from rgalign.alignment.context import Context
 from rgalign.alignment.cross_sampling import query_vectors
 from rgalign.data import tables, vectors
 from rgalign.reasoner.model import fingerprint
-from rgalign.stages import open_stage
+from rgalign.run.stages import open_stage
 
 EMBED = {"reasoner.embed": "prompt_query"}
 CLOSE = {"atol": 4e-3}  # what is stored is of half precision
@@ -45,8 +45,8 @@ def test_the_stored_vectors_are_others_than_those_of_the_prompts(run, ranked):
 
 
 def test_serving_embeds_as_the_run_did(run):
-    scorer = score.load(run)
-    shop = tables.read(run / score.DATASET)
+    scorer = serve.load(run)
+    shop = tables.read(run / serve.DATASET)
     sessions = shop.sessions[shop.sessions.split == "valid"].head(15)
     served = scorer.embed(sessions)
     expected = stored(run, "sessions").rows(sessions.session_id.tolist()).astype(float)

@@ -11,13 +11,13 @@ import pytest
 import small_run
 import torch
 
-from rgalign import processes
-from rgalign.alignment import loop, rewarding
+from rgalign.alignment import closed_loop, rewarding
 from rgalign.alignment.context import Context
-from rgalign.artifacts import digest, write_table
-from rgalign.processes import ProcessesError
 from rgalign.ranker import launched
 from rgalign.ranker import train as rankers
+from rgalign.run import distributed
+from rgalign.run.artifacts import digest, write_table
+from rgalign.run.distributed import ProcessesError
 
 TORCHRUN = "torchrun --standalone --nproc_per_node 2"
 MODELS = ["two_tower_text", "qe_rec/shuffled_query"]
@@ -87,8 +87,8 @@ def test_a_loss_that_is_not_finite_is_told_by_the_ranker_that_has_it(context, tm
 
 @pytest.mark.parametrize(("index", "own"), [(0, [0, 3]), (1, [1, 4]), (2, [2]), (7, [])])
 def test_each_process_trains_its_share_once(monkeypatch, tmp_path, index, own):
-    monkeypatch.setattr(processes, "count", lambda: max(3, index + 1))
-    monkeypatch.setattr(processes, "index", lambda: index)
+    monkeypatch.setattr(distributed, "count", lambda: max(3, index + 1))
+    monkeypatch.setattr(distributed, "index", lambda: index)
     trained = []
 
     def train_one(number: int, folder: Path) -> pd.DataFrame:
@@ -123,7 +123,7 @@ def test_what_another_call_left_is_trained_again(monkeypatch, tmp_path):
         assert not stale.exists()
         launched.deal(job, 1, train_one)
 
-    monkeypatch.setattr(processes, "run", run)
+    monkeypatch.setattr(distributed, "run", run)
     curves = launched.by_processes("rank", "torchrun", tmp_path / "job", [("m", 5)], {}, tmp_path / "rankers")
     assert curves["epoch"].tolist() == [1]
     assert (tmp_path / "rankers" / "m" / "seed-5").is_dir()
@@ -145,9 +145,9 @@ def test_the_retraining_and_the_closed_loop_by_two_processes_end_with_the_ranker
     curves, turns = [], []
     for name, own in {"one": context, "two": by_two(context)}.items():
         to, folder, work = (tmp_path / name / part for part in ("embeddings", "rankers", "work"))
-        curves.append(loop.retrain(own, main, other, to, folder, work))
+        curves.append(closed_loop.retrain(own, main, other, to, folder, work))
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["embeddings", "rankers"]
-        turns.append(loop.close(own.reading(to, folder), other, other, tmp_path / name / "turn", work))
+        turns.append(closed_loop.close(own.reading(to, folder), other, other, tmp_path / name / "turn", work))
         assert not work.exists()
     pd.testing.assert_frame_equal(*curves)
     pd.testing.assert_frame_equal(*(turn.curves for turn in turns))

@@ -11,10 +11,19 @@ import torch
 
 import rgalign
 from rgalign.__main__ import main
-from rgalign.artifacts import ArtifactError
 from rgalign.data import tables
-from rgalign.ranking import ScoreError, checked_intents
-from rgalign.score import ALIGNED, ALIGNED_RANKERS, ALIGNED_TEXTS, DATASET, QE_REC, TEXTS, latency
+from rgalign.run.artifacts import ArtifactError
+from rgalign.serve import (
+    ALIGNED,
+    ALIGNED_RANKERS,
+    ALIGNED_TEXTS,
+    DATASET,
+    QE_REC,
+    TEXTS,
+    ScoreError,
+    checked_intents,
+    latency,
+)
 
 
 @pytest.fixture(scope="module")

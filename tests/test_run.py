@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kill_runs import Moment, kill_at, temporaries
 
-from rgalign import artifacts
 from rgalign.params import ROOT
+from rgalign.run import artifacts
 
 TINY = {"data.world.sessions": 500, "data.world.transcripts": 50, "ranker.epochs": 3, "evaluation.bootstrap": 100}
 TINY |= {"ranker.seeds": [0], "run.workers": 1, "reasoner.queries.sessions": 50}

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import scaling
-from rgalign.artifacts import ArtifactError
+from rgalign.run.artifacts import ArtifactError
 
 
 def test_growth_is_the_exponent_of_a_power_law():

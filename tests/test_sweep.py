@@ -5,10 +5,11 @@ import os
 
 import pytest
 
-from rgalign import artifacts, pipeline, sharing, sweep
 from rgalign.__main__ import main
+from rgalign.commands import pipeline, sweep
 from rgalign.params import ROOT, ParamsError
-from rgalign.stages import open_stage
+from rgalign.run import artifacts
+from rgalign.run.stages import open_stage
 
 SMOKE = ROOT / "params" / "smoke.yaml"
 THROUGH = ["--through", "03"]
@@ -96,7 +97,7 @@ def test_an_altered_artifact_is_not_taken_over(files, executed, tmp_path):
 
 @pytest.mark.parametrize(
     "other",
-    [{"packages": {"torch": "0"}}, {"seed": 9}, {"code": {"rgalign/plan.py": "another"}}, {"inputs": {"x": "y"}}],
+    [{"packages": {"torch": "0"}}, {"seed": 9}, {"code": {"rgalign/run/plan.py": "another"}}, {"inputs": {"x": "y"}}],
 )
 def test_what_was_made_otherwise_is_not_taken_over(files, executed, tmp_path, other):
     out = tmp_path / "out"
@@ -104,7 +105,7 @@ def test_what_was_made_otherwise_is_not_taken_over(files, executed, tmp_path, ot
     entry = artifacts.read_manifest(out / "a-s0")["stages"]["01_data"]
     artifacts.record_stage(out / "a-s0", "01_data", entry | other)
     (run,) = sweep.runs_of(files[1:], "1", {}, out)
-    assert sharing.twin(run.folder, pipeline.stage_named("01"), run.params) is None
+    assert sweep.twin(run.folder, pipeline.stage_named("01"), run.params) is None
 
 
 def test_an_output_that_is_not_what_its_manifest_says_leaves_no_entry(files, executed, tmp_path):
@@ -113,7 +114,7 @@ def test_an_output_that_is_not_what_its_manifest_says_leaves_no_entry(files, exe
     (run,) = sweep.runs_of(files[1:], "1", {}, out)
     (out / "a-s0" / "tables/encoded/inner").write_text("altered")
     with pytest.raises(artifacts.ArtifactError, match="not what its manifest says"):
-        sharing.take_over(run.folder, pipeline.stage_named("01"), run.params, out / "a-s0")
+        sweep.take_over(run.folder, pipeline.stage_named("01"), run.params, out / "a-s0")
     assert not artifacts.read_manifest(run.folder)["stages"]
     assert not (run.folder / "tables/encoded").exists()
 
@@ -122,7 +123,7 @@ def test_a_copy_is_as_good_as_a_link(files, executed, tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError("no links here")
 
-    monkeypatch.setattr(sharing.os, "link", no_links)
+    monkeypatch.setattr(sweep.os, "link", no_links)
     out = tmp_path / "out"
     assert swept(files, out, seeds="1") == 0
     assert len(executed) == 4

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
-from rgalign import artifacts, userfolder
+from rgalign.commands import runs
+from rgalign.run import artifacts
 
 
 def test_a_new_folder_has_the_notebooks_without_outputs_the_params_and_the_docs(tmp_path):
-    made = userfolder.make(tmp_path / "mine")
+    made = runs.make(tmp_path / "mine")
     notebooks = sorted((tmp_path / "mine" / "notebooks").glob("*.ipynb"))
     assert len(notebooks) == made > 10
     for path in notebooks:
@@ -26,10 +27,10 @@ def test_a_copy_that_fails_leaves_nothing_and_can_be_begun_again(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", full)
         with pytest.raises(OSError, match="No space left"):
-            userfolder.make(tmp_path)
+            runs.make(tmp_path)
     assert not list(tmp_path.iterdir())
-    assert userfolder.make(tmp_path)
+    assert runs.make(tmp_path)
     (tmp_path / "notebooks" / "mine.ipynb").write_text("{}")
     with pytest.raises(artifacts.ArtifactError, match="not empty"):
-        userfolder.make(tmp_path)
+        runs.make(tmp_path)
     assert (tmp_path / "notebooks" / "mine.ipynb").read_text() == "{}"

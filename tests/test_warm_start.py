@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from rgalign import artifacts, outside, stages
 from rgalign.__main__ import main
-from rgalign.alignment.tuning import trainable
-from rgalign.artifacts import ArtifactError
-from rgalign.data import world
+from rgalign.alignment.logprobs import trainable
 from rgalign.params import dump, load
-from rgalign.plan import STAGES
+from rgalign.params_schema import OtherModel, Params
 from rgalign.reasoner import build
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, ReasonerError, fingerprint, save, tiny
-from rgalign.rooms import OtherModel, Params
+from rgalign.run import artifacts, external_inputs, stages
+from rgalign.run.artifacts import ArtifactError
+from rgalign.run.plan import STAGES
+from rgalign.shopworld import world
 
 SMOKE = "params/smoke.yaml"
 
@@ -64,8 +64,8 @@ def test_what_is_taken_is_an_input(last, tmp_path):
 
 def test_a_run_that_is_not_aligned_or_is_this_very_run_is_refused_before_anything_runs(last, tmp_path, capsys):
     given = load(SMOKE, {"run.warm_start": str(last)})
-    assert outside.last_run(given, tmp_path / "next") == last
-    assert outside.last_run(load(SMOKE), tmp_path / "next") is None
+    assert external_inputs.last_run(given, tmp_path / "next") == last
+    assert external_inputs.last_run(load(SMOKE), tmp_path / "next") is None
 
     def told(of, run):
         assert main(["run", SMOKE, "--warm-start", str(of), "--run-dir", str(run), "--dry-run"]) == 1
@@ -79,14 +79,14 @@ def test_a_run_that_is_not_aligned_or_is_this_very_run_is_refused_before_anythin
 def test_development_users_that_the_last_run_learnt_from_are_refused(last, tmp_path):
     given = {"run.warm_start": str(last)}
     with pytest.raises(ArtifactError, match="development users") as error:
-        outside.last_run(load(SMOKE, given | {"run.seed": 7, "data.dev_users": 0.5}), tmp_path / "next")
+        external_inputs.last_run(load(SMOKE, given | {"run.seed": 7, "data.dev_users": 0.5}), tmp_path / "next")
     assert "data.seed is 7; expected 0, as there" in str(error.value)
     assert "data.dev_users is 0.5; expected at most 0.1, as there" in str(error.value)
     kept = {"run.seed": 7, "data.seed": 0, "data.dev_users": 0.05}
-    assert outside.last_run(load(SMOKE, given | kept), tmp_path / "next") == last
+    assert external_inputs.last_run(load(SMOKE, given | kept), tmp_path / "next") == last
     for name, value in (("data.dev_days", 2), ("data.dev_new_intents", 0.1)):
         with pytest.raises(ArtifactError, match=f"{name} is {value}; expected 0 in a warm start"):
-            outside.last_run(load(SMOKE, given | {name: value}), tmp_path / "next")
+            external_inputs.last_run(load(SMOKE, given | {name: value}), tmp_path / "next")
 
 
 SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rgalign import processes
 from rgalign.alignment import candidates as writing
 from rgalign.alignment.context import Context
-from rgalign.artifacts import write_table, write_text
-from rgalign.data.prompts import Prompter
 from rgalign.reasoner.model import Reasoner, fingerprint
+from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.source import hand_over
+from rgalign.run import distributed
+from rgalign.run.artifacts import write_table, write_text
 
 SESSIONS_PER_SHARD = 1_000  # whose queries are written together; fixed, so that the number of processes changes no byte
 SESSIONS = "sessions.parquet"
@@ -34,7 +34,7 @@ def write_in_shards(
     if context.recipe.launcher:
         placed = {name: hand_over(model, job / name) for name, model in models.items()}
         arguments = {"run": str(context.run.absolute()), "models": placed, "how": dict(how)}
-        processes.run("write", job, context.recipe.launcher, arguments)
+        distributed.run("write", job, context.recipe.launcher, arguments)
     else:
         write_share(job, context, models, how)
     count = -(-len(sessions) // SESSIONS_PER_SHARD)
@@ -48,14 +48,14 @@ def write_share(job: Path, context: Context, models: Mapping[str, Reasoner], how
     sessions = context.shop.sessions.set_index("session_id", drop=False).loc[ids].reset_index(drop=True)
     prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
     meant, made = {"models": {name: fingerprint(model) for name, model in models.items()}, "how": dict(how)}, 0
-    for number in range(processes.index(), -(-len(ids) // SESSIONS_PER_SHARD), processes.count()):
+    for number in range(distributed.index(), -(-len(ids) // SESSIONS_PER_SHARD), distributed.count()):
         first = number * SESSIONS_PER_SHARD
         own = sessions.iloc[first : first + SESSIONS_PER_SHARD].reset_index(drop=True)
         digest, label = _digest(meant | {"first": first}, prompters, own), shard(job, number).with_suffix(".txt")
         if shard(job, number).is_file() and label.is_file() and label.read_text(encoding="utf-8") == digest:
             continue
         label.unlink(missing_ok=True)
-        shown = {"progress": processes.index() == 0}
+        shown = {"progress": distributed.index() == 0}
         write_table(shard(job, number), writing.write(models, prompters, own, first_row=first, **how, **shown))
         write_text(label, digest)
         made += 1

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from rgalign.data.lists import Lists
-from rgalign.data.prompts import Prompter
 from rgalign.ranker.fit import refuse_other_parts
-from rgalign.reasoner import queries
+from rgalign.reasoner import generate
 from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.prompts import Prompter
 
 GREEDY = -1  # candidate number of the greedy query; sampled ones count from 0
 COLUMNS = ["session_id", "source", "candidate", "query", "log_probability", "tokens", "count"]
@@ -50,8 +50,8 @@ def write(
     for number, (name, model) in enumerate(models.items()):
         put = prompters[name]
         prompts = put.sessions(sessions)
-        best = queries.greedy(model, put, prompts, **how).assign(candidate=GREEDY)
-        drawn = queries.sample(model, put, prompts, seed=_seed_of(seed, name), first_row=first_row, **drawing, **how)
+        best = generate.greedy(model, put, prompts, **how).assign(candidate=GREEDY)
+        drawn = generate.sample(model, put, prompts, seed=_seed_of(seed, name), first_row=first_row, **drawing, **how)
         tables.append(pd.concat([best, drawn]).assign(source=name, number=number))
     table = pd.concat(tables).sort_values(["row", "number", "candidate"], ignore_index=True)
     return table.assign(session_id=sessions["session_id"].to_numpy()[table["row"]])[COLUMNS]

@@ -17,13 +17,15 @@ from pathlib import Path
 import pandas as pd
 from accelerate import Accelerator
 
-from rgalign.alignment.names import unknown_names
-from rgalign.artifacts import atomic
+from rgalign.alignment.objectives import OBJECTIVES
+from rgalign.alignment.reward import REWARDS
 from rgalign.data import tables, vectors
 from rgalign.data.lists import Lists
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
+from rgalign.errors import nearest, quote
 from rgalign.params import Params
+from rgalign.params_schema import Alignment
 from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import with_click
@@ -32,11 +34,26 @@ from rgalign.ranker.train import Parts
 from rgalign.reasoner import build
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.build import ADAPTER, MAIN, Recipe
-from rgalign.reasoner.engine import Engine
+from rgalign.reasoner.generate import embedded_sessions
 from rgalign.reasoner.model import Reasoner, save
-from rgalign.reasoner.queries import embedded_sessions
 from rgalign.reasoner.source import load_saved, place_of, read_from
-from rgalign.stages import OpenStage
+from rgalign.reasoner.trainer import Engine
+from rgalign.run.artifacts import atomic
+from rgalign.run.stages import OpenStage
+
+# The functions that params call by name: which names there are is known where the functions are.
+
+
+def unknown_names(alignment: Alignment) -> list[str]:
+    """What is wrong with the names of an objective and of a form of reward; empty where both are there."""
+    asked = {"dpo.objective": alignment.dpo.objective, "reward.form": alignment.reward.form}
+    known = {"dpo.objective": [*OBJECTIVES], "reward.form": ["auto", *REWARDS]}
+    return [
+        f"alignment.{key} is {quote(name)}; expected {' | '.join(known[key])}{nearest(name, known[key])}"
+        for key, name in asked.items()
+        if name not in known[key]
+    ]
+
 
 QE_REC, RGALIGN_REC = "qe_rec", "rgalign_rec"
 

@@ -16,16 +16,23 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from rgalign import processes
-from rgalign.alignment.collapse import alignment, effective_rank, uniformity
 from rgalign.alignment.gather import evened, gathered
-from rgalign.alignment.info_nce import SIMILARITIES, contrastive_loss, ranker_nce
-from rgalign.alignment.space import RankingSpace, space_faults
-from rgalign.alignment.tuning import trainable, tuned
+from rgalign.alignment.info_nce import (
+    SIMILARITIES,
+    RankingSpace,
+    alignment,
+    contrastive_loss,
+    effective_rank,
+    ranker_nce,
+    space_faults,
+    uniformity,
+)
+from rgalign.alignment.logprobs import trainable, tuned
 from rgalign.reasoner import training
 from rgalign.reasoner.embed import pool
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.pretrain import next_token_loss
+from rgalign.run import distributed
 
 
 def contrastive(
@@ -136,7 +143,7 @@ def _objective(
     loss, query = torch.stack(losses).mean(), queries[0]
     values = {"contrastive": loss, "effective_rank": effective_rank(query)}
     values["alignment"] = alignment(query, spaces[0].intents[clicked])
-    if len(query) > 1 or processes.several():  # all processes log the same names; of a single row it is NaN
+    if len(query) > 1 or distributed.several():  # all processes log the same names; of a single row it is NaN
         values["uniformity"] = uniformity(query)
     if lm_weight:
         if "asked" in batch:

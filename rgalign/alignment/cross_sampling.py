@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from rgalign.alignment.candidates import written
 from rgalign.data.lists import Intents, Lists, QueryLists, with_queries
-from rgalign.data.prompts import Prompter
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import Loss
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.prompts import Prompter
 
 
 def query_vectors(

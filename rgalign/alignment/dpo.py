@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from rgalign.alignment.layouts import ROUNDING, Layout, layout_for, rounding_of
+from rgalign.alignment.logprobs import ROUNDING, Layout, Watch, layout_for, rounding_of, trainable, tuned
 from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
-from rgalign.alignment.pairs import (
+from rgalign.alignment.preferences import (
     PairDocuments,
     Pairs,
     chosen_tokens,
@@ -27,11 +27,10 @@ from rgalign.alignment.pairs import (
     reference_faults,
     reference_log_probabilities,
 )
-from rgalign.alignment.tuning import Watch, trainable, tuned
-from rgalign.data.faults import nearest
+from rgalign.errors import nearest
 from rgalign.reasoner import training
-from rgalign.reasoner.memory import in_halves
 from rgalign.reasoner.model import Reasoner, fingerprint
+from rgalign.reasoner.trainer import in_halves
 
 __all__ = ["Pairs", "dpo", "reference_log_probabilities"]
 

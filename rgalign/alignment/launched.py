@@ -1,4 +1,4 @@
-"""The alignment's steps by several processes (run.launcher): handed to `rgalign.worker`, and what comes back.
+"""The alignment's steps by several processes (run.launcher): handed to `rgalign.commands.worker`, and what comes back.
 
 A worker builds the run's context from its directory again, so that only what the notebook made itself travels: tables
 as parquet; a reasoner, rankers and vectors as the folders that they lie in.
@@ -10,15 +10,15 @@ from typing import Any
 
 import pandas as pd
 
-from rgalign import processes
 from rgalign.alignment.context import Context
-from rgalign.artifacts import write_table
 from rgalign.data import vectors
 from rgalign.data.lists import Lists
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.launched import by_processes
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.source import hand_over
+from rgalign.run import distributed
+from rgalign.run.artifacts import write_table
 
 TUNED, CURVE = "tuned", "curve.parquet"
 
@@ -46,7 +46,7 @@ def tune(
     arguments |= {"embeddings": str(context.embeddings.absolute()), "rankers": str(context.rankers_folder.absolute())}
     arguments |= {"reasoner": hand_over(start, job / "start"), "work": str((work / "training").absolute())}
     arguments["learners"] = None if learners is None else learners.session_id.tolist()
-    said = processes.run("tune", job, context.recipe.launcher, arguments)
+    said = distributed.run("tune", job, context.recipe.launcher, arguments)
     return context.load(job / TUNED), pd.read_parquet(job / CURVE), said
 
 

@@ -21,16 +21,16 @@ from torch import Tensor
 
 from rgalign.alignment.candidates import written
 from rgalign.alignment.cross_sampling import cross_sampled, null_query, with_all_queries, with_each_query
-from rgalign.artifacts import atomic
-from rgalign.data.faults import nearest
 from rgalign.data.lists import Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
-from rgalign.parallel import each
+from rgalign.errors import nearest
 from rgalign.ranker import store
 from rgalign.ranker.fit import fit, refuse_other_parts, score
 from rgalign.ranker.store import StoreError
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import Parts, PartsOf, build, fitting, loss_of, parts_of, runtime_of
+from rgalign.run.artifacts import atomic
+from rgalign.run.distributed import each
 
 RANKER = "qe_rec"  # whose architecture and settings it has
 NULL = "null.safetensors"

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from rgalign.alignment.tuning import query_log_probabilities, trainable, tuned
+from rgalign.alignment.logprobs import query_log_probabilities, trainable, tuned
 from rgalign.reasoner import training
 from rgalign.reasoner.model import Reasoner, fingerprint
 

@@ -10,14 +10,14 @@ from rgalign.alignment import launched, preferences
 from rgalign.alignment.context import Context
 from rgalign.alignment.contrastive import contrastive
 from rgalign.alignment.dpo import dpo, reference_log_probabilities
+from rgalign.alignment.info_nce import RankingSpace
 from rgalign.alignment.sft import sft
-from rgalign.alignment.space import RankingSpace
 from rgalign.data.lists import Lists, QueryLists, with_queries
-from rgalign.data.prompts import PROMPT_QUERY
+from rgalign.params_schema import Dpo
 from rgalign.ranker.fit import score
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
-from rgalign.rooms_alignment import Dpo
+from rgalign.reasoner.prompts import PROMPT_QUERY
 from rgalign.seeding import derived
 
 SFT_LOOP = ("epochs", "learning_rate", "documents_per_batch", "neftune", "weight_decay")

@@ -1,1 +1,1 @@
-"""Ground floor: tables, the simulator, public data, splits and encoded features."""
+"""Tables, checks, public data, splits, encoded features and shown lists."""

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from rgalign.data.faults import Report, count_rows, count_values, nearest, quote
 from rgalign.data.tables import TableError
+from rgalign.errors import Report, count_rows, count_values, nearest, quote
 
 NEEDED = ("complaint_id", "date_received", "product", "sub_product", "issue", "sub_issue", "company", "state")
 NEEDED += ("zip_code", "submitted_via")

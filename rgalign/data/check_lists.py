@@ -7,11 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rgalign.data.faults import Report, count_rows, count_values, quote
-from rgalign.data.parquet import regrouped
-from rgalign.data.schema import PROBABILITIES, REQUIRED, SPLITS, STRING, TIME, as_type, is_empty
-from rgalign.data.source import READ_ERRORS, Source
-from rgalign.rooms import Experiment
+from rgalign.data.check_schema import READ_ERRORS, Source
+from rgalign.data.schema import PROBABILITIES, REQUIRED, SPLITS, STRING, TIME, as_type, is_empty, regrouped
+from rgalign.errors import Report, count_rows, count_values, quote
+from rgalign.params_schema import Experiment
 
 ROWS_AT_ONCE = 2**22  # impressions whose strings are in memory together
 DISTRIBUTIONS = [column for column, kind in REQUIRED["truth"].items() if kind == PROBABILITIES]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rgalign.data import columns, schema, split
 from rgalign.data.features import among, hashes
-from rgalign.data.parquet import Table
+from rgalign.data.schema import Table
 
 ROWS = 2**20  # read at once; changes nothing of what is found
 

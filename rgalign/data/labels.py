@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rgalign import artifacts
-from rgalign.data.faults import SHOWN, nearest, quote
-from rgalign.data.parquet import location
-from rgalign.data.schema import STRING
+from rgalign.data.schema import STRING, location
 from rgalign.data.tables import Dataset
+from rgalign.errors import SHOWN, nearest, quote
+from rgalign.run import artifacts
 
 COLUMNS = ("session_id", "session", "intent_id")  # of the sheet; `intent_id` is for the human
 MADE_FOR = "sessions_sha256"  # column of a run's labels: which sessions they are of

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rgalign.data.faults import nearest, quote
 from rgalign.data.schema import SPLITS
+from rgalign.errors import nearest, quote
 
 SPLIT_TYPE = pd.ArrowDtype(pa.large_string())
 DATES, SHARES = ("valid_from", "test_from"), ("train", "valid")

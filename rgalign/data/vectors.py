@@ -9,7 +9,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rgalign.artifacts import atomic, write_table
+from rgalign.run.artifacts import atomic, write_table
 
 VALUES, IDS = "vectors.safetensors", "ids.parquet"
 

@@ -1,35 +1,102 @@
-"""What CTR@k a ranker would have had, from a log that another policy wrote with its propensities.
+"""How good off-policy estimates are, where the truth is known: over many logs of the same sessions of a ShopWorld."""
 
-    log = Log.of(dataset)
-    estimates(log, target, predicted)                  # one ranker: IPS, SNIPS, DR with their intervals
-    differences(log, (target, other))                  # one ranker minus another, paired
-
-CTR@k = clicks on the k intents shown, divided by impressions of them. The item-position model: a click depends on the
-session, the intent and its position, not on the rest of the list (Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay,
-Wen 2018, "Offline evaluation of ranking policies with click models"). So a target slot counts where the log happened
-to show the same intent at the same position, with the weight w = 1 / propensity, and 0 elsewhere:
-
-ips    mean of w * clicked (Horvitz & Thompson 1952). Unbiased where every target slot had a chance to be logged.
-snips  sum of w * clicked / sum of w (Swaminathan & Joachims 2015). Never above 1; biased by order 1 / effective sample.
-dr     mean of q + w * (clicked - q), q the predicted click probability of the target slot (Dudik, Langford & Li 2011;
-       Dudik, Erhan, Langford & Li 2014). Unbiased as IPS is, whatever q; the better q, the smaller the variance.
-
-Clipping w at `clip` (evaluation.experiment.clip) trades variance for bias: IPS then reads too low, DR leans on q. It
-bounds what one slot can do: IPS lies in [0, clip], DR in [1 - clip, clip], SNIPS in [0, 1] with or without. `clipped`
-says how many weights it took something from. Where few slots match, with weights in the hundreds, intervals can be too
-short: look at effective_sample_size first.
-"""
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
+from scipy.special import expit, log_softmax
 from scipy.stats import t as student
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
 
 from rgalign.data import columns
+from rgalign.data.lists import Lists
 from rgalign.data.tables import Dataset
+from rgalign.shopworld.traffic import Traffic
+
+# The direct model of the doubly robust estimate: P(click) of an intent at a position, from a ranker's own scores.
+
+FITTED_ON = ("train", "dev")
+LEAST = np.log(1e-6)  # an intent that a ranker gives less than this is as unlikely as any
+
+
+@dataclass(frozen=True, eq=False)
+class DirectModel:
+    """P(click) = sigmoid(slope * log p(intent | session) + intercept of the position), p the softmax of the scores.
+
+    A calibration of the ranker, as simple as that [C]: DR is unbiased with any model, and the fewer numbers are
+    fitted, the less there is to overfit. On its own it is no estimate: the log shows an intent where its policy found
+    it fitting, so a ranker that knows less than that policy looks better than it is. `intercepts` (positions,).
+    """
+
+    slope: float
+    intercepts: np.ndarray
+
+    @classmethod
+    def fit(cls, lists: Lists, scores: np.ndarray) -> "DirectModel":
+        """The model of the clicks in `lists`.
+
+        lists   of train or dev. Prefer dev: on the sessions that it was trained on a ranker is surer than elsewhere
+        scores  (lists, KB) of the ranker, -inf for what was not in the KB
+        Raises ValueError for lists of another part (their clicks are what is to be estimated), for scores of another
+        shape or with NaN or +inf, and where clicks are all alike.
+        """
+        if lists.part not in FITTED_ON:
+            raise ValueError(f"these are lists of {lists.part}; a direct model is fitted on {' or '.join(FITTED_ON)}")
+        shown, clicked = lists.shown.numpy(), lists.clicked.numpy()
+        log_p = _log_p(scores, len(lists))
+        row, position = np.nonzero(shown)
+        labels = clicked[row, position]
+        if labels.all() or not labels.any():
+            raise ValueError(f"{int(labels.sum())} of {len(labels)} impressions are clicked: nothing to learn from")
+        positions = np.arange(shown.shape[1])
+        inputs = np.column_stack([log_p[row, lists.candidates.numpy()[row, position]], position[:, None] == positions])
+        fitted = LogisticRegression(fit_intercept=False, max_iter=1000).fit(inputs, labels)
+        return cls(float(fitted.coef_[0, 0]), fitted.coef_[0, 1:])
+
+    def predict(self, scores: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """P(click) of each slot of the target lists (sessions, k), which hold rows of the KB from position 0 on.
+
+        scores  (sessions, KB) of the same ranker, made as those of `fit`
+        """
+        k = target.shape[1]
+        if k > len(self.intercepts):
+            raise ValueError(f"target has {k} positions; the model was fitted on lists of {len(self.intercepts)}")
+        log_p = np.take_along_axis(_log_p(scores, len(target)), target, axis=1)
+        return expit(self.slope * log_p + self.intercepts[:k])
+
+
+def _log_p(scores: np.ndarray, rows: int) -> np.ndarray:
+    scores = np.asarray(scores, dtype=np.float64)
+    wrong = int((np.isnan(scores) | np.isposinf(scores)).sum())
+    if scores.ndim != 2 or len(scores) != rows or wrong:
+        raise ValueError(f"scores has the shape {scores.shape} and {wrong} NaN or inf; expected ({rows}, KB)")
+    nothing = np.isneginf(scores).all(axis=1, keepdims=True)  # nothing was in the KB yet: no softmax, all as unlikely
+    return np.where(nothing, LEAST, log_softmax(np.where(nothing, 0, scores), axis=1).clip(min=LEAST))
+
+
+# What CTR@k a ranker would have had, from a log that another policy wrote with its propensities.
+#
+#     log = Log.of(dataset)
+#     estimates(log, target, predicted)                  # one ranker: IPS, SNIPS, DR with their intervals
+#     differences(log, (target, other))                  # one ranker minus another, paired
+#
+# CTR@k = clicks on the k intents shown, divided by impressions of them. The item-position model: a click depends on the
+# session, the intent and its position, not on the rest of the list (Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay,
+# Wen 2018, "Offline evaluation of ranking policies with click models"). So a target slot counts where the log happened
+# to show the same intent at the same position, with the weight w = 1 / propensity, and 0 elsewhere:
+#
+# ips    mean of w * clicked (Horvitz & Thompson 1952). Unbiased where every target slot had a chance to be logged.
+# snips  sum of w * clicked / sum of w (Swaminathan & Joachims 2015). Never above 1; bias of order 1 / effective sample.
+# dr     mean of q + w * (clicked - q), q the predicted click probability of the target slot (Dudik, Langford & Li 2011;
+#        Dudik, Erhan, Langford & Li 2014). Unbiased as IPS is, whatever q; the better q, the smaller the variance.
+#
+# Clipping w at `clip` (evaluation.experiment.clip) trades variance for bias: IPS then reads too low, DR leans on q. It
+# bounds what one slot can do: IPS lies in [0, clip], DR in [1 - clip, clip], SNIPS in [0, 1] with or without. `clipped`
+# says how many weights it took something from. Where few slots match, with weights in the hundreds, intervals can be
+# too short: look at effective_sample_size first.
 
 LARGEST = 1e12  # a weight where none is clipped: its square, summed over a log, is still a number [C]
 _MISSING = (
@@ -220,3 +287,72 @@ def _row(name: str, value: float, influence: np.ndarray, user: np.ndarray, level
     error = float(np.sqrt((by_user**2).sum() * len(by_user) / free)) if free else np.nan
     half = float(student.ppf((1 + level) / 2, free)) * error if free else np.nan
     return {"estimator": name, "value": value, "standard_error": error, "low": value - half, "high": value + half}
+
+
+def over_logs(
+    traffic: Traffic,
+    targets: Mapping[str, np.ndarray],
+    predicted: Mapping[str, np.ndarray] | None = None,
+    *,
+    logs: int = 100,
+    seed: int,
+    against: str | None = None,
+    clip: float | None = None,
+    level: float = 0.95,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Bias, spread and coverage of each estimator for each ranker, over `logs` logs of the traffic (Traffic.relog).
+
+    targets    ranker -> the lists it would show (sessions, k), rows of the KB
+    predicted  ranker -> the direct model's P(click) of each target slot (sessions, k); a ranker without has no dr
+    against    one of the rankers: adds the differences of all others to it, paired
+    Columns: ranker, against (empty: the ranker's own CTR), estimator, truth, mean, bias, standard_deviation (over
+    logs), rmse, coverage of the interval, standard_error (mean of those stated), effective_sample_size and matched
+    (means; NaN for a difference), clipped (mean), logs: those in which the estimate is defined, over which all of this
+    is taken.
+    Raises ValueError for fewer than two logs and for an unknown `against`.
+    """
+    if logs < 2:
+        raise ValueError(f"logs is {logs}; a spread over logs needs two or more")
+    if against is not None and against not in targets:
+        raise ValueError(f"against is {against!r}; expected one of {', '.join(targets)}")
+    others = [name for name in targets if against is not None and name != against]
+    truth = {(name, None): traffic.ctr(shown) for name, shown in targets.items()}
+    truth |= {(name, against): truth[name, None] - truth[against, None] for name in others}
+    found = {key: [] for key in truth}
+    for number in tqdm(range(logs), "logs", unit="log", delay=5, disable=not progress):
+        drawn = traffic.relog(np.random.default_rng([seed, number]))
+        log = Log(drawn.candidates, drawn.clicked, drawn.propensity, traffic.users)
+        for name, other in truth:
+            found[name, other].append(_one(log, name, other, targets, predicted or {}, {"clip": clip, "level": level}))
+    return pd.DataFrame(
+        {"ranker": name, "against": other, "estimator": estimator, **_summary(table, truth[name, other])}
+        for (name, other), tables in found.items()
+        for estimator, table in pd.concat(tables).groupby("estimator", sort=False)
+    )
+
+
+def _one(log: Log, name: str, other: str | None, targets: Mapping, predicted: Mapping, how: dict) -> pd.DataFrame:
+    if other is None:
+        return estimates(log, targets[name], predicted.get(name), **how)
+    both = (predicted[name], predicted[other]) if name in predicted and other in predicted else None
+    return differences(log, (targets[name], targets[other]), both, **how)
+
+
+def _summary(table: pd.DataFrame, truth: float) -> dict[str, float]:
+    """What `over_logs` says of one estimator of one figure; `table` has its row in every log."""
+    table = table.dropna(subset="value")
+    error = table["value"] - truth
+    return {
+        "truth": truth,
+        "mean": table["value"].mean(),
+        "bias": error.mean(),
+        "standard_deviation": table["value"].std(),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "coverage": ((table["low"] <= truth) & (truth <= table["high"])).mean(),
+        "standard_error": table["standard_error"].mean(),
+        "effective_sample_size": table["effective_sample_size"].mean() if "matched" in table else np.nan,
+        "matched": table["matched"].mean() if "matched" in table else np.nan,
+        "clipped": table["clipped"].mean(),
+        "logs": len(table),
+    }

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from rgalign.data.tables import Dataset
-from rgalign.reasoner.queries import repeated_share
+from rgalign.reasoner.generate import repeated_share
 from rgalign.reasoner.settings import NEVER_ASKED
 
 COLUMNS = ["stage", "check", "found", "limit", "warning", "change"]

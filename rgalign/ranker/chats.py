@@ -27,12 +27,12 @@ from rgalign.data import columns, shards, tables
 from rgalign.data.encode import IMPRESSION_COLUMNS, encode_lists, session_columns
 from rgalign.data.features import UNKNOWN, FeatureSpace
 from rgalign.data.lists import Bag, Intents, Lists, listed_in
-from rgalign.data.prompts import sessions_of
 from rgalign.data.schema import FEATURE_TYPES, STRING
 from rgalign.data.tables import Dataset
 from rgalign.ranker.fit import TrainingError
 from rgalign.ranker.two_tower import TwoTower
 from rgalign.ranker.variants import VARIANTS
+from rgalign.reasoner.prompts import sessions_of
 from rgalign.seeding import seeded
 
 CHATS, TYPED = "chats", "typed.safetensors"

@@ -19,10 +19,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
-from rgalign import processes
-from rgalign.artifacts import atomic, write_table
 from rgalign.ranker import train as rankers
 from rgalign.ranker.train import PartsOf
+from rgalign.run import distributed
+from rgalign.run.artifacts import atomic, write_table
 
 RANKERS, CURVE = "rankers", "curve.parquet"
 OF_OTHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a launcher tells a process of others by these
@@ -91,7 +91,7 @@ def train_share(job: Path, said: dict[str, Any]) -> dict[str, int]:
         name, seed = said["trainings"][number]
         own = rankers.parts_of_variant(parts, name, Path(said["embeddings"]), said["seed"])
         how = {"positions": said["positions"], "start": {name: Path(start[name])} if name in start else None}
-        how |= {"accelerator": accelerator, "progress": processes.index() == 0}
+        how |= {"accelerator": accelerator, "progress": distributed.index() == 0}
         how["refit_whitening"] = said["refit_whitening"]
         return rankers.train({name: said["settings"][name]}, [seed], own, folder=folder, **how)
 
@@ -102,7 +102,7 @@ def train_share(job: Path, said: dict[str, Any]) -> dict[str, int]:
 def by_processes(
     task: str, launcher: str, job: Path, trainings: Sequence[tuple[str, int]], arguments: dict[str, Any], folder: Path
 ) -> pd.DataFrame:
-    """Have a task of `rgalign.worker` that ends in `deal` done; returns the curves of its trainings, in their order.
+    """Have a task of `rgalign.commands.worker` that ends in `deal` done; returns the curves of its trainings in order.
 
     trainings  name and seed of each: its ranker goes to folder/<name>/seed-<seed>
     What a call that was killed had trained is trained again: its data or code may have been others. Within a call, a
@@ -110,7 +110,7 @@ def by_processes(
     """
     for left in job.glob("trained-*"):
         shutil.rmtree(left)
-    processes.run(task, job, launcher, arguments, lower="ranker.lists_per_batch")
+    distributed.run(task, job, launcher, arguments, lower="ranker.lists_per_batch")
     curves = []
     for number, (name, seed) in enumerate(trainings):
         curves.append(pd.read_parquet(_place(job, number) / CURVE))
@@ -127,7 +127,7 @@ def deal(job: Path, count: int, train_one: Callable[[int, Path], pd.DataFrame]) 
     One that an earlier start of the job has left, whole and with its curve, is kept. Returns how many were trained.
     """
     made = 0
-    for number in range(processes.index(), count, processes.count()):
+    for number in range(distributed.index(), count, distributed.count()):
         if _place(job, number).is_dir():
             continue
         with atomic(_place(job, number)) as temporary:

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rgalign.artifacts import atomic
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.two_tower import TwoTower
+from rgalign.run.artifacts import atomic
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 WHITENING_WAS = {"whitening_ridge": 0.01}  # of every ranker saved before it was a setting, and had to be named

@@ -19,7 +19,6 @@ from rgalign.data import shards, vectors
 from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
-from rgalign.parallel import each
 from rgalign.ranker import chats as chatting
 from rgalign.ranker import store
 from rgalign.ranker.fit import Fitted, Loss, fit, listnet
@@ -28,6 +27,7 @@ from rgalign.ranker.search import changes, configurations, grid, search, space_o
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.two_tower import TwoTower, set_whitening
 from rgalign.ranker.variants import VARIANTS
+from rgalign.run.distributed import each
 
 ARCHITECTURES = {"two_tower": TwoTower, "three_tower": ThreeTower}
 LOOP = ("epochs", "patience", "lists_per_batch", "learning_rate", "weight_decay")  # settings of the training loop

@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from rgalign.data import tables, vectors, verbal
+from rgalign.data import tables, vectors
 from rgalign.data.lists import Intents, Lists
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import refuse_other_parts
+from rgalign.reasoner import verbalize
 
 PROMPT, TEXT = "prompt", "text"  # sets of vectors: whole prompts and KB entries; text columns alone and titles alone
 SMOOTHING = 0.5  # added to every count of clicks, so that an intent never clicked has a finite score [C]
@@ -134,14 +135,14 @@ def tfidf_cosine(sessions: Sequence[str], intents: Sequence[str], corpus: Iterab
     four public sets, and idf of the KB alone lost a quarter of the Recall@3 over the KB (govuk2021).
     """
     scores = np.zeros((len(sessions), len(intents)), np.float32)
-    documents = [verbal.words_of(text) for text in corpus]
+    documents = [verbalize.words_of(text) for text in corpus]
     if not any(documents):
         return scores
     counted = TfidfVectorizer(analyzer=_same, sublinear_tf=True, dtype=np.float64).fit(documents)
-    kb = counted.transform(map(verbal.words_of, intents)).T
+    kb = counted.transform(map(verbalize.words_of, intents)).T
     for first in range(0, len(sessions), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
-        found = counted.transform(map(verbal.words_of, sessions[rows])) @ kb
+        found = counted.transform(map(verbalize.words_of, sessions[rows])) @ kb
         scores[rows] = found.toarray().round(DECIMALS)
     return scores
 
@@ -200,18 +201,18 @@ def session_texts(
     frame: pd.DataFrame, columns: Sequence[str], kinds: Mapping[str, str], titles: Mapping[str, str]
 ) -> list[str]:
     """What these columns say of each session in one line, as a prompt says it; a text without its column's name."""
-    rows = verbal.session_phrases(frame, columns, kinds, layout="lines", titles=titles)
+    rows = verbalize.session_phrases(frame, columns, kinds, layout="lines", titles=titles)
     return ["".join(part for phrase in row for part in _said(phrase)) for row in rows]
 
 
-def _said(phrase: verbal.Phrase) -> tuple[str, ...]:
+def _said(phrase: verbalize.Phrase) -> tuple[str, ...]:
     """Its own words; of what is no text also the column's name, without which `yes` says nothing."""
     return (*(() if phrase.kind == "text" else (phrase.opening,)), *phrase.units, " ")
 
 
 def _intent_texts(intents: pd.DataFrame, compared: str) -> list[str]:
     chosen = intents.assign(description=None) if compared == "title" else intents
-    rows = verbal.intent_phrases(chosen, layout="lines")
+    rows = verbalize.intent_phrases(chosen, layout="lines")
     return [" ".join(unit for phrase in row for unit in phrase.units) for row in rows]
 
 

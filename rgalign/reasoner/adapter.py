@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from rgalign.reasoner.weight_files import ADAPTER_WEIGHTS, ReasonerError, adapter_faults
+from rgalign.reasoner.folder import ADAPTER_WEIGHTS, ReasonerError, adapter_faults
 
 
 def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> nn.Module:

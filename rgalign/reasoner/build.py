@@ -11,25 +11,88 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from sklearn.pipeline import Pipeline
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import Pipeline, make_pipeline
 
-from rgalign.data import verbal
-from rgalign.data.prompts import PROMPT, PROMPT_QUERY, Prompter, intent_texts
-from rgalign.data.schema import YAML_FILE, read_yaml
+from rgalign.data import shards, tables
+from rgalign.data.schema import YAML_FILE, Table, is_there, read_yaml
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
-from rgalign.parallel import each
 from rgalign.params import Params
-from rgalign.reasoner import lsa, queries, tokenizer
+from rgalign.reasoner import generate, tokenizer, verbalize
 from rgalign.reasoner.adapter import adapted
-from rgalign.reasoner.embed_shards import Prompts, embed_by_processes, embed_to_shards, gather
+from rgalign.reasoner.embed import Prompts, embed_by_processes, embed_to_shards, gather
 from rgalign.reasoner.folder import positions
 from rgalign.reasoner.model import Reasoner, ReasonerError, look, save, tiny
 from rgalign.reasoner.pretrain import pretrain
+from rgalign.reasoner.prompts import PROMPT, PROMPT_QUERY, Prompter, intent_texts
 from rgalign.reasoner.settings import TINY, prompter, shown_features
 from rgalign.reasoner.source import load_saved, name_source
+from rgalign.run.distributed import each
 from rgalign.seeding import seeded
+
+# What the language models of a run may learn from: train without development users, and no words of users judged.
+
+
+def learnable(dataset: Dataset, folder: Path, encoded: Path) -> tuple[Dataset, dict[str, int]]:
+    """The data set with nothing else in it, and how many transcripts that leaves and takes away; empty without any.
+
+    dataset  with its transcripts, of train and valid;  folder  it was read from;  encoded  tables/encoded
+    Sessions stay where they are of train and no development user's. A transcript that names a session stays where that
+    session does and its user has none in valid or test either [C]: what she typed earlier may tell what she will want.
+    Test is asked for its users' ids alone. A transcript that names no session is of nobody whom the run judges (other
+    shops' chats, say); whoever gives it answers for that.
+    """
+    developing = set(shards.load_lists(encoded, "dev").user_id)
+    sessions = dataset.sessions
+    learners = sessions[sessions["split"].eq("train") & ~sessions["user_id"].isin(developing)]
+    transcripts = dataset.transcripts
+    if transcripts is not None and "session_id" in transcripts:
+        judged = tables.user_ids(folder, ("valid", "test"))
+        allowed = learners["session_id"][~learners["user_id"].isin(judged)]
+        transcripts = transcripts[transcripts["session_id"].isna() | transcripts["session_id"].isin(allowed)]
+    every = Table(folder, "transcripts").rows if is_there(folder, "transcripts") else 0
+    kept = 0 if transcripts is None else len(transcripts)
+    told = {"transcripts": kept, "of development, valid or test users, left out": every - kept} if every else {}
+    return replace(dataset, sessions=learners, transcripts=transcripts), told
+
+
+# A control without a language model: the prompts' words as TF-IDF, reduced by a truncated SVD (LSA).
+#
+# Fitted on the transcripts that the tiny model is pre-trained on (not on the KB), so that it tells what language
+# modelling adds to having read them.
+
+Ids = Sequence[Sequence[int]]
+
+
+def fit(documents: Ids, *, dim: int, seed: int) -> Pipeline:
+    """TF-IDF and SVD of documents given as token ids. dim: width of a vector, at most the words seen less one.
+
+    Raises ValueError where fewer than two words stand in two documents each.
+    """
+    words = TfidfVectorizer(analyzer=_same, min_df=2, sublinear_tf=True, dtype=np.float32)
+    seen = Counter(word for ids in documents for word in set(ids))
+    if sum(count >= words.min_df for count in seen.values()) < 2:
+        raise ValueError(
+            f"vectors lsa cannot be fitted on {len(documents)} transcripts: fewer than two words stand in two of them; "
+            "is typed_query blank? Give transcripts with words, or leave qe_rec/lsa out of ranker.models"
+        )
+    counted = words.fit_transform(documents)
+    reduced = TruncatedSVD(min(dim, counted.shape[1] - 1), random_state=seed).fit(counted)
+    return make_pipeline(words, reduced)
+
+
+def embed(model: Pipeline, sequences: Ids) -> np.ndarray:
+    """(sequences, dim) float32; a sequence without a known word is the zero vector."""
+    return model.transform(sequences).astype(np.float32)
+
+
+def _same(ids: Sequence[int]) -> Sequence[int]:
+    return ids
+
 
 MAIN, KB_LM = "main", "kb_lm"
 PROMPT_ALONE = "prompt_alone"  # vectors of the prompt whatever reasoner.embed says
@@ -169,7 +232,7 @@ class Embedding:
 
     def sessions(self, frame: pd.DataFrame, work: Path) -> Vectors:
         """Vectors of sessions by session_id. work: folder for finished shards; a killed call goes on from them."""
-        prompts = queries.embedded_sessions(self.reasoner, self.prompter, Prompts(self.prompter, frame))
+        prompts = generate.embedded_sessions(self.reasoner, self.prompter, Prompts(self.prompter, frame))
         return self._vectors(frame["session_id"].tolist(), prompts, work)
 
     def intents(self, frame: pd.DataFrame, work: Path) -> Vectors:
@@ -179,7 +242,7 @@ class Embedding:
 
     def _vectors(self, ids: list[str], sequences: Sequence[list[int]], work: Path) -> Vectors:
         if self.words is not None:
-            return Vectors(ids, lsa.embed(self.words, list(sequences)))
+            return Vectors(ids, embed(self.words, list(sequences)))
         how = {"pooling": self.pooling, "tokens_per_batch": self.tokens_per_batch, "prefix": len(self.prompter.head)}
         if self.recipe is not None and self.recipe.launcher:
             where = {"dtype": self.recipe.settings["dtype"], "device": self.recipe.device}
@@ -211,7 +274,7 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     words = None
     if name == "lsa":
         documents = [[*prompt, *query] for prompt, query in zip(*_documents(dataset, put), strict=True)]
-        words = lsa.fit(documents, dim=main.hidden_size, seed=settings["seed"])
+        words = fit(documents, dim=main.hidden_size, seed=settings["seed"])
     return Embedding(
         chosen,
         put,
@@ -255,7 +318,7 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
         transcripts=_transcripts(dataset),
     )
     enough = settings["tiny"]["min_count"]
-    told = verbal.compact_text(settings["instruction"] or "").split()
+    told = verbalize.compact_text(settings["instruction"] or "").split()
     return tokenizer.build(counts | Counter(dict.fromkeys(told, enough)), min_count=enough)
 
 

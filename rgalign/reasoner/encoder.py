@@ -4,8 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rgalign.reasoner.folder import refuse
-from rgalign.reasoner.weight_files import ReasonerError, read_json
+from rgalign.reasoner.folder import ReasonerError, read_json, refuse
 
 MODULES = "modules.json"
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # theirs: ours

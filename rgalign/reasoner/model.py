@@ -24,11 +24,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from rgalign.artifacts import atomic, digest
-from rgalign.outside import given_folder
 from rgalign.reasoner.adapter import adapted, read_adapter
 from rgalign.reasoner.encoder import Encoder, read_encoder, write_encoder
 from rgalign.reasoner.folder import (
+    ReasonerError,
     causal_faults,
     folder_faults,
     load_tokenizer,
@@ -38,7 +37,8 @@ from rgalign.reasoner.folder import (
     refuse,
     vocabulary_faults,
 )
-from rgalign.reasoner.weight_files import ReasonerError
+from rgalign.run.artifacts import atomic, digest
+from rgalign.run.external_inputs import given_folder
 from rgalign.seeding import seeded
 
 __all__ = ["Reasoner", "ReasonerError", "fingerprint", "load", "look", "save", "tiny"]

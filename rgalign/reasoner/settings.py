@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from rgalign.data.faults import nearest, quote
-from rgalign.data.personal import personal
-from rgalign.data.prompts import PROMPT, Prompter, has_ask
+from rgalign.data.schema import personal
+from rgalign.errors import nearest, quote
+from rgalign.reasoner.prompts import PROMPT, Prompter, has_ask
 
 TINY = "tiny"
 NEVER_ASKED = (  # what is wrong, and what to change

@@ -15,12 +15,11 @@ from weakref import WeakKeyDictionary
 from peft import PeftModel
 from torch import nn
 
-from rgalign.artifacts import atomic
-from rgalign.outside import content
 from rgalign.reasoner.adapter import adapted
-from rgalign.reasoner.folder import locate
+from rgalign.reasoner.folder import locate, read_json
 from rgalign.reasoner.model import Reasoner, ReasonerError, load, save
-from rgalign.reasoner.weight_files import read_json
+from rgalign.run.artifacts import atomic
+from rgalign.run.external_inputs import content
 
 SOURCE = "source.json"
 # model -> where its weights were read from. By the very object: a copy, which may be trained, is not among them.

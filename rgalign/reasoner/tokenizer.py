@@ -12,9 +12,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from rgalign.data import columns, verbal
-from rgalign.data.prompts import ASK
-from rgalign.data.verbal import Phrase
+from rgalign.data import columns
+from rgalign.reasoner import verbalize
+from rgalign.reasoner.prompts import ASK
+from rgalign.reasoner.verbalize import Phrase
 
 PAD, UNKNOWN, END = "<|pad|>", "<|unk|>", "<|end|>"
 
@@ -52,17 +53,17 @@ def count_words(
     counts: Counter[str] = Counter()
     titles = dict(zip(intents["intent_id"], intents["title"].fillna(""), strict=True))
     put = dict(layout="compact", titles=titles)
-    _add(counts, verbal.intent_phrases(intents, layout="compact") * 2)
+    _add(counts, verbalize.intent_phrases(intents, layout="compact") * 2)
     if sessions is not None:
         if others := set(sessions["split"].dropna()) - {"train"} if "split" in sessions else set():
             raise ValueError(f"a vocabulary is built on train alone; these sessions have split {sorted(others)}")
-        _add(counts, verbal.session_phrases(sessions, features, kinds, **put))
+        _add(counts, verbalize.session_phrases(sessions, features, kinds, **put))
     if transcripts is not None:
         if "features" in transcripts:
             maps = columns.column(transcripts, "features")
-            _add(counts, verbal.transcript_phrases(maps, features, kinds, **put))
+            _add(counts, verbalize.transcript_phrases(maps, features, kinds, **put))
         for query, count in Counter(transcripts["typed_query"].dropna()).items():
-            for word in verbal.compact_text(query).split():
+            for word in verbalize.compact_text(query).split():
                 counts[word] += count
     return counts
 

@@ -24,8 +24,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from rgalign import processes
-from rgalign.reasoner.engine import (
+from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.sharded import put_together
+from rgalign.reasoner.trainer import (
     CHECKPOINTING,
     CHECKPOINTS,
     PLAIN,
@@ -33,15 +34,15 @@ from rgalign.reasoner.engine import (
     Engine,
     Mark,
     Objective,
+    Share,
     StepTrainer,
     TrainingError,
+    Weight,
     last_checkpoint,
     objective_as_forward,
     trainer_arguments,
 )
-from rgalign.reasoner.model import Reasoner
-from rgalign.reasoner.pieces import Share, Weight
-from rgalign.reasoner.sharded import put_together
+from rgalign.run import distributed
 
 __all__ = ["CHECKPOINTS", "Documents", "Engine", "Rows", "TrainingError", "right_padded", "train"]
 
@@ -94,24 +95,24 @@ def train(
     settings |= dict(documents_per_batch=documents_per_batch, beta2=beta2, neftune=neftune)
     device = next(model.parameters()).device
     share = Share(collate, weight, width or tokens_of, engine.tokens_per_batch, whole)
-    wrapped = objective_as_forward(model, objective) if processes.several() else nullcontext()
+    wrapped = objective_as_forward(model, objective) if distributed.several() else nullcontext()
     with borrowed_state(), wrapped:
         arguments = trainer_arguments(folder, len(documents), device, **settings, engine=engine)
         trainer = StepTrainer(
             objective, share, title, model, arguments, train_dataset=documents, callbacks=[Mark(), *callbacks]
         )
         trainer.remove_callback(PrinterCallback)
-        if progress and processes.index() == 0:
+        if progress and distributed.index() == 0:
             trainer.add_callback(Bar(title))
-        identity = {**identity, **settings, "engine": asdict(engine), "processes": processes.count()}
+        identity = {**identity, **settings, "engine": asdict(engine), "processes": distributed.count()}
         trainer.train(resume_from_checkpoint=last_checkpoint(folder, identity))
         put_together(model, trainer.model_wrapped, trainer.accelerator)
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         model.__dict__.pop("forward", None)  # what accelerate put there for autocast
     if engine.gradient_checkpointing:
         getattr(model, f"{CHECKPOINTING}_disable")()
-    processes.wait_for_all()
-    if processes.index() == 0:
+    distributed.wait_for_all()
+    if distributed.index() == 0:
         shutil.rmtree(folder)
     curve = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
     known = ["step", "loss", *sorted(set(curve) - {"step", "loss", "seconds", *OWN_LOGS}), "seconds"]

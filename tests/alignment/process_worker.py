@@ -9,11 +9,11 @@ import test_contrastive as cl
 import torch
 from accelerate import PartialState
 
-from rgalign import processes
 from rgalign.alignment.contrastive import contrastive
 from rgalign.alignment.sft import sft
-from rgalign.reasoner.engine import Engine
 from rgalign.reasoner.model import save
+from rgalign.reasoner.trainer import Engine
+from rgalign.run import distributed
 
 # 22 documents in steps of 8: the last step of an epoch has 6, and of 5 it has 2
 LOOP = dict(epochs=3, learning_rate=1e-2, progress=False, seed=1)
@@ -40,10 +40,10 @@ def train(
 def main(folder: Path) -> None:
     PartialState(cpu=True)
     torch.set_num_threads(1)
-    assert processes.count() == 2, processes.count()
+    assert distributed.count() == 2, distributed.count()
     for name, how in json.loads((folder / "jobs.json").read_text()).items():
         reasoner, curve = train(**how, folder=folder / f"work {name}")
-        if processes.index() == 0:
+        if distributed.index() == 0:
             save(reasoner, folder / name)
             curve.to_parquet(folder / f"{name}.parquet")
     torch.distributed.destroy_process_group()

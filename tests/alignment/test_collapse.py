@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rgalign.alignment.collapse import alignment, effective_rank, uniformity
+from rgalign.alignment.info_nce import alignment, effective_rank, uniformity
 
 
 def with_spectrum(values: list[float], rows: int = 12) -> torch.Tensor:

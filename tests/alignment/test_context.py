@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from rgalign.alignment import steps
 from rgalign.alignment.context import MAIN, Context, hand_on, load_aligned
-from rgalign.alignment.tuning import trainable, tuned
-from rgalign.artifacts import digest
+from rgalign.alignment.logprobs import trainable, tuned
 from rgalign.data import tables
 from rgalign.reasoner.model import fingerprint
-from rgalign.stages import open_stage
+from rgalign.run.artifacts import digest
+from rgalign.run.stages import open_stage
 
 LORA = {"rank": 2, "alpha": 4}
 

@@ -8,10 +8,8 @@ import torch
 from torch.nn import functional
 from transformers import BertConfig, BertModel, TrainerCallback
 
-from rgalign.alignment.collapse import alignment, effective_rank, uniformity
 from rgalign.alignment.contrastive import contrastive
-from rgalign.alignment.info_nce import info_nce, session_nce
-from rgalign.alignment.space import RankingSpace
+from rgalign.alignment.info_nce import RankingSpace, alignment, effective_rank, info_nce, session_nce, uniformity
 from rgalign.data.lists import Bag, QueryIntents, QueryLists
 from rgalign.ranker.losses import listnet_loss
 from rgalign.ranker.three_tower import ThreeTower, ThreeTowerConfig

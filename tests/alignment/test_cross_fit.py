@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import small_rewards as shop
 
-from rgalign.alignment import cross_fit
+from rgalign.alignment import rewarding
 from rgalign.data.vectors import Vectors
 from rgalign.params import ParamsError, check
 from rgalign.ranker.fit import with_click
@@ -51,7 +51,7 @@ def aligned(monkeypatch):
     def pull_to_clicks(context, start, best, work, learners):
         return set(learners.user_id.tolist()), pd.DataFrame()
 
-    monkeypatch.setattr(cross_fit, "pull_to_clicks", pull_to_clicks)
+    monkeypatch.setattr(rewarding, "pull_to_clicks", pull_to_clicks)
 
 
 def served(context) -> Vectors:
@@ -61,22 +61,22 @@ def served(context) -> Vectors:
 
 def test_users_are_whole_and_halved():
     context = Small(users=30)
-    fold = cross_fit.fold_of(context, context.parts.train)
+    fold = rewarding.fold_of(context, context.parts.train)
     by_user = pd.Series(fold).groupby(context.parts.train.user_id).nunique()
     assert (by_user == 1).all()
     assert 0.25 < fold.mean() < 0.75
-    again = cross_fit.fold_of(context, context.parts.train.take(np.arange(60)[::-1].copy()))
+    again = rewarding.fold_of(context, context.parts.train.take(np.arange(60)[::-1].copy()))
     assert again.tolist() == fold[::-1].tolist()
 
 
 def test_a_training_sessions_vector_is_of_the_model_that_has_not_heard_its_user(aligned, tmp_path):
     context = Small(users=30)
-    cross_fit.align_folds(context, None, None, tmp_path / "folds", tmp_path / "work")
+    rewarding.align_folds(context, None, None, tmp_path / "folds", tmp_path / "work")
     everyone = set(context.learners.user_id.tolist())
     assert context.heard["fold-0"] | context.heard["fold-1"] == everyone
     assert not context.heard["fold-0"] & context.heard["fold-1"]
     given = served(context)
-    found = cross_fit.with_folds(context, given, tmp_path / "folds", tmp_path / "work")
+    found = rewarding.with_folds(context, given, tmp_path / "folds", tmp_path / "work")
     assert found.ids.tolist() == given.ids.tolist()
     user_of = dict(zip(context.parts.train.session_id, context.parts.train.user_id, strict=True))
     for session, (number, _) in zip(found.ids.tolist(), found.values.tolist(), strict=True):
@@ -89,10 +89,10 @@ def test_a_training_sessions_vector_is_of_the_model_that_has_not_heard_its_user(
 @pytest.mark.parametrize("off", [{"loop": {"cross_fit": False}}, {"cl": {"use": False}}])
 def test_switched_off_it_leaves_an_empty_folder_and_the_vectors_as_they_were(off, aligned, tmp_path):
     context = Small(users=30, **off)
-    cross_fit.align_folds(context, None, None, tmp_path / "folds", tmp_path / "work")
+    rewarding.align_folds(context, None, None, tmp_path / "folds", tmp_path / "work")
     assert not list((tmp_path / "folds").iterdir())
     given = served(context)
-    assert cross_fit.with_folds(context, given, tmp_path / "folds", tmp_path / "work") is given
+    assert rewarding.with_folds(context, given, tmp_path / "folds", tmp_path / "work") is given
 
 
 def test_a_second_round_which_would_have_heard_all_is_refused():

@@ -19,10 +19,10 @@ from trl import DPOConfig, DPOTrainer
 
 from rgalign.alignment.dpo import Pairs, _ahead, reference_log_probabilities
 from rgalign.alignment.objectives import PairLogProbabilities
-from rgalign.artifacts import write_table
 from rgalign.params import ROOT
-from rgalign.reasoner.engine import CHECKPOINTING
 from rgalign.reasoner.model import fingerprint
+from rgalign.reasoner.trainer import CHECKPOINTING
+from rgalign.run.artifacts import write_table
 
 
 def refusal(folder: Path, **how) -> str:

@@ -9,7 +9,7 @@ import torch
 from small_pairs import TOKENIZER
 from transformers import TrainerCallback
 
-from rgalign.alignment.end_to_end import end_to_end
+from rgalign.alignment.closed_loop import end_to_end
 from rgalign.data.lists import with_queries, with_texts
 from rgalign.params import ParamsError, check
 from rgalign.ranker.fit import with_click

@@ -17,8 +17,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from rgalign.alignment.layouts import APART, BEHIND_ONE, layout_for
-from rgalign.reasoner.engine import CHECKPOINTING
+from rgalign.alignment.logprobs import APART, BEHIND_ONE, layout_for
+from rgalign.reasoner.trainer import CHECKPOINTING
 from rgalign.reasoner.training import Documents
 
 ROWS = [

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rgalign.alignment import looking
-from rgalign.alignment.looking import Dashboard, Lookout
+from rgalign.alignment import monitor
+from rgalign.alignment.logprobs import log_probabilities
+from rgalign.alignment.monitor import Dashboard, Lookout
 from rgalign.alignment.rewarding import Rewarder
-from rgalign.alignment.tuning import log_probabilities
 from rgalign.reasoner.model import fingerprint
 
 
@@ -31,7 +31,7 @@ def test_it_looks_at_the_first_sessions_with_a_click_of_each_part(context, looko
 
 
 def test_ranking_fits_the_query_tower_alone_and_leaves_the_runs_rankers_as_they_were(context, lookout, monkeypatch):
-    ranker, fitted, fit = context.rankers[0], [], looking.fit
+    ranker, fitted, fit = context.rankers[0], [], monitor.fit
 
     def spy(model, *given, **how):
         learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
@@ -39,7 +39,7 @@ def test_ranking_fits_the_query_tower_alone_and_leaves_the_runs_rankers_as_they_
         fitted.append((before, weights(result.model), learning, given))
         return result
 
-    monkeypatch.setattr(looking, "fit", spy)
+    monkeypatch.setattr(monitor, "fit", spy)
     own, reasoner = weights(ranker), context.main()
     learning = [weight.requires_grad for weight in ranker.parameters()]
     value = lookout.ranking(reasoner)
@@ -110,7 +110,7 @@ def test_the_kl_of_a_policy_to_itself_is_0_and_to_another_what_both_say(context,
     prompter = context.recipe.prompter(context.shop, other)
     prompts = prompter.sessions(context.sessions(lookout.valid))
     how = {"samples": 1, "max_new_tokens": 6, "seed": 0, "progress": False}
-    drawn = prompter.queries(looking.queries.sample(other, prompter, prompts, **how)["query"].tolist())
+    drawn = prompter.queries(monitor.queries.sample(other, prompter, prompts, **how)["query"].tolist())
     said = [log_probabilities(model, prompts, drawn, progress=False) for model in (other, start)]
     assert watch.rows[2]["kl"] == pytest.approx(float((said[0] - said[1]).mean()))
     assert fingerprint(start) == before

@@ -9,16 +9,16 @@ import pytest
 import small_run
 import torch
 
-from rgalign.alignment import loop, steps
-from rgalign.alignment.loop import Turn
-from rgalign.alignment.space import RankingSpace
-from rgalign.artifacts import atomic, digest
+from rgalign.alignment import closed_loop, steps
+from rgalign.alignment.closed_loop import Turn
+from rgalign.alignment.info_nce import RankingSpace
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker import store
 from rgalign.ranker.fit import score
 from rgalign.ranker.two_tower import of_their_time
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import fingerprint
+from rgalign.run.artifacts import atomic, digest
 
 
 def with_params(context, **overrides):
@@ -34,7 +34,7 @@ def gauc(model, lists, intents) -> float:
 def closed(context, tmp_path, name: str = "turn-1") -> Turn:
     """A round's end, with the reasoner from before the alignment."""
     main = context.main()
-    return loop.close(context, main, main, tmp_path / name, tmp_path / "work")
+    return closed_loop.close(context, main, main, tmp_path / name, tmp_path / "work")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def moved(context):
 def retrained(context, reasoner, tmp_path):
     """What `loop.retrain` made of the run for this reasoner, and its curves."""
     to, folder = tmp_path / "embeddings", tmp_path / "rankers"
-    curves = loop.retrain(context, context.main(), reasoner, to, folder, tmp_path / "work")
+    curves = closed_loop.retrain(context, context.main(), reasoner, to, folder, tmp_path / "work")
     return context.reading(to, folder), curves
 
 
@@ -94,7 +94,7 @@ def test_a_retraining_that_was_killed_leaves_nothing_half_written_and_ends_as_if
     def made(name: str) -> Path:
         with atomic(tmp_path / name) as folder:
             parts = folder / "embeddings", folder / "rankers"
-            loop.retrain(context, context.main(), moved, *parts, tmp_path / "work")
+            closed_loop.retrain(context, context.main(), moved, *parts, tmp_path / "work")
         return tmp_path / name
 
     whole = made("whole")
@@ -103,7 +103,7 @@ def test_a_retraining_that_was_killed_leaves_nothing_half_written_and_ends_as_if
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.launched, "train", killed)
+        patch.setattr(closed_loop.launched, "train", killed)
         with pytest.raises(KeyboardInterrupt):
             made("again")
     assert sorted(path.name for path in tmp_path.iterdir()) in (["whole"], ["whole", "work"])
@@ -140,7 +140,7 @@ def test_rg_cl_pulls_into_the_space_of_the_retrained_rankers(context, moved, mon
     assert space.digest() == RankingSpace.of(found.rankers[0], found.parts.intents, found.learners).digest()
     others = RankingSpace.of(context.rankers[0], context.parts.intents, context.learners)
     assert space.digest() != others.digest()
-    turn = loop.close(with_loop(found, ranker="frozen"), moved, moved, tmp_path / "turn", tmp_path / "work")
+    turn = closed_loop.close(with_loop(found, ranker="frozen"), moved, moved, tmp_path / "turn", tmp_path / "work")
     assert digest(turn.state.embeddings / "intents") == digest(found.embeddings / "intents")
     same = [
         name
@@ -171,7 +171,7 @@ def test_what_is_only_scaled_and_shifted_is_ranked_as_before_once_it_is_whitened
     )
     wanted = score(context.rankers[0], parts.valid, parts.intents)
     stale = score(other.rankers[0], other.parts.valid, other.parts.intents)
-    again = score(loop.whitened(other).rankers[0], other.parts.valid, other.parts.intents)
+    again = score(closed_loop.whitened(other).rankers[0], other.parts.valid, other.parts.intents)
     shown = np.isfinite(wanted)
     assert np.abs(stale - wanted)[shown].max() > 10 * np.abs(again - wanted)[shown].max()
     np.testing.assert_allclose(again[shown], wanted[shown], atol=0.02 * np.abs(wanted[shown]).max())
@@ -184,7 +184,7 @@ def test_a_frozen_ranker_keeps_its_weights_and_its_whitening_where_params_say_so
     assert (digest(turn.state.rankers_folder / "seed-0") == digest(context.rankers_folder / "seed-0")) or refit
     changed = {n for n, v in states(turn.state.rankers[0]).items() if not torch.equal(v, states(context.rankers[0])[n])}
     assert changed <= ({"query.layers.0.mean", "query.layers.0.matrix"} if refit else set())
-    before = loop.gauc(context)
+    before = closed_loop.gauc(context)
     assert [turn.dev, turn.valid] == pytest.approx([before["dev"], before["valid"]], abs=0.02), "float16 of vectors"
 
 
@@ -206,7 +206,7 @@ def test_a_warm_ranker_never_ends_below_its_start_on_the_development_users(conte
 def test_a_ranker_from_scratch_is_the_one_that_notebook_03_would_train(context, tmp_path):
     turn = closed(with_params(context, loop__ranker="scratch"), tmp_path)
     assert turn.curves.epoch.min() == 1
-    assert turn.dev == pytest.approx(loop.gauc(context)["dev"], abs=0.1)
+    assert turn.dev == pytest.approx(closed_loop.gauc(context)["dev"], abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -221,16 +221,16 @@ def test_a_ranker_from_scratch_is_the_one_that_notebook_03_would_train(context, 
 )
 def test_rounds_end_when_the_development_users_gain_no_more(context, monkeypatch, tmp_path, most, dev, played, kept):
     said, begun_from = iter(dev), []
-    monkeypatch.setattr(loop, "gauc", lambda context: {"dev": 0.4})
+    monkeypatch.setattr(closed_loop, "gauc", lambda context: {"dev": 0.4})
 
     def turn(folder) -> Turn:
         return Turn(folder.name, None, None, pd.DataFrame(), next(said), 0.1, 1.0)
 
-    monkeypatch.setattr(loop, "close", lambda context, reads_kb, reasoner, folder, work, folds: turn(folder))
+    monkeypatch.setattr(closed_loop, "close", lambda context, reads_kb, reasoner, folder, work, folds: turn(folder))
     monkeypatch.setattr(
-        loop, "again", lambda context, last, form, folder, work: begun_from.append(last.dev) or turn(folder)
+        closed_loop, "again", lambda context, last, form, folder, work: begun_from.append(last.dev) or turn(folder)
     )
-    best, table = loop.rounds(with_params(context, loop__rounds=most), None, None, None, "list", tmp_path)
+    best, table = closed_loop.rounds(with_params(context, loop__rounds=most), None, None, None, "list", tmp_path)
     assert table["round"].tolist() == list(range(1, played + 1))
     assert table.dev.tolist() == dev[:played]
     assert table["round"][table.kept].tolist() == [kept]
@@ -243,14 +243,14 @@ def test_a_second_round_has_the_order_of_the_first(context, monkeypatch, tmp_pat
     RG-DPO is left out, as in notebook 06."""
     own = with_params(context, loop__ranker="frozen", dpo__min_margin=99.0, cl__lm_weight=0.1)
     first = closed(own, tmp_path)
-    seen, pull = [], loop.pull_to_clicks
+    seen, pull = [], closed_loop.pull_to_clicks
 
     def spy(context, reasoner, best, work):
         seen.append((context, fingerprint(reasoner), len(best)))
         return pull(context, reasoner, best, work)
 
-    monkeypatch.setattr(loop, "pull_to_clicks", spy)
-    second = loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    monkeypatch.setattr(closed_loop, "pull_to_clicks", spy)
+    second = closed_loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     ((pulled, tuned, targets),) = seen
     assert 0 < targets <= len(context.learners)
     assert tuned != fingerprint(context.main()), "by RG-SFT"
@@ -272,10 +272,10 @@ def test_a_second_round_that_tunes_nothing_hands_the_rankers_on_to_rg_cl(context
     own = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.0)
     first, seen = closed(own, tmp_path), []
     monkeypatch.setattr(
-        loop, "pull_to_clicks", lambda context, reasoner, *rest: seen.append(context) or (reasoner, None)
+        closed_loop, "pull_to_clicks", lambda context, reasoner, *rest: seen.append(context) or (reasoner, None)
     )
     first = replace(first, reads_kb=moved)  # another than the one that RG-CL has made of it
-    second = loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    second = closed_loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     ((pulled),) = seen
     assert digest(pulled.rankers_folder) == digest(first.state.rankers_folder)
     assert digest(pulled.embeddings) == digest(first.state.embeddings)
@@ -286,12 +286,12 @@ def test_the_language_term_alone_is_reason_enough_to_write_candidates_again(cont
     own = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.1)
     first, targets = closed(own, tmp_path), []
     monkeypatch.setattr(
-        loop, "pull_to_clicks", lambda context, reasoner, best, work: targets.append(best) or (reasoner, None)
+        closed_loop, "pull_to_clicks", lambda context, reasoner, best, work: targets.append(best) or (reasoner, None)
     )
-    loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    closed_loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     assert len(targets[0])
     silent = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.0)
-    loop.again(silent, first, "list", tmp_path / "turn-3", tmp_path / "work")
+    closed_loop.again(silent, first, "list", tmp_path / "turn-3", tmp_path / "work")
     assert targets[1] is None
 
 
@@ -307,8 +307,8 @@ def test_rg_dpo_is_watched_in_later_rounds_too(context, monkeypatch, tmp_path, l
         watches.append((reasoner, watch))
         return reasoner, None, None
 
-    monkeypatch.setattr(loop, "tune_by_pairs", spy)
-    loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    monkeypatch.setattr(closed_loop, "tune_by_pairs", spy)
+    closed_loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     ((reasoner, watch),) = watches
     if looks:
         assert watch.start is reasoner

@@ -14,9 +14,9 @@ from tokenizers import processors
 from trl import DPOConfig, DPOTrainer
 
 from rgalign.alignment.preferences import COLUMNS, best_of_n, pairs, prompt_text, to_pairs
-from rgalign.artifacts import write_table
-from rgalign.data.prompts import Prompter
-from rgalign.reasoner.engine import CHECKPOINTING
+from rgalign.reasoner.prompts import Prompter
+from rgalign.reasoner.trainer import CHECKPOINTING
+from rgalign.run.artifacts import write_table
 
 TRAIN = shop.lists("train", 12)
 KINDS = {"asked": "text", "state": "categorical"}

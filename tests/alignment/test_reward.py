@@ -27,12 +27,12 @@ from rgalign.alignment.reward import (
     scored,
     train_reward_models,
 )
-from rgalign.artifacts import digest
 from rgalign.data.lists import QueryLists, with_queries
-from rgalign.data.prompts import Prompter
 from rgalign.ranker.fit import listnet
 from rgalign.ranker.store import StoreError
 from rgalign.reasoner.embed import embed
+from rgalign.reasoner.prompts import Prompter
+from rgalign.run.artifacts import digest
 from rgalign.seeding import seeded
 
 QUERIES = shop.query_vectors()

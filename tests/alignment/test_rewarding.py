@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import small_run
 
-from rgalign.alignment import end_to_end, reward, rewarding, steps
+from rgalign.alignment import closed_loop, reward, rewarding, steps
 from rgalign.alignment.context import Context
-from rgalign.artifacts import digest
+from rgalign.run.artifacts import digest
 
 BOTH = ["main", "other-1"]
 
@@ -24,7 +24,7 @@ def test_rankers_of_a_run_stand_on_its_device(context, rewarded):
     run = context.params.run.model_copy(update={"device": "meta"})
     own = Context.at(context.params.model_copy(update={"run": run}), lambda artifact: context.run / artifact)
     judge = rewarding.Rewarder.of(rewarding.Reader(own, context.main()), rewarded[1]).model.ranker
-    again = end_to_end.going_on(own, context.rankers_folder).rankers
+    again = closed_loop.going_on(own, context.rankers_folder).rankers
     for ranker in (judge, *own.rankers.values(), *again.values()):
         assert {weight.device.type for weight in ranker.parameters()} == {"meta"}
 
@@ -43,8 +43,8 @@ def spy(monkeypatch, target, name, result):
 
 def test_reasoner_and_rankers_that_learn_together_are_run_as_params_say(context, monkeypatch, tmp_path):
     own = with_params(context, cl__neftune=3.0, engine__gradient_checkpointing=True)
-    calls = spy(monkeypatch, end_to_end, "end_to_end", (None, list(context.rankers.values()), None))
-    end_to_end.learn_together(own, context.main(), tmp_path, tmp_path / "work")
+    calls = spy(monkeypatch, closed_loop, "end_to_end", (None, list(context.rankers.values()), None))
+    closed_loop.learn_together(own, context.main(), tmp_path, tmp_path / "work")
     ((_, how),) = calls
     assert how["neftune"] == 3.0
     assert how["engine"].gradient_checkpointing

@@ -8,8 +8,8 @@ from small_pairs import CHOSEN, LORA, PROMPTS, TOKENIZER, Kill, Killed, text
 from trl import SFTConfig, SFTTrainer
 
 from rgalign.alignment.sft import sft
-from rgalign.reasoner.engine import CHECKPOINTING
 from rgalign.reasoner.model import fingerprint
+from rgalign.reasoner.trainer import CHECKPOINTING
 
 SETTINGS = dict(seed=3, epochs=5, documents_per_batch=8, progress=False)
 LOOP = dict(learning_rate=1e-2, warmup=0.2, weight_decay=0.05)

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 import small_pairs
 from rgalign.alignment.contrastive import prompt_vectors
 from rgalign.alignment.sft import query_loss
-from rgalign.reasoner.engine import objective_as_forward
+from rgalign.reasoner.trainer import objective_as_forward
 from rgalign.reasoner.model import save
 from rgalign.reasoner.sharded import put_together
 from rgalign.reasoner.training import Documents, right_padded

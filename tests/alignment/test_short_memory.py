@@ -11,14 +11,14 @@ import small_pairs
 import torch
 from small_pairs import CHOSEN, LORA, PROMPTS, align
 
-from rgalign import processes
 from rgalign.alignment import contrastive as rg_cl
 from rgalign.alignment import dpo as rg_dpo
-from rgalign.alignment import layouts, tuning
+from rgalign.alignment import logprobs
 from rgalign.alignment import sft as rg_sft
-from rgalign.alignment.tuning import log_probabilities
-from rgalign.reasoner.engine import Engine, TrainingError
+from rgalign.alignment.logprobs import log_probabilities
 from rgalign.reasoner.model import fingerprint
+from rgalign.reasoner.trainer import Engine, TrainingError
+from rgalign.run import distributed
 
 CURVE = dict(rtol=1e-4, atol=1e-5)  # sums in another order, as in test_tuning_processes
 NO_ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -112,7 +112,7 @@ def test_one_of_several_processes_does_not_halve_alone(tmp_path, monkeypatch):
     """The others are in the middle of the step. Told by one process that takes itself for one of several."""
 
     def alone(model, batch):
-        monkeypatch.setattr(processes, "several", lambda: True)
+        monkeypatch.setattr(distributed, "several", lambda: True)
         raise NO_ROOM
 
     monkeypatch.setattr(rg_sft, "query_loss", alone)
@@ -133,14 +133,17 @@ def test_reading_halves_too(tmp_path, monkeypatch, caplog):
     """The reference's log-probabilities, and RG-DPO's look at them before it begins."""
     given = small_pairs.reasoner()
     expected = log_probabilities(given, PROMPTS, CHOSEN, progress=False)
-    first, unbroken = log_probabilities(given, PROMPTS[:1], CHOSEN[:1], progress=False), tuning.token_log_probabilities
+    first, unbroken = (
+        log_probabilities(given, PROMPTS[:1], CHOSEN[:1], progress=False),
+        logprobs.token_log_probabilities,
+    )
 
     def small(model, ids, asked, **more):
         if len(ids) > 3 and not torch.is_grad_enabled():
             raise NO_ROOM
         return unbroken(model, ids, asked, **more)
 
-    for module in (tuning, layouts):
+    for module in (logprobs, logprobs):
         monkeypatch.setattr(module, "token_log_probabilities", small)
     with caplog.at_level(logging.WARNING):
         found = log_probabilities(given, PROMPTS, CHOSEN, progress=False)

@@ -11,7 +11,7 @@ import torch
 
 from rgalign.alignment import steps
 from rgalign.data import tables
-from rgalign.rooms_alignment import Dpo
+from rgalign.params_schema import Dpo
 
 LISTS = SimpleNamespace(
     candidates=torch.tensor([[4, 2, 9], [7, 1, -1], [3, 8, 5]]),

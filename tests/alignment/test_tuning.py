@@ -12,11 +12,11 @@ from small_pairs import CHOSEN, LORA, PROMPTS
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from rgalign.alignment.dpo import dpo, reference_log_probabilities
+from rgalign.alignment.logprobs import log_probabilities, query_log_probabilities, trainable, tuned
 from rgalign.alignment.sft import sft
-from rgalign.alignment.tuning import log_probabilities, query_log_probabilities, trainable, tuned
-from rgalign.artifacts import digest
 from rgalign.reasoner.model import fingerprint, load, save
 from rgalign.reasoner.training import Documents, Engine, right_padded
+from rgalign.run.artifacts import digest
 
 IDS = torch.tensor([[5, 6, 7, 2]])
 

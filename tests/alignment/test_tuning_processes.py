@@ -12,9 +12,8 @@ import two_processes
 from accelerate import Accelerator
 from test_short_memory import room_for
 
-from rgalign.reasoner.engine import CHECKPOINTING, Engine, StepTrainer
 from rgalign.reasoner.model import load
-from rgalign.reasoner.pieces import Share
+from rgalign.reasoner.trainer import CHECKPOINTING, Engine, Share, StepTrainer
 from rgalign.reasoner.training import Documents, right_padded, tokens_of
 
 # sums are taken in another order: float32's rounding, which AdamW passes on for a dozen steps

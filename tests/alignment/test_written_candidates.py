@@ -6,9 +6,9 @@ from small_pairs import TOKENIZER, reasoner
 from small_rewards import lists
 
 from rgalign.alignment.candidates import COLUMNS, refuse_strangers, write, written
-from rgalign.data.prompts import Prompter
-from rgalign.reasoner import queries
+from rgalign.reasoner import generate
 from rgalign.reasoner.model import Reasoner, ReasonerError
+from rgalign.reasoner.prompts import Prompter
 
 KINDS = {"asked": "text", "said": "text"}
 SESSIONS = pd.DataFrame(
@@ -30,7 +30,7 @@ def test_every_session_has_every_models_greedy_query_and_samples():
         assert own["query"].iloc[1:].is_unique
     greedy = table[(table["source"] == "alpha") & (table["candidate"] == -1)]
     prompts = PROMPTERS["alpha"].sessions(SESSIONS)
-    expected = queries.greedy(MODELS["alpha"], PROMPTERS["alpha"], prompts, max_new_tokens=4, progress=False)
+    expected = generate.greedy(MODELS["alpha"], PROMPTERS["alpha"], prompts, max_new_tokens=4, progress=False)
     for name in ("query", "log_probability", "tokens", "count"):
         assert greedy[name].tolist() == expected[name].tolist()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rgalign.data import adapters, cfpb_csv, tables
+from rgalign.data import cfpb_csv, sources, tables
 from rgalign.data.schema import SPLITS
 from rgalign.data.tables import TableError
 
@@ -55,7 +55,7 @@ def write_csv(path, frame: pd.DataFrame, **keywords):
 
 def read(path, **how):
     """Its days and months are all below 13."""
-    return adapters.cfpb(path, **{"seed": 1, "day_first": False, **how})
+    return sources.cfpb(path, **{"seed": 1, "day_first": False, **how})
 
 
 def in_2014(frame):
@@ -77,7 +77,7 @@ def in_the_search_api(frame):
 @pytest.mark.parametrize("name", ["cfpb2014", "msweb"])
 def test_raw_files_give_the_published_tables(public_data, name):
     raw = public_data / name / "raw"
-    ours = adapters.cfpb(raw / "Consumer_Complaints.csv", seed=1) if name == "cfpb2014" else adapters.msweb(raw)
+    ours = sources.cfpb(raw / "Consumer_Complaints.csv", seed=1) if name == "cfpb2014" else sources.msweb(raw)
     published = tables.read(public_data / name, splits=SPLITS)
     own = ["intent_id", "title", "valid_from"]  # the published descriptions of the CFPB knew valid and test
     assert ours.intents[own].equals(published.intents[own])
@@ -113,7 +113,7 @@ def assert_described_by_train(intents: pd.DataFrame, published) -> None:
 
 
 def test_rows_left_out_are_counted(public_data):
-    left_out = adapters.cfpb(public_data / "cfpb2014" / "raw" / "Consumer_Complaints.csv", seed=1).meta["left_out"]
+    left_out = sources.cfpb(public_data / "cfpb2014" / "raw" / "Consumer_Complaints.csv", seed=1).meta["left_out"]
     assert left_out == {"rows with another number of fields": 1, "rows without an issue": 2}
 
 
@@ -122,7 +122,7 @@ def test_an_adapted_folder_passes_the_check_and_is_read_back(tmp_path, name):
     if name == "cfpb":
         dataset = read(write_csv(tmp_path / "c.csv", in_2020(complaints())))
     else:
-        dataset = adapters.msweb(write_msweb(tmp_path / "uci"), seed=1)
+        dataset = sources.msweb(write_msweb(tmp_path / "uci"), seed=1)
     tables.write(dataset, tmp_path / "out")
     again = tables.read(tmp_path / "out", splits=SPLITS)
     for table in ("intents", "sessions", "impressions"):
@@ -296,14 +296,14 @@ def test_a_bad_csv_is_refused_with_column_and_rows(tmp_path, fault, words):
 
 def test_files_that_are_no_csv_are_refused(tmp_path):
     with pytest.raises(TableError, match=r"nowhere\.csv"):
-        adapters.cfpb(tmp_path / "nowhere.csv", seed=1)
+        sources.cfpb(tmp_path / "nowhere.csv", seed=1)
     (tmp_path / "latin.csv").write_bytes(",".join(HEADER_2014).encode() + b"\n" + b"\xe9," * 13 + b"\n")
     with pytest.raises(TableError, match=r"latin\.csv"):
-        adapters.cfpb(tmp_path / "latin.csv", seed=1)
+        sources.cfpb(tmp_path / "latin.csv", seed=1)
     path = write_csv(tmp_path / "ragged.csv", in_2014(complaints()))
     path.write_text("\n".join(line + ",x" * (n > 30) for n, line in enumerate(path.read_text().splitlines())))
     with pytest.raises(TableError, match="10 rows have another number of fields"):
-        adapters.cfpb(path, seed=1)
+        sources.cfpb(path, seed=1)
 
 
 AREAS = 'I,4,"www.microsoft.com","created by getlog.pl"\n' + "".join(
@@ -325,7 +325,7 @@ def write_msweb(folder, extra: str = ""):
 
 def test_msweb_withholds_one_visited_area(tmp_path):
     folder = write_msweb(tmp_path / "uci")
-    dataset = adapters.msweb(folder, seed=5)
+    dataset = sources.msweb(folder, seed=5)
     assert dataset.meta["left_out"] == {"users with a single area": 20}
     assert dataset.sessions["split"].eq("test").sum() == 15
     assert dataset.intents["intent_id"].tolist() == [f"v{1000 + n}" for n in range(5)]  # nobody visited the sixth
@@ -348,6 +348,6 @@ def test_msweb_withholds_one_visited_area(tmp_path):
 def test_a_bad_msweb_line_is_named(tmp_path, line):
     folder = write_msweb(tmp_path / "uci", extra=line + "\n")
     with pytest.raises(TableError, match=r"anonymous-msweb\.data: 1 lines cannot be read \(first: \d+\)"):
-        adapters.msweb(folder)
+        sources.msweb(folder)
     with pytest.raises(TableError, match=r"anonymous-msweb\.data is missing"):
-        adapters.msweb(tmp_path)
+        sources.msweb(tmp_path)

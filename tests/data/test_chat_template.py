@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from prompt_tokenizers import TEMPLATE, pretrained
 
-from rgalign.data import chat_template
-from rgalign.data.prompts import Prompter
+from rgalign.reasoner import chat_template
+from rgalign.reasoner.prompts import Prompter
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -194,7 +194,7 @@ def test_a_yaml_that_may_not_be_opened_is_a_fault(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("rgalign.data.check_yaml.read_yaml", refuse)
+    monkeypatch.setattr("rgalign.data.check_schema.read_yaml", refuse)
     assert "cannot be read: Permission denied" in str(check(write_raw(tmp_path, good_tables(), good_meta())))
 
 

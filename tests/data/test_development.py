@@ -9,7 +9,7 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rgalign.data import shards, stream
+from rgalign.data import shards
 from rgalign.data.development import Development
 from rgalign.data.split import development_users
 
@@ -54,9 +54,9 @@ def test_no_user_is_in_both_parts_and_train_does_not_know_the_new_intents(tmp_pa
     drawn = development_users(pd.read_parquet(folder / "sessions.parquet")["user_id"], share=0.2, seed=seed)
     assume(drawn[: len(drawn) // 2].any())  # certainly in train
     chosen = Development.of(folder, dev_users=0.2, seed=seed, dev_days=days, dev_new_intents=share)
-    space = stream.fit_folder(folder, development=chosen)
+    space = shards.fit_folder(folder, development=chosen)
     out = folder / "encoded"
-    stream.encode_folder(space, folder, out, development=chosen, hidden=chosen.new_intents)
+    shards.encode_folder(space, folder, out, development=chosen, hidden=chosen.new_intents)
     train, dev = (shards.load_lists(out, part) for part in ("train", "dev"))
     sessions = pd.read_parquet(folder / "sessions.parquet").query("split == 'train'").set_index("session_id")
     clicked = pd.read_parquet(folder / "impressions.parquet").query("clicked == 1").set_index("session_id")["intent_id"]

@@ -10,7 +10,7 @@ from builders import good_meta, good_tables
 from single_faults import FAULTS
 from table_changes import replaced, write_raw
 
-from rgalign.data.gate import judged
+from rgalign.data.checks import judged
 from rgalign.data.schema import to_frame
 from rgalign.data.tables import check
 

@@ -4,11 +4,11 @@ import pytest
 from builders import good_meta, good_tables
 from table_changes import write_raw
 
-from rgalign.artifacts import digest
 from rgalign.data import tables
-from rgalign.data.load import write_dataset
 from rgalign.data.schema import SPLITS
-from rgalign.data.world_columns import KINDS, TEXT_COLUMNS
+from rgalign.data.sources import write_dataset
+from rgalign.run.artifacts import digest
+from rgalign.shopworld.columns import KINDS, TEXT_COLUMNS
 
 SMALL = {"sessions": 200, "users": 20, "distance": 0.5, "transcripts": 0}
 
@@ -54,6 +54,6 @@ def test_a_world_is_not_drawn_for_an_unknown_column(tmp_path, monkeypatch):
     columns = [*KINDS, *TEXT_COLUMNS]
     kinds = write_dataset(tmp_path / "shop", "shopworld", seed=0, world_settings=SMALL, drop=columns[:2])
     assert list(kinds) == columns
-    monkeypatch.setattr("rgalign.data.world.generate", lambda **_: pytest.fail("drawn"))
+    monkeypatch.setattr("rgalign.shopworld.world.generate", lambda **_: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=r"data\.features\.drop"):
         write_dataset(tmp_path / "shop", "shopworld", seed=0, world_settings=SMALL, drop=["nothing"])

@@ -10,11 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from rgalign.artifacts import digest
 from rgalign.data import tables
-from rgalign.data.parquet import Table, regrouped
-from rgalign.data.shards import load_lists
-from rgalign.data.stream import encode_folder, fit_folder
+from rgalign.data.schema import Table, regrouped
+from rgalign.data.shards import encode_folder, fit_folder, load_lists
+from rgalign.run.artifacts import digest
 
 DAYS = ("2026-01-05", "2026-01-12", "2026-01-19")
 SPLIT = dict(zip(DAYS, ("train", "valid", "test"), strict=True))

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from prompt_tokenizers import TEMPLATE, pretrained, tiny
 from tokenizers import processors
 
-from rgalign.data import chat_template
-from rgalign.data.prompts import ASK, Prompter
-from rgalign.data.verbal import compact_words, intent_phrases
+from rgalign.reasoner import chat_template
+from rgalign.reasoner.prompts import ASK, Prompter
+from rgalign.reasoner.verbalize import compact_words, intent_phrases
 
 KINDS = {"state": "categorical", "days": "numeric", "recent": "history", "note": "text", "secret": "text"}
 SHOWN = ["state", "days", "recent", "note"]

@@ -10,13 +10,21 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgalign.artifacts import digest
 from rgalign.data.encode import encode_intents, encode_lists
 from rgalign.data.features import _Sample, fit_space
 from rgalign.data.lists import Lists, concat_lists
-from rgalign.data.shards import load_intents, load_lists, load_space, save_intents, save_lists, save_space
+from rgalign.data.shards import (
+    encode_folder,
+    fit_folder,
+    load_intents,
+    load_lists,
+    load_space,
+    save_intents,
+    save_lists,
+    save_space,
+)
 from rgalign.data.split import development_users
-from rgalign.data.stream import encode_folder, fit_folder
+from rgalign.run.artifacts import digest
 
 KINDS = {"state": "categorical", "plan": "categorical", "orders": "numeric", "recent": "history", "note": "text"}
 DEVELOPMENT = partial(development_users, share=0.3, seed=1)

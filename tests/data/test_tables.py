@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_changes import replaced, write_raw
 
-from rgalign.artifacts import digest
 from rgalign.data import tables as rgalign_tables
 from rgalign.data.schema import SPLITS
 from rgalign.data.tables import Dataset, TableError, check, checked, copy, head, read, write
 from rgalign.evaluation.slices import session_slices
+from rgalign.run.artifacts import digest
 
 
 def test_other_types_of_the_same_meaning_are_accepted(tmp_path):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rgalign.artifacts import digest
 from rgalign.data.vectors import Vectors, concat, load, save
+from rgalign.run.artifacts import digest
 
 
 @pytest.fixture

@@ -12,12 +12,11 @@ import yaml
 from scipy import stats
 
 from rgalign.data import tables
-from rgalign.data.world import WORLD_VERSION, WORLD_VERSIONS, World, generate, oracle_scores
-from rgalign.data.world_columns import COLUMNS, REGIONS, SEGMENTS
-from rgalign.data.world_lists import draw_lists, legacy_scores
-from rgalign.data.world_sessions import DAY, START
-from rgalign.data.world_transcripts import _draw_shop
-from rgalign.data.world_words import (
+from rgalign.shopworld.columns import COLUMNS, REGIONS, SEGMENTS
+from rgalign.shopworld.lists import draw_lists, legacy_scores
+from rgalign.shopworld.sessions import DAY, START
+from rgalign.shopworld.transcripts import _draw_shop
+from rgalign.shopworld.words import (
     ACTIVE,
     ELSEWHERE_CLAUSES,
     ELSEWHERE_ISSUES,
@@ -29,6 +28,7 @@ from rgalign.data.world_words import (
     RESOLVED,
     THINGS,
 )
+from rgalign.shopworld.world import WORLD_VERSION, WORLD_VERSIONS, World, generate, oracle_scores
 
 SESSIONS, POSITIONS = 20_000, 12
 UNLIKELY = 1e-4  # seeds are fixed, so a test that passes passes always; this is how surprised it would have to be

@@ -6,9 +6,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from rgalign.artifacts import digest
-from rgalign.data import tables, world, world_sessions, world_shards
-from rgalign.data.world_shards import write_world
+from rgalign.data import tables
+from rgalign.run.artifacts import digest
+from rgalign.shopworld import sessions, shards, world
+from rgalign.shopworld.shards import write_world
 
 SIZES = dict(seed=3, sessions=1_300, users=200, distance=0.5, transcripts=50)
 SPLITS = ("train", "valid", "test")
@@ -16,8 +17,8 @@ SPLITS = ("train", "valid", "test")
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(world_sessions, "BATCH", 500)
-    monkeypatch.setattr(world_shards, "BATCH", 500)
+    monkeypatch.setattr(sessions, "BATCH", 500)
+    monkeypatch.setattr(shards, "BATCH", 500)
     monkeypatch.setattr(world, "BATCH", 500)
 
 
@@ -35,7 +36,7 @@ def test_parts_hold_the_rows_of_the_whole_and_have_no_fault(tmp_path):
 
 def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     write_world(tmp_path / "whole", **SIZES)
-    real, calls = world_shards.write_arrow, []
+    real, calls = shards.write_arrow, []
 
     def dies(path, table):
         calls.append(path)
@@ -43,12 +44,12 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         real(path, table)
 
-    monkeypatch.setattr(world_shards, "write_arrow", dies)
+    monkeypatch.setattr(shards, "write_arrow", dies)
     with pytest.raises(KeyboardInterrupt):
         write_world(tmp_path / "shop", **SIZES)
     assert "dataset.yaml" in dict(tables.check(tmp_path / "shop").faults)
     first = (tmp_path / "shop" / "truth" / "part-00000.parquet").stat().st_mtime_ns
-    monkeypatch.setattr(world_shards, "write_arrow", real)
+    monkeypatch.setattr(shards, "write_arrow", real)
     write_world(tmp_path / "shop", **SIZES)
     assert (tmp_path / "shop" / "truth" / "part-00000.parquet").stat().st_mtime_ns == first
     assert digest(tmp_path / "shop") == digest(tmp_path / "whole")

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from rgalign.data import tables
-from rgalign.data.world import generate
-from rgalign.data.world_traffic import Traffic
+from rgalign.shopworld.traffic import Traffic
+from rgalign.shopworld.world import generate
 
 POSITIONS, LEGACY = 12, 9
 UNLIKELY = 1e-4  # seeds are fixed: how surprised a test would have to be

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rgalign import artifacts
 from rgalign.evaluation import comparisons, results
 from rgalign.params import load
-from rgalign.plan import STAGES, stage_params
-from rgalign.stages import write_params
+from rgalign.run import artifacts
+from rgalign.run.plan import STAGES, stage_params
+from rgalign.run.stages import write_params
 
 MODELS = {"popularity": 0.6, "two_tower_text": 0.75, "qe_rec": 0.8, "rgalign_rec": 0.85}  # and about their metrics
 PAIRS = [("two_tower_text", "popularity"), ("qe_rec", "two_tower_text"), ("rgalign_rec", "qe_rec")]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from small_experiments import CONTROL_CTR, draw_counts, draw_users, three_sigma
 
-from rgalign.evaluation import ab_plan, ab_test
+from rgalign.experiment import ab_plan, ab_test
 
 ARMS = ["qe_rec", "rgalign_rec", "baseline"]
 

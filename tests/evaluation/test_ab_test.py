@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from small_experiments import CONTROL_CTR, draw_counts, draw_users, three_sigma
 
-from rgalign.evaluation import ab_test
+from rgalign.experiment import ab_test
 
 
 def both_arms(clicks, impressions, treated, covariate=None, **options):

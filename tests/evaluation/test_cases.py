@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rgalign.evaluation.cases import shown, wins_and_losses
+from rgalign.report.summaries import shown, wins_and_losses
 
 
 def table(places: dict[str, list[float]]) -> pd.DataFrame:

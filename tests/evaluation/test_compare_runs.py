@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from rgalign.__main__ import main
-from rgalign.artifacts import ArtifactError, write_table
-from rgalign.evaluation import compare_runs
+from rgalign.commands import compare_runs
 from rgalign.evaluation.results import results
+from rgalign.run.artifacts import ArtifactError, write_table
 
 
 def make_run(folder, gauc, *, sessions=None, weight=4.0):

@@ -9,9 +9,9 @@ import pytest
 import small_run
 import torch
 
-from rgalign.alignment.looking import Lookout
-from rgalign.evaluation import describe_alignment as look
-from rgalign.evaluation.ihr import query_judge
+from rgalign.alignment.monitor import Lookout
+from rgalign.evaluation.intent_hit_rate import query_judge
+from rgalign.report import summaries as look
 
 
 def test_places_of_the_click_by_hand():

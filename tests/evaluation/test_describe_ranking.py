@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgalign.data.lists import Bag, Intents, Lists
-from rgalign.evaluation import describe_ranking as look
+from rgalign.report import summaries as look
 
 NOTHING = Bag(torch.zeros(0, dtype=torch.int32), torch.zeros(4, dtype=torch.int64))
 

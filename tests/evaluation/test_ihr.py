@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgalign.data.prompts import Prompter
-from rgalign.evaluation.ihr import EmbeddingJudge, TfidfJudge, intent_hits
+from rgalign.evaluation.intent_hit_rate import EmbeddingJudge, TfidfJudge, intent_hits
 from rgalign.reasoner.model import tiny
+from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.tokenizer import build
 
 KB = pd.DataFrame(

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgalign.data.tables import Dataset
-from rgalign.data.world import generate
 from rgalign.evaluation import bootstrap, off_policy
 from rgalign.evaluation.off_policy import Log, differences, estimates, slot_weights
-from rgalign.rooms import Experiment
+from rgalign.params_schema import Experiment
+from rgalign.shopworld.world import generate
 
 K, KB = 2, 4
 

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from scipy.stats import kstest, norm
 
-from rgalign.evaluation import describe_online as look
-from rgalign.evaluation import online
-from rgalign.evaluation.ab_test import lift
-from rgalign.evaluation.online import Audience, Experiment
+from rgalign.experiment import online
+from rgalign.experiment.ab_test import lift
+from rgalign.experiment.online import Audience, Experiment
+from rgalign.report import summaries as look
 
 ARMS = {"control": "old", "treatment": "new"}
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rgalign.data.world import generate, oracle_scores
-from rgalign.data.world_traffic import Traffic
-from rgalign.evaluation.over_logs import over_logs
+from rgalign.evaluation.off_policy import over_logs
+from rgalign.shopworld.traffic import Traffic
+from rgalign.shopworld.world import generate, oracle_scores
 
 LOGS = 120
 

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from scipy.stats import norm
 
-from rgalign import stages
 from rgalign.__main__ import main
-from rgalign.artifacts import ArtifactError, write_table
-from rgalign.evaluation import report
 from rgalign.evaluation.comparisons import holm
 from rgalign.evaluation.results import MODELS
 from rgalign.params import ROOT, load_run
-from rgalign.plan import STAGES, stage_params
+from rgalign.report import pages
+from rgalign.run import stages
+from rgalign.run.artifacts import ArtifactError, write_table
+from rgalign.run.plan import STAGES, stage_params
 
 PUBLISHED = ROOT / "outputs" / "published" / "quickstart"
 VOID = {"meta", "img", "br", "link", "input"}
@@ -88,7 +88,7 @@ class Page(HTMLParser):
 
 
 def page_of(run: Path) -> Page:
-    return Page(report.write(run)[0].read_text(encoding="utf-8"))
+    return Page(pages.write(run)[0].read_text(encoding="utf-8"))
 
 
 def test_the_page_is_whole_and_asks_nobody_for_anything(run):
@@ -113,17 +113,17 @@ def test_results_are_the_means_over_ranker_seeds(run):
 
 
 def test_the_gap_is_that_to_the_oracle(run):
-    table = report.results_table(pd.read_parquet(run / "tables/results.parquet"))
+    table = pages.results_table(pd.read_parquet(run / "tables/results.parquet"))
     low, own, high = table.gauc[["two_tower_text", "rgalign_rec", "oracle"]]
     assert table.gap["rgalign_rec"] == pytest.approx((own - low) / (high - low))
     assert table.gap[["popularity", "two_tower_text"]].isna().all()
     without = pd.read_parquet(run / "tables/results.parquet").query("model != 'oracle'")
-    assert "gap" not in report.results_table(without)
+    assert "gap" not in pages.results_table(without)
 
 
 def test_every_comparison_that_shows_no_gain_is_listed(run):
     compared = pd.read_parquet(run / "tables/comparisons.parquet").query("split == 'test'")
-    compared = compared[compared.metric.isin(report.METRIC_NAMES)]
+    compared = compared[compared.metric.isin(pages.METRIC_NAMES)]
     worst = compared.index[compared.metric.eq("gauc") & compared.slice.eq("tail")][0]
     compared.loc[worst, ["difference", "ci_low", "ci_high", "p_holm"]] = [-0.2, -0.3, -0.1, 0.001]
     write_table(run / "tables/comparisons.parquet", compared)
@@ -134,7 +134,7 @@ def test_every_comparison_that_shows_no_gain_is_listed(run):
     losses = negative[(negative.p_holm < 0.05) & (negative.difference < 0)]
     assert f"{len(losses)} of them are losses" in text
     listed = [
-        row for row in page.rows if len(row) == 5 and row[3].endswith("]") and row[2] in report.METRIC_NAMES.values()
+        row for row in page.rows if len(row) == 5 and row[3].endswith("]") and row[2] in pages.METRIC_NAMES.values()
     ]
     assert len(listed) == len(negative)
     assert {row[4] for row in listed[: len(losses)]} == {"loss (in one world)"}, "losses come first"
@@ -194,12 +194,12 @@ def test_results_of_other_params_are_not_reported(run):
     params = (run / "params.yaml").read_text(encoding="utf-8")
     (run / "params.yaml").write_text(re.sub(r"bootstrap: \d+", "bootstrap: 500", params), encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"09_evaluation was made with other params \(evaluation\.bootstrap"):
-        report.write(run)
+        pages.write(run)
 
 
 def test_the_same_run_gives_the_same_pages(run):
-    first = [path.read_bytes() for path in report.write(run)]
-    assert [path.read_bytes() for path in report.write(run)] == first
+    first = [path.read_bytes() for path in pages.write(run)]
+    assert [path.read_bytes() for path in pages.write(run)] == first
 
 
 def test_a_run_without_evaluation_is_told_what_to_do(run, capsys):
@@ -207,14 +207,14 @@ def test_a_run_without_evaluation_is_told_what_to_do(run, capsys):
     del manifest["stages"]["09_evaluation"]
     (run / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="has no 09_evaluation: python -m rgalign run"):
-        report.write(run)
+        pages.write(run)
     assert main(["report", str(run)]) == 1
     assert "has no 09_evaluation" in capsys.readouterr().err
     assert not (run / "report.html").exists()
 
 
 def test_the_model_card_can_be_read_by_a_hub_and_says_what_was_measured(run):
-    _, front, text = report.write(run)[1].read_text(encoding="utf-8").split("---\n", 2)
+    _, front, text = pages.write(run)[1].read_text(encoding="utf-8").split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "transformers"
     compared = pd.read_parquet(run / "tables/comparisons.parquet")
     own = compared.query("model == 'rgalign_rec' and metric == 'gauc' and slice == 'all' and split == 'test'")
@@ -242,7 +242,7 @@ def test_the_command_prints_the_table_and_where_to_read(run, capsys):
 )
 def test_the_best_model_without_training_stands_at_the_top(run, low, outcome, colour):
     compared_with_word_overlap(run, low)
-    html, card = (path.read_text(encoding="utf-8") for path in report.write(run))
+    html, card = (path.read_text(encoding="utf-8") for path in pages.write(run))
     top = html[: html.index('id="results"')]
     assert "without training</strong> is <strong>word overlap (TF-IDF cosine)</strong>, chosen by GAUC on valid" in top
     told = f"<strong>RGAlign-Rec {outcome} it</strong>: GAUC {low + 0.01:+.4f} [{low:+.4f}, {low + 0.02:+.4f}]"
@@ -251,7 +251,7 @@ def test_the_best_model_without_training_stands_at_the_top(run, low, outcome, co
 
 
 def test_slices_are_those_of_one_pair(run):
-    before = report.contents(run)["slices"]
+    before = pages.contents(run)["slices"]
     compared_with_word_overlap(run, 0.01)
-    pd.testing.assert_frame_equal(pd.DataFrame(report.contents(run)["slices"]), pd.DataFrame(before))
+    pd.testing.assert_frame_equal(pd.DataFrame(pages.contents(run)["slices"]), pd.DataFrame(before))
     assert {row["against"] for row in before} == {"qe_rec"}

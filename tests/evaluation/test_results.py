@@ -6,10 +6,10 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from rgalign import artifacts
 from rgalign.evaluation import bootstrap, metrics
 from rgalign.evaluation.comparisons import by_world, comparisons, comparisons_over_worlds, holm, verdict
 from rgalign.evaluation.results import MODELS, clicked_in_kb, conform, results, session_metrics
+from rgalign.run import artifacts
 
 LISTS, WIDTH, USERS = 60, 6, 15
 

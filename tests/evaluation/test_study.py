@@ -9,14 +9,16 @@ import pytest
 from scipy import stats
 from small_studies import PAIRS, add_run, made_up_sessions, tell
 
-from rgalign import artifacts, pipeline
-from rgalign.artifacts import ArtifactError
-from rgalign.data import tables, world
-from rgalign.evaluation import bootstrap, results, study
-from rgalign.evaluation import study_compare as over
+from rgalign.commands import pipeline, study
+from rgalign.commands import study_compare as over
+from rgalign.data import tables
+from rgalign.evaluation import bootstrap, results
 from rgalign.evaluation.comparisons import holm, verdict
 from rgalign.evaluation.slices import session_slices
 from rgalign.params import load
+from rgalign.run import artifacts
+from rgalign.run.artifacts import ArtifactError
+from rgalign.shopworld import world
 
 MAIN, ABLATION = "params/quickstart.yaml", "params/ablations/no_neftune.yaml"
 DRAWS = {"seed": 0, "replicates": 100}

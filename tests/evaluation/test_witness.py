@@ -10,7 +10,7 @@ import torch
 
 from rgalign.data.lists import Bag, Intents, Lists
 from rgalign.data.tables import Dataset
-from rgalign.evaluation import witness
+from rgalign.evaluation import judge as witness
 from rgalign.evaluation.judge import Judge
 
 KB = ["track", "refund", "address", "late"]

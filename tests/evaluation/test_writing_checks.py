@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 
-from rgalign import machine
-from rgalign.evaluation import report
+from rgalign.commands import machine
 from rgalign.evaluation import writing_checks as checks
 from rgalign.evaluation.writing_checks import Chance
 from rgalign.params import flat, load
-from rgalign.reasoner.queries import repeated_share
+from rgalign.reasoner.generate import repeated_share
+from rgalign.report import pages
 
 SESSIONS = 200
 GOOD = [f"where is parcel number {n % 50} now" for n in range(SESSIONS)]  # 50 different ones
@@ -136,13 +136,13 @@ def test_the_report_repeats_what_the_notebooks_warn_of(aligned_run, tmp_path):
     hostile = said[checks.TABLES[1]].iloc[:0]
     hostile.loc[0] = ["05_rg_sft", "reward", -1.0, 0.0, "the <b>reward</b> is low", "alignment.sft.use"]
     hostile.to_parquet(run / checks.TABLES[1])
-    page = report.write(run)[0].read_text(encoding="utf-8")
+    page = pages.write(run)[0].read_text(encoding="utf-8")
     assert "the &lt;b&gt;reward&lt;/b&gt; is low" in page
     for name in (checks.TABLES[0], checks.TABLES[2]):
         assert all(escape(text) in page for text in said[name]["warning"])
     for name in checks.TABLES:
         checks.none().to_parquet(run / name)
-    assert "can this language model write" not in report.write(run)[0].read_text(encoding="utf-8")
+    assert "can this language model write" not in pages.write(run)[0].read_text(encoding="utf-8")
 
 
 def test_a_box_shows_each_warning_and_escapes_it():

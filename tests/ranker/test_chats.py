@@ -7,18 +7,19 @@ import pytest
 import torch
 from conftest import CATEGORIES, PER_CATEGORY, UNSEEN, bags
 
-from rgalign.artifacts import digest
-from rgalign.data import shards, stream, tables, world
+from rgalign.data import shards, tables
 from rgalign.data.features import UNKNOWN
 from rgalign.data.split import development_users
+from rgalign.params_schema import RANKERS, Ranker
 from rgalign.ranker import chats as chatting
 from rgalign.ranker.chats import Chats, chat_loss, encode, of_run, pretrain
 from rgalign.ranker.fit import TrainingError, score
 from rgalign.ranker.search import grid, space_of
 from rgalign.ranker.train import Parts, load_rankers, parts_of_variant, train, tune
 from rgalign.ranker.two_tower import TwoTower
-from rgalign.reasoner.learnable import learnable
-from rgalign.rooms_ranker import RANKERS, Ranker
+from rgalign.reasoner.build import learnable
+from rgalign.run.artifacts import digest
+from rgalign.shopworld import world
 
 NAME = "two_tower_text/chats"
 HOW = {"chat_epochs": 8, "chat_learning_rate": 1e-2, "chat_temperature": 1.0, "lists_per_batch": 32}
@@ -113,8 +114,8 @@ def shop(tmp_path_factory):
     made = world.generate(seed=0, sessions=400, users=60, transcripts=50)
     tables.write(made, folder / "dataset")
     how = {"development": lambda users: development_users(users, share=0.2, seed=0)}
-    space = stream.fit_folder(folder / "dataset", **how)
-    stream.encode_folder(space, folder / "dataset", folder / "encoded", **how)
+    space = shards.fit_folder(folder / "dataset", **how)
+    shards.encode_folder(space, folder / "dataset", folder / "encoded", **how)
     return folder
 
 

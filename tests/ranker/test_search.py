@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rgalign.evaluation.metrics import gauc_of_lists
+from rgalign.params_schema import RANKERS, RankerSettings
 from rgalign.ranker.fit import Fitted, TrainingError, fit, score
 from rgalign.ranker.search import SPACE, changes, configurations, grid, search, space_of
 from rgalign.ranker.two_tower import TwoTower
 from rgalign.ranker.variants import VARIANTS
-from rgalign.rooms_ranker import RANKERS, RankerSettings
 
 FAST = {"lists_per_batch": 64, "epochs": 3}
 MODELS = [name for name in RANKERS if "/" not in name]

@@ -14,13 +14,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
 from rgalign.data import shards, tables, vectors
-from rgalign.data.verbal import words_of
 from rgalign.evaluation import results
-from rgalign.plots import MODEL_STYLE
 from rgalign.ranker import untrained
 from rgalign.ranker.untrained import UNTRAINED, Known, cosine, session_texts, tfidf_cosine, to_embed, vector_sets
 from rgalign.reasoner import build
 from rgalign.reasoner.settings import shown_features
+from rgalign.reasoner.verbalize import words_of
+from rgalign.report.plots import MODEL_STYLE
 
 DEFAULT = small_run.small({}).evaluation.untrained.model_dump()
 TEXTS = st.lists(st.text("ab ,.é\u0e19\u0e33", max_size=12), min_size=1, max_size=5)

@@ -10,7 +10,6 @@ import torch
 from conftest import BUCKETS, CATEGORIES, KB
 from hypothesis import strategies as st
 
-from rgalign.artifacts import digest
 from rgalign.data.vectors import Vectors
 from rgalign.ranker import store
 from rgalign.ranker.fit import fit, listnet, score
@@ -29,6 +28,7 @@ from rgalign.ranker.train import (
 )
 from rgalign.ranker.two_tower import TwoTower
 from rgalign.ranker.variants import VARIANTS, headline, pairs, reader_of_prompts
+from rgalign.run.artifacts import digest
 
 SETTINGS = {"dim": 8, "hidden": 8, "epochs": 2, "patience": 1, "lists_per_batch": 64, "kl_weight": 0.2}
 PARTS = ("train", "dev", "valid")

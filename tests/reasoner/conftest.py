@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import small_models
 
-from rgalign.data import world
 from rgalign.data.tables import Dataset
+from rgalign.shopworld import world
 
 
 @pytest.fixture

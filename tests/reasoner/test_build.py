@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rgalign.params_schema import OtherModel, Params
 from rgalign.reasoner import build, settings
 from rgalign.reasoner.model import ReasonerError, fingerprint
-from rgalign.rooms import OtherModel, Params
 
 SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}
 

@@ -16,11 +16,11 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from rgalign.data.prompts import Prompter
-from rgalign.reasoner import queries
-from rgalign.reasoner.decoding import Cached, Whole, begin
+from rgalign.reasoner import generate
 from rgalign.reasoner.embed import embed
+from rgalign.reasoner.generate import Cached, Whole, begin
 from rgalign.reasoner.model import load
+from rgalign.reasoner.prompts import Prompter
 
 SIZE = dict(vocab_size=small_models.WORDS + 3, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
 SIZE |= dict(num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -79,7 +79,7 @@ def test_greedy_queries_are_those_of_full_passes(case):
     reasoner, _ = case
     own = prompter(reasoner)
     for budget in (None, 20):  # all at once, padded; and nearly one by one
-        found = queries.greedy(reasoner, own, PROMPTS, max_new_tokens=5, tokens_per_batch=budget, progress=False)
+        found = generate.greedy(reasoner, own, PROMPTS, max_new_tokens=5, tokens_per_batch=budget, progress=False)
         for prompt, row in zip(PROMPTS, found.itertuples(), strict=True):
             tokens, log_probability = by_hand(reasoner, prompt, 2, 5)
             assert row.tokens == len(tokens)
@@ -91,8 +91,8 @@ def test_samples_do_not_depend_on_the_batch(case):
     reasoner, _ = case
     how = dict(samples=3, max_new_tokens=5, seed=1, progress=False)
     own = prompter(reasoner)
-    together = queries.sample(reasoner, own, PROMPTS, **how)
-    alone = queries.sample(reasoner, own, PROMPTS, tokens_per_batch=1, **how)
+    together = generate.sample(reasoner, own, PROMPTS, **how)
+    alone = generate.sample(reasoner, own, PROMPTS, tokens_per_batch=1, **how)
     pd.testing.assert_frame_equal(together, alone, rtol=1e-3)
     assert together["query"].nunique() > len(PROMPTS)
 

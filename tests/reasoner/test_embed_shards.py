@@ -9,17 +9,16 @@ import pandas as pd
 import pytest
 import small_models
 
-from rgalign.artifacts import digest
-from rgalign.reasoner import embed_shards
-from rgalign.reasoner.embed import embed
-from rgalign.reasoner.embed_shards import embed_to_shards, gather
+from rgalign.reasoner import embed as embed_shards
+from rgalign.reasoner.embed import embed, embed_to_shards, gather
 from rgalign.reasoner.model import save, tiny
+from rgalign.run.artifacts import digest
 
 IDS = [f"s{i}" for i in range(10)]
 ROWS = [[3 + i, 4, 5 + i % 3] for i in range(10)]
 PROCESS = """
 import sys
-from rgalign.reasoner.embed_shards import embed_to_shards
+from rgalign.reasoner.embed import embed_to_shards
 from rgalign.reasoner.model import load
 ids, rows = [f"s{i}" for i in range(10)], [[3 + i, 4, 5 + i % 3] for i in range(10)]
 reasoner, share = load(sys.argv[1]), {"process_index": int(sys.argv[3]), "processes": 2}

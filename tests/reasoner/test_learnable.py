@@ -6,12 +6,13 @@ from functools import partial
 import pandas as pd
 import pytest
 
-from rgalign.data import stream, tables, world
+from rgalign.data import shards, tables
 from rgalign.data.schema import SPLITS
 from rgalign.data.split import development_users
+from rgalign.params_schema import Params
 from rgalign.reasoner import build
-from rgalign.reasoner.learnable import learnable
-from rgalign.rooms import Params
+from rgalign.reasoner.build import learnable
+from rgalign.shopworld import world
 
 DEVELOPMENT = partial(development_users, share=0.3, seed=1)
 
@@ -27,7 +28,7 @@ def shop(tmp_path_factory):
     transcripts = pd.concat([typed, drawn.transcripts], ignore_index=True)
     tables.write(replace(drawn, transcripts=transcripts), folder / "tables")
     how = {"development": DEVELOPMENT}
-    stream.encode_folder(stream.fit_folder(folder / "tables", **how), folder / "tables", folder / "encoded", **how)
+    shards.encode_folder(shards.fit_folder(folder / "tables", **how), folder / "tables", folder / "encoded", **how)
     return folder / "tables", folder / "encoded"
 
 

@@ -19,9 +19,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from rgalign.artifacts import digest
 from rgalign.reasoner import model
 from rgalign.reasoner.model import Reasoner, ReasonerError, fingerprint, load, save, tiny
+from rgalign.run.artifacts import digest
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

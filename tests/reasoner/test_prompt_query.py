@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from rgalign.data.verbal import compact_text
+from rgalign.params_schema import Params
 from rgalign.reasoner import build
 from rgalign.reasoner.embed import embed
+from rgalign.reasoner.generate import embedded_sessions, greedy
 from rgalign.reasoner.model import load
-from rgalign.reasoner.queries import embedded_sessions, greedy
-from rgalign.rooms import Params
+from rgalign.reasoner.verbalize import compact_text
 
 ASK, END, PAD = 9, 2, 0
 PROMPTS = [[5, 6, 7, ASK], [8, ASK], [11, 12, 13, 14, 15, ASK]]

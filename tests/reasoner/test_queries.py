@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from rgalign.data.prompts import Prompter
-from rgalign.reasoner import queries
+from rgalign.reasoner import generate
 from rgalign.reasoner.model import Reasoner, ReasonerError, tiny
+from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.tokenizer import build
 
 COLUMNS = ["row", "candidate", "query", "log_probability", "tokens", "count"]
@@ -60,7 +60,7 @@ def drawn_ids(monkeypatch, prompter):
 
 
 def test_greedy_writes_what_transformers_generates(reasoner, prompter, prompts):
-    ours = queries.greedy(reasoner, prompter, prompts, max_new_tokens=9, tokens_per_batch=150, progress=False)
+    ours = generate.greedy(reasoner, prompter, prompts, max_new_tokens=9, tokens_per_batch=150, progress=False)
     assert list(ours) == COLUMNS
     assert ours.row.tolist() == list(range(len(prompts)))
     assert set(ours["count"]) == {1}
@@ -85,7 +85,7 @@ def test_greedy_writes_what_transformers_generates(reasoner, prompter, prompts):
 def test_any_of_the_ends_ends_a_query(reasoner, prompts):
     ends = [reasoner.tokenizer.convert_tokens_to_ids(f"w{number}") for number in (1, 4)]
     many = Prompter(reasoner.tokenizer, features=["note"], kinds={"note": "text"}, ends=ends)
-    ours = queries.greedy(reasoner, many, prompts, max_new_tokens=9, tokens_per_batch=150, progress=False)
+    ours = generate.greedy(reasoner, many, prompts, max_new_tokens=9, tokens_per_batch=150, progress=False)
     how = {"do_sample": False, "max_new_tokens": 9, "eos_token_id": sorted(many.ends), "pad_token_id": 0}
     stopped = 0
     for prompt, row in zip(prompts, ours.itertuples(), strict=True):
@@ -96,28 +96,28 @@ def test_any_of_the_ends_ends_a_query(reasoner, prompts):
         assert row.query == many.text([*theirs, *prompt])[: len(row.query)]
         assert "w1" not in row.query.split()
     assert stopped > 0, "the case should hold queries that end with another token than the tokenizer's"
-    drawn = queries.sample(reasoner, many, prompts, samples=3, max_new_tokens=9, seed=0, progress=False)
+    drawn = generate.sample(reasoner, many, prompts, samples=3, max_new_tokens=9, seed=0, progress=False)
     assert not drawn["query"].str.split().map({"w1", "w4"}.intersection).any()
 
 
 def test_more_samples_and_more_tokens_leave_a_draw_as_it_begins(reasoner, prompter, prompts):
-    few = queries.sample(reasoner, prompter, prompts, samples=2, max_new_tokens=4, seed=3, progress=False)
-    more = queries.sample(reasoner, prompter, prompts, samples=5, max_new_tokens=4, seed=3, progress=False)
+    few = generate.sample(reasoner, prompter, prompts, samples=2, max_new_tokens=4, seed=3, progress=False)
+    more = generate.sample(reasoner, prompter, prompts, samples=5, max_new_tokens=4, seed=3, progress=False)
     first = more.merge(few[["row", "candidate"]])  # what was drawn first stands first
     pd.testing.assert_frame_equal(first.drop(columns="count"), few.drop(columns="count"), rtol=1e-4)
-    longer = queries.sample(reasoner, prompter, prompts, samples=1, max_new_tokens=9, seed=3, progress=False)
-    short = queries.sample(reasoner, prompter, prompts, samples=1, max_new_tokens=4, seed=3, progress=False)
+    longer = generate.sample(reasoner, prompter, prompts, samples=1, max_new_tokens=9, seed=3, progress=False)
+    short = generate.sample(reasoner, prompter, prompts, samples=1, max_new_tokens=4, seed=3, progress=False)
     assert all(long.startswith(begun) for long, begun in zip(longer["query"], short["query"], strict=True))
 
 
 def test_the_numbers_behind_the_draws_are_uniform_and_unlike():
-    drawn = queries._uniform(0, 200, 5, 24)
+    drawn = generate._uniform(0, 200, 5, 24)
     assert len(np.unique(drawn[:, :4], axis=0)) == 1000
     assert abs(np.corrcoef(drawn[:, 0], np.roll(drawn[:, 0], 1))[0, 1]) < 0.1
     counts = np.histogram(drawn, bins=20, range=(0, 1))[0]
     assert ((counts - 1200) ** 2 / 1200).sum() < 43.8  # chi-squared, 19 degrees, one in a thousand
     np.testing.assert_array_equal(
-        queries._uniform(0, 3, 9, 7).reshape(3, 9, 7)[:, :5], drawn.reshape(200, 5, 24)[:3, :, :7]
+        generate._uniform(0, 3, 9, 7).reshape(3, 9, 7)[:, :5], drawn.reshape(200, 5, 24)[:3, :, :7]
     )
 
 
@@ -126,7 +126,7 @@ def test_a_sampled_query_has_the_log_probability_of_the_untempered_model(reasone
     settings = {"samples": 3, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 6}
     for row, prompt in enumerate(prompts[:8]):  # one by one, so that a text leads back to its ids
         seen.clear()
-        drawn = queries.sample(reasoner, prompter, [prompt], **settings, seed=row, progress=False)
+        drawn = generate.sample(reasoner, prompter, [prompt], **settings, seed=row, progress=False)
         assert drawn["count"].sum() == 3
         for query in drawn.itertuples():
             assert query.tokens == len(seen[query.query])
@@ -144,7 +144,7 @@ def test_draws_follow_the_models_distribution(reasoner, prompter, prompts):
         nucleus = np.zeros_like(truth)
         nucleus[held] = truth[held] / truth[held].sum()
         by_text = pd.Series(nucleus).groupby([prompter.text([token]) for token in range(len(truth))]).sum()
-        drawn = queries.sample(
+        drawn = generate.sample(
             reasoner, prompter, [prompts[0]], samples=20_000, temperature=temperature, top_p=top_p, max_new_tokens=1,
             seed=1, progress=False,
         )  # fmt: skip
@@ -154,7 +154,7 @@ def test_draws_follow_the_models_distribution(reasoner, prompter, prompts):
 
 
 def test_a_prompt_goes_through_the_model_once_for_all_its_samples(reasoner, prompter, prompts, monkeypatch):
-    forward, table, passes, written = reasoner.model.forward, queries._table, [], []
+    forward, table, passes, written = reasoner.model.forward, generate._table, [], []
 
     def counted(*args, input_ids, attention_mask, **rest):
         read = attention_mask[:, -input_ids.shape[1] :].sum().item()  # tokens, padding aside
@@ -166,8 +166,8 @@ def test_a_prompt_goes_through_the_model_once_for_all_its_samples(reasoner, prom
         return table(rows, *args)
 
     monkeypatch.setattr(reasoner.model, "forward", counted)
-    monkeypatch.setattr(queries, "_table", kept)
-    queries.sample(
+    monkeypatch.setattr(generate, "_table", kept)
+    generate.sample(
         reasoner, prompter, prompts, samples=5, max_new_tokens=7, seed=0, progress=False, tokens_per_batch=900
     )
     prefill, steps = [p for p in passes if p[1] > 1], [p for p in passes if p[1] == 1]
@@ -175,46 +175,46 @@ def test_a_prompt_goes_through_the_model_once_for_all_its_samples(reasoner, prom
     assert sum(read for _, _, read in prefill) == sum(map(len, prompts))
     assert sum(rows * width for rows, width, _ in prefill) < 1.3 * sum(map(len, prompts)), "sorted: little padding"
     needed = sum(sum(token >= 0 for token in tokens) - 1 for _, tokens, _ in written)  # the last is not read
-    assert needed <= sum(rows for rows, _, _ in steps) <= needed / queries.DROP_BELOW
+    assert needed <= sum(rows for rows, _, _ in steps) <= needed / generate.DROP_BELOW
 
 
 def test_the_same_seed_gives_the_same_bytes_and_torch_keeps_its_state(reasoner, prompter, prompts):
     settings = {"samples": 4, "max_new_tokens": 8, "progress": False}
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    once = queries.sample(reasoner, prompter, prompts, seed=11, **settings)
+    once = generate.sample(reasoner, prompter, prompts, seed=11, **settings)
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(6)
     np.random.seed(1)
     pd.testing.assert_frame_equal(
-        once, queries.sample(reasoner, prompter, prompts, seed=11, **settings), check_exact=True
+        once, generate.sample(reasoner, prompter, prompts, seed=11, **settings), check_exact=True
     )
-    assert not once.equals(queries.sample(reasoner, prompter, prompts, seed=12, **settings))
+    assert not once.equals(generate.sample(reasoner, prompter, prompts, seed=12, **settings))
 
 
 @pytest.mark.parametrize(("device", "tokens"), [("cpu", 16_384), ("cuda:1", 131_072), ("mps", 16_384)])
 def test_a_card_writes_more_at_once_than_a_cpu(reasoner, prompter, device, tokens, monkeypatch):
     budgets = []
     monkeypatch.setattr(Reasoner, "device", torch.device(device))
-    monkeypatch.setattr(queries, "_batches", lambda *given: budgets.append(given[-1]) or iter(()))
-    queries.greedy(reasoner, prompter, [], progress=False)
-    queries.sample(reasoner, prompter, [], samples=2, seed=0, progress=False)
-    queries.sample(reasoner, prompter, [], samples=2, seed=0, tokens_per_batch=7, progress=False)
+    monkeypatch.setattr(generate, "_batches", lambda *given: budgets.append(given[-1]) or iter(()))
+    generate.greedy(reasoner, prompter, [], progress=False)
+    generate.sample(reasoner, prompter, [], samples=2, seed=0, progress=False)
+    generate.sample(reasoner, prompter, [], samples=2, seed=0, tokens_per_batch=7, progress=False)
     assert budgets == [tokens, tokens, 7]
 
 
 def test_draws_do_not_depend_on_batches_or_on_the_prompts_beside(reasoner, prompter, prompts):
     settings = {"samples": 4, "max_new_tokens": 8, "seed": 0, "progress": False}
-    whole = queries.sample(reasoner, prompter, prompts, **settings)
-    small = queries.sample(reasoner, prompter, prompts, tokens_per_batch=1, **settings)
+    whole = generate.sample(reasoner, prompter, prompts, **settings)
+    small = generate.sample(reasoner, prompter, prompts, tokens_per_batch=1, **settings)
     pd.testing.assert_frame_equal(whole, small, rtol=1e-4)
-    first = queries.sample(reasoner, prompter, prompts[:7], **settings)
+    first = generate.sample(reasoner, prompter, prompts[:7], **settings)
     pd.testing.assert_frame_equal(whole[whole.row < 7], first, rtol=1e-4)
 
 
 def test_a_batch_that_the_device_has_no_memory_for_is_halved(reasoner, prompter, prompts, monkeypatch, caplog):
     settings = {"samples": 4, "max_new_tokens": 8, "seed": 0, "progress": False}
-    whole, forward = queries.sample(reasoner, prompter, prompts, **settings), reasoner.model.forward
+    whole, forward = generate.sample(reasoner, prompter, prompts, **settings), reasoner.model.forward
 
     def small(*args, input_ids, **rest):
         if len(input_ids) > 9:
@@ -222,13 +222,13 @@ def test_a_batch_that_the_device_has_no_memory_for_is_halved(reasoner, prompter,
         return forward(*args, input_ids=input_ids, **rest)
 
     monkeypatch.setattr(reasoner.model, "forward", small)
-    halved = queries.sample(reasoner, prompter, prompts, **settings)
+    halved = generate.sample(reasoner, prompter, prompts, **settings)
     pd.testing.assert_frame_equal(whole, halved, rtol=1e-4)
     assert "queries: out of memory with" in caplog.text
 
 
 def test_equal_queries_of_a_prompt_are_one_row(reasoner, prompter, prompts):
-    drawn = queries.sample(reasoner, prompter, prompts, samples=30, max_new_tokens=2, seed=0, progress=False)
+    drawn = generate.sample(reasoner, prompter, prompts, samples=30, max_new_tokens=2, seed=0, progress=False)
     assert not drawn.duplicated(["row", "query"]).any()
     assert drawn["count"].max() > 1
     assert drawn.groupby("row")["count"].sum().eq(30).all()
@@ -237,8 +237,8 @@ def test_equal_queries_of_a_prompt_are_one_row(reasoner, prompter, prompts):
 
 
 def test_a_query_that_says_nothing_stays_empty(reasoner, prompter, prompts, monkeypatch):
-    monkeypatch.setattr(queries, "_invert", lambda probability, *_: torch.full((len(probability),), prompter.end_id))
-    drawn = queries.sample(reasoner, prompter, prompts[:2], samples=3, seed=0, progress=False)
+    monkeypatch.setattr(generate, "_invert", lambda probability, *_: torch.full((len(probability),), prompter.end_id))
+    drawn = generate.sample(reasoner, prompter, prompts[:2], samples=3, seed=0, progress=False)
     assert drawn["query"].tolist() == ["", ""]
     assert drawn[["tokens", "count"]].to_numpy().tolist() == [[1, 3], [1, 3]]
     expected = [full_forward(reasoner, prompt, [prompter.end_id]) for prompt in prompts[:2]]
@@ -248,21 +248,21 @@ def test_a_query_that_says_nothing_stays_empty(reasoner, prompter, prompts, monk
 def test_a_draw_at_the_edge_never_takes_an_impossible_token():
     probability = torch.tensor([[0.0, 0.7, 0.3, 0.0]])
     largest = torch.tensor([np.nextafter(np.float32(1), np.float32(0))])
-    assert queries._invert(probability, torch.zeros(1), 1.0).item() == 1
-    assert queries._invert(probability, largest, 1.0).item() == 2
-    assert queries._invert(probability, largest, 0.5).item() == 1
-    assert queries._invert(probability, largest, 1e-9).item() == 1
+    assert generate._invert(probability, torch.zeros(1), 1.0).item() == 1
+    assert generate._invert(probability, largest, 1.0).item() == 2
+    assert generate._invert(probability, largest, 0.5).item() == 1
+    assert generate._invert(probability, largest, 1e-9).item() == 1
 
 
 def test_no_prompts_are_no_queries(reasoner, prompter):
-    drawn = queries.sample(reasoner, prompter, [], samples=2, seed=0, progress=False)
+    drawn = generate.sample(reasoner, prompter, [], samples=2, seed=0, progress=False)
     assert list(drawn) == COLUMNS
     assert len(drawn) == 0
 
 
 def test_all_faults_of_the_arguments_come_at_once(reasoner, prompter):
     with pytest.raises(ValueError, match="no query can be written") as caught:
-        queries.sample(
+        generate.sample(
             reasoner, prompter, [[1], []], samples=0, temperature=0, top_p=1.5, max_new_tokens=0, seed=0, progress=False
         )
     for fault in ("samples is 0", "temperature is 0", "top_p is 1.5", "max_new_tokens is 0", "1 prompts have no token"):
@@ -271,11 +271,11 @@ def test_all_faults_of_the_arguments_come_at_once(reasoner, prompter):
 
 def test_an_encoder_cannot_write(reasoner, prompter, prompts):
     encoder = replace(reasoner, kind="encoder", name="MiniLM")
-    for write in (queries.greedy, lambda *args: queries.sample(*args, samples=1, seed=0)):
+    for write in (generate.greedy, lambda *args: generate.sample(*args, samples=1, seed=0)):
         with pytest.raises(ReasonerError, match="MiniLM is an encoder: it embeds, it cannot write queries"):
             write(encoder, prompter, prompts)
 
 
 def test_a_part_of_the_prompts_has_the_numbers_that_it_has_among_all():
-    whole = queries._uniform(3, 10, 2, 5)
-    assert (queries._uniform(3, 6, 2, 5, first_row=4) == whole[8:]).all()
+    whole = generate._uniform(3, 10, 2, 5)
+    assert (generate._uniform(3, 6, 2, 5, first_row=4) == whole[8:]).all()

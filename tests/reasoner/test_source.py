@@ -8,12 +8,12 @@ import torch
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rgalign.data import world
 from rgalign.data.tables import Dataset
+from rgalign.params_schema import OtherModel, Params
 from rgalign.reasoner import build, source
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import ReasonerError, fingerprint, load
-from rgalign.rooms import OtherModel, Params
+from rgalign.shopworld import world
 
 SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}
 

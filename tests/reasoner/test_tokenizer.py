@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
-from rgalign.artifacts import digest
-from rgalign.data.prompts import ASK, Prompter
+from rgalign.reasoner.prompts import ASK, Prompter
 from rgalign.reasoner.tokenizer import END, PAD, UNKNOWN, build, count_words
+from rgalign.run.artifacts import digest
 
 MAP = pd.ArrowDtype(pa.map_(pa.string(), pa.string()))
 KINDS = {"state": "categorical", "days": "numeric", "recent": "history", "note": "text", "hidden": "text"}

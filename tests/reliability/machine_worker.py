@@ -13,13 +13,13 @@ import small_run
 import torch
 
 from rgalign.alignment.sft import sft
-from rgalign.artifacts import digest
-from rgalign.data import load, split, stream, tables
+from rgalign.data import shards, sources, split, tables
 from rgalign.data.vectors import Vectors
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import fit, score
-from rgalign.reasoner import build, embed, queries
+from rgalign.reasoner import build, embed, generate
+from rgalign.run.artifacts import digest
 
 PARAMS = small_run.small(
     {"data.world.sessions": 1_000, "data.world.users": 500, "data.world.transcripts": 300, "reasoner.others": []}
@@ -29,14 +29,14 @@ PARAMS = small_run.small(
 def read_data(folder: Path) -> dict[str, str]:
     """Writes the world's tables and, split and encoded, its lists; SHA-256 by file."""
     world = PARAMS.data.world.model_dump()
-    load.write_dataset(folder / "dataset", "shopworld", seed=0, world_settings=world)
+    sources.write_dataset(folder / "dataset", "shopworld", seed=0, world_settings=world)
 
     def development(users):
         return split.development_users(users, share=0.2, seed=0)
 
-    space = stream.fit_folder(folder / "dataset", development=development, **PARAMS.data.features.model_dump())
+    space = shards.fit_folder(folder / "dataset", development=development, **PARAMS.data.features.model_dump())
     splits = ("train", "valid", "test")
-    stream.encode_folder(space, folder / "dataset", folder / "encoded", splits=splits, development=development)
+    shards.encode_folder(space, folder / "dataset", folder / "encoded", splits=splits, development=development)
     return {f"{path.parent.name}/{path.name}": digest(path) for path in sorted(folder.rglob("*.*")) if path.is_file()}
 
 
@@ -57,7 +57,7 @@ def learn(folder: Path) -> tuple[list[list[int]], dict[str, np.ndarray]]:
     fitted = fit(ranker, parts.train, parts.dev, parts.intents, seed=0, epochs=5, lists_per_batch=128, progress=False)
     scores = score(fitted.model, parts.valid, parts.intents)
     gauc = gauc_of_lists(scores, parts.valid.clicked.numpy(), parts.valid.shown.numpy())
-    written = queries.greedy(reasoner, prompter, prompts[:60], max_new_tokens=8, progress=False)
+    written = generate.greedy(reasoner, prompter, prompts[:60], max_new_tokens=8, progress=False)
     how = dict(folder=folder / "sft", seed=0, epochs=4, documents_per_batch=16, progress=False)
     _, tuning = sft(reasoner, prompts[:60], prompter.queries(written["query"].tolist()), **how)
     return prompts, {

@@ -11,7 +11,7 @@ import annotated_types
 from pydantic import BaseModel
 
 from rgalign.params import flat
-from rgalign.rooms import Params
+from rgalign.params_schema import Params
 
 LEAVES = tuple(sorted(flat(Params())))
 MORE = {  # rooms that the defaults leave empty

@@ -5,8 +5,8 @@ import functools
 
 import pyarrow as pa
 
-from rgalign.data import world
 from rgalign.data.schema import to_table
+from rgalign.shopworld import world
 
 SESSIONS, INTENTS, SHOWN = 240, 96, 12
 COLUMNS = ("order_status", "device", "days_since_order", "order_amount", "event_text", "help_page")

@@ -15,11 +15,11 @@ from small_shop import good_shop
 from table_case import Case
 from table_changes import write_raw
 
-from rgalign.data import split, stream, vectors
-from rgalign.data.prompts import Prompter
+from rgalign.data import shards, split, vectors
 from rgalign.data.schema import SPLITS
 from rgalign.data.tables import Dataset, TableError, check, read
 from rgalign.reasoner import tokenizer
+from rgalign.reasoner.prompts import Prompter
 
 GROUPS = {
     "types and columns": type_faults.CASES,
@@ -97,8 +97,8 @@ def _goes_on(folder: Path, shop: Dataset) -> None:
     def development(users):
         return split.development_users(users, share=0.3, seed=SEED)
 
-    space = stream.fit_folder(folder, development=development, min_count=1)
-    count = stream.encode_folder(space, folder, folder / "encoded", splits=SPLITS, development=development)
+    space = shards.fit_folder(folder, development=development, min_count=1)
+    count = shards.encode_folder(space, folder, folder / "encoded", splits=SPLITS, development=development)
     assert sum(count.values()) == shop.impressions.session_id.nunique()
     features = list(shop.meta.get("prompt_features") or shop.kinds)
     counts = tokenizer.count_words(features=features, kinds=shop.kinds, intents=shop.intents)

@@ -14,13 +14,13 @@ from table_changes import put, write_raw
 from text_faults import CHAT, CONTROL, FORMATS, FORMULA, HTML, INJECTION, MATHS, PATHS, PLAIN, feature_called, id_became
 
 import rgalign
-from rgalign import plots
 from rgalign.alignment import rewarding, steps
 from rgalign.data import labels
-from rgalign.data.prompts import Prompter
 from rgalign.data.tables import read
-from rgalign.evaluation import report
 from rgalign.reasoner import tokenizer
+from rgalign.reasoner.prompts import Prompter
+from rgalign.report import pages as report
+from rgalign.report import plots
 
 HOSTILE = [*PLAIN.values(), *CONTROL.values()]
 STEERING = ("<|pad|>", "<|ask|>", "<|end|>")

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from rgalign import artifacts, locks, stages
 from rgalign.__main__ import main
-from rgalign.artifacts import ArtifactError
+from rgalign.run import artifacts, locks, stages
+from rgalign.run.artifacts import ArtifactError
 
 HOLD = """
 import sys, time

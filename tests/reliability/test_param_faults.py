@@ -32,7 +32,7 @@ def no_kernel(monkeypatch):
     def started(*_, **__):
         raise AssertionError("a kernel would have been started")
 
-    monkeypatch.setattr("rgalign.pipeline.execute", started)
+    monkeypatch.setattr("rgalign.commands.pipeline.execute", started)
 
 
 def test_there_are_hundreds_of_every_kind():

@@ -17,14 +17,13 @@ from table_changes import put, rename, write_raw
 
 from rgalign.data import describe
 from rgalign.data.checks import check
-from rgalign.data.personal import HIDDEN, is_personal, masked
-from rgalign.data.schema import SPLITS
+from rgalign.data.schema import HIDDEN, SPLITS, is_personal, masked
 from rgalign.data.tables import read
-from rgalign.data.verbal import transcript_phrases
-from rgalign.evaluation import cases
 from rgalign.params import ROOT
 from rgalign.params import check as check_params
 from rgalign.reasoner.settings import shown_features
+from rgalign.reasoner.verbalize import transcript_phrases
+from rgalign.report import summaries
 
 PERSONAL = [
     "name",
@@ -99,7 +98,7 @@ def test_no_report_shows_its_values(shop):
     assert shares.value.tolist() == [HIDDEN]
     found = pd.DataFrame({"session_id": data.sessions.session_id[:1].astype(object), "outcome": ["win"]})
     sessions = data.sessions.assign(event_text=f"write to {MAIL} or call +65 9123 4567")
-    table = cases.shown(found, sessions, sessions[["session_id"]], ["customer_email", "event_text"])
+    table = summaries.shown(found, sessions, sessions[["session_id"]], ["customer_email", "event_text"])
     assert table.iloc[0].tolist()[-2:] == [HIDDEN, "write to (e-mail) or call (phone)"]
 
 

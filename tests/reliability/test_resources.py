@@ -18,11 +18,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from rgalign import artifacts, pipeline, stages
 from rgalign.__main__ import main
-from rgalign.artifacts import ArtifactError
+from rgalign.commands import pipeline
 from rgalign.params import ROOT, load
-from rgalign.reasoner.memory import in_halves, is_out_of_memory
+from rgalign.reasoner.trainer import in_halves, is_out_of_memory
+from rgalign.run import artifacts, stages
+from rgalign.run.artifacts import ArtifactError
 
 SMALL_FILES = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
 SMALL_FILES += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
@@ -54,7 +55,7 @@ def test_a_full_disk_is_said_with_the_file_and_leaves_the_old_one(tmp_path, what
     header = "import numpy as np, pandas as pd\nfrom pathlib import Path\nfrom rgalign import artifacts\n"
     code = f"{header}target = Path({str(target)!r})\n{SMALL_FILES}{textwrap.dedent(WRITE[what])}"
     done = run_code(code)
-    assert "rgalign.artifacts.ArtifactError: " in done.stderr, done.stderr
+    assert "rgalign.run.artifacts.ArtifactError: " in done.stderr, done.stderr
     assert f"{target} cannot be written" in done.stderr
     assert "MiB are free there" in done.stderr
     assert target.read_text() == "old"
@@ -182,7 +183,7 @@ def test_a_process_without_memory_says_so(tmp_path):
     code = """
         import resource
         import torch
-        from rgalign.reasoner.memory import in_halves
+        from rgalign.reasoner.trainer import in_halves
         pages = int(open("/proc/self/statm").read().split()[0])
         limit = pages * resource.getpagesize() + (400 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -241,7 +242,7 @@ def test_being_asked_to_end_is_as_a_ctrl_c_in_the_terminal(capsys, monkeypatch, 
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         monkeypatch.setattr(pipeline, "execute", lambda *_, number=number, **__: os.kill(os.getpid(), number))
-        monkeypatch.setattr("rgalign.finished.tell", lambda _: time.sleep(10))
+        monkeypatch.setattr("rgalign.commands.runs.tell", lambda _: time.sleep(10))
         assert main(["run", "params/smoke.yaml", "--run-dir", str(tmp_path)]) == 128 + number
         assert "Give the same command again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before

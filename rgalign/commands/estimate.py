@@ -1,0 +1,297 @@
+"""What a run with a pretrained language model will take, before it starts: time from tokens, memory from parameters.
+
+With P the parameters that a token is multiplied with (model_size.trunk) and T the tokens, in floating point operations:
+reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
+reads once more, 2PT (Kaplan et al. 2020, 2.1). Queries are written by steps, a token of every query of a batch: one
+takes as long as its weights and cache take to be moved, or its kernels to be launched. Time is that at UTILISATION of
+the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, every session a click. One is not: RG-DPO
+is taken to read a pair's prompt once where all attention is full, and reads it twice by an attention other than torch's
+(sdpa). Attention's own products, rankers and looks at a step are left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
+
+from rgalign.alignment.logprobs import full_attention
+from rgalign.params import Params
+from rgalign.reasoner.generate import TOKENS_PER_BATCH
+
+# How large a language model is, by its config alone: parameters, adapter, and what a token costs.
+#
+# Nothing but shapes is built (torch's meta device): Qwen3-4B takes a second and no memory.
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """parameters  all of them, tied ones once
+    trunk        of these, all but the vocabulary's table and the language head: what every token is multiplied with
+    linear       of these, in linear layers but the language head: what 8- and 4-bit weights pack, LoRA stands beside
+    linear_ends  sum over these layers of inputs + outputs: LoRA has rank times as many parameters
+    activations  numbers that a token leaves in one layer for the backward pass
+    cached       numbers that a token leaves in one layer while queries are written: its key and its value
+    full_attention   no window slides and no state is carried: RG-DPO reads a pair's prompt once (alignment.layouts)
+    """
+
+    parameters: int
+    trunk: int
+    linear: int
+    linear_ends: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    activations: int
+    cached: int
+    full_attention: bool
+
+    def lora(self, rank: int) -> int:
+        """Parameters of an adapter of this rank beside all linear layers."""
+        return rank * self.linear_ends
+
+
+def model_size(config: PreTrainedConfig, *, kind: str = "causal") -> ModelSize:
+    """Of the model that transformers builds for this config. kind: causal | encoder."""
+    auto = AutoModelForCausalLM if kind == "causal" else AutoModel
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    text, trunk = config.get_text_config(), model.base_model if kind == "causal" else model
+    head = model.get_output_embeddings() if kind == "causal" else None
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trunk=sum(parameter.numel() for parameter in trunk.parameters()) - model.get_input_embeddings().weight.numel(),
+        linear=sum(module.weight.numel() for module in linear),
+        linear_ends=sum(module.in_features + module.out_features for module in linear),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        activations=_activations(text),
+        cached=2 * _shared(text),
+        full_attention=full_attention(config),
+    )
+
+
+def _activations(text: PreTrainedConfig) -> int:
+    """About how many numbers a token leaves in one layer of Qwen3's kind [C]: inputs and outputs of the two norms,
+    queries and keys before and after norm and rotation, values, attention's output, and four of the MLP's width.
+
+    Attention's own matrix is not kept (flash and sdpa make it again).
+    """
+    heads = text.num_attention_heads * _head(text)
+    return 4 * text.hidden_size + 3 * heads + 4 * _shared(text) + 4 * text.intermediate_size
+
+
+def _head(text: PreTrainedConfig) -> int:
+    """Width of one head of attention."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def _shared(text: PreTrainedConfig) -> int:
+    """Width of all keys of a token, which several heads may share; that of its values."""
+    return (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * _head(text)
+
+
+UTILISATION = 0.4  # of a card's peak in bf16 and of its bandwidth [C]
+LAUNCHES = 0.7e-3  # seconds a layer and step of writing: its kernels, launched one by one; not measured [C]
+CACHE_MOVED = 3  # times a step: it is read for attention, and copied (read, written) to be a token longer
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LEARNT = 4  # bytes of a weight that learns, of its gradient and of each of AdamW's two numbers: float32
+PACKED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a weight of a linear layer
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Card:
+    """One accelerator by its data sheet: dense bf16 operations a second, bytes a second, bytes."""
+
+    name: str
+    operations: float
+    bandwidth: float
+    memory: float
+
+
+CARDS = {  # in the order in which a device's name is searched for them
+    name: Card(name, operations * 1e12, bandwidth * 1e12, memory * GIB)
+    for name, operations, bandwidth, memory in (
+        ("B200", 2250, 8.0, 180),
+        ("H200", 989, 4.8, 141),
+        ("H100", 989, 3.35, 80),
+        ("A100", 312, 1.55, 40),  # the smaller one; a device says its memory itself
+        ("L40S", 362, 0.864, 48),
+        ("L40", 181, 0.864, 48),
+        ("A10G", 70, 0.6, 24),
+        ("A10", 125, 0.6, 24),
+        ("L4", 121, 0.3, 24),
+        ("RTX 4090", 165, 1.008, 24),
+        ("RTX 3090", 71, 0.936, 24),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """How many there are: all; of train and valid; of train's part (learners), at most all of which have a click."""
+
+    all: int
+    seen: int
+    learners: int
+
+    @classmethod
+    def of(cls, count: int) -> "Sessions":
+        """By the shares of ShopWorld's weeks: four of six train, one valid, one test."""
+        return cls(count, count * 5 // 6, count * 4 // 6)
+
+
+def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
+    """One row a use of the main model: stage, what, read (tokens), written (tokens), operations a read token."""
+    how, prompt = params.alignment, params.reasoner.max_tokens
+    query, trunk = params.reasoner.queries.max_new_tokens, size.trunk
+    forward, learning = 2 * trunk, learning_operations(params, size)
+    models = 1 + len(params.reasoner.others)
+    drawn = how.candidates.samples + 1
+    if how.candidates.llms == "one":
+        drawn, models = models * drawn, 1
+    # with prompt_query a prompt is read to write its query, and again with the query and the asking mark (not counted)
+    repeats = params.reasoner.embed == "prompt_query"
+    embedded, asked = (2 * prompt + query, query) if repeats else (prompt, 0)
+    test = sessions.all - sessions.seen
+    rows = [
+        ("02_reasoner", "embed train and valid", sessions.seen * embedded, sessions.seen * asked, forward),
+        ("09_evaluation", "embed test", test * embedded, test * asked, forward),
+    ]
+    if how.loop.rounds:
+        writes = params.reasoner.kind == "causal"
+        document, learners = prompt + query, sessions.learners
+        pairs = int(learners * (1 - how.dpo.margin_quantile))
+        if writes:
+            rows.append(("04_reward_model", f"write {drawn} queries a session, by each of {models} models",
+                         2 * learners * prompt * models, learners * drawn * query * models, forward))  # fmt: skip
+        if writes and how.sft.use:
+            rows.append(("05_rg_sft", "RG-SFT", int(learners * how.sft.epochs) * document, 0, learning))
+        if writes and how.dpo.use:
+            both = tokens_of_pair(params, size)
+            rows.append(("06_rg_dpo", "reference", pairs * both, 0, forward))
+            rows.append(("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning))
+        if writes and (how.sft.use or how.dpo.use) and how.cl.space == "retrained":
+            moved = "embed train and valid for the retraining"
+            rows.append(("07_rg_cl", moved, sessions.seen * embedded, sessions.seen * asked, forward))
+        if how.cl.use:
+            runs = 2 if repeats and how.cl.lm_weight else 1  # what is embedded, and what is learnt beside it
+            rows.append(("07_rg_cl", "RG-CL", int(learners * how.cl.epochs) * document * runs, 0, learning))
+            if repeats:
+                rows.append(("07_rg_cl", "write queries to embed", learners * prompt, learners * query, forward))
+        rows.append(
+            ("08_closed_loop", "embed train and valid anew", sessions.seen * embedded, sessions.seen * asked, forward)
+        )
+        rows.append(("09_evaluation", "embed test anew", test * embedded, test * asked, forward))
+    table = pd.DataFrame(rows, columns=["stage", "what", "read", "written", "operations"])
+    return table.sort_values("stage", kind="stable", ignore_index=True)
+
+
+def learning_operations(params: Params, size: ModelSize) -> int:
+    """Operations a token in training: 6P, or 4P with an adapter; 2P more with gradient checkpointing."""
+    times = (4 if params.alignment.lora else 6) + (2 if params.alignment.engine.gradient_checkpointing else 0)
+    return times * size.trunk
+
+
+def seconds(table: pd.DataFrame, params: Params, size: ModelSize, card: Card, processes: int) -> pd.Series:
+    """(rows,) seconds of each row of `work` on so many cards."""
+    reading = table["read"].astype(float) * table["operations"] / card.operations  # more than int64 can hold
+    return (reading / UTILISATION + table["written"] * seconds_written(params, size, card)) / processes
+
+
+def seconds_written(params: Params, size: ModelSize, card: Card) -> float:
+    """A written token's part of a step of `reasoner.queries`, which writes one token of each query of a batch."""
+    document = params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens
+    together = max(1, TOKENS_PER_BATCH["cuda"] // document)
+    cache = together * document * size.layers * size.cached * BYTES[params.reasoner.dtype]
+    moved = memory_of_weights(params, size) + CACHE_MOVED * cache
+    return max(moved / card.bandwidth / UTILISATION, size.layers * LAUNCHES) / together
+
+
+def memory_of_weights(params: Params, size: ModelSize) -> float:
+    """Bytes of the model as it is loaded."""
+    packed = PACKED.get(params.reasoner.quantize or "")
+    own = BYTES[params.reasoner.dtype]
+    return size.parameters * own if packed is None else size.linear * packed + (size.parameters - size.linear) * own
+
+
+def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool = False) -> dict[str, float]:
+    """Bytes on each card at the widest step of RG-SFT, RG-DPO or RG-CL, by what they are for.
+
+    weights      twice: the model that a stage begins from stays beside the one that learns, and is not sharded; where
+                 all weights learn, they do so in float32 (alignment.tuning), and precision bf16 copies them once more
+    gradients, optimizer   of what learns, in float32; AdamW keeps two numbers a parameter, of four bytes or of one
+                           (adamw_8bit)
+    activations  of the tokens that run at once: all of a layer's, times the layers; with gradient checkpointing each
+                 layer's input, and one layer whole; in the type of the weights
+    logits       of the queries' tokens: the head's own, and twice float32 for the loss
+    sharded      FSDP, ZeRO-3: weights that learn, gradients and optimizer are shared out over the processes
+    """
+    how = params.alignment
+    own = BYTES[params.reasoner.dtype] if how.lora else LEARNT
+    learning = size.lora(how.lora.rank) if how.lora else size.parameters
+    state = 1 if how.engine.optimizer == "adamw_8bit" else LEARNT
+    tokens, queries = widest_step(params, size, processes)
+    kept = size.layers * size.activations
+    if how.engine.gradient_checkpointing:
+        kept = size.layers * size.hidden + size.activations
+    copies = 2 if params.run.precision == "bf16" else 0
+    weights, share = memory_of_weights(params, size), processes if sharded else 1
+    learner = weights if how.lora else size.parameters * (LEARNT + copies)
+    return {
+        "weights": weights + learner / share,
+        "gradients": learning * LEARNT / share,
+        "optimizer": 2 * learning * state / share,
+        "activations": tokens * kept * own,
+        "logits": queries * size.vocabulary * (own + 8),
+    }
+
+
+def tokens_of_pair(params: Params, size: ModelSize) -> int:
+    """Tokens that RG-DPO reads for a pair, at most (alignment.layouts)."""
+    prompt, query = params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens
+    return prompt + 2 * query + 1 if size.full_attention else 2 * (prompt + query)
+
+
+def widest_step(params: Params, size: ModelSize, processes: int) -> tuple[int, int]:
+    """Tokens, and queries' tokens, that a process runs at once at most; not of the same step where pairs have more."""
+    how, query = params.alignment, params.reasoner.queries.max_new_tokens
+    document = (params.reasoner.max_tokens + query, query)
+    wide = {"sft": document, "dpo": (tokens_of_pair(params, size), 2 * query), "cl": document}
+    at_once = {"sft": how.sft.documents_per_batch, "dpo": how.dpo.pairs_per_batch}
+    if budget := how.engine.tokens_per_batch:
+        at_once = {name: min(count, max(1, budget // wide[name][0])) for name, count in at_once.items()}
+    else:
+        at_once = {name: -(-count // processes) for name, count in at_once.items()}
+    at_once["cl"] = -(-how.cl.documents_per_batch // processes)
+    used = [name for name in at_once if getattr(how, name).use] if how.loop.rounds else []
+    tokens, queries = ([at_once[name] * wide[name][kind] for name in used] for kind in (0, 1))
+    return max(tokens, default=0), max(queries, default=0)
+
+
+def as_text(
+    table: pd.DataFrame, held: Mapping[str, float], size: ModelSize, params: Params, card: Card, processes: int
+) -> str:
+    """The estimate for people: rows of `work` with hours, then memory and whether it fits."""
+    shown: dict[str, Any] = {"stage": table["stage"], "what": table["what"]}
+    shown["million tokens"] = ((table["read"] + table["written"]) / 1e6).round(1)
+    hours = seconds(table, params, size, card, processes) / 3600
+    shown["hours"] = hours.round(2)
+    total = sum(held.values())
+    parts = ", ".join(f"{name} {amount / GIB:.1f}" for name, amount in held.items())
+    verdict = "fits" if total < 0.9 * card.memory else "DOES NOT FIT"
+    return "\n".join(
+        [
+            f"estimate for {processes} x {card.name} at {UTILISATION:.0%} of its peak; at most (commands/estimate.py)",
+            f"{params.reasoner.model}: {size.parameters:,} parameters, {size.trunk:,} without vocabulary",
+            pd.DataFrame(shown).to_string(index=False),
+            f"about {hours.sum():.1f} hours in all, and {hours.sum() * processes:.1f} card-hours",
+            f"memory a card, GiB: {parts}; {total / GIB:.1f} of {card.memory / GIB:.0f}: {verdict}",
+        ]
+    )

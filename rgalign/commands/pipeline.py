@@ -1,0 +1,348 @@
+"""The stages in order: each notebook executed by papermill in a fresh kernel, skipped where nothing changed.
+
+papermill cannot resume, so this does: a stage is skipped when its manifest entry still matches (stages.py).
+papermill may also call a notebook complete that was interrupted, so success is judged here: the manifest entry of
+this execution is there, every code cell has run, and none shows an error.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
+
+from rgalign.data.describe import size_of
+from rgalign.params import ROOT, Params
+from rgalign.run import artifacts, locks, notebook_files
+from rgalign.run.plan import STAGES, Stage, needed
+from rgalign.run.stages import PARAMETERS, reason_to_run
+
+# Kernels of a run's notebooks, each fresh and used once: the next one starts while a stage runs.
+#
+# Most of a small stage's time is the import of its libraries. A kernel that waits has imported them; what is the
+# project's own it imports when its notebook does, so that a stage runs the code that its manifest entry names.
+#
+# They are spoken to by Unix sockets in a folder of the run's own. A TCP port would be chosen here and bound by the
+# kernel seconds later, when another process may have it.
+
+IMPORTS = ("pandas", "matplotlib.pyplot", "torch", "transformers.trainer", "peft")
+LONGEST = 70  # bytes of the folder that holds the sockets' folder: a socket's whole path has 103 (macOS; Linux: 107)
+
+
+class Kernels:
+    """The kernels of one run, at work in the folder `cwd`; none outlives the `with` block."""
+
+    def __init__(self, cwd: Path):
+        self.cwd = cwd
+        self._waiting: AsyncKernelManager | None = None
+        self._numbers = count(1)
+        self._place = _private_folder()
+
+    def __enter__(self) -> "Kernels":
+        self._folder = self._place.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if self._waiting is not None:
+                _stop(self._waiting, now=True)
+        finally:
+            self._place.__exit__(None, None, None)
+
+    @contextmanager
+    def one(self, *, more: bool) -> Iterator[AsyncKernelManager]:
+        """A kernel that has executed nothing; more: another one will be asked for after it."""
+        kernel, self._waiting = self._waiting or self._started(), None
+        try:
+            if more:
+                self._waiting = self._started(IMPORTS)
+            yield kernel
+        finally:
+            _stop(kernel)
+
+    def _started(self, imports: tuple[str, ...] = ()) -> AsyncKernelManager:
+        """A kernel that starts, and is not waited for. What it imports is bound to no name there."""
+        file = self._folder / f"{next(self._numbers)}.json"  # the sockets lie beside it: 1-ipc-1 to 1-ipc-5
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=str(file))
+        told = [f"--IPKernelApp.exec_lines=import {name}; del {name.split('.')[0]}" for name in imports]
+        told.append("--HistoryManager.hist_file=:memory:")  # not the user's: what a batch executes is not typed by hand
+        run_sync(kernel.start_kernel)(cwd=str(self.cwd), extra_arguments=told)
+        return kernel
+
+
+def _stop(kernel: AsyncKernelManager, *, now: bool = False) -> None:
+    """End it, by asking first unless it is to be now; papermill may have done so, when it was interrupted."""
+    if kernel.has_kernel:
+        run_sync(kernel.shutdown_kernel)(now=now)
+    run_sync(kernel.cleanup_resources)()
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder for the kernels' sockets, open to this user alone. Meanwhile `python3` means the running interpreter,
+    whatever kernels the user has installed under that name: the folder holds its spec, too."""
+    short = len(os.fsencode(tempfile.gettempdir())) <= LONGEST
+    with tempfile.TemporaryDirectory(prefix="rgalign-", dir=None if short else "/tmp") as folder:
+        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+        # threads that spin for long while they wait make two of them seventy times slower beside a busy process
+        env = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
+        spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))
+        before = os.environ.get("JUPYTER_PATH")
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
+        try:
+            yield Path(folder)
+        finally:
+            if before is None:
+                del os.environ["JUPYTER_PATH"]
+            else:
+                os.environ["JUPYTER_PATH"] = before
+
+
+START = 600  # seconds at most for a kernel and what it imports, on a busy machine
+BROKEN_OFF = "was broken off before its notebook was written"
+
+
+class StageFailed(RuntimeError):
+    """A notebook did not end well; the message names notebook, cell, error, executed copy and log."""
+
+
+def chosen(first: str | None = None, through: str | None = None) -> list[Stage]:
+    """The stages from `first` up to and with `through`; both may be a name or its leading number.
+
+    A stage outside the sequence (91) runs alone, and only as `first`. Raises StageFailed where nothing is chosen.
+    """
+    sequence = [stage for stage in STAGES.values() if stage.in_sequence]
+    start = stage_named(first) if first else sequence[0]
+    if not start.in_sequence:
+        return [start]
+    end = stage_named(through) if through else sequence[-1]
+    if not end.in_sequence or end.name < start.name:
+        raise StageFailed(f"from {start.name} through {end.name} is no part of {', '.join(s.name for s in sequence)}")
+    return [stage for stage in sequence if start.name <= stage.name <= end.name]
+
+
+def stage_named(name: str) -> Stage:
+    """The stage called `03`, `3` or `03_rankers`. Raises StageFailed with the list of names."""
+    for stage in STAGES.values():
+        number = stage.name.split("_")[0]
+        if name in (stage.name, number, number.lstrip("0")):
+            return stage
+    raise StageFailed(f"there is no stage {name}; stages: {', '.join(STAGES)}")
+
+
+def refuse_unfit(stages: list[Stage], params: Params, parameters: Collection[str] = PARAMETERS) -> None:
+    """Raises StageFailed that lists the notebooks which are needed and not there, or which papermill would run with
+    other parameters than these (notebook_files.faults), before a kernel starts."""
+    names = [f"notebooks/{stage.name}.ipynb" for stage in stages if needed(stage, params)]
+    if missing := [name for name in names if not (ROOT / name).is_file()]:
+        raise StageFailed(
+            f"{ROOT} lacks {', '.join(missing)}; nothing was run. A whole set of notebooks: python -m rgalign new DIR"
+        )
+    if wrong := [f"  {name}  {fault}" for name in names for fault in notebook_files.faults(ROOT / name, parameters)]:
+        raise StageFailed("\n".join(["notebooks that cannot be run; nothing was:", *wrong]))
+
+
+def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.DataFrame:
+    """What a run would do: stage, action (run | skip), why, and estimated seconds.
+
+    A stage after one that runs is listed as run; if its inputs then turn out the same bytes it is skipped after all.
+    """
+    entries = artifacts.read_manifest(run)["stages"]
+    rows, upstream = [], set()
+    for stage in (stage for stage in stages if needed(stage, params)):
+        why = "forced" if forced else reason_to_run(run, stage, params)
+        waits = [name for name in upstream if set(STAGES[name].writes) & set(stage.reads)]
+        if why is None and waits:
+            why = f"follows {', '.join(sorted(waits))}"
+        if why is not None:
+            upstream.add(stage.name)
+        rows.append((stage.name, "run" if why else "skip", why or "unchanged", estimate(stage, params, entries)))
+    table = pd.DataFrame(rows, columns=["stage", "action", "why", "seconds"])
+    table.loc[table.action == "skip", "seconds"] = 0.0
+    return table
+
+
+def execute(
+    run: Path,
+    stages: list[Stage],
+    parameters: Mapping[str, Any],
+    params: Params,
+    *,
+    forced: bool,
+    kernels: Kernels | None = None,
+) -> None:
+    """Run the stages that need it, in order. Raises StageFailed at the first that does not end well, ArtifactError
+    where somebody else runs stages in `run`.
+
+    parameters   what goes into each notebook's parameters cell: params_file, run_dir, overrides
+    kernels      of a caller who runs other stages after these; None: kernels of this call's own
+    What a killed run left unfinished beside its artifacts is removed first.
+    """
+    refuse_unfit(stages, params, parameters)
+    command = f"python -m rgalign run {parameters.get('params_file', '')}".strip()
+    own = Kernels(ROOT) if kernels is None else nullcontext(kernels)
+    with locks.locked(run, command), own as started:
+        left = {path.name for path in artifacts.sweep_run(run)}
+        stages = [stage for stage in stages if needed(stage, params)]
+        for stage in stages:
+            broken = artifacts.temporary_of(_copy(run, stage)).name in left
+            why = "forced" if forced else reason_to_run(run, stage, params) or (BROKEN_OFF if broken else None)
+            if why is None:
+                print(f"{stage.name}: unchanged, skipped", flush=True)
+                _complete_html(_copy(run, stage))
+                continue
+            print(f"{stage.name}: {why}", flush=True)
+            if broken:
+                artifacts.forget_stage(run, stage.name)
+            more = kernels is not None or stage is not stages[-1]
+            _execute_stage(run, stage, dict(parameters), partial(started.one, more=more))
+            entry = artifacts.read_manifest(run)["stages"][stage.name]
+            print(f"{stage.name}: done, {entry['seconds']:.0f} s, {entry['peak_memory_mb']:,} MiB", flush=True)
+
+
+def _copy(run: Path, stage: Stage) -> Path:
+    """The executed copy of a stage's notebook."""
+    return run / "notebooks" / f"{stage.name}.ipynb"
+
+
+def status(run: Path) -> pd.DataFrame:
+    """One row a stage: state, seconds, peak memory, when. Raises ArtifactError where there is no run."""
+    if not (run / "params.yaml").exists():
+        raise artifacts.ArtifactError(f"no run in {run}; start one: python -m rgalign run PARAMS")
+    from rgalign.params import load_run
+
+    params = load_run(run)
+    entries = artifacts.read_manifest(run)["stages"]
+    rows = []
+    for stage in STAGES.values():
+        if not needed(stage, params) or (not stage.in_sequence and stage.name not in entries):
+            continue
+        why = reason_to_run(run, stage, params)
+        entry = entries.get(stage.name, {})
+        rows.append((stage.name, why or "done", *(entry.get(k) for k in ("seconds", "peak_memory_mb", "started"))))
+    return pd.DataFrame(rows, columns=["stage", "state", "seconds", "peak MiB", "started"])
+
+
+def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any], a_kernel: Callable[[], Any]) -> None:
+    """a_kernel: -> context of a kernel that has executed nothing."""
+    import papermill  # late: `--dry-run` and `status` do without it
+
+    before = artifacts.read_manifest(run)["stages"].get(stage.name)
+    copy = _copy(run, stage)
+    failed = copy.with_name(f"{stage.name}.failed.ipynb")
+    with _log_file(run / "logs" / f"{stage.name}.log") as log, a_kernel() as kernel:
+        try:
+            with artifacts.atomic(copy) as temporary:
+                try:
+                    papermill.execute_notebook(
+                        ROOT / "notebooks" / f"{stage.name}.ipynb",
+                        temporary,
+                        parameters=parameters,
+                        cwd=ROOT,
+                        kernel_name="python3",
+                        language="python",  # which not every editor leaves in the file
+                        km=kernel,
+                        start_timeout=START,
+                        log_output=True,
+                        progress_bar=sys.stderr.isatty(),
+                    )
+                    _check_executed(temporary)
+                except BaseException:  # the stage may have ended, and its notebook has not
+                    if artifacts.read_manifest(run)["stages"].get(stage.name) != before:
+                        artifacts.forget_stage(run, stage.name)
+                    if temporary.exists():
+                        temporary.rename(failed)
+                    raise
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            raise StageFailed(_explain(stage, error, failed, log)) from error
+        if artifacts.read_manifest(run)["stages"].get(stage.name) == before:
+            raise StageFailed(f"{stage.name} ran to its end without stage.finish(); executed copy: {copy}")
+    failed.unlink(missing_ok=True)
+    _export_html(copy)
+
+
+def _check_executed(path: Path) -> None:
+    """Every code cell has run and shows no error. Raises StageFailed with the first that does not."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+    for number, cell in enumerate(code, start=1):  # as Jupyter counts: [1], [2], ..
+        if cell["execution_count"] is None:
+            raise StageFailed(f"code cell {number} never ran: it was interrupted")
+        if any(output["output_type"] == "error" for output in cell["outputs"]):
+            raise StageFailed(f"code cell {number} ended in an error")
+
+
+def _explain(stage: Stage, error: Exception, copy: Path, log: Path) -> str:
+    """The error, with the cell it came from and where to read on."""
+    where, what = "", f"{type(error).__name__}: {error}"
+    if hasattr(error, "ename"):  # papermill's own error: the traceback belongs to the cell
+        where, what = f" in cell {error.exec_count}", f"{error.ename}: {error.evalue}"
+        if error.ename == "OutOfMemoryError":
+            what += "\n  Lower its documents_per_batch, pairs_per_batch or lists_per_batch, or set run.device=cpu"
+    elif type(error).__name__ == "DeadKernelError":
+        what = (
+            "the kernel died without a word, most often for want of memory. "
+            "Lower data.world.sessions or ranker.lists_per_batch, then run again."
+        )
+    kept = [f"  {name:<14} {path}" for name, path in (("executed copy:", copy), ("log:", log)) if path.exists()]
+    if not copy.parent.is_dir():
+        kept.append(f"  {copy.parents[1]} was removed while it ran: start it again")
+    advice = "Mend it and give the same command again: finished stages are kept."
+    return "\n".join([f"notebooks/{stage.name}.ipynb failed{where}", f"  {what}", *kept, advice])
+
+
+@contextmanager
+def _log_file(path: Path):
+    """papermill's log, with the kernel's own output, in a file of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("papermill")
+    propagate, level = logger.propagate, logger.level
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield path
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.propagate = propagate
+        logger.setLevel(level)
+
+
+def _complete_html(notebook: Path) -> None:
+    """The page that a run killed just before it did not write."""
+    if notebook.exists() and not notebook.with_suffix(".html").exists():
+        _export_html(notebook)
+
+
+def _export_html(notebook: Path) -> None:
+    from nbconvert import HTMLExporter
+
+    html, _ = HTMLExporter().from_filename(str(notebook))  # embed_images would shut <details> before what it hides
+    artifacts.write_text(notebook.with_suffix(".html"), html)
+
+
+def estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
+    """Seconds the stage took last time, by these manifest entries, else a rough figure from the size of the data."""
+    if stage.name in entries:
+        return entries[stage.name]["seconds"]
+    fixed, per_thousand = stage.seconds
+    if not per_thousand:
+        return round(fixed)
+    return round(fixed + per_thousand * size_of(params.data).sessions / 1000)

@@ -1,0 +1,194 @@
+"""A user's own folder: the notebooks and params, so that an installed package alone is useful."""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+from rgalign.params import NEW_FOLDER, PACKAGE, ROOT, load_run
+from rgalign.run import artifacts
+
+# Commands over a run that has finished, or over its data: status, score, report, compare, labels.
+
+DATASET = "tables/dataset"  # in a run directory
+
+
+def tell(run: Path) -> None:
+    """Print a finished run's results, and write its report and model card."""
+    from rgalign.report import pages
+
+    paths = pages.write(run)
+    results = pages.results_table(pages.read(run, "results"))
+    print(results.rename(index=pages.MODELS, columns=pages.METRIC_NAMES).round(4).to_string(na_rep=""))
+    print("\n".join(str(path) for path in paths))
+
+
+def status_command(options: argparse.Namespace) -> int:
+    """Print the state of each stage of a run."""
+    from rgalign.commands import pipeline
+
+    print(pipeline.status(run_of(options.run)).to_string(index=False, na_rep="-"))
+    return 0
+
+
+def score_command(options: argparse.Namespace) -> int:
+    """Rank the knowledge base for a table of sessions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from rgalign.data.schema import to_frame
+    from rgalign.serve import load as load_scorer
+
+    out = Path(options.out)
+    if not Path(options.sessions).is_file():
+        raise artifacts.ArtifactError(f"there is no file {options.sessions}; expected a .parquet of sessions")
+    if out.is_dir():
+        raise artifacts.ArtifactError(f"--out {out} is a folder; expected the .parquet to write")
+    if out.exists() and out.samefile(options.sessions):
+        raise artifacts.ArtifactError(f"--out {out} is the table of sessions itself: name another file")
+    try:
+        sessions = to_frame(pq.read_table(options.sessions))
+    except pa.ArrowException as error:
+        raise artifacts.ArtifactError(f"{options.sessions} cannot be read as parquet: {error}") from None
+    scorer = load_scorer(options.run)
+    ranked = scorer.score(sessions, top=options.top, progress=True)
+    artifacts.write_table(out, ranked)
+    print(f"{len(sessions):,} sessions, the best {options.top} of {len(scorer.ranking.kb):,} intents each: {out}")
+    return 0
+
+
+def report_command(options: argparse.Namespace) -> int:
+    """Write report.html and model_card.md of a run anew."""
+    tell(run_of(options.run))
+    return 0
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    """Print several runs' results side by side, and their differences where they judged the same sessions."""
+    from rgalign.commands import compare_runs
+
+    runs = [run_of(run) for run in options.runs]
+    print(compare_runs.side_by_side(runs).round(4).to_string(na_rep=""))
+    if len(found := compare_runs.paired(runs)):
+        print(f"\nGAUC minus that of {found.against[0]}, on the same test sessions (95 %, users sampled again;")
+        print("p_holm: the p-value adjusted for these rows):")
+        print(found.drop(columns="against").round(4).to_string(index=False))
+    return 0
+
+
+def run_of(given: str) -> Path:
+    """A run directory, as given or seen from the project's root. Raises ArtifactError where there is none."""
+    run = Path(given) if Path(given).is_dir() else ROOT / given
+    if not run.is_dir():
+        raise artifacts.ArtifactError(f"no run in {given}; start one: python -m rgalign run PARAMS")
+    return run
+
+
+def labels_command(options: argparse.Namespace) -> int:
+    """Write a sheet for people to fill in, or read a filled one back into the data set or beside it in its run."""
+    from rgalign.data import labels, tables
+
+    folder = Path(options.folder) if Path(options.folder).exists() else ROOT / options.folder
+    of_run = _is_run(folder)
+    _refuse_inside_a_run(folder)
+    dataset, target = (folder / DATASET if of_run else folder), folder / "labels.parquet"
+    if of_run and not dataset.is_dir():
+        raise artifacts.ArtifactError(f"{dataset} is not there: run 01_data first (python -m rgalign status {folder})")
+    shop = tables.read(dataset, splits=("train", "valid", "test"))
+    if options.read:
+        found = labels.read_sheet(options.sheet, shop.sessions, shop.intents)
+        labels.write_labels(target, found, dataset if of_run else None)
+        print(f"{len(found):,} labels: {target}")
+        return 0
+    own = shop.sessions[shop.sessions.split == options.split].head(options.sessions)
+    shown = _shown_in_prompts(folder if of_run else None, shop.meta)
+    sheet, kb = labels.export_sheet(options.sheet, own, shop.intents, kinds=shop.kinds, features=shown)
+    print(f"{len(own):,} sessions to label: {sheet}\nthe intents to choose from: {kb}")
+    return 0
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "params.yaml").is_file() and not (folder / "dataset.yaml").is_file()
+
+
+def _refuse_inside_a_run(folder: Path) -> None:
+    """An artifact of a stage must stay as the stage wrote it, or all that was made from it has to be made again."""
+    from rgalign.data.labels import LabelError
+
+    place = Path(os.path.realpath(folder))  # Path.resolve fails on a link that leads to itself
+    for run in place.parents:
+        if _is_run(run) and (run / artifacts.MANIFEST).is_file() and place.is_relative_to(run / "tables"):
+            raise LabelError(f"{folder} belongs to a run, which keeps its labels beside its tables: name {run}")
+
+
+def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
+    """Feature columns that people may see: those that a prompt may show, by the run's params or else the data set's."""
+    from rgalign.data.labels import LabelError
+    from rgalign.reasoner.settings import shown_features
+
+    settings, drop = {"features": None}, []
+    if run is not None:
+        params = load_run(run)
+        settings, drop = params.reasoner.model_dump(mode="json"), params.data.features.drop
+    try:
+        return shown_features(settings, meta, drop)
+    except ValueError as error:
+        raise LabelError(str(error)) from None
+
+
+COPIED = ("notebooks", "params", "docs", "benchmarks")
+SHIPPED = Path(__file__).parent / "shipped"  # in a wheel: put there by setup.py
+
+
+def new_command(options: argparse.Namespace) -> int:
+    """Make a folder of one's own."""
+    folder = Path(options.folder)
+    made = make(folder)
+    print(f"{made} notebooks, the params and docs: {folder}\n\n  cd {folder}")
+    print("  python -m rgalign run params/quickstart.yaml   # a simulated shop; your own logs: docs/own-logs.md")
+    print("  jupyter lab notebooks")
+    return 0
+
+
+def make(folder: Path) -> int:
+    """Copy notebooks, without their outputs, params and docs into a folder; returns the number of notebooks.
+
+    Raises ArtifactError where the folder is not empty: what a user has written must not be overwritten. Where copying
+    fails, a full disk say, nothing of it stays: the same command can be given again.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise artifacts.ArtifactError(f"{folder} is not empty; expected a new folder: give another name")
+    try:
+        return _copy(SHIPPED if SHIPPED.is_dir() else PACKAGE, folder)
+    except BaseException:
+        for name in COPIED:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        raise
+
+
+def _copy(source: Path, folder: Path) -> int:
+    notebooks = sorted((source / "notebooks").glob("*.ipynb"))
+    for path in notebooks:
+        notebook = without_outputs(json.loads(path.read_text(encoding="utf-8")))
+        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        artifacts.write_text(folder / "notebooks" / path.name, text)
+    shutil.copytree(source / "params", folder / "params")
+    for path in sorted((source / "benchmarks").glob("*.py")):
+        artifacts.write_text(folder / "benchmarks" / path.name, path.read_text(encoding="utf-8"))
+    for path in sorted((source / "docs").glob("*.md")):
+        artifacts.write_text(folder / "docs" / path.name, path.read_text(encoding="utf-8"))
+    return len(notebooks)
+
+
+def without_outputs(notebook: dict) -> dict:
+    """The same notebook as if no cell had run."""
+    cleared = {"outputs": [], "execution_count": None}
+    cells = [cell | cleared if cell["cell_type"] == "code" else cell for cell in notebook["cells"]]
+    return notebook | {"cells": cells}
+
+
+def refuse_without_notebooks() -> None:
+    """Raises ArtifactError where there is no notebook to run."""
+    if not (ROOT / "notebooks").is_dir():
+        raise artifacts.ArtifactError(f"no notebooks/ in {ROOT} nor above it; {NEW_FOLDER}")

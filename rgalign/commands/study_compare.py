@@ -1,0 +1,146 @@
+"""Comparisons over a study's worlds, and the stage table (METHOD.md 4).
+
+The unit is the world: each has its own LM seed and ranker seeds, over which its values are averaged first. The interval
+over the worlds has the sampling error of their sessions as a floor (bootstrap.over_worlds). One or two worlds say next
+to nothing about another world: then there is only each world's own interval, users sampled again, and the column
+`worlds` shows it. Two models are compared in the worlds that have both; `world_seeds` names these.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rgalign.commands import study_kept
+from rgalign.commands.study import FULL, METRICS, SLICES, WORLD, as_row, table_of
+from rgalign.data import tables
+from rgalign.data.describe import train_clicks
+from rgalign.evaluation import results, slices
+from rgalign.evaluation.comparisons import (
+    COMPARED,
+    INTERVALS,
+    PAIR,
+    by_world,
+    comparisons,
+    comparisons_over_worlds,
+    verdict,
+)
+from rgalign.ranker.variants import VARIANTS
+
+
+def compare(
+    folder: Path, runs: pd.DataFrame, table: pd.DataFrame, pairs: Sequence[tuple[str, str]], **draws
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The comparisons rows of a study, and the same world by world (with world_seed, new, old).
+
+    runs, table, pairs  study.runs_of, results_of, pairs_of
+    draws               seed, replicates of the bootstrap inside each world
+    """
+    if study_kept.is_kept(folder):
+        worlds = study_kept.worlds(folder, pairs)
+        return comparisons_over_worlds(worlds), worlds
+    worlds = by_world(results.conform(table.drop(columns="recipe"), "results"), pairs)
+    own = _own_intervals(folder, runs, worlds, **draws)
+    worlds = worlds.merge(own, "left", [*COMPARED, "world_seed", *PAIR])
+    return comparisons_over_worlds(worlds), worlds
+
+
+def _own_intervals(folder: Path, runs: pd.DataFrame, worlds: pd.DataFrame, **draws) -> pd.DataFrame:
+    """INTERVALS of each row of `worlds` from the sessions of its world, users sampled again."""
+    found = [pd.DataFrame(columns=[*COMPARED, "world_seed", *PAIR, *INTERVALS])]
+    for (distance, world), part in worlds.groupby(WORLD, dropna=False):
+        here = runs[(runs["state"] == "finished") & same(runs["distance"], distance) & same(runs["world_seed"], world)]
+        masks = _slices(folder / here["run"].iloc[0])
+        ablations = frozenset(here["ablation"]) - {""}
+        wanted = list(part[PAIR].drop_duplicates().itertuples(index=False, name=None))
+        for names in {ablations.intersection(pair): None for pair in wanted}:
+            pairs = [pair for pair in wanted if ablations.intersection(pair) == names]
+            sessions = _sessions(folder, here, names)
+            rows = comparisons(sessions, pairs, masks, distance=distance, **draws)
+            found.append(rows[[*COMPARED, *PAIR, *INTERVALS]].assign(world_seed=world))
+    types = {"world_seed": "Int64", "distance": "float64"} | dict.fromkeys(INTERVALS, "float64")
+    return pd.concat(found).astype(types)
+
+
+def same(column: pd.Series, value) -> pd.Series:
+    """Where a column has this value; an empty one equals an empty one (data that knows no distance or world)."""
+    return column.isna() if pd.isna(value) else column.eq(value).fillna(False)
+
+
+def _slices(run: Path) -> pd.DataFrame:
+    """SLICES of the test sessions of a run."""
+    shop = tables.read(run / "tables/dataset", splits=("train", "test"), columns=["shuffled"])
+    test = shop.sessions[shop.sessions["split"] == "test"]
+    shown = shop.impressions[shop.impressions["session_id"].isin(test["session_id"])]
+    found = slices.session_slices(test, shown, train_clicks(shop))
+    return found[[name for name in SLICES if name in found]]  # no `shuffled` where the data do not know it
+
+
+def _sessions(folder: Path, runs: pd.DataFrame, ablations: Collection[str]) -> pd.DataFrame:
+    """session_metrics of one world's runs: those of no ablation, with those of some beside them.
+
+    Seeds are numbered anew, since runs of two LM seeds may have the same ranker seeds. Beside ablations only runs of
+    run.seeds that each of them has count: an LM is noise that all must share.
+    """
+    seeds = set.intersection(*(set(runs["seed"][runs["ablation"] == name]) for name in ("", *ablations)))
+    chosen = runs[runs["ablation"].isin(["", *ablations]) & runs["seed"].isin(seeds)]
+    parts = []
+    for run in chosen.itertuples():
+        sessions = table_of(folder, run.run, "session_metrics")
+        parts.append(as_row(sessions[sessions["split"] == "test"], run.ablation).assign(run=run.run))
+    sessions = pd.concat(parts, ignore_index=True)
+    sessions["seed"] = sessions.groupby(["run", "seed"], dropna=False).ngroup()
+    return sessions.drop(columns="run")
+
+
+def stage_table(table: pd.DataFrame, compared: pd.DataFrame, seconds: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a distance and model (twice if it is compared twice), in the order of results.MODELS.
+
+    gauc .. ihr@3  means over worlds, LM seeds and ranker seeds; cold, tail, shuffled: gauc there
+    difference     of gauc, to `against`, with its interval; `relative` the share of the error removed, with its own
+    p_holm, says   the p-value adjusted for the rows of this table, and what it shows
+    world_seeds    the worlds of `difference`: a row whose worlds are not those of another cannot be set against it
+    seconds        of the stages that make the model, each stage's median, whether this run or another executed it
+    """
+    of_world = table.groupby(["distance", "model", "metric", "slice", "world_seed"], dropna=False)["value"].mean()
+    means = of_world.groupby(level=[0, 1, 2, 3], dropna=False).mean().rename("value").reset_index()
+    means["column"] = np.where(means["slice"] == "all", means["metric"], means["slice"])
+    means = means[(means["slice"] == "all") | (means["metric"] == "gauc")]
+    wide = means.pivot_table("value", ["distance", "model"], "column", dropna=False, observed=True).reset_index()
+    names = [*METRICS, *(name for name in SLICES[1:] if name in wide)]
+    wide = wide.reindex(columns=["distance", "model", *names])
+    wide = wide[wide["gauc"].notna()]
+    gauc = compared[(compared["metric"] == "gauc") & (compared["slice"] == "all")]
+    told = ["difference", "ci_low", "ci_high", "p_holm", "relative", "relative_low", "relative_high"]
+    shown = gauc[["distance", *PAIR, *told, "worlds", "world_seeds"]]
+    rows = wide.merge(shown.assign(says=[verdict(row) for row in shown.itertuples()]), "left", ["distance", "model"])
+    rows["seconds"] = [_seconds(row.model, row.distance, seconds, runs) for row in rows.itertuples()]
+    order = rows["model"].map(list(results.MODELS).index)
+    rows = rows.assign(order=order).sort_values(["distance", "order"], kind="stable", ignore_index=True)
+    first = ["distance", "model", "gauc", "against", *told, "worlds", "world_seeds", "says"]
+    return rows[[*first, *names[1:], "seconds"]].astype({"worlds": "Int64"})
+
+
+def main_distance(runs: pd.DataFrame) -> float:
+    """The distance with most runs, of several the middle one; NaN where the data know none."""
+    counts = runs["distance"].value_counts(dropna=False)
+    most = sorted(counts.index[counts == counts.max()])
+    return float(most[len(most) // 2])
+
+
+def _seconds(model: str, distance: float, seconds: pd.DataFrame, runs: pd.DataFrame) -> float:
+    """Median over a model's runs of the seconds of its stages; NaN for what no stage trains (popularity, an oracle).
+
+    The median, since a machine that was busy with something else must not make a stage look dear.
+    """
+    trained = model.split("+")[0]
+    if trained not in VARIANTS and not trained.startswith(FULL):
+        return np.nan
+    recipe = model if model.startswith(f"{FULL}/") else ""
+    own = runs[(runs["ablation"] == recipe) & (runs["state"] == "finished") & same(runs["distance"], distance)]
+    last = "03" if model in VARIANTS and not model.startswith(FULL) else "08"  # of the stages that make it
+    making = seconds[seconds["run"].isin(own["run"]) & (seconds["stage"].str[:2] <= last)]
+    if model in VARIANTS and VARIANTS[model].vectors is None:
+        making = making[making["stage"].str[:2] != "02"]  # it reads nothing of a language model
+    return float(making.groupby("stage")["seconds"].median().sum())

@@ -1,0 +1,359 @@
+"""Many runs: each params file with each seed, one after the other, stages that are the same shared (sharing.py).
+
+A run that fails does not stop the rest. The same command goes on where it stood. OUT/sweep.json says what was run; the
+study over the runs is notebook 90's.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import re
+import shutil
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rgalign.commands import machine, pipeline, study
+from rgalign.commands.pipeline import Kernels
+from rgalign.params import ROOT, Params, ParamsError, find, load, load_run
+from rgalign.run import artifacts, locks
+from rgalign.run.artifacts import ArtifactError
+from rgalign.run.plan import STAGES, Stage, maker, needed, reads_of, stage_params
+from rgalign.run.stages import change_since, changed_file, reason_to_run, write_params
+
+# Runs side by side in one folder: a stage that another run has finished with the same of everything is taken over.
+#
+# What is taken over is hard-linked where the disk can, copied where not. Links are safe because no artifact is ever
+# written in place: every output, executed notebook and HTML page is made under a temporary name that no run has linked
+# and renamed over the old name (artifacts.atomic), which parts that name from the file behind it; folders are replaced
+# whole. What is written in place (logs/, a stage's work/) is not taken over.
+
+SHARED = "shared_from"  # note in a manifest entry: the run whose notebook was executed
+
+
+def neighbours(run: Path) -> list[Path]:
+    """The other runs in the folder that a run lies in, by name."""
+    return [path.parent for path in sorted(run.parent.glob(f"*/{artifacts.MANIFEST}")) if path.parent != run]
+
+
+def twin(run: Path, stage: Stage, params: Params) -> Path | None:
+    """The first neighbour that has finished this stage as it would be run here, every output unaltered; else None.
+
+    As it would be run here: the same params of the stage, seed, inputs, code and package versions. Only a neighbour
+    whose manifest agrees in what costs nothing to compare has its files read.
+    """
+    wanted, packages = stage_params(stage, params), artifacts.versions()
+    for other in neighbours(run):
+        entry = _entry(other, stage)
+        if entry is None or (entry["params"], entry.get("seed")) != (wanted, params.run.seed):
+            continue
+        if entry.get("packages") != packages or change_since(entry, run, stage, params):
+            continue
+        whole = all((other / page).is_file() for page in _pages(stage))
+        if whole and changed_file(other, "output", entry["outputs"]) is None:
+            return other
+    return None
+
+
+def take_over(run: Path, stage: Stage, params: Params, other: Path) -> None:
+    """Make the outputs of a stage of `other` this run's own, its executed notebook and HTML page too.
+
+    The manifest entry is written last, as when a stage runs: killed before, the stage has not run. Raises ArtifactError
+    where an output turns out not to be what the manifest says.
+    """
+    entry = artifacts.read_manifest(other)["stages"][stage.name]
+    write_params(run, params)
+    shutil.rmtree(run / "figures" / stage.name, ignore_errors=True)  # of an earlier execution, with other params
+    for name in (*entry["outputs"], *_pages(stage)):
+        with artifacts.atomic(run / name) as temporary:
+            _link(other / name, temporary)
+            if name in entry["outputs"] and artifacts.digest(temporary) != entry["outputs"][name]:
+                raise ArtifactError(f"{other / name} is not what its manifest says: run {stage.name} there again")
+    artifacts.record_stage(run, stage.name, {**entry, SHARED: entry.get(SHARED, other.name)})
+
+
+def _entry(run: Path, stage: Stage) -> Mapping[str, Any] | None:
+    try:
+        return artifacts.read_manifest(run)["stages"].get(stage.name)
+    except ArtifactError:  # a neighbour's torn manifest is the neighbour's affair
+        return None
+
+
+def _pages(stage: Stage) -> tuple[str, str]:
+    return f"notebooks/{stage.name}.ipynb", f"notebooks/{stage.name}.html"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a file, or every file of a folder; copy what cannot be linked (another disk, no links)."""
+    if source.is_dir():
+        target.mkdir()
+        for inner in sorted(source.iterdir()):
+            _link(inner, target / inner.name)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep: a params file with a seed."""
+
+    folder: Path
+    params_file: str  # as notebooks are given it
+    overrides: Mapping[str, Any]
+    params: Params
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What goes into each notebook's parameters cell."""
+        return {
+            "params_file": self.params_file,
+            "run_dir": artifacts.portable(self.folder),
+            "overrides": dict(self.overrides),
+        }
+
+
+def seeds_of(text: str) -> list[int]:
+    """'5' -> [0, 1, 2, 3, 4]; '5,6,8' -> [5, 6, 8]; '5,' -> [5]. Raises ParamsError."""
+    listed = [part.strip() for part in text.removesuffix(",").split(",")]
+    if all(part.isdecimal() for part in listed):
+        seeds = [int(part) for part in listed] if "," in text else list(range(int(text)))
+        if seeds and len(set(seeds)) == len(seeds):
+            return seeds
+    raise ParamsError(f"--seeds is {text!r}; expected a count (5 means 0,1,2,3,4) or different seeds (5,6,8; one: 5,)")
+
+
+def runs_of(files: Sequence[str], seeds: str, overrides: Mapping[str, Any], out: Path) -> list[Run]:
+    """OUT/<params name>-s<seed> for each params file and seed; what --set changes stands in the name as well.
+
+    Raises ParamsError with every fault of the whole command before anything runs.
+    """
+    faults, runs, numbers = [], [], [0]
+    try:
+        numbers = seeds_of(seeds)
+    except ParamsError as error:
+        faults.append(str(error))
+    if "run.seed" in overrides:
+        faults.append("--set run.seed has no place here: --seeds gives every run its own")
+    try:
+        artifacts.refuse_no_folder(out, "the runs")
+    except artifacts.ArtifactError as error:
+        faults.append(f"--out {error}")
+    before = study.read_sweep(out)["runs"]
+    for file in files:
+        try:
+            runs += [_run(file, seed, overrides, out, before) for seed in numbers]
+        except (ParamsError, ValueError, artifacts.ArtifactError) as error:
+            faults.append(str(error))
+    names = [run.folder.name for run in runs]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        faults.append(f"two runs would be called {', '.join(doubled)}: give each params file once")
+    if faults:
+        raise ParamsError("the sweep cannot start:\n  " + "\n".join(dict.fromkeys(faults)).replace("\n", "\n  "))
+    return runs
+
+
+def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: Mapping[str, Any]) -> Run:
+    path = find(file)
+    study.model_of(artifacts.portable(path))  # an ablation's name is known, or nothing starts
+    own = {**overrides, "run.seed": seed}
+    params = load(path, own)
+    if params.data.path:
+        artifacts.data_path(params.data.path)
+    machine.refuse(params)
+    changed = [f"{key.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+]+', '_', _text(v))}" for key, v in overrides.items()]
+    run = Run(out / "-".join([path.stem, *changed, f"s{seed}"]), artifacts.portable(path), own, params)
+    was = before.get(run.folder.name)
+    if was is not None and (was["params_file"], was["overrides"]) != (run.params_file, dict(overrides)):
+        raise ParamsError(
+            f"{run.folder.name} was made with {was['params_file']} {was['overrides'] or ''} before; give another --out"
+        )
+    return run
+
+
+def _text(value: Any) -> str:
+    """An override's value as a run's name has it: what was written on the command line, or near it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """What the seeds do not change, because a params file or --set gives it a seed of its own."""
+    found = []
+    for file in dict.fromkeys(run.params_file for run in runs):
+        own = [run.params for run in runs if run.params_file == file]
+        drawn = {"reasoner.seed": ("LM", {p.reasoner.seed for p in own})}
+        if own[0].data.source == "shopworld":
+            drawn["data.seed"] = ("world", {p.data.seed for p in own})
+        for key, (what, values) in drawn.items():
+            if len(values) < len(own):
+                found.append(f"{file}: {key} is fixed, so all its runs have the same {what}; --set {key}=null frees it")
+    return found
+
+
+def plan(runs: Sequence[Run], stages: Sequence[Stage]) -> pd.DataFrame:
+    """What the sweep would do: run, stage, action (run | share | done), and estimated seconds of what is run.
+
+    A forecast: a stage is shared if another run that is finished or stands earlier in the plan has the same params and
+    seed from its first input on; whether its bytes are the same is seen when its turn comes.
+    """
+    tables = {run.folder: pipeline.plan(run.folder, run.params, list(stages), forced=False) for run in runs}
+    keys = {run.folder: _keys(run.params) for run in runs}
+    known = _finished_elsewhere(runs, stages)
+    for folder, table in tables.items():
+        known |= {keys[folder][name] for name in table.stage[table.action == "skip"]}
+    rows = []
+    for run in runs:
+        entries = {name: entry for near in neighbours(run.folder) for name, entry in _entries(near).items()}
+        entries |= _entries(run.folder)
+        for name, action in tables[run.folder][["stage", "action"]].itertuples(index=False):
+            key = keys[run.folder][name]
+            action = "done" if action == "skip" else "share" if key in known else "run"
+            known.add(key)
+            seconds = pipeline.estimate(STAGES[name], run.params, entries) if action == "run" else 0.0
+            rows.append((run.folder.name, name, action, seconds))
+    return pd.DataFrame(rows, columns=["run", "stage", "action", "seconds"])
+
+
+def _keys(params: Params) -> dict[str, str]:
+    """One key a stage: equal where the stage and all that it follows from have the same params and seed."""
+    keys: dict[str, str] = {}
+    for stage in STAGES.values():
+        above = sorted({keys[maker(name).name] for name in reads_of(stage, params)})
+        said = json.dumps([stage.name, stage_params(stage, params), params.run.seed, above], sort_keys=True)
+        keys[stage.name] = hashlib.sha256(said.encode()).hexdigest()
+    return keys
+
+
+def _finished_elsewhere(runs: Sequence[Run], stages: Sequence[Stage]) -> set[str]:
+    """Keys of the stages that runs in the same folder, but not of this sweep, have finished."""
+    planned = {run.folder for run in runs}
+    found = set()
+    for folder in neighbours(runs[0].folder):
+        if folder in planned or not (folder / "params.yaml").is_file():
+            continue
+        try:
+            params = load_run(folder)
+            ended = [stage for stage in stages if reason_to_run(folder, stage, params) is None]
+        except (ParamsError, artifacts.ArtifactError):  # of another version, or torn: nothing to share
+            continue
+        keys = _keys(params)
+        found |= {keys[stage.name] for stage in ended}
+    return found
+
+
+def by_run(planned: pd.DataFrame) -> pd.DataFrame:
+    """The plan with one row a run: the numbers of its stages to run, to share and done, and the seconds."""
+    counts = pd.crosstab(planned["run"], planned["action"]).reindex(columns=["run", "share", "done"], fill_value=0)
+    table = counts.assign(seconds=planned.groupby("run")["seconds"].sum().round().astype(int))
+    table = table.loc[list(dict.fromkeys(planned["run"]))].rename(columns={"run": "to run", "share": "to share"})
+    return table.rename_axis(columns=None).reset_index()
+
+
+def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str, str]:
+    """Run all, one after the other; returns {run: what went wrong} of those that failed. OUT/sweep.json is kept."""
+    failures: dict[str, str] = {}
+    started = _now()
+    with Kernels(ROOT) as kernels:
+        for number, run in enumerate(runs):
+            name = run.folder.name
+            print(f"[{number + 1}/{len(runs)}] {name}", flush=True)
+            _write_manifest(out, runs, number + 1, failures, started)
+            try:
+                _execute_run(run, stages, kernels)
+            except Exception as error:  # whatever it is, the rest of a night's work goes on
+                if not isinstance(error, pipeline.StageFailed | artifacts.ArtifactError | OSError):
+                    traceback.print_exc()
+                failures[name] = str(error) or type(error).__name__
+                print(f"{name} failed: {error}", flush=True)
+            finally:
+                _write_manifest(out, runs, number + 1, failures, started)
+    return failures
+
+
+def _execute_run(run: Run, stages: Sequence[Stage], kernels: Kernels) -> None:
+    with locks.locked(run.folder, f"python -m rgalign sweep, {run.folder.name}"):
+        _execute_stages(run, stages, kernels)
+
+
+def _execute_stages(run: Run, stages: Sequence[Stage], kernels: Kernels) -> None:
+    for stage in (stage for stage in stages if needed(stage, run.params)):
+        why = reason_to_run(run.folder, stage, run.params)
+        other = twin(run.folder, stage, run.params) if why else None
+        if other is None:
+            pipeline.execute(run.folder, [stage], run.parameters, run.params, forced=False, kernels=kernels)
+        else:
+            take_over(run.folder, stage, run.params, other)
+            print(f"{stage.name}: {why}; taken over from {other.name}", flush=True)
+
+
+def execute_study(runs: Sequence[Run], out: Path) -> dict[str, str]:
+    """Execute notebook 90 over all that has finished in OUT; returns {its name: what went wrong} if it fails.
+
+    Where no run has results yet (a sweep through 03, say) it waits.
+    """
+    if not any(study.EVALUATION in _entries(path.parent) for path in out.glob(f"*/{artifacts.MANIFEST}")):
+        print(f"{study.STAGE}: waits for a run with results")
+        return {}
+    overrides = {key: value for key, value in runs[0].overrides.items() if key != "run.seed"}
+    params = load(runs[0].params_file, overrides)
+    parameters = {**runs[0].parameters, "run_dir": artifacts.portable(out), "overrides": overrides}
+    try:
+        pipeline.execute(out, [STAGES[study.STAGE]], parameters, params, forced=True)
+    except pipeline.StageFailed as error:
+        print(f"{study.STAGE} failed: {error}", flush=True)
+        return {study.STAGE: str(error)}
+    print(f"the study: {out / 'tables'}; read {out / 'notebooks' / study.STAGE}.html")
+    return {}
+
+
+def outcome(runs: Sequence[Run], failures: Mapping[str, str]) -> pd.DataFrame:
+    """One row a run: state, stages that ran and that were shared, seconds of those that ran, what went wrong."""
+    rows = []
+    for run in runs:
+        entries, wrong = _entries(run.folder), failures.get(run.folder.name)
+        ran = [entry["seconds"] for entry in entries.values() if SHARED not in entry]
+        state = "failed" if wrong else "done"
+        rows.append((run.folder.name, state, len(ran), len(entries) - len(ran), round(sum(ran)), _short(wrong or "")))
+    rows += [(name, "failed", 0, 0, 0, _short(wrong)) for name, wrong in failures.items() if name == study.STAGE]
+    return pd.DataFrame(rows, columns=["run", "state", "ran", "shared", "seconds", "what went wrong"])
+
+
+def _write_manifest(out: Path, runs: Sequence[Run], begun: int, failures: Mapping[str, str], started: str) -> None:
+    """OUT/sweep.json: every run of this sweep and of those before it in the same folder, by name.
+
+    begun  how many of `runs` have begun: what is known of the others stays
+    """
+    told = study.read_sweep(out)["runs"]
+    for number, run in enumerate(runs):
+        name = run.folder.name
+        stages = {s: f"shared with {e[SHARED]}" if SHARED in e else "ran" for s, e in _entries(run.folder).items()}
+        overrides = {key: value for key, value in run.overrides.items() if key != "run.seed"}
+        wrong = _short(failures.get(name, "")) if number < begun else told.get(name, {}).get("failed", "")
+        told[name] = {"params_file": run.params_file, "seed": run.params.run.seed, "overrides": overrides}
+        told[name] |= {"stages": stages, "failed": wrong}
+    said = {"started": started, "ended": _now(), "versions": artifacts.versions(), "runs": dict(sorted(told.items()))}
+    artifacts.write_text(out / study.SWEEP, json.dumps(said, indent=2) + "\n")
+
+
+def _entries(run: Path) -> dict[str, Any]:
+    """A run's manifest entries by stage; none where its manifest is torn, which the run itself will tell."""
+    try:
+        return artifacts.read_manifest(run)["stages"]
+    except artifacts.ArtifactError:
+        return {}
+
+
+def _short(error: str) -> str:
+    """The first two lines of an error, without this machine's paths: the table is published."""
+    return " ".join(line.strip() for line in error.splitlines()[:2]).replace(f"{ROOT}/", "")[:300]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

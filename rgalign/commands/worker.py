@@ -1,0 +1,148 @@
+"""What each process of run.launcher does: python -m rgalign.commands.worker JOB, by torchrun or accelerate.
+
+Every process is called with the same arguments; the first one writes the result. A reason that a user can mend is
+written for the notebook to say; any other end (a process killed, a connection lost) makes the job start once more.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+from rgalign.alignment import candidate_shards, launched, rewarding, steps
+from rgalign.alignment.context import Context
+from rgalign.alignment.monitor import Dashboard, Lookout
+from rgalign.data import vectors
+from rgalign.params import Params, load
+from rgalign.ranker import fit
+from rgalign.ranker.launched import alone, deal, train_share
+from rgalign.reasoner.embed import embed_share
+from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.sharded import is_sharded
+from rgalign.reasoner.source import take_over
+from rgalign.reasoner.trainer import TrainingError
+from rgalign.report import summaries as look
+from rgalign.run import distributed
+from rgalign.run.artifacts import ArtifactError, write_table, write_text
+
+SAID = (
+    ValueError, KeyError, TypeError, OSError, ArtifactError, TrainingError, fit.TrainingError,
+    distributed.ProcessesError, torch.OutOfMemoryError,
+)  # fmt: skip
+DEALT = ("rank", "reward")  # jobs whose processes do not meet before their end, however long the last one takes
+PATIENCE = timedelta(days=2)  # of those that are done by then: a lost process is told by the launcher, not by the clock
+
+
+def main(folder: Path) -> int:
+    """Do this process's part of the job in a folder; returns the exit status."""
+    said = json.loads((folder / distributed.ARGUMENTS).read_text(encoding="utf-8"))
+    arguments = said["arguments"]
+    try:
+        _join(said)
+        result = JOBS[said["job"]](folder, arguments)
+        distributed.wait_for_all()
+        if distributed.index() == 0:
+            write_text(folder / distributed.RESULT, json.dumps(result) + "\n")
+    except SAID as error:
+        write_text(folder / distributed.ERROR, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def _join(said: Mapping[str, Any]) -> None:
+    """Meet the other processes. Raises ProcessesError where there are not as many as the launcher was told to start."""
+    device = said["arguments"].get("device") or _params(said["arguments"]).run.device
+    patience = {"timeout": PATIENCE} if said["job"] in DEALT else {}
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), **patience)
+    found, planned = state.num_processes, said["processes"]
+    if planned is not None and found != planned:
+        raise distributed.ProcessesError(
+            f"`{said['launcher']}` was to start {planned} processes, and each finds itself one of {found}; on a CPU "
+            "use torchrun --nproc_per_node N (accelerate launch runs one there and says nothing)"
+        )
+    threads = said["arguments"].get("threads") or _params(said["arguments"]).run.threads
+    torch.set_num_threads(max(1, threads // found))
+
+
+def _params(arguments: Mapping[str, Any]) -> Params:
+    """The run's params, without the launcher that has done its part."""
+    params = load(Path(arguments["run"]) / "params.yaml")
+    return params.model_copy(update={"run": params.run.model_copy(update={"launcher": None})})
+
+
+def _context(arguments: Mapping[str, Any]) -> tuple[Context, Callable[[dict], Reasoner]]:
+    """The run as its alignment sees it, and how to read a reasoner that was handed over."""
+    params, run = _params(arguments), Path(arguments["run"])
+    how = {"dtype": params.reasoner.dtype, "device": params.run.device}
+    return Context.at(params, lambda artifact: run / artifact), lambda said: take_over(said, **how)
+
+
+def write(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Candidate queries of this process's shards (alignment.candidate_shards)."""
+    context, read = _context(arguments)
+    models = {name: read(said) for name, said in arguments["models"].items()}
+    return candidate_shards.write_share(folder, context, models, arguments["how"])
+
+
+def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
+    """This process's share of the reward models (alignment.launched.train_rewards)."""
+    context, _ = _context(arguments)
+    candidates, queries = pd.read_parquet(folder / "candidates.parquet"), vectors.load(folder / "queries")
+
+    def train_one(number: int, place: Path) -> pd.DataFrame:
+        name, seed, heard = arguments["models"][number]
+        how = {"folder": place, "accelerator": accelerator, "progress": distributed.index() == 0}
+        return rewarding.train_on(context, candidates, queries, models={(name, seed): heard}, **how)
+
+    with alone(context.params.run.device, context.params.run.precision) as accelerator:
+        return deal(folder, len(arguments["models"]), train_one)
+
+
+def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One of the steps that tune the reasoner (alignment.launched.tune)."""
+    context, read = _context(arguments)
+    context = context.reading(Path(arguments["embeddings"]), Path(arguments["rankers"]))
+    start, work = read(arguments["reasoner"]), Path(arguments["work"])
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in arguments["tables"]}
+    looks: dict[int, dict[str, float]] = {}
+    if arguments["step"] == "sft":
+        tuned, curve = steps.tune_by_best(context, start, tables["best"], work)
+    elif arguments["step"] == "dpo":
+        if arguments["watched"] and is_sharded():
+            print("RG-DPO is not looked at while it trains: its weights are shared out", flush=True)
+        watch = _dashboard(context, start) if arguments["watched"] and not is_sharded() else None
+        tuned, curve, reference = steps.tune_by_pairs(context, start, tables["pairs"], work, watch)
+        looks = watch.rows if watch else looks
+        if distributed.index() == 0:
+            write_table(folder / "reference.parquet", reference)
+    else:
+        ids = arguments["learners"]
+        learners = None if ids is None else context.rows_of(context.learners, ids)
+        tuned, curve = steps.pull_to_clicks(context, start, tables.get("best"), work, learners=learners)
+    if distributed.index() == 0:
+        context.save(tuned, folder / launched.TUNED)
+        write_table(folder / launched.CURVE, curve)
+    return {"looks": looks}
+
+
+def _dashboard(context: Context, start: Reasoner) -> Dashboard:
+    """Notebook 06's watch."""
+    rewarder = rewarding.Rewarder.load(context, context.run / "models" / "reward")
+    lookout = Lookout.of(context, rewarder, look.hits_by_click(context, context.main()))
+    return Dashboard(lookout, start, context.params.alignment.dpo.tolerance)
+
+
+JOBS = {"embed": embed_share, "write": write, "tune": tune, "rank": train_share, "reward": reward}
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

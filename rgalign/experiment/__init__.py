@@ -1,0 +1,1 @@
+"""Online experiments: planning, simulating and evaluating an A/B test."""

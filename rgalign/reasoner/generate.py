@@ -1,0 +1,399 @@
+"""Latent queries: what the reasoner writes for a session, sampled or greedy, with its log-probability.
+
+A prompt goes through the model once; its keys and values are then repeated for its samples (prefill, METHOD.md 2.1).
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from rgalign.reasoner.model import Reasoner, ReasonerError
+from rgalign.reasoner.prompts import PROMPT_QUERY, Prompter
+from rgalign.reasoner.trainer import in_halves, is_out_of_memory
+
+# Reading prompts and then token by token what is written behind them: with the model's cache, or without.
+#
+# Most models keep keys and values, which can be repeated for the samples of a prompt. Hybrids (linear attention,
+# convolutions, Mamba layers) keep states beside them; where those cannot be repeated, or a model keeps nothing at all,
+# the whole text is read again for every token: the same queries, slower.
+
+KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)  # by their very type: subclasses hold more
+PROBED = 8  # tokens of the prompt that a cache is tried with
+# Root mean square of the difference between logits with and without the cache, in their standard deviations: bfloat16
+# is within a few hundredths, a cache that mixes up rows or counts padding is about 1 apart [C].
+CACHE_GAP = 0.1
+
+logger = logging.getLogger(__name__)
+_HOLDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # models with other caches -> whether they can be used
+
+
+class State(Protocol):
+    """Texts as far as they are read. logits (rows, vocabulary): of each text's next token."""
+
+    logits: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows, in this order; a row may be named several times."""
+
+    def read(self, tokens: Tensor) -> None:
+        """Read one more token a row (rows,)."""
+
+
+def begin(model: nn.Module, ids: Tensor, mask: Tensor) -> State:
+    """The state behind prompts; ids, mask (rows, length), padded on the left. Without a cache where it cannot be used,
+    which is found out by trying, once a model."""
+    state = Cached(model, ids, mask)
+    if has_plain_cache(state.cache) or _cache_holds(model, ids, mask):
+        return state
+    return Whole(model, ids, mask)
+
+
+def has_plain_cache(cache: object, kinds: tuple[type, ...] = KEYS_AND_VALUES) -> bool:
+    """Whether a cache is made of keys and values alone, in layers of these kinds."""
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+
+
+class Cached:
+    """A state that reads every token once, and keeps what the model keeps of it."""
+
+    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
+        self.model, self.mask = model, mask
+        place = mask.cumsum(1)
+        out = model(
+            input_ids=ids, attention_mask=mask, position_ids=(place - 1).clamp(min=0), use_cache=True, logits_to_keep=1
+        )
+        self.cache, self.logits = getattr(out, "past_key_values", None), out.logits[:, -1]
+        self.place = place[:, -1:]  # of the next token
+
+    def keep(self, rows: Tensor) -> None:
+        rows = rows.to(self.mask.device)
+        self.cache.reorder_cache(rows)  # the one way that every kind of layer has
+        self.mask, self.place, self.logits = self.mask[rows], self.place[rows], self.logits[rows]
+
+    def read(self, tokens: Tensor) -> None:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        out = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.place,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.logits, self.place = out.logits[:, -1], self.place + 1
+
+
+class Whole:
+    """A state that reads whole texts again and again, padded on the right, where no causal model looks."""
+
+    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
+        self.model, self.length = model, mask.sum(1)
+        width = ids.shape[1]
+        shifted = torch.arange(width, device=ids.device) + (width - self.length)[:, None]
+        self.ids = ids.gather(1, shifted.clamp(max=width - 1))
+        self._run()
+
+    def keep(self, rows: Tensor) -> None:
+        rows = rows.to(self.ids.device)
+        self.ids, self.length, self.logits = self.ids[rows], self.length[rows], self.logits[rows]
+
+    def read(self, tokens: Tensor) -> None:
+        self.ids = torch.cat([self.ids, self.ids[:, :1]], 1).scatter(1, self.length[:, None], tokens[:, None])
+        self.length = self.length + 1
+        self._run()
+
+    def _run(self) -> None:
+        def last(head: nn.Module, states: tuple[Tensor]) -> tuple[Tensor]:
+            """The states that the next tokens come from, as they enter the head: no other logits are made."""
+            return (states[0][torch.arange(len(self.ids)), self.length - 1][None],)
+
+        with self.model.get_output_embeddings().register_forward_pre_hook(last):
+            self.logits = self.model(input_ids=self.ids, use_cache=False).logits[0]
+
+
+def _cache_holds(model: nn.Module, ids: Tensor, mask: Tensor) -> bool:
+    """Whether rows of the model's cache can be repeated, mixed and padded: found by doing it, beside `Whole`."""
+    if model not in _HOLDS:
+        known = ids[0][mask[0].bool()][-PROBED:]
+        half = known[len(known) // 2 :]
+        rows = torch.stack([known, torch.cat([known[: len(known) - len(half)], half])])
+        seen = torch.ones_like(rows)
+        seen[1, : len(known) - len(half)] = 0
+        try:
+            cached, whole = (_tried(kind, model, rows, seen) for kind in (Cached, Whole))
+            _HOLDS[model] = bool((cached - whole).square().mean().sqrt() <= CACHE_GAP * whole.std())
+        except Exception as error:  # whatever a layer raises that lacks a method, or has rows of another number
+            if is_out_of_memory(error):
+                raise
+            _HOLDS[model] = False
+        if not _HOLDS[model]:
+            logger.warning(
+                "%s keeps states of its prompt that cannot be repeated: queries are written without a cache, which is "
+                "slower (reasoner.queries.samples and max_new_tokens make it less)",
+                type(model).__name__,
+            )
+    return _HOLDS[model]
+
+
+def _tried(kind: type, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    state = kind(model, ids, mask)
+    for rows in ([1, 0, 0], [2, 0]):
+        state.keep(torch.tensor(rows))
+        state.read(ids[0, -1].expand(len(rows)))
+    return state.logits.float()
+
+
+# (logits (draws, vocabulary) float32, draws (draws,) their numbers, step) -> tokens (draws,)
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+# Tokens in the cache while queries are written, by device [C]: with few, a card waits for launches most of the time.
+TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 131_072}
+DROP_BELOW = 0.75  # of the draws in the cache still being written: then those that have ended are taken out
+
+
+def sample(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 24,
+    seed: int,
+    first_row: int = 0,
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """`samples` queries a prompt, equal ones of a prompt as one row; sorted by row, candidate.
+
+    prompts  token ids (Prompter.sessions); top_p  the smallest set of tokens that holds this share of the probability
+    Columns: row (place in prompts), candidate (0.. in order of drawing), query (may be ""), log_probability (nats, sum
+    over the query's tokens, the end token included, of the untempered model; of the first drawn), tokens (their
+    number), count (how often it was drawn). A draw depends on seed, row and its own number alone: more samples, prompts
+    or new tokens leave it as it begins; torch's state is neither read nor moved. first_row: the number that the first
+    prompt's draws go by, where these are a part of more. tokens_per_batch: in the cache at once; default: by device.
+    Raises ValueError with every fault of the arguments, ReasonerError for an encoder.
+    """
+    faults = [f"samples is {samples}; expected 1 or more"] if samples < 1 else []
+    faults += [f"temperature is {temperature}; expected more than 0"] if not temperature > 0 else []
+    faults += [f"top_p is {top_p}; expected more than 0 and at most 1"] if not 0 < top_p <= 1 else []
+    _check(reasoner, prompts, max_new_tokens, faults)
+    uniform = torch.from_numpy(_uniform(seed, len(prompts), samples, max_new_tokens, first_row))
+
+    def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
+        return _invert((logits / temperature).softmax(-1), uniform[draws, step].to(logits.device), top_p)
+
+    return _write(reasoner, prompter, prompts, samples, choose, max_new_tokens, tokens_per_batch, progress)
+
+
+def greedy(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 24,
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The query of each prompt that takes the likeliest token at every step; columns and errors as of `sample`."""
+    _check(reasoner, prompts, max_new_tokens, [])
+
+    def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
+        return logits.argmax(-1)
+
+    return _write(reasoner, prompter, prompts, 1, choose, max_new_tokens, tokens_per_batch, progress)
+
+
+def _uniform(seed: int, rows: int, samples: int, steps: int, first_row: int = 0) -> np.ndarray:
+    """(rows * samples, steps) float32 in 0 to 1; a line depends on seed, row and number alone, and its beginning not on
+    its length.
+
+    Philox is a generator of counters: row and number are its upper words, the lower ones count through the line. (A
+    generator a line would do as well, at ten times the cost.)
+    """
+    bits = np.random.Philox(seed)
+    start, generator = bits.state, np.random.Generator(bits)
+    drawn = np.empty((rows * samples, steps), dtype=np.float32)
+    for line in range(len(drawn)):
+        start["state"]["counter"][:] = (0, 0, line % samples, first_row + line // samples)
+        bits.state = start  # as fresh: nothing is left of the line before
+        generator.random(out=drawn[line], dtype=np.float32)
+    return drawn
+
+
+def embedded_sessions(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> Sequence[Sequence[int]]:
+    """What is embedded of sessions with these prompts (reasoner.embed): the prompts themselves, or with `prompt_query`
+    each with the greedy query that the reasoner writes, and the asking mark again (Prompter.asked_again)."""
+    if prompter.embed != PROMPT_QUERY:
+        return prompts
+    prompts = list(prompts)
+    how = {"max_new_tokens": prompter.max_new_tokens, "tokens_per_batch": tokens_per_batch, "progress": progress}
+    return prompter.asked_again(prompts, greedy(reasoner, prompter, prompts, **how)["query"].tolist())
+
+
+def repeated_share(texts: Sequence[str], words: int = 3) -> float:
+    """Share of the queries in which the same words stand in a row twice (overlaps count: "no no no no" repeats).
+
+    Words are what blanks separate, so nothing is found in a script that has none. Of no query 0.
+    """
+
+    def repeats(text: str) -> bool:
+        told = text.split()
+        runs = list(zip(*(told[first:] for first in range(words)), strict=False))
+        return len(set(runs)) < len(runs)
+
+    return sum(map(repeats, texts)) / max(1, len(texts))
+
+
+def _check(reasoner: Reasoner, prompts: Sequence[Sequence[int]], max_new_tokens: int, faults: list[str]) -> None:
+    if reasoner.kind != "causal":
+        raise ReasonerError(f"{reasoner.name} is an encoder: it embeds, it cannot write queries; load a causal LM")
+    empty = [row for row, prompt in enumerate(prompts) if not len(prompt)]
+    faults += [f"{len(empty)} prompts have no token (first: {empty[0]})"] if empty else []
+    faults += [f"max_new_tokens is {max_new_tokens}; expected 1 or more"] if max_new_tokens < 1 else []
+    longest, most = max(map(len, prompts), default=0), reasoner.positions
+    if most is not None and longest + max_new_tokens > most:
+        faults.append(
+            f"a prompt of {longest} tokens and a query of {max_new_tokens}; the model can read {most} at most"
+        )
+    if faults:
+        raise ValueError("no query can be written:\n  " + "\n  ".join(faults))
+
+
+def _invert(probability: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """The token at which the running sum of probabilities passes `uniform`; (draws, vocabulary), (draws,) -> (draws,).
+
+    One number a token, drawn beforehand, makes the draw the same in whatever batch, and on whatever device, it falls.
+    """
+    order = None
+    if top_p < 1:
+        probability, order = probability.sort(dim=-1, descending=True, stable=True)
+        before = probability.cumsum(-1) - probability
+        probability = probability.masked_fill(before >= top_p, 0)
+    sums = probability.cumsum(-1)
+    # float32 numbers below 1 times a sum stay below it, so the draw never falls behind the last possible token
+    place = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True)
+    return (place if order is None else order.gather(1, place))[:, 0]
+
+
+def _write(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    samples: int,
+    choose: Choose,
+    max_new_tokens: int,
+    tokens_per_batch: int | None,
+    progress: bool,
+) -> pd.DataFrame:
+    """Runs the batches and gathers what they wrote: see `sample` for the columns."""
+    model, written = reasoner.model, []
+    budget = tokens_per_batch or TOKENS_PER_BATCH.get(reasoner.device.type, TOKENS_PER_BATCH["cpu"])
+    training = model.training
+    model.eval()
+    try:
+        ends = torch.tensor(sorted(prompter.ends))
+        with torch.inference_mode(), tqdm(total=len(prompts), desc="queries", disable=not progress) as bar:
+
+            def write(rows: Sequence[int]) -> list[tuple]:
+                ids, mask = _padded([prompts[row] for row in rows], reasoner.tokenizer.pad_token_id, reasoner.device)
+                draws = (torch.tensor(rows)[:, None] * samples + torch.arange(samples)).flatten()
+                tokens, log_probability = _decode(model, ids, mask, draws, choose, ends, max_new_tokens)
+                return list(zip(draws.tolist(), tokens.tolist(), log_probability.tolist(), strict=True))
+
+            for batch in _batches(prompts, samples, max_new_tokens, budget):
+                for rows, lines in in_halves(write, batch, "queries"):
+                    written += lines
+                    bar.update(len(rows))
+    finally:
+        model.train(training)
+    return _table(sorted(written), samples, prompter)
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], samples: int, max_new_tokens: int, tokens_per_batch: int
+) -> Iterator[list[int]]:
+    """Rows of about equally long prompts, the longest first; a batch's cache holds at most `tokens_per_batch` tokens,
+    or one prompt's draws."""
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
+    while order:
+        room = samples * (len(prompts[order[0]]) + max_new_tokens)
+        size = max(1, tokens_per_batch // room)
+        yield order[:size]
+        order = order[size:]
+
+
+def _padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids, mask), each (prompts, longest), padded on the left so that every query begins in the same column."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _decode(
+    model: torch.nn.Module, ids: Tensor, mask: Tensor, draws: Tensor, choose: Choose, ends: Tensor, max_new_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """What is written for each of `draws` (draws,), equally many a prompt: (tokens (draws, new), log-probabilities).
+
+    ids, mask  (prompts, length); ends  ids that end a query; tokens are -1 behind the first of them. Draws that have
+    ended stay in the cache, idle, until so many have that taking them out is worth a copy of the cache.
+    """
+    state = begin(model, ids, mask)
+    state.keep(torch.arange(len(ids)).repeat_interleave(len(draws) // len(ids)))
+    tokens = torch.full((len(draws), max_new_tokens), -1)
+    log_probability = torch.zeros(len(draws), dtype=torch.float64)
+    held = torch.arange(len(draws))  # draws in the cache
+    writing = torch.ones(len(draws), dtype=torch.bool)  # of those held
+    for step in range(max_new_tokens):
+        scores = state.logits.float()
+        chosen = choose(scores, draws[held], step)
+        gained = scores.gather(1, chosen[:, None])[:, 0] - scores.logsumexp(1)
+        token = chosen.cpu()
+        tokens[held[writing], step] = token[writing]
+        log_probability[held[writing]] += gained.cpu().double()[writing]
+        writing &= torch.isin(token, ends, invert=True)
+        if not writing.any() or step + 1 == max_new_tokens:
+            break
+        if writing.sum() < DROP_BELOW * len(held):
+            kept = writing.nonzero()[:, 0]
+            state.keep(kept)
+            chosen, held, writing = chosen[kept.to(chosen.device)], held[writing], writing[writing]
+        state.read(chosen)
+    return tokens, log_probability
+
+
+def _table(written: list[tuple[int, list[int], float]], samples: int, prompter: Prompter) -> pd.DataFrame:
+    """One row a different query of a prompt, from (draw, tokens, log-probability) in the order of draws."""
+    texts: dict[tuple[int, ...], str] = {}
+    found: dict[tuple[int, str], list] = {}  # (row, query) -> log-probability, tokens, count
+    for draw, padded, log_probability in written:
+        ids = tuple(token for token in padded if token >= 0)
+        if ids not in texts:
+            texts[ids] = prompter.text(ids)
+        first = found.setdefault((draw // samples, texts[ids]), [log_probability, len(ids), 0])
+        first[2] += 1
+    table = pd.DataFrame(
+        [(row, query, *rest) for (row, query), rest in found.items()],
+        columns=["row", "query", "log_probability", "tokens", "count"],
+    ).astype({"row": "int64", "query": object, "log_probability": "float64", "tokens": "int64", "count": "int64"})
+    table.insert(1, "candidate", table.groupby("row").cumcount().astype("int64"))
+    return table

@@ -1,0 +1,250 @@
+"""Values to words: how a session, an intent or a transcript is put before tokenising; customer text is data.
+
+Two layouts [C]. `compact`, the tiny model's: a feature is one word (`wait_level=long`), a text is `name:` and its
+words. `lines`, for pretrained models: `name: value` and a line break. Nothing a customer wrote can look like a
+feature's word: control characters become blanks, and in `compact` every punctuation mark stands alone.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from rgalign.data import columns
+from rgalign.data.columns import Rows
+from rgalign.data.schema import VALUE_CHARACTERS, is_personal
+
+LAYOUTS = ("compact", "lines")
+TEXT_CHARACTERS = 4096  # of a text, unless the caller has another bound: cut before anything else is done to it
+HISTORY_ENTRIES = 64  # the most recent ones; cut before anything else is done to them [C]
+BETWEEN_LETTERS = "_'\u2019-"  # punctuation that stays inside a word: don't, part_1, e-mail
+AT_AN_EDGE = re.compile(r"(?<!\w)['\u2019-]|['\u2019-](?!\w)")
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: rows share the phrases of equal values
+class Phrase:
+    """One feature in words: what opens it, its units (a value; a history's entries, oldest first), what closes it."""
+
+    column: str
+    kind: str
+    opening: str
+    units: tuple[str, ...]
+    closing: str
+
+    @property
+    def words(self) -> list[str]:
+        """The white-space words in order: the tokens of a word-level tokenizer."""
+        return " ".join([self.opening, *self.units, self.closing]).split()
+
+
+class _Characters(dict):
+    """A translation table made as characters come by: control characters are blanks, `apart` sets punctuation apart."""
+
+    def __init__(self, apart: bool):
+        super().__init__()
+        self.apart = apart
+
+    def __missing__(self, code: int) -> str | int:
+        character = chr(code)
+        category = unicodedata.category(character)
+        value: str | int = code
+        if category in ("Cc", "Cf", "Cs"):
+            value = " "
+        elif self.apart and category[0] in "PS" and character not in BETWEEN_LETTERS:
+            value = f" {character} "
+        self[code] = value
+        return value
+
+
+_PLAIN, _APART = _Characters(False), _Characters(True)
+
+
+def clean(text: str) -> str:
+    """NFC, control characters (Cc, Cf: line breaks, bidi marks) and lone surrogates as blanks, single blanks."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(_PLAIN)).split())
+
+
+def compact_text(text: str) -> str:
+    """Lower-cased words and punctuation marks separated by blanks; no word holds '=' or ':'."""
+    lowered = unicodedata.normalize("NFC", text.lower()).translate(_APART)
+    if not lowered.isascii() or "'" in lowered or "-" in lowered:
+        lowered = AT_AN_EDGE.sub(r" \g<0> ", lowered)
+    return " ".join(lowered.split())
+
+
+def words_of(text: str) -> list[str]:
+    """Runs of letters, marks and digits, lower case: without marks Thai and Hindi words fall apart at their vowels."""
+    return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text.lower()).split()
+
+
+def compact_words(name: str, kind: str, value: object, titles: Mapping[str, str] | None = None) -> list[str]:
+    """The words of one value in the compact layout: the one source of how a value becomes tokens. [] where missing.
+
+    kind    categorical | numeric | text | history (a sequence, most recent last)
+    titles  intent_id -> title, for entries of a history that are KB ids
+    """
+    found = phrase(name, kind, value, layout="compact", titles=titles)
+    return found.words if found else []
+
+
+def phrase(
+    name: str,
+    kind: str,
+    value: object,
+    *,
+    layout: str,
+    titles: Mapping[str, str] | None = None,
+    characters: int = TEXT_CHARACTERS,
+) -> Phrase | None:
+    """One value as a Phrase, None where it is missing or nothing of it is left; see `compact_words`.
+
+    characters  longest text looked at; the rest is cut before cleaning, so that a field of 1 MB costs nothing
+    """
+    if kind == "history":
+        return _history(name, value, layout, titles or {})
+    if value is None or value != value:
+        return None
+    if kind == "numeric":
+        text = f"{float(value) + 0.0:.3g}"  # adding zero turns -0 into 0
+    else:
+        text = str(value)[: characters if kind == "text" else VALUE_CHARACTERS]
+    if layout == "lines":
+        text = clean(text)
+        return Phrase(name, kind, f"{clean(name)}:", (f" {text}",), "\n") if text else None
+    text = compact_text(text) if kind == "text" else _one_word(text)
+    if not text:
+        return None
+    if kind == "text":
+        return Phrase(name, kind, f"{_one_word(name)}:", (text,), "")
+    return Phrase(name, kind, "", (f"{_one_word(name)}={text}",), "")
+
+
+def _one_word(text: str) -> str:
+    return re.sub(r"[\s=]", "_", clean(text).lower())
+
+
+def _history(name: str, value: object, layout: str, titles: Mapping[str, str]) -> Phrase | None:
+    entries = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else []
+    keys = [str(entry)[:VALUE_CHARACTERS] for entry in entries[-HISTORY_ENTRIES:] if entry is not None and entry != ""]
+    words = compact_text if layout == "compact" else clean
+    shown = []  # (text, is it a title or a line's entry, which needs a separator behind it)
+    for key in keys:
+        if layout == "compact" and key not in titles:
+            shown.append((f"{_one_word(name)}={_one_word(key)}", False))
+        elif text := words(titles.get(key) or key):
+            shown.append((text, True))
+    if not shown:
+        return None
+    joint = " ;" if layout == "compact" else ";"
+    last = len(shown) - 1
+    units = [text + (joint if apart and number < last else "") for number, (text, apart) in enumerate(shown)]
+    if layout == "lines":
+        return Phrase(name, "history", f"{clean(name)}:", tuple(f" {unit}" for unit in units), "\n")
+    opening = f"{_one_word(name)}:" if any(apart for _, apart in shown) else ""
+    return Phrase(name, "history", opening, tuple(units), "")
+
+
+def session_phrases(
+    rows: Rows,
+    features: Sequence[str],
+    kinds: Mapping[str, str],
+    *,
+    layout: str,
+    titles: Mapping[str, str] | None = None,
+    characters: int = TEXT_CHARACTERS,
+) -> list[list[Phrase]]:
+    """Per row the phrases of the features it has, in the order of `features`; a value that many rows have is put once.
+
+    Raises ValueError where `rows` lack one of the columns.
+    """
+    names = rows.columns if isinstance(rows, pd.DataFrame) else rows.schema.names
+    if absent := [name for name in features if name not in names]:
+        raise ValueError(f"these rows have no column {', '.join(absent)}, which the prompt shows")
+    found: list[list[Phrase]] = [[] for _ in range(len(rows))]
+    for name in features:
+        kind, array = kinds[name], columns.column(rows, name)
+        codes, values = _values(array, kind)
+        made = [phrase(name, kind, value, layout=layout, titles=titles, characters=characters) for value in values]
+        for row, code in zip(found, codes.tolist(), strict=True):
+            if made[code] is not None:
+                row.append(made[code])
+    return found
+
+
+def _values(array: pa.Array, kind: str) -> tuple[np.ndarray, Sequence[object]]:
+    """(codes, values): values[codes[row]] is the row's value."""
+    if kind == "history":
+        return np.arange(len(array)), array.to_pylist()
+    if kind == "numeric":
+        numbers, codes = np.unique(columns.as_numbers(array), return_inverse=True)
+        return codes, numbers.tolist()
+    return columns.as_keys(array)
+
+
+def intent_phrases(intents: pd.DataFrame, *, layout: str, characters: int = TEXT_CHARACTERS) -> list[list[Phrase]]:
+    """Per KB intent its title and description; without a title the description alone, without both its intent_id.
+
+    An id that is empty or nothing but control characters says nothing either: that intent has no phrase.
+    """
+    texts = {"title": "text", "description": "text"}
+    found = session_phrases(intents, list(texts), texts, layout=layout, characters=characters)
+    for phrases, key in zip(found, intents["intent_id"], strict=True):
+        if not phrases and (named := phrase("intent_id", "categorical", key, layout=layout)) is not None:
+            phrases.append(named)
+    return found
+
+
+def transcript_phrases(
+    features: pa.Array,
+    shown: Sequence[str],
+    kinds: Mapping[str, str],
+    *,
+    layout: str,
+    titles: Mapping[str, str] | None = None,
+    characters: int = TEXT_CHARACTERS,
+) -> list[list[Phrase]]:
+    """Per element of a map array (name -> value as text) its phrases in stored order.
+
+    Names in `kinds` but not in `shown` are left out; names that `kinds` does not have belong to another shop and are
+    shown: as text where the value has a blank, else as a categorical [C]; personal ones (data.personal) never are.
+    """
+    hidden = set(kinds) - set(shown)
+    names, values = (side.dictionary_encode() for side in (_flat(features, True), _flat(features, False)))
+    keys, texts = names.dictionary.to_pylist(), [*values.dictionary.to_pylist(), None]
+    pairs, codes = np.unique(_codes(names) * len(texts) + _codes(values), return_inverse=True)
+    made = []
+    for name, text in ((keys[pair // len(texts)], texts[pair % len(texts)]) for pair in pairs.tolist()):
+        kind = kinds.get(name) or ("text" if len(str(text).split()) > 1 else "categorical")
+        value = _number(text) if kind == "numeric" else text
+        skip = name in hidden or (name not in shown and is_personal(name))
+        made.append(None if skip else phrase(name, kind, value, layout=layout, titles=titles, characters=characters))
+    flat = [made[code] for code in codes.tolist()]
+    lengths = np.diff(features.offsets.to_numpy(zero_copy_only=False))
+    lengths[features.is_null().to_numpy(zero_copy_only=False)] = 0
+    ends = np.cumsum([0, *lengths]).tolist()
+    return [[found for found in flat[begin:end] if found] for begin, end in pairwise(ends)]
+
+
+def _flat(features: pa.Array, keys: bool) -> pa.Array:
+    """All keys, or all values, of the rows that are not null."""
+    there = features.filter(features.is_valid())
+    if not len(there):
+        return pa.array([], pa.string())
+    begin, end = there.offsets[0].as_py(), there.offsets[-1].as_py()
+    return (there.keys if keys else there.items)[begin:end]
+
+
+def _codes(encoded: pa.DictionaryArray) -> np.ndarray:
+    return encoded.indices.cast(pa.int64()).fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None

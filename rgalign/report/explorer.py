@@ -1,0 +1,191 @@
+"""One customer through the whole system: what the tour (notebook 00) shows and lets people change.
+
+Customer text is escaped wherever it becomes HTML.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rgalign.alignment.context import Context
+from rgalign.alignment.rewarding import Rewarder
+from rgalign.data import tables
+from rgalign.data.lists import Lists
+from rgalign.evaluation.results import MODELS
+from rgalign.reasoner import generate
+from rgalign.run.artifacts import ArtifactError
+from rgalign.run.stages import OpenStage
+from rgalign.seeding import derived
+from rgalign.serve import ENCODED, Ranking, Scorer, load
+
+SAMPLES = 4  # queries drawn a reasoner, beside the greedy one
+BASELINE = "two_tower_text"
+CLICKED = " ✓"
+BEFORE, AFTER = "before", "after"
+
+
+@dataclass(frozen=True, eq=False)
+class Explorer:
+    """A finished run's models, asked about one session at a time.
+
+    scorers   name of the ranker -> its scorer: qe_rec, and rgalign_rec where the run has an alignment
+    baseline  two_tower_text, None where the run has not trained it
+    rewarder  None where no reward model was trained, or the reasoner writes nothing
+    sessions  of the valid split, each with a click, all their columns; clicked  session_id -> the ids it clicked on
+    """
+
+    scorers: Mapping[str, Scorer]
+    baseline: Ranking | None
+    rewarder: Rewarder | None
+    lists: Lists
+    sessions: pd.DataFrame
+    clicked: Mapping[str, set[str]]
+    seed: int
+
+    @classmethod
+    def of(cls, stage: OpenStage) -> "Explorer":
+        """From the tour's declared inputs. Raises ArtifactError for a run without QE-Rec."""
+        if "qe_rec" not in stage.params.ranker.models:
+            raise ArtifactError("the tour follows QE-Rec, which this run has not trained: add qe_rec to ranker.models")
+        context, run = Context.of(stage), stage.run
+        aligned = bool(stage.params.alignment.loop.rounds)
+        scorers = {"qe_rec": load(run, aligned=False)} | ({"rgalign_rec": load(run)} if aligned else {})
+        folder, baseline = stage.path("models/rankers") / BASELINE / f"seed-{stage.params.ranker.seeds[0]}", None
+        if folder.is_dir():
+            sampled = context.shop.meta.get("sampled_negatives")
+            baseline = Ranking.of(folder, run / ENCODED, scorers["qe_rec"].ranking.kb, None, sampled)
+        rewards = aligned and context.writes
+        shown = context.shop.impressions
+        clicks = shown[shown.clicked == 1].groupby("session_id")["intent_id"].apply(set)
+        own = context.shop.sessions[context.shop.sessions.split == "valid"]
+        return cls(
+            scorers,
+            baseline,
+            Rewarder.load(context, stage.path("models/reward")) if rewards else None,
+            context.parts.valid,
+            tables.sessions(stage.path("tables/dataset"), own.session_id[own.session_id.isin(clicks.index)]),
+            clicks.to_dict(),
+            derived(stage.params.run.seed, "tour"),
+        )
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        return self.scorers["qe_rec"].kinds
+
+    @property
+    def typed(self) -> list[str]:
+        """Columns that the prompt shows and people can type: all but histories."""
+        return [name for name in self.scorers["qe_rec"].prompter.features if self.kinds[name] != "history"]
+
+    def session(self, session_id: str, changed: Mapping[str, str] | None = None) -> pd.DataFrame:
+        """One row of sessions, with some features changed to what was typed; nothing typed: missing.
+
+        Raises ValueError for an unknown session or column, and for what is no number where one is expected.
+        """
+        row = self.sessions[self.sessions.session_id == session_id].reset_index(drop=True)
+        if row.empty:
+            raise ValueError(f"{session_id!r} is no session of the valid split with a click")
+        faults = [f"{name} is no feature that can be typed" for name in changed or {} if name not in self.typed]
+        values: dict[str, Any] = {}
+        for name, text in (changed or {}).items():
+            values[name] = text or None
+            if text and self.kinds.get(name) == "numeric":
+                values[name] = pd.to_numeric(text, errors="coerce")
+                faults += [f"{name} is a number; found {text!r}"] if pd.isna(values[name]) else []
+        if faults:
+            raise ValueError("; ".join(faults))
+        return row.assign(**values)
+
+    def prompt(self, row: pd.DataFrame) -> str:
+        """What the reasoner reads of a session."""
+        scorer = self.scorers["qe_rec"]
+        (ids,) = scorer.prompter.sessions(row)
+        return scorer.reasoner.tokenizer.decode(ids)
+
+    def queries(self, row: pd.DataFrame, *, rewarded: bool = True) -> pd.DataFrame:
+        """What is written for a session: written (before | after the alignment), query, drawn, reward (nats).
+
+        The greedy query stands first, with drawn 0. rewarded: a reward needs the session as it was when it clicked
+        """
+        tables = [
+            self._written(scorer, row).assign(written=when)
+            for when, scorer in zip((BEFORE, AFTER), self.scorers.values(), strict=False)
+        ]
+        table = pd.concat(tables, ignore_index=True)[["written", "query", "drawn"]]
+        if self.rewarder is None or not rewarded:
+            return table.assign(reward=np.nan)
+        place = int(np.flatnonzero(self.lists.session_id == row.session_id[0])[0])
+        lists = self.lists.take([place] * len(table))
+        return table.assign(reward=self.rewarder.of_texts(lists, table["query"].tolist()))
+
+    def ranking(self, row: pd.DataFrame, k: int = 5, *, marked: bool = True) -> pd.DataFrame:
+        """The k best intents of each ranker side by side, by title; what was clicked bears a mark."""
+        clicked = self.clicked[row.session_id[0]] if marked else set()
+        tables = {name: scorer.score(row, top=k) for name, scorer in self.scorers.items()}
+        if self.baseline is not None:
+            scores = self.baseline.scores(self.baseline.lists(row, None), row.timestamp.to_numpy("datetime64[us]"))
+            tables = {BASELINE: self.baseline.top(row.session_id.to_numpy(), scores, k)} | tables
+        shown = {
+            MODELS[name]: table.title + np.where(table.intent_id.isin(clicked), CLICKED, "")
+            for name, table in tables.items()
+        }
+        return pd.DataFrame(shown).set_axis(pd.RangeIndex(1, max(map(len, shown.values())) + 1, name="rank"))
+
+    def page(self, session_id: str, changed: Mapping[str, str] | None = None) -> str:
+        """All of it as HTML. changed: a click belongs to the session as it was, so no rewards and no marks then."""
+        row = self.session(session_id, changed)
+        ranking = self.ranking(row, marked=not changed)
+        parts = [f"<p><b>The reasoner reads</b></p><pre style='white-space: pre-wrap'>{escape(self.prompt(row))}</pre>"]
+        if self.scorers["qe_rec"].reasoner.kind == "causal":
+            written = self.queries(row, rewarded=not changed)
+            parts.append(f"<p><b>It writes</b></p>{written.round(2).to_html(index=False, na_rep='')}")
+        parts.append(f"<p><b>The rankers show</b> (✓: clicked)</p>{ranking.to_html()}")
+        return "".join(parts)
+
+    def _written(self, scorer: Scorer, row: pd.DataFrame) -> pd.DataFrame:
+        if scorer.reasoner.kind != "causal":
+            return pd.DataFrame({"query": [], "drawn": []})
+        prompts = scorer.prompter.sessions(row)
+        how = {"max_new_tokens": scorer.max_new_tokens, "progress": False}
+        first = generate.greedy(scorer.reasoner, scorer.prompter, prompts, **how).assign(drawn=0)
+        drawn = generate.sample(scorer.reasoner, scorer.prompter, prompts, samples=SAMPLES, seed=self.seed, **how)
+        both = pd.concat([first, drawn.assign(drawn=drawn["count"])], ignore_index=True)
+        return both.drop_duplicates("query")
+
+
+def widget(explorer: Explorer, most: int = 200):
+    """The explorer to click through: a session to choose, features to change. An ipywidgets box.
+
+    Its parts by name: box.session, box.features (by column), box.page. most: sessions to choose from
+    """
+    import ipywidgets  # late: a page without it is static
+
+    session = ipywidgets.Dropdown(options=explorer.sessions.session_id.tolist()[:most], description="session")
+    fields = {name: ipywidgets.Text(description=name, continuous_update=False) for name in explorer.typed}
+    page, known = ipywidgets.HTML(), {}
+
+    def fill(_change=None) -> None:
+        row = explorer.session(session.value).iloc[0]
+        for name, field in fields.items():
+            field.unobserve_all("value")
+            field.value = known[name] = "" if pd.isna(row[name]) else str(row[name])
+            field.observe(show, "value")
+        show()
+
+    def show(_change=None) -> None:
+        changed = {name: field.value for name, field in fields.items() if field.value != known[name]}
+        try:
+            page.value = explorer.page(session.value, changed)
+        except ValueError as error:
+            page.value = f"<p>{escape(str(error))}</p>"
+
+    session.observe(fill, "value")
+    fill()
+    typed = ipywidgets.Accordion([ipywidgets.VBox(list(fields.values()))], titles=["change what the shop knows"])
+    box = ipywidgets.VBox([session, typed, page])
+    box.session, box.features, box.page = session, fields, page
+    return box

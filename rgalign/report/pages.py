@@ -1,0 +1,249 @@
+"""A run's report.html and model_card.md: what notebook 09 found, on one page that opens from disk.
+
+Everything shown comes from the run's tables, figures, params and manifest. The pages are made by templates that escape
+every value: what customers wrote is shown, never obeyed.
+"""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from rgalign.data.schema import masked
+from rgalign.evaluation import writing_checks
+from rgalign.evaluation.comparisons import holm, verdict
+from rgalign.evaluation.results import METRIC_NAMES, MODELS, UNTRAINED, best_untrained
+from rgalign.params import Params, dump, load_run
+from rgalign.run import artifacts
+from rgalign.run.plan import EVALUATION, STAGES, maker, stage_params
+from rgalign.run.stages import params_changes
+
+ONLINE = "10_ab_test"
+PAPER = [  # METHOD.md 5: published figures, on private data; the abstract does not say over which arm the 3.52 % are
+    ("QE-Rec over the baseline", {"ihr": "+1.43 %", "ctr@3": "+0.98 %"}),
+    ("RGAlign-Rec over QE-Rec", {"ihr": "+0.30 %", "ctr@3": "+0.13 %"}),
+    ("RGAlign-Rec in all", {"gauc": "+0.12 % (3.52 % of the error)", "recall@3": "+0.56 %", "ndcg@3": "+0.35 %"}),
+]
+OURS = [("qe_rec", "two_tower_text"), ("rgalign_rec", "qe_rec")]  # the pairs that the paper has too
+EXAMPLES = 12
+UNDECIDED = "does not differ demonstrably from"
+
+
+def write(run: Path) -> tuple[Path, Path]:
+    """Write report.html and model_card.md into the run. Raises ArtifactError where notebook 09 has not run there."""
+    told = contents(run)
+    paths = run / "report.html", run / "model_card.md"
+    for path in paths:
+        artifacts.write_text(path, _templates(path.suffix == ".html").get_template(f"{path.name}.j2").render(told))
+    return paths
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """What both pages say."""
+    stages = artifacts.read_manifest(run)["stages"]
+    again = f"python -m rgalign run {run / 'params.yaml'} --run-dir {run}"
+    if EVALUATION not in stages:
+        raise artifacts.ArtifactError(f"{run} has no {EVALUATION}: {again}")
+    params = load_run(run)
+    if changed := _made_otherwise(stages, EVALUATION, params):
+        raise artifacts.ArtifactError(f"{run}: {EVALUATION} was made with other params ({changed}): {again}")
+    results, compared = read(run, "results"), on_test(read(run, "comparisons"))
+    whole = compared[compared.slice == "all"]
+    by_pair = whole[whole.metric.isin(METRIC_NAMES)].sort_values(
+        ["model", "metric"], key=lambda column: column.map([*MODELS, *METRIC_NAMES].index)
+    )
+    return {
+        "run": run.name,
+        "folder": artifacts.portable(run.resolve()),
+        "writes": params.reasoner.kind == "causal",
+        "by_kind": _by_kind(results),
+        "data": results.data.iloc[0],
+        "evaluated": stages[EVALUATION]["started"],
+        "names": MODELS,
+        "columns": METRIC_NAMES,
+        "results": results_table(results),
+        "simple": _simple(results, compared),
+        "verdicts": gauc_differences(compared).to_dict("records"),
+        "differences": by_pair.to_dict("records"),
+        "slices": _slices(compared, results),
+        "no_gain": compared[compared.metric.isin(METRIC_NAMES) & ~compared.says.str.startswith("gain")].to_dict(
+            "records"
+        ),
+        "compared": len(compared[compared.metric.isin(METRIC_NAMES)]),
+        "paper": PAPER,
+        "ours": _beside_the_paper(run, stages, params, whole),
+        "figures": figures(run),
+        "writing": _writing(run, stages).to_dict("records"),
+        "examples": _examples(run),
+        "stages": [{"name": name, **stages[name]} for name in STAGES if name in stages],
+        "params": dump(params),
+        "recipe": _recipe(params),
+    }
+
+
+def read(run: Path, table: str) -> pd.DataFrame:
+    """One of the run's long tables (ARCHITECTURE.md, Results)."""
+    return pd.read_parquet(run / f"tables/{table}.parquet")
+
+
+def results_table(results: pd.DataFrame) -> pd.DataFrame:
+    """One row a model, means over ranker seeds on the whole test split.
+
+    gap  share of the way from two-tower + text to the oracle (ARCHITECTURE.md, Results); absent without an oracle, NaN
+         for the models that two-tower + text builds on
+    """
+    whole = results[(results.slice == "all") & (results.split == "test")]
+    wide = whole.pivot_table("value", "model", "metric", sort=False).reindex(columns=list(METRIC_NAMES))
+    wide = wide.loc[[model for model in MODELS if model in wide.index]]
+    if {"two_tower_text", "oracle"} <= set(wide.index):
+        low, high = wide.gauc["two_tower_text"], wide.gauc["oracle"]
+        above = [list(MODELS).index(model) > list(MODELS).index("two_tower_text") for model in wide.index]
+        wide["gap"] = ((wide.gauc - low) / (high - low)).where(above)
+    return wide
+
+
+def on_test(compared: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons rows of the test split, with what each `says`: gain, loss or not significant."""
+    return compared[compared.split == "test"].assign(says=lambda t: [verdict(row) for row in t.itertuples()])
+
+
+def gauc_differences(compared: pd.DataFrame) -> pd.DataFrame:
+    """Of `on_test`'s rows those of GAUC on the whole split, one a pair of models."""
+    return compared[(compared.metric == "gauc") & (compared.slice == "all")]
+
+
+def figures(run: Path) -> list[dict[str, str]]:
+    """The run's figures in the order of its stages: stage, name, alt (what it shows), data (a base64 PNG)."""
+    found = []
+    for path in sorted((run / "figures").glob("*/*.png")):
+        with Image.open(path) as image:
+            alt = getattr(image, "text", {}).get("Description") or path.stem.replace("_", " ")
+        data = base64.b64encode(path.read_bytes()).decode()
+        found.append({"stage": path.parent.name, "name": path.stem.replace("_", " "), "alt": alt, "data": data})
+    return found
+
+
+def _simple(results: pd.DataFrame, compared: pd.DataFrame) -> dict[str, Any] | None:
+    """The best model without training: its name, how it was chosen (its GAUC on valid), and the rows of the trained
+    models that are compared with it, the last first; None where no such comparison was made.
+
+    outcome  beats | loses to | UNDECIDED
+    """
+    name = best_untrained(results)
+    gauc = gauc_differences(compared)
+    against = gauc[(gauc["against"] == name) & ~gauc["model"].str.contains("/")]
+    if name is None or against.empty:
+        return None
+    order = against["model"].map(list(MODELS).index)
+    outcome = {"gain": "beats", "loss": "loses to"}
+    rows = against.assign(order=order).sort_values("order", ascending=False)
+    rows["outcome"] = [outcome.get(says.split()[0], UNDECIDED) for says in rows["says"]]
+    valid = results[(results["split"] == "valid") & (results["slice"] == "all") & (results["metric"] == "gauc")]
+    on_valid = valid[valid["model"] == name]["value"].mean()
+    known = [other for other in UNTRAINED if other in set(valid["model"])]
+    return {"name": name, "of": known, "on_valid": on_valid, "rows": rows.to_dict("records")}
+
+
+def _by_kind(results: pd.DataFrame) -> dict[str, float]:
+    """GAUC of the last model on head, tail and cold intents, of those that were clicked."""
+    gauc = results[
+        (results.metric == "gauc") & (results.split == "test") & results.slice.isin(["head", "tail", "cold"])
+    ]
+    trained = [name for name in MODELS if name in set(gauc.model) and not name.startswith("oracle")]  # untrained first
+    return gauc[gauc.model == trained[-1]].groupby("slice")["value"].mean().dropna().sort_values().to_dict()
+
+
+def _slices(compared: pd.DataFrame, results: pd.DataFrame) -> list[dict]:
+    """GAUC of the last model against the one it builds on, slice by slice, with the lists that it is a mean over.
+
+    Holm's family are these slices.
+    """
+    gauc = compared[compared.metric == "gauc"]
+    if gauc.empty:
+        return []
+    place = list(MODELS).index
+    last = gauc[gauc.model == max(gauc.model, key=place)]
+    last = last[last.against == max(last.against, key=place)]  # not the best model without training
+    last = last.assign(p_holm=holm(last.p)).assign(says=lambda t: [verdict(row) for row in t.itertuples()])
+    groups = results[(results.metric == "gauc") & (results.split == "test")].groupby(["model", "slice"])["groups"].max()
+    return last.assign(lists=[groups[row.model, row.slice] for row in last.itertuples()]).to_dict("records")
+
+
+def _beside_the_paper(run: Path, stages: dict, params: Params, whole: pd.DataFrame) -> list[tuple]:
+    """(model, against, metric -> its row, what the experiment found) of each pair that the paper has too."""
+    return [
+        (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, stages, params, model, other))
+        for model, other in OURS
+    ]
+
+
+def _of_pair(whole: pd.DataFrame, model: str, against: str) -> dict[str, dict]:
+    """metric -> its comparisons row; empty where the run has not both."""
+    own = whole[(whole.model == model) & (whole.against == against)]
+    return {row["metric"]: row for row in own.to_dict("records")}
+
+
+def _made_otherwise(stages: dict, name: str, params: Params) -> str:
+    """How a stage's params differ from the run's; empty where they do not."""
+    return params_changes(stages[name]["params"], stage_params(STAGES[name], params))
+
+
+def _online(run: Path, stages: dict, params: Params, model: str, against: str) -> dict[str, float] | None:
+    """What notebook 10's simulated experiment found of a pair; None where there was none with these params."""
+    there = ONLINE in stages and (run / "tables/experiment.parquet").is_file()
+    if not there or _made_otherwise(stages, ONLINE, params):
+        return None
+    found = read(run, "experiment")
+    own = found[(found.treatment == model) & (found.control == against) & (found.method == "plain")]
+    return own.iloc[0].to_dict() if len(own) else None
+
+
+def _writing(run: Path, stages: dict) -> pd.DataFrame:
+    """The warnings of notebooks 02, 05 and 06 that the language model cannot write, each once."""
+    there = [table for table in writing_checks.TABLES if maker(table).name in stages and (run / table).is_file()]
+    return writing_checks.joined(*(pd.read_parquet(run / table) for table in there)).drop_duplicates("warning")
+
+
+def _examples(run: Path) -> list[dict]:
+    """The first sessions' candidates with the highest and lowest reward, beside the greedy query: what alignment had
+    to choose from. None where the run has no alignment."""
+    path = run / "tables/candidates.parquet"
+    if not path.is_file():
+        return []
+    candidates = pd.read_parquet(path)
+    chosen = candidates[candidates.session_id.isin(candidates.session_id.unique()[:EXAMPLES])]
+    rows = []
+    for session, own in chosen.groupby("session_id", sort=False):
+        ordered = own.sort_values("reward", kind="stable")
+        greedy = own[(own.candidate < 0) & (own.source == "main")]
+        rows.append({"session": session, "greedy": greedy.iloc[0] if len(greedy) else None,
+                     "best": ordered.iloc[-1], "worst": ordered.iloc[0]})  # fmt: skip
+    return rows
+
+
+def _recipe(params: Params) -> list[str]:
+    """The steps of the alignment that the run went through, in words."""
+    how = params.alignment
+    if not how.loop.rounds:
+        return []
+    used = {"RG-SFT": how.sft.use, "RG-DPO": how.dpo.use, "RG-CL": how.cl.use}
+    return [name for name, use in used.items() if use] + [f"closed loop ({how.loop.ranker} ranker)"]
+
+
+def _templates(escape: bool) -> Environment:
+    """Undefined names are errors. escape: for HTML; a model card quotes no customer."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["masked"] = masked
+    environment.filters["figure"] = lambda value: "" if pd.isna(value) else f"{value:.4f}"
+    environment.filters["signed"] = lambda value: "" if pd.isna(value) else f"{value:+.4f}"
+    environment.filters["percent"] = lambda value: "" if pd.isna(value) else f"{100 * value:+.1f} %"
+    return environment

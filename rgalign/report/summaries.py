@@ -1,0 +1,387 @@
+"""The tables of notebook 10: what an experiment found, and how often it would have been wrong."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rgalign.alignment.context import Context
+from rgalign.alignment.monitor import Hits, Lookout
+from rgalign.data.features import UNKNOWN
+from rgalign.data.lists import Intents, Lists
+from rgalign.data.schema import HIDDEN, masked, personal
+from rgalign.data.tables import Dataset
+from rgalign.data.vectors import Vectors
+from rgalign.evaluation.intent_hit_rate import query_judge
+from rgalign.evaluation.judge import Judge
+from rgalign.evaluation.metrics import gauc_of_lists
+from rgalign.evaluation.results import MODELS
+from rgalign.experiment.ab_plan import sample_ratio
+from rgalign.experiment.ab_test import Lift, guardrails, lift, rejected_by_look
+from rgalign.experiment.online import Audience, Experiment
+from rgalign.ranker.untrained import log_clicks
+from rgalign.reasoner.embed import embed
+from rgalign.reasoner.generate import greedy, sample
+from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.prompts import Prompter
+
+# Sessions to look at: where one model ranks the click higher than another, and where lower.
+
+
+def wins_and_losses(metrics: pd.DataFrame, model: str, against: str, count: int = 5) -> pd.DataFrame:
+    """The sessions with the largest differences in the click's place, wins first.
+
+    metrics  a session_metrics table of one split; means over seeds
+    Columns: session_id, outcome (win | loss), place under each model (1 / mean reciprocal rank), named by the models.
+    """
+    mean = metrics[metrics["model"].isin([model, against])].pivot_table("mrr", "session_id", "model")
+    place = (1 / mean).dropna()
+    gain = (place[against] - place[model]).sort_values(ascending=False, kind="stable")
+    chosen = {"win": gain[gain > 0].index[:count], "loss": gain[gain < 0].index[::-1][:count]}
+    rows = [place.loc[ids].assign(outcome=outcome) for outcome, ids in chosen.items()]
+    return pd.concat(rows).reset_index()[["session_id", "outcome", against, model]]
+
+
+def shown(cases: pd.DataFrame, sessions: pd.DataFrame, clicks: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The cases with what the shop knew and what was clicked, side by side.
+
+    sessions  with these columns: what personal ones hold is hidden, and addresses and telephone numbers in the others
+    clicks    session_id, title of the clicked intent, query (where one was written)
+    """
+    known = sessions[["session_id", *columns]].astype(object)
+    for column in columns:
+        known[column] = known[column].map(lambda text: masked(text) if isinstance(text, str) else text)
+    known[personal(columns)] = HIDDEN
+    first = clicks.drop_duplicates("session_id")
+    return cases.merge(known, "left", "session_id").merge(first, "left", "session_id").set_index("outcome")
+
+
+# What a reasoner writes and sees: the small tables behind notebook 02's figures.
+
+QUERY_COLUMNS = ["session_id", "candidate", "query", "log_probability", "tokens", "count", "source"]
+
+
+def model_card(reasoner: Reasoner) -> dict[str, Any]:
+    """Name, architecture, sizes and pooling."""
+    return {
+        "model": reasoner.name,
+        "architecture": type(reasoner.model).__name__,
+        "parameters": sum(p.numel() for p in reasoner.model.parameters()),
+        "tokens": len(reasoner.tokenizer),
+        "width": reasoner.hidden_size,
+        "pooling": reasoner.pooling,
+    }
+
+
+def clicked_sessions(dataset: Dataset, split: str) -> pd.DataFrame:
+    """The split's sessions with a click, in order."""
+    clicked = dataset.impressions.loc[dataset.impressions.clicked == 1, "session_id"]
+    sessions = dataset.sessions
+    return sessions[(sessions.split == split) & sessions.session_id.isin(clicked)].reset_index(drop=True)
+
+
+def written_queries(
+    reasoner: Reasoner, prompter: Prompter, sessions: pd.DataFrame, sampling: Any, *, seed: int, source: str = "main"
+) -> pd.DataFrame:
+    """The greedy query of each session (candidate -1) and its samples: QUERY_COLUMNS; empty for an encoder.
+
+    sampling  params.reasoner.queries
+    """
+    if reasoner.kind == "encoder":
+        return pd.DataFrame(columns=QUERY_COLUMNS).astype({"session_id": "string", "query": "string"})
+    prompts = prompter.sessions(sessions)
+    how = {key: getattr(sampling, key) for key in ("samples", "temperature", "top_p", "max_new_tokens")}
+    best = greedy(reasoner, prompter, prompts, max_new_tokens=sampling.max_new_tokens).assign(candidate=-1)
+    drawn = sample(reasoner, prompter, prompts, seed=seed, **how)
+    both = pd.concat([best, drawn]).sort_values(["row", "candidate"], kind="stable", ignore_index=True)
+    both["session_id"] = sessions["session_id"].to_numpy()[both["row"]]
+    return both.assign(source=source)[QUERY_COLUMNS]
+
+
+def few_queries(queries: pd.DataFrame, sessions: pd.DataFrame, count: int = 4) -> pd.DataFrame:
+    """The queries of the first sessions, with their probability; the greedy one first."""
+    few = queries[queries.session_id.isin(sessions.session_id.head(count))].copy()
+    few["query"] = few["query"].map(masked)
+    few["probability"] = np.exp(few.log_probability.astype(float)).round(4)
+    few["how"] = np.where(few.candidate < 0, "greedy", "sampled")
+    return few.set_index(["session_id", "how"])[["query", "probability", "count"]]
+
+
+def greedy_hits(
+    queries: pd.DataFrame, judge: Judge, dataset: Dataset, name: str, reasoner: Reasoner, prompter: Prompter
+) -> pd.DataFrame:
+    """IHR of each greedy query against the clicked intents: session_id, ihr@1, ihr@3; empty for an encoder.
+
+    judge  of the sessions' split;  name  evaluation.ihr_judge
+    """
+    best = queries[queries.candidate == -1]
+    if best.empty:
+        return pd.DataFrame(columns=["session_id", "ihr@1", "ihr@3"])
+    nearest = query_judge(name, reasoner, prompter, dataset.intents)
+    return judge.intent_hits(nearest.similarity(best["query"].tolist()), best.session_id)
+
+
+def hit_rates(
+    queries: pd.DataFrame, judge: Judge, dataset: Dataset, name: str, reasoner: Reasoner, prompter: Prompter
+) -> pd.DataFrame:
+    """Mean of `greedy_hits`; empty for an encoder."""
+    hits = greedy_hits(queries, judge, dataset, name, reasoner, prompter)[["ihr@1", "ihr@3"]]
+    return hits.mean().to_frame("clicked intent").T if len(hits) else hits
+
+
+def states(reasoner: Reasoner, prompter: Prompter, session: pd.Series, others: pd.DataFrame) -> pd.DataFrame:
+    """Each token of a prompt with the cosine of its state to the last one's; the mean over `others` is taken off."""
+    tokens = prompter.explain(session)
+    ids = tokens["id"].tolist()
+    prefixes = [ids[: end + 1] for end in range(len(ids))]
+    centre = embed(reasoner, prompter.sessions(others), pooling="last", progress=False).mean(axis=0)
+    state = embed(reasoner, prefixes, pooling="last", progress=False) - centre
+    length = np.linalg.norm(state, axis=1) * np.linalg.norm(state[-1])
+    return tokens.assign(similarity=state @ state[-1] / np.maximum(length, 1e-9))
+
+
+def principal_map(embedded: Vectors, sessions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
+    """The two main directions of standardised vectors: columns x, y, family (category of the clicked intent)."""
+    clicked = dataset.impressions[dataset.impressions.clicked == 1].drop_duplicates("session_id")
+    family = clicked.merge(dataset.intents[["intent_id", "category"]], on="intent_id").set_index("session_id")
+    values = embedded.rows(sessions["session_id"].tolist()).astype(np.float64)
+    values = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-6)
+    _, _, directions = np.linalg.svd(values, full_matrices=False)
+    signs = np.sign(directions[:2][np.arange(2), np.abs(directions[:2]).argmax(axis=1)])  # a direction has no sign
+    x, y = (values @ (directions[:2] * signs[:, None]).T).T
+    of_session: Mapping = family["category"].astype(object).fillna("(none)").to_dict()
+    return pd.DataFrame({"x": x, "y": y, "family": [of_session[i] for i in sessions["session_id"]]})
+
+
+# What rankers recommend, what they mix up and what they cost: the tables of notebook 09 beside its metrics.
+
+
+def best(scores: np.ndarray, exists: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k best intents that exist (lists, k), from scores (lists, intents); ties in the KB's order."""
+    return np.argsort(-np.where(exists, scores, -np.inf), axis=1, kind="stable")[:, :k]
+
+
+def recommended(shown: np.ndarray, intents: int) -> pd.Series:
+    """What the k intents of each session (lists, k) are, all together.
+
+    coverage  share of the KB that is shown to anybody
+    top tenth  share of all slots that the most shown tenth of the KB takes
+    gini      0 where all intents are shown alike, 1 where one has all slots
+    """
+    counts = np.sort(np.bincount(shown.ravel(), minlength=intents))
+    most = max(1, intents // 10)
+    ranks = np.arange(1, intents + 1)
+    gini = 2 * (ranks * counts).sum() / (intents * counts.sum()) - (intents + 1) / intents
+    shares = {"coverage": (counts > 0).mean(), "top tenth": counts[-most:].sum() / counts.sum(), "gini": gini}
+    return pd.Series(shares)
+
+
+def confusions(lists: Lists, first: np.ndarray, categories: np.ndarray) -> pd.DataFrame:
+    """Share of the clicks of each category (rows) where the first intent is of each category (columns).
+
+    first       (lists,) KB row of each session's best intent
+    categories  (intents,) names; a list with several clicks counts once for each
+    NaN in the row of a category that nobody clicked on.
+    """
+    row, place = np.nonzero(lists.clicked.numpy())
+    clicked = categories[lists.candidates.numpy()[row, place]]
+    table = pd.crosstab(pd.Series(clicked, name="clicked"), pd.Series(categories[first[row]], name="first"))
+    names = sorted(set(categories))
+    return table.reindex(index=names, columns=names, fill_value=0).pipe(lambda t: t.div(t.sum(axis=1), axis=0))
+
+
+def most_confused(before: pd.DataFrame, after: pd.DataFrame, count: int = 8) -> pd.DataFrame:
+    """The pairs of different categories that were mixed up most before, and how often they are after."""
+    wide = before.stack().rename("before").to_frame().join(after.stack().rename("after"))
+    apart = wide[wide.index.get_level_values(0) != wide.index.get_level_values(1)]
+    return apart.sort_values("before", ascending=False, kind="stable").head(count)
+
+
+def stopped_by(scores: Mapping[str, Sequence[np.ndarray]], dev: Lists, intents: Intents) -> pd.DataFrame:
+    """GAUC on the lists that say when to stop, by what was clicked: rows model, columns all, known and new intents.
+
+    scores  model -> (lists, candidates) of each seed;  dev  the lists;  intents  the KB: new is whom train never saw
+            clicked
+    The row `lists` counts those with a click; NaN where a column has none that can be judged.
+    """
+    clicked, shown = dev.clicked.numpy(), dev.shown.numpy()
+    of_new = (clicked & (intents.id.numpy()[dev.candidates.numpy()] == UNKNOWN)).any(axis=1)
+    columns = {"all": clicked.any(axis=1), "known intents": clicked.any(axis=1) & ~of_new, "new intents": of_new}
+    table = pd.DataFrame({column: {"lists": float(rows.sum())} for column, rows in columns.items()})
+    for name, of_seeds in scores.items():
+        judged = [
+            [gauc_of_lists(found[rows], clicked[rows], shown[rows]).value for rows in columns.values()]
+            for found in of_seeds
+        ]
+        table.loc[name] = np.mean(judged, axis=0)
+    return table
+
+
+def costs(steps: Mapping[str, Callable[[], object]], sessions: int) -> pd.DataFrame:
+    """Milliseconds a session of each step, run once on `sessions` of them."""
+    rows = []
+    for name, run in steps.items():
+        began = time.perf_counter()
+        run()
+        rows.append((name, 1000 * (time.perf_counter() - began) / sessions))
+    return pd.DataFrame(rows, columns=["step", "milliseconds a session"])
+
+
+# What an alignment step did: the small tables behind the figures of notebooks 04 to 08.
+
+FIGURES = ["ranking", "reward", "ihr@1", "ihr@3", "tokens", "distinct", "repeated", "seconds"]
+
+
+def hits_by_click(context: Context, reader: Reasoner) -> Hits:
+    """IHR of valid's watched queries, against the clicked intents (METHOD.md 4).
+
+    reader  by whose embeddings they are judged where evaluation.ihr_judge says so: the reasoner before its alignment
+    """
+    lists = Lookout.of(context).valid
+    prompter = context.recipe.prompter(context.shop, reader)
+    judge = query_judge(context.params.evaluation.ihr_judge, reader, prompter, context.shop.intents)
+    bench = Judge.of(context.shop, lists, context.parts.intents, ())
+
+    def hits(queries: Sequence[str]) -> dict[str, float]:
+        found = bench.intent_hits(judge.similarity(list(queries)), lists.session_id.tolist())
+        return found[["ihr@1", "ihr@3"]].mean().to_dict()
+
+    return hits
+
+
+def leads_to_click(context: Context, reader: Reasoner, candidates: pd.DataFrame) -> np.ndarray:
+    """(rows,) bool: the KB intent nearest to the query, by the fixed judge, is one that its session clicked.
+
+    An intent that came into the KB after the session is none that it could have been led to.
+    """
+    prompter = context.recipe.prompter(context.shop, reader)
+    judge = query_judge(context.params.evaluation.ihr_judge, reader, prompter, context.shop.intents)
+    similarity = np.nan_to_num(judge.similarity(candidates["query"].tolist()), nan=-1.0)
+    when = context.shop.sessions.set_index("session_id")["timestamp"].loc[candidates["session_id"].tolist()]
+    times = when.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
+    similarity = np.where(context.parts.intents.existing(times), similarity, -1.0)
+    nearest = context.shop.intents["intent_id"].to_numpy(dtype=object)[similarity.argmax(axis=1)]
+    clicks = context.shop.impressions
+    clicks = clicks[(clicks["clicked"] == 1) & clicks["session_id"].isin(candidates["session_id"])]
+    clicked = set(clicks[["session_id", "intent_id"]].itertuples(index=False, name=None))
+    told = similarity.max(axis=1) > 0  # a query that shares no word with the KB leads nowhere
+    pairs = zip(candidates["session_id"], nearest, strict=True)
+    return told & np.array([pair in clicked for pair in pairs], dtype=bool)
+
+
+def row(step: str, figures: Mapping[str, float], seconds: float) -> pd.DataFrame:
+    """A step's row of the stage table: index step, columns FIGURES."""
+    return pd.DataFrame([{**dict.fromkeys(FIGURES, np.nan), **figures, "seconds": round(seconds, 1)}], index=[step])[
+        FIGURES
+    ].rename_axis("step")
+
+
+def before_and_after(lookout: Lookout, models: Mapping[str, Reasoner], sessions: int = 6) -> pd.DataFrame:
+    """The same sessions' greedy queries by several reasoners, beside what was clicked: index session_id."""
+    context, lists = lookout.context, lookout.valid
+    titles = context.shop.intents["title"].fillna("").to_numpy(dtype=object)
+    clicked = titles[lists.candidates.long().gather(1, lists.clicked.int().argmax(1, keepdim=True)).squeeze(1).numpy()]
+    table: dict[str, Any] = {"clicked": clicked}
+    for name, reasoner in models.items():
+        table[name] = lookout.written(reasoner)["query"].to_numpy()
+    index = pd.Index(lists.session_id, name="session_id")
+    return pd.DataFrame(table, index=index).head(sessions)
+
+
+def places_of_click(scores: np.ndarray, lists: Lists) -> np.ndarray:
+    """(lists,) place of the first click in its list, from 1; ties count one half. scores (lists, candidates)."""
+    own = np.take_along_axis(scores, lists.clicked.int().argmax(1, keepdim=True).numpy(), axis=1)
+    shown = lists.shown.numpy()
+    return 0.5 + ((scores > own) & shown).sum(axis=1) + ((scores == own) & shown).sum(axis=1) / 2
+
+
+POPULARITY = "popularity"
+LIFT = ["difference", "ci_low", "ci_high", "relative", "relative_low", "relative_high", "p_value"]
+FOUND = ["treatment", "control", "method", "users", "ctr_control", "ctr_treatment", *LIFT, "variance_removed", "truth"]
+
+
+def arms_of(models: Iterable[str], most: int = 3) -> list[str]:
+    """The last few of popularity and the trained models that are no controls, in the order of results.MODELS."""
+    return [name for name in MODELS if name == POPULARITY or (name in models and "/" not in name)][-most:]
+
+
+def scores_of(
+    bench: Judge, model, name: str, vectors: tuple[Vectors, Vectors] | None, train: Lists, seed: int
+) -> np.ndarray:
+    """Scores (lists, intents) by which a ranker ranks the KB for the judge's sessions; -inf for what did not exist yet.
+
+    model    None: popularity, by the clicks in train
+    vectors  of sessions and intents, None where the model reads none; seed: of the order of shuffled queries
+    """
+    if name == POPULARITY:
+        found = np.broadcast_to(log_clicks(train, bench.intents), bench.exists.shape)
+    else:
+        found = (bench.with_vectors(name, *vectors, train, seed) if vectors else bench).over_kb(model)
+    return np.where(bench.exists, found, -np.inf)
+
+
+def sample_ratios(experiment: Experiment, arms: Sequence[str]) -> pd.DataFrame:
+    """Users of each arm, and whether they fit an equal split: arm, users, planned, p_value, alarm."""
+    users = np.array([(experiment.arm == name).sum() for name in arms])
+    ratio = sample_ratio(users)
+    planned = np.full(len(arms), users.sum() / len(arms))
+    fixed = {"p_value": float(ratio.p_value), "alarm": bool(ratio.alarm)}
+    return pd.DataFrame({"arm": list(arms), "users": users, "planned": planned}).assign(**fixed)
+
+
+def lifts(experiment: Experiment, pairs: Sequence[tuple[str, str]], audience: Audience) -> pd.DataFrame:
+    """One row a pair (treatment, control) and method (plain | CUPED); truth: the relative lift that is to be found."""
+    rows = []
+    for treatment, control in pairs:
+        for method in ("plain", "CUPED"):
+            new, old = experiment.of_arms(treatment, control, cuped=method == "CUPED")
+            found = lift(new, old)
+            rows.append(
+                {
+                    "treatment": treatment,
+                    "control": control,
+                    "method": method,
+                    "users": int(new.users + old.users),
+                    "ctr_control": float(old.ctr),
+                    "ctr_treatment": float(new.ctr),
+                    **{name: float(value) for name, value in _told(found).items()},
+                    "variance_removed": float(found.variance_removed),
+                    "truth": audience.ctr(treatment) / audience.ctr(control) - 1,
+                }
+            )
+    return pd.DataFrame(rows, columns=FOUND)
+
+
+def by_group(
+    experiment: Experiment, treatment: str, control: str, masks: pd.DataFrame, audience: Audience
+) -> pd.DataFrame:
+    """The lift in each group, with intervals that hold for all groups at once: group, users, LIFT, truth.
+
+    masks  bool columns, one a group, rows as the audience's sessions (evaluation.slices)
+    """
+    inside = [masks[name].to_numpy(dtype=bool) for name in masks]
+    new, old = experiment.by_group(inside, treatment, control)
+    ctr = {name: [audience.probability[name][mask].mean() for mask in inside] for name in (treatment, control)}
+    truth = np.array(ctr[treatment]) - ctr[control]
+    users = (new.users + old.users).astype(int)
+    told = _told(guardrails(new, old))
+    return pd.DataFrame({"group": list(masks), "users": users, **told, "truth": truth})
+
+
+def rejections(p: Mapping[str, np.ndarray], *, alpha: float = 0.05) -> pd.DataFrame:
+    """How often each test of A/A experiments was significant: test, share, low, high (Wilson, 95 %), experiments.
+
+    p  test -> (experiments,), or (experiments, looks): then at any of the looks
+    """
+    rows = []
+    for name, values in p.items():
+        share = rejected_by_look(values.reshape(len(values), -1), alpha=alpha)
+        rows.append((name, *(float(part[-1]) for part in share), len(values)))
+    return pd.DataFrame(rows, columns=["test", "share", "low", "high", "experiments"])
+
+
+def _told(found: Lift) -> dict[str, np.ndarray]:
+    values = (*found.difference, *found.relative, found.p_value)
+    return dict(zip(LIFT, values, strict=True))

@@ -1,0 +1,1 @@
+"""A run on disk: artifacts, stages, locks, inputs from outside, several processes."""

@@ -1,0 +1,206 @@
+"""Several processes: who am I among them, and starting them by the user's own launcher (run.launcher).
+
+There is no launcher here: `torchrun ..` or `accelerate launch ..` starts `python -m rgalign.commands.worker JOB`, whose
+arguments lie in files of the folder JOB. A job goes on from what an earlier start of it left, so that a lost process
+costs what it had not finished. With one process nothing is sent and nothing is waited for.
+"""
+
+import codecs
+import functools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from rgalign.params import ROOT
+from rgalign.run.artifacts import write_text
+
+# Independent jobs side by side on one machine's CPU, each in a process of its own; the results are those of a loop.
+
+
+def each(
+    job: Callable[..., Any],
+    arguments: Iterable[dict[str, Any]],
+    *,
+    total: int,
+    workers: int,
+    title: str,
+    progress: bool = True,
+) -> list[Any]:
+    """[job(**a) for a in arguments], up to `workers` at once, which share out the caller's threads of torch.
+
+    job        a function of a module (its process imports it); with one worker it is simply called, in this process
+    arguments  `total` of them, made as they are needed
+    The first error ends all and is raised here.
+    """
+    if workers == 1:
+        return [job(**own) for own in arguments]
+    threads = max(1, torch.get_num_threads() // workers)
+    pool = Parallel(n_jobs=workers, return_as="generator", mmap_mode=None, max_nbytes=None)
+    with tqdm(total=total, desc=title, disable=not progress) as bar:
+        results = []
+        for result in pool(delayed(_with_threads)(threads, job, own) for own in arguments):
+            results.append(result)
+            bar.update(1)
+    return results
+
+
+def _with_threads(threads: int, job: Callable[..., Any], own: dict[str, Any]) -> Any:
+    _end_with_the_parent()
+    torch.set_num_threads(threads)  # their number changes the last bits of sums
+    return job(**own)
+
+
+@functools.cache
+def _end_with_the_parent() -> None:
+    """A worker whose kernel was killed must not write on into a run directory that a new run is at work in."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+ARGUMENTS, RESULT, ERROR = "job.json", "result.json", "error.txt"
+COUNTS = ("--nproc_per_node", "--nproc-per-node", "--num_processes", "--num-processes")
+NODES = ("--nnodes", "--num_machines", "--num-machines")
+CONFIGS = ("--config_file", "--config-file")
+STARTS = 2  # of a job that loses a process without a word
+OF_A_MODEL = "alignment.engine.tokens_per_batch or reasoner.embed_tokens_per_batch"
+KEPT = 4000  # characters of what the processes said, for the message
+
+
+class ProcessesError(RuntimeError):
+    """The processes did not do their job; the message says what they said last, and what to change."""
+
+
+def several() -> bool:
+    """Whether this is one of several processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def index() -> int:
+    return dist.get_rank() if several() else 0
+
+
+def count() -> int:
+    return dist.get_world_size() if several() else 1
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if several():
+        dist.barrier()
+
+
+def agreed(value: bool) -> bool:
+    """What the first process says, in all of them."""
+    if not several():
+        return value
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    said = torch.tensor(int(value), device=device)
+    dist.broadcast(said, src=0)
+    return bool(said)
+
+
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum over the processes, in all of them; with one process the values themselves."""
+    if several():
+        dist.all_reduce(values)
+    return values
+
+
+def planned(launcher: str) -> int | None:
+    """How many processes a launcher is told to start; None where it decides itself (gpu, auto).
+
+    Raises ProcessesError where a configuration file that it names is not there.
+    """
+    words = [part for word in shlex.split(launcher) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    given = dict(pairwise(words))
+    config: dict[str, Any] = {}
+    if name := next((given[key] for key in CONFIGS if key in given), None):
+        place = next((place for place in (Path(name), ROOT / name) if place.is_file()), None)
+        if place is None:
+            raise ProcessesError(f"run.launcher names the file {name}, which is not there")
+        config = yaml.safe_load(place.read_text(encoding="utf-8"))
+    said = next((given[key] for key in COUNTS if key in given), config.get("num_processes"))
+    nodes = next((given[key] for key in NODES if key in given), 1)
+    if not str(said).isdigit() or not str(nodes).isdigit():
+        return None
+    of_all = any(key in given for key in COUNTS[2:]) or "num_processes" in config  # accelerate counts over all machines
+    return int(said) * (1 if of_all else int(nodes))
+
+
+def run(job: str, folder: Path, launcher: str, arguments: dict[str, Any], *, lower: str = OF_A_MODEL) -> dict[str, Any]:
+    """Have the processes do a job of `rgalign.commands.worker`; returns what its first process wrote as its result.
+
+    folder     the job's own: files that `arguments` (JSON) name, what the job goes on from, its result
+    lower      the params that its memory hangs on
+    What the processes print is shown here as it comes. Where they end without having said why (killed, out of memory)
+    they are started once more. Raises ProcessesError.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in (RESULT, ERROR):
+        (folder / left).unlink(missing_ok=True)
+    said = {"job": job, "processes": planned(launcher), "launcher": launcher, "arguments": arguments}
+    write_text(folder / ARGUMENTS, json.dumps(said, indent=2) + "\n")
+    command = [*_found(shlex.split(launcher)), "-m", "rgalign.commands.worker", str(folder)]
+    for start in range(1, STARTS + 1):
+        status, words = _shown(command)
+        if status == 0 and (folder / RESULT).is_file():
+            return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if (folder / ERROR).is_file():
+            raise ProcessesError(f"{job}, by `{launcher}`: {(folder / ERROR).read_text(encoding='utf-8').strip()}")
+        if start < STARTS:
+            print(f"{job}: a process was lost (exit {status}); started once more, from what is finished", flush=True)
+    raise ProcessesError(
+        f"{job}, by `{launcher}`, ended with exit {status} {STARTS} times, most often for want of memory: lower "
+        f"{lower}. Give the same command again: what is "
+        f"finished is kept. The processes said last:\n{words}"
+    )
+
+
+def _found(words: list[str]) -> list[str]:
+    """The launcher's command; its program may lie beside this Python."""
+    beside = Path(sys.executable).parent / words[0]
+    place = shutil.which(words[0]) or (str(beside) if beside.is_file() else None)
+    if place is None:
+        raise ProcessesError(f"run.launcher begins with {words[0]}, which is neither on the path nor beside Python")
+    return [place, *words[1:]]
+
+
+def _shown(command: list[str]) -> tuple[int, str]:
+    """Run a command, its output on ours as it comes. Returns its exit status and the end of what it said."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    decode, last = codecs.getincrementaldecoder("utf-8")("replace"), ""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
+    )
+    try:
+        while block := os.read(process.stdout.fileno(), 1 << 16):
+            text = decode.decode(block)
+            sys.stderr.write(text)
+            last = (last + text)[-KEPT:]
+        return process.wait(), last
+    finally:
+        if process.poll() is None:
+            process.terminate()  # the launcher ends its own processes
+            process.wait()

@@ -1,0 +1,131 @@
+"""What a run reads from outside its directory, by its name in the manifest: data (`data:`), models (`model:`), and
+artifacts of the run that it goes on from (`last:`)."""
+
+import functools
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from rgalign.params import ROOT, Params, load_run
+from rgalign.run import artifacts
+from rgalign.run.artifacts import ArtifactError
+
+DATA, MODEL, LAST = "data:", "model:", "last:"
+ALIGNED = "08_closed_loop"  # the stage that a run must have finished for another to go on from it
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")  # weights that are never read
+
+
+def located(run: Path, name: str) -> Path | None:
+    """Where an input or output of a manifest lies; None for data or a model that is not on this machine."""
+    if name.startswith(MODEL):
+        return model_folder(name.removeprefix(MODEL))
+    if name.startswith(LAST):
+        return ROOT / name.removeprefix(LAST)
+    if not name.startswith(DATA):
+        return run / name
+    try:
+        return artifacts.data_path(name.removeprefix(DATA))
+    except ArtifactError:
+        return None
+
+
+def digest(name: str, path: Path) -> str:
+    """Digest of an input or output of a manifest, as it stands there."""
+    return content(path) if name.startswith(MODEL) else artifacts.digest(path)
+
+
+def last_run(params: Params, run: Path) -> Path | None:
+    """The run that this one goes on from (run.warm_start); None: it begins anew.
+
+    run  this one. Raises ArtifactError where the other is not there, is not aligned to the end, is this very run, or
+    has learnt from users that are held out here; ParamsError as `load_run`.
+    """
+    given = params.run.warm_start
+    if given is None:
+        return None
+    last = ROOT / given
+    if last.resolve() == run.resolve():
+        raise ArtifactError(f"run.warm_start is {given}, this very run: give another --run-dir")
+    if ALIGNED not in artifacts.read_manifest(last)["stages"]:
+        raise ArtifactError(
+            f"run.warm_start is {given}, where {ALIGNED} has not run; expected the folder of an aligned run "
+            f"(python -m rgalign status {given})"
+        )
+    if faults := _other_development_users(params, load_run(last)):
+        learnt = "whose rankers have learnt from users that are development users here"
+        raise ArtifactError(f"run.warm_start is {given}, {learnt}:{faults}")
+    return last
+
+
+def _other_development_users(params: Params, last: Params) -> str:
+    """Which params make users of development of those that another run has learnt from, a line each."""
+    here, there = params.data, last.data
+    faults = ""
+    if here.seed != there.seed:
+        faults += f"\n  data.seed is {here.seed}; expected {there.seed}, as there"
+    if here.dev_users > there.dev_users:
+        faults += f"\n  data.dev_users is {here.dev_users}; expected at most {there.dev_users}, as there"
+    for name in ("dev_days", "dev_new_intents"):
+        if value := getattr(here, name):  # whom these take depends on the data, which have grown since
+            faults += f"\n  data.{name} is {value}; expected 0 in a warm start"
+    return faults
+
+
+def models(params: Params) -> dict[str, str]:
+    """{'model:<name or folder>': digest} of the pretrained models and the adapter that params name.
+
+    Those that are not on this machine are left out: whoever loads them says how to get them.
+    """
+    room = params.reasoner
+    named = [room.model, *(other.model for other in room.others)]
+    wanted = [name for name in named if name != "tiny"] + ([room.adapter] if room.adapter else [])
+    places = {name: model_folder(name) for name in wanted}
+    return {f"{MODEL}{name}": content(place) for name, place in places.items() if place is not None}
+
+
+def given_folder(model: str) -> Path | None:
+    """The folder that a model is given by, as it stands or seen from the project's root; None for a name."""
+    return next((place for place in (Path(model).expanduser(), ROOT / model) if place.is_dir()), None)
+
+
+def model_folder(model: str) -> Path | None:
+    """Where a model lies: a folder, the `model/` of an installed package, or its snapshot in Hugging Face's cache, in
+    this order; None where it is not on this machine.
+
+    Nothing is downloaded and no package is imported [C]: a run must not depend on the network.
+    """
+    if (folder := given_folder(model)) is not None:
+        return folder
+    package = model.replace("-", "_")
+    if package.isidentifier() and (spec := find_spec(package)) is not None:
+        for place in spec.submodule_search_locations or ():
+            if (Path(place) / "model").is_dir():
+                return Path(place) / "model"
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
+def content(folder: Path) -> str:
+    """SHA-256 of the names and bytes of a model folder's files; hidden and pickled ones, which are never read, aside.
+
+    Within a process a file is read once, as long as its size and time of change stay.
+    """
+    hashed = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if path.suffix in PICKLED or any(part.startswith(".") for part in name.parts):
+            continue
+        state = path.stat()
+        known = _file_digest(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
+        hashed.update(f"{name.as_posix()}\0{known}\n".encode())
+    return hashed.hexdigest()
+
+
+@functools.cache
+def _file_digest(path: Path, *_state: int) -> str:
+    return artifacts.digest(path)

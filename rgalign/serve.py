@@ -1,0 +1,377 @@
+"""A finished run, loaded to serve: what a service would import.
+
+scorer = rgalign.load("outputs/quickstart")
+scorer.score(sessions)      # the intents that each session's customer most likely asks about
+scorer.queries(sessions)    # the question that the reasoner expects of her
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from rgalign.alignment.context import load_step
+from rgalign.data import candidates, shards
+from rgalign.data import vectors as stored
+from rgalign.data.checks import judged
+from rgalign.data.encode import IMPRESSION_COLUMNS, encode_intents, encode_lists, session_columns
+from rgalign.data.features import FeatureSpace
+from rgalign.data.lists import Intents, Lists, with_queries, with_texts
+from rgalign.data.schema import REQUIRED, YAML_FILE, as_types, read_yaml, to_frame
+from rgalign.data.vectors import Vectors
+from rgalign.errors import Report, count_rows, nearest
+from rgalign.params import ROOT, Params, load_run
+from rgalign.ranker import store
+from rgalign.ranker.fit import score_kb
+from rgalign.reasoner import settings, source
+from rgalign.reasoner.build import Recipe
+from rgalign.reasoner.embed import embed
+from rgalign.reasoner.generate import embedded_sessions, greedy
+from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.prompts import Prompter
+from rgalign.run.artifacts import ArtifactError
+
+# A trained ranker with its knowledge base, ready for sessions it has never seen: what `score` serves.
+
+INTENT_TYPES = REQUIRED["intents"]
+NO_IMPRESSIONS = pa.table({name: pa.array([], REQUIRED["impressions"][name]) for name in IMPRESSION_COLUMNS})
+
+
+class ScoreError(ValueError):
+    """Sessions or intents that a finished run cannot take; the message lists all that is wrong with them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """A ranker and the intents it ranks.
+
+    space          how sessions and intents are encoded
+    kb, intents    intents.parquet's rows, new ones at the end; the same encoded, with the vectors of their texts where
+                   the ranker reads vectors (QE-Rec, RGAlign-Rec)
+    correction     (intents,) or None: added to the scores of a ranker that learnt on sampled candidates
+                   (candidates.kb_correction)
+    """
+
+    model: nn.Module
+    space: FeatureSpace
+    kb: pd.DataFrame
+    intents: Intents
+    correction: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        encoded: Path,
+        kb: pd.DataFrame,
+        vectors: Vectors | None,
+        sampled: dict | None,
+        device: str | torch.device = "cpu",
+    ) -> "Ranking":
+        """From a run's artifacts.
+
+        folder   of the ranker (ranker.store);  encoded  tables/encoded;  vectors  of the intents, None: it reads none
+        sampled  dataset.yaml's sampled_negatives, None where logs say what was shown
+        device   where the ranker scores; what it is given and what it finds lie on the CPU
+        """
+        space = shards.load_space(encoded)
+        seen = [shards.load_lists(encoded, part) for part in ("train", "dev")] if sampled else ()
+        intents = encode_intents(space, kb)
+        if vectors is not None:
+            intents = with_texts(intents, vectors.rows(kb["intent_id"].tolist()))
+        correction = candidates.correction_of(seen, len(kb), sampled)
+        return cls(store.load(folder, device=device), space, kb, intents, correction)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of `sessions` that the ranker reads, session_id and features."""
+        return tuple(name for name in session_columns(self.space) if name != "user_id")
+
+    @property
+    def seen(self) -> dict[str, tuple[str, ...]]:
+        """Categorical column -> the values that training knew."""
+        return {field.name: field.values for field in self.space.fields if field.kind == "categorical"}
+
+    def lists(self, sessions: pd.DataFrame, vectors: Vectors | None) -> Lists:
+        """Sessions, encoded, with their vectors where the ranker reads them; they were shown nothing yet."""
+        known = sessions[list(self.columns)].assign(user_id="")  # a ranker reads no user id
+        lists = encode_lists(self.space, known, NO_IMPRESSIONS, self.kb, "test")
+        return lists if vectors is None else with_queries(lists, vectors.rows(lists.session_id))
+
+    def scores(self, lists: Lists, timestamps: np.ndarray | None = None) -> np.ndarray:
+        """(lists, intents) float32: the higher the better, comparable inside a session alone.
+
+        timestamps  (lists,) datetime64: an intent that did not exist yet has -inf; None: all exist
+        """
+        found = score_kb(self.model, lists, self.intents)
+        if self.correction is not None:
+            found = found + self.correction.astype(np.float32)
+        if timestamps is not None:
+            found = np.where(self.intents.existing(timestamps), found, -np.inf)
+        return found
+
+    def top(self, session_ids: np.ndarray, scores: np.ndarray, k: int | None) -> pd.DataFrame:
+        """session_id, rank (from 1), intent_id, title, score: the k best of each session, or all that exist.
+
+        Equal scores stand in the order of the knowledge base.
+        """
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : k or None]
+        best = np.take_along_axis(scores, order, axis=1)
+        table = pd.DataFrame(
+            {
+                "session_id": np.repeat(session_ids, order.shape[1]),
+                "rank": np.tile(np.arange(1, order.shape[1] + 1), len(order)),
+                "intent_id": self.kb["intent_id"].to_numpy(dtype=object)[order.ravel()],
+                "title": self.kb["title"].to_numpy(dtype=object)[order.ravel()],
+                "score": best.ravel(),
+            }
+        )
+        return table[np.isfinite(table["score"])].reset_index(drop=True)
+
+    def extended(self, more: pd.DataFrame, vectors: Vectors) -> "Ranking":
+        """The same ranker over a larger knowledge base; a new intent is known by its category, words and vector.
+
+        more  intents.parquet's columns, as `checked_intents` leaves them;  vectors  of theirs
+        """
+        kb = pd.concat([self.kb, more], ignore_index=True)
+        texts = torch.cat([self.intents.text, torch.from_numpy(vectors.rows(more["intent_id"].tolist()))])
+        correction = self.correction
+        if correction is not None:  # no training list had the new ones (candidates.kb_correction)
+            correction = np.concatenate([correction, np.zeros(len(more))])
+        return replace(self, kb=kb, intents=with_texts(encode_intents(self.space, kb), texts), correction=correction)
+
+
+def refuse(report: Report, what: str) -> None:
+    """Raises ScoreError with every fault of the report."""
+    if report.faults:
+        raise ScoreError("\n".join([f"{what}:", *(f"  {where}  {fault}" for where, fault in report.faults)]))
+
+
+def checked_intents(more: pd.DataFrame, kb: pd.DataFrame) -> pd.DataFrame:
+    """New intents in intents.parquet's columns and types; description, category and valid_from may be missing.
+
+    Raises ScoreError with every fault: those that `check` finds in intents.parquet, and ids that the KB has.
+    """
+    report, frame = judged(more, "intents", ("intent_id", "title"), kinds={})
+    ids = more["intent_id"] if isinstance(more, pd.DataFrame) and list(more.columns).count("intent_id") == 1 else []
+    known = np.isin([str(one) for one in ids], kb["intent_id"].astype(str))
+    if known.any():
+        report.fault("intents.intent_id", count_rows(known, "is in the knowledge base already"))
+    refuse(report, "these intents cannot be added")
+    missing = {name: pd.array([None] * len(frame), dtype=pd.ArrowDtype(kind)) for name, kind in INTENT_TYPES.items()}
+    return frame.assign(**{name: empty for name, empty in missing.items() if name not in frame})[list(INTENT_TYPES)]
+
+
+PARAMS, DATASET, REASONER = "params.yaml", "tables/dataset", "models/reasoner/main"
+ALIGNED, ALIGNED_RANKERS, QE_REC = "models/rgalign", "models/aligned_rankers", "models/rankers/qe_rec"
+KB_READER, ALIGNED_TEXTS = "models/kb_reader", "tables/aligned_embeddings/intents"
+ENCODED, TEXTS = "tables/encoded", "tables/embeddings/prompt/intents"
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """A run's models, ready for sessions that it has never seen.
+
+    kinds      feature column -> kind (dataset.yaml)
+    ranking    None where the run has no ranker yet: it writes queries alone
+    reads_kb   gives the reasoner that embedded the knowledge base: the one before RG-CL (alignment.loop)
+    """
+
+    reasoner: Reasoner
+    prompter: Prompter
+    kinds: Mapping[str, str]
+    reads_kb: Callable[[], Reasoner]
+    max_new_tokens: int = 24
+    tokens_per_batch: int | None = None
+    ranking: Ranking | None = None
+
+    def score(
+        self, sessions: pd.DataFrame, *, top: int | None = 3, vectors: Vectors | None = None, progress: bool = False
+    ) -> pd.DataFrame:
+        """The best intents of each session, in their order: session_id, rank (from 1), intent_id, title, score.
+
+        sessions  session_id, each once, and every feature column that prompt or ranker reads; an intent that did not
+                  exist yet at a session's `timestamp`, where that column is there, is left out
+        top       intents a session; None: all of the knowledge base
+        vectors   of these sessions from `embed`, which is where a language model's time goes; None: made here
+        Scores compare intents inside a session alone. Raises ScoreError with every fault of the frame, ArtifactError
+        where the run has no ranker.
+        """
+        ranking = self._ranking()
+        if top is not None and top < 1:
+            raise ScoreError(f"top is {top}; expected at least 1, or None for all intents")
+        read = dict.fromkeys([*(self.prompter.features if vectors is None else ()), *ranking.columns])
+        frame = self._checked(sessions, read, once=True)
+        vectors = self._embedded(frame, progress) if vectors is None else vectors
+        when = frame["timestamp"].to_numpy(dtype="datetime64[us]") if "timestamp" in frame else None
+        scores = ranking.scores(ranking.lists(frame, vectors), when)
+        return ranking.top(sessions["session_id"].to_numpy(), scores, top)
+
+    def embed(self, sessions: pd.DataFrame, *, progress: bool = False) -> Vectors:
+        """What the ranker reads of each session: the last state of what reasoner.embed names (METHOD.md 2.1)."""
+        return self._embedded(self._checked(sessions, self.prompter.features, once=True), progress)
+
+    def with_intents(self, intents: pd.DataFrame) -> "Scorer":
+        """The same models over a knowledge base with more intents; nothing is trained.
+
+        intents  intent_id, title, and description, category, valid_from where they are known
+        Raises ScoreError with every fault of the frame.
+        """
+        ranking = self._ranking()
+        more = checked_intents(intents, ranking.kb)
+        texts = embed(self.reads_kb(), self.prompter.embedded_intents(more), progress=False)
+        return replace(self, ranking=ranking.extended(more, Vectors(more["intent_id"], texts)))
+
+    def queries(self, sessions: pd.DataFrame, *, progress: bool = False) -> pd.DataFrame:
+        """The greedy query of each session, in their order: session_id, query, log_probability (nats).
+
+        sessions  session_id and every feature column that the prompt shows, of any number of sessions but none
+        Raises ScoreError with every fault of the frame, ReasonerError where the reasoner is an encoder.
+        """
+        frame = self._checked(sessions, self.prompter.features)
+        written = greedy(
+            self.reasoner,
+            self.prompter,
+            self.prompter.sessions(frame),
+            max_new_tokens=self.max_new_tokens,
+            progress=progress,
+        )
+        found = written[["query", "log_probability"]]
+        return pd.concat([sessions["session_id"].reset_index(drop=True), found], axis=1)
+
+    def _ranking(self) -> Ranking:
+        if self.ranking is None:
+            raise ArtifactError(
+                "this run has no ranker that reads queries: run it through 03, with qe_rec among its models"
+            )
+        return self.ranking
+
+    def _embedded(self, frame: pd.DataFrame, progress: bool) -> Vectors:
+        prompts = embedded_sessions(self.reasoner, self.prompter, self.prompter.sessions(frame), progress=progress)
+        how = {"prefix": len(self.prompter.head), "tokens_per_batch": self.tokens_per_batch, "progress": progress}
+        return Vectors(frame["session_id"], embed(self.reasoner, prompts, **how))
+
+    def _checked(self, sessions: pd.DataFrame, features: Iterable[str], *, once: bool = False) -> pd.DataFrame:
+        """The columns needed, in the data set's types, and the timestamp where there is one.
+
+        once  a session may not come twice
+        """
+        seen = {} if self.ranking is None else self.ranking.seen
+        needed = ["session_id", *features]
+        report, frame = judged(sessions, "sessions", needed, kinds=self.kinds, repeats=not once, seen=seen)
+        refuse(report, "these sessions cannot be scored")
+        return frame
+
+
+def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None = None, device: str = "auto") -> Scorer:
+    """The scorer of a run directory, as given or seen from the project's root.
+
+    aligned  RGAlign-Rec, which notebook 08 left, or QE-Rec before its alignment; None: aligned where the run has one
+    seed     the ranker's; None: the first of the run's, so that what is served is what was measured [C]
+    device  auto (cuda where there is one) | cpu | cuda | ..: where it serves, whatever the run was made on
+    The model is the run's own: its dtype, adapter and quantisation, and its content where it was taken as it is.
+    Raises ArtifactError that lists what the run lacks and says what to type, ReasonerError where its model
+    cannot be had.
+    """
+    run = _find(run_dir)
+    if aligned and not (run / ALIGNED).is_dir():
+        raise ArtifactError(f"{run} has no {ALIGNED}: run it through 08, or load it with aligned=False")
+    params = load_run(run)
+    room = params.reasoner.model_dump(mode="json")
+    meta: dict[str, Any] = read_yaml(run / DATASET / YAML_FILE)
+    intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))
+    reads_kb = partial(source.load_saved, run / REASONER, kind=room["kind"], dtype=room["dtype"], device=device)
+    reasoner, serves_aligned = reads_kb(), aligned is not False and (run / ALIGNED).is_dir()
+    if serves_aligned:
+        recipe, kb_reader = Recipe(room, params.data.features.drop, device), run / KB_READER
+        reasoner = load_step(run / ALIGNED, recipe, reasoner)
+        if kb_reader.is_dir() and any(kb_reader.iterdir()):  # else the one before the alignment
+            reads_main = reads_kb
+            reads_kb = lambda: load_step(kb_reader, recipe, reads_main())  # noqa: E731
+    own = {"ends": reasoner.ends, "positions": reasoner.positions}
+    prompter = settings.prompter(room, meta, intents, reasoner.tokenizer, drop=params.data.features.drop, **own)
+    return Scorer(
+        reasoner,
+        prompter,
+        dict(meta["features"]),
+        reads_kb,
+        room["queries"]["max_new_tokens"],
+        room["embed_tokens_per_batch"],
+        _load_ranking(run, params, serves_aligned, seed, intents, meta, reasoner.device),
+    )
+
+
+def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.DataFrame:
+    """What one session costs a service, on one core: step, and the milliseconds of its p50 and p99 over `sessions`.
+
+    scorer    of a run with a ranker (rgalign.load)
+    warm      sessions before the first that counts
+    The first step ranks a session that is encoded and embedded; each of the others holds the ones before it.
+    """
+    ranking, vectors = scorer.ranking, scorer.embed(sessions)
+    one = [sessions.iloc[[row]] for row in range(len(sessions))]
+    lists = ranking.lists(sessions, vectors)
+    steps = {
+        "ranks the KB": lambda row: ranking.top([""], ranking.scores(lists.take([row])), 3),
+        "score(), embedded before": lambda row: scorer.score(one[row], vectors=vectors),
+        "score(), all of it": lambda row: scorer.score(one[row]),
+    }
+    rows, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, step in steps.items():
+            rows.append((name, *np.percentile([_milliseconds(step, row) for row in range(len(one))][warm:], (50, 99))))
+    finally:
+        torch.set_num_threads(threads)
+    return pd.DataFrame(rows, columns=["step", "p50", "p99"])
+
+
+def _milliseconds(step: Callable[[int], object], row: int) -> float:
+    began = time.perf_counter()
+    step(row)
+    return 1000 * (time.perf_counter() - began)
+
+
+def _load_ranking(
+    run: Path,
+    params: Params,
+    serves_aligned: bool,
+    seed: int | None,
+    intents: pd.DataFrame,
+    meta: Mapping[str, Any],
+    device: torch.device,
+) -> Ranking | None:
+    seeds = params.ranker.seeds
+    if seed is not None and seed not in seeds:
+        raise ArtifactError(f"{run} has rankers of the seeds {', '.join(map(str, seeds))}; found seed {seed}")
+    rankers, texts = (ALIGNED_RANKERS, ALIGNED_TEXTS) if serves_aligned else (QE_REC, TEXTS)
+    folder = run / rankers / f"seed-{seeds[0] if seed is None else seed}"
+    if not folder.is_dir():
+        return None
+    return Ranking.of(folder, run / ENCODED, intents, stored.load(run / texts), meta.get("sampled_negatives"), device)
+
+
+def _find(run_dir: str | Path) -> Path:
+    """The run directory, with all that is needed in it."""
+    run = next((place for place in (Path(run_dir), ROOT / run_dir) if place.is_dir()), None)
+    if run is None:
+        finished = sorted(f"outputs/{path.parent.name}" for path in (ROOT / "outputs").glob(f"*/{PARAMS}"))
+        hint = nearest(str(run_dir), finished)
+        made = "python -m rgalign run params/quickstart.yaml"
+        raise ArtifactError(f"no run directory {run_dir}{hint}\nTo make one: {made}   (writes outputs/quickstart)")
+    needed = (PARAMS, f"{DATASET}/{YAML_FILE}", f"{DATASET}/intents.parquet", REASONER)
+    if missing := [name for name in needed if not (run / name).exists()]:
+        lines = "\n".join(f"  {name}" for name in missing)
+        params = run / PARAMS if (run / PARAMS).is_file() else "params/quickstart.yaml"
+        command = f"python -m rgalign run {params} --run-dir {run} --through 02"
+        raise ArtifactError(f"{run} lacks what a scorer reads:\n{lines}\nTo make it: {command}")
+    return run

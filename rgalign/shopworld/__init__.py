@@ -1,0 +1,1 @@
+"""ShopWorld: a seeded simulator of a shop, its customers and their support chats."""

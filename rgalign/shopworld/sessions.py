@@ -1,0 +1,217 @@
+"""Sessions of a World, batch by batch: users and hours first, then intent -> columns, texts, lists, clicks, posterior.
+
+Every batch has a generator of its own and is written before the next one is drawn, so that millions of sessions need
+the memory of one batch.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rgalign.data.schema import PROBABILITIES, STRING
+from rgalign.shopworld.columns import COLUMNS, INFORMATIVE, REGIONS, SEGMENTS, TEXT_COLUMNS, Column
+from rgalign.shopworld.latent import World, generator
+from rgalign.shopworld.lists import ShownLists, draw_lists, legacy_scores
+from rgalign.shopworld.tables import DAYS, KB, cumulative, draw
+from rgalign.shopworld.text import Texts, draw_texts, log_likelihood, words
+
+START = np.datetime64("2026-01-05T00:00:00", "us")  # a Monday
+DAY = np.timedelta64(86_400_000_000, "us")
+BATCH = 20_000  # sessions a batch; part of the rules, since every batch has a generator of its own
+INTENT_IDS = tuple(f"kb_{intent:03d}" for intent in range(KB))
+SPLIT_OF_WEEK = np.array(["train"] * 4 + ["valid", "test"])
+
+
+@dataclass(frozen=True, eq=False)
+class Users:
+    """Who comes: region, segment and habits stay with a user; `activity` is a user's share of the sessions."""
+
+    region: np.ndarray  # (users,)
+    segment: np.ndarray  # (users,)
+    habits: dict[str, np.ndarray]  # value index of each `user` column (users,)
+    activity: np.ndarray  # upper ends of the users' shares (users,)
+
+
+def draw_users(world: World, users: int) -> Users:
+    """All users of the world, once for all batches."""
+    rng = generator(world.seed, "users")
+    region = draw(np.tile(cumulative(np.asarray(world.rules.regions)), (users, 1)), rng)
+    segment = draw(np.tile(cumulative(np.asarray(world.rules.segments)), (users, 1)), rng)
+    habits = {
+        column.name: draw(cumulative(world.columns[column.name]).repeat(users, axis=0), rng)
+        for column in COLUMNS
+        if column.group == "user"
+    }
+    activity = rng.lognormal(sigma=world.rules.activity_spread, size=users)
+    return Users(region, segment, habits, cumulative(activity / activity.sum()))
+
+
+def draw_columns(
+    columns: tuple[Column, ...],
+    tables: dict[str, np.ndarray],
+    causes: dict[str, np.ndarray],
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """Value indices of `columns`, -1 where missing, each (sessions,).
+
+    causes  intent (sessions,), region where a table has it, and value indices that a user carries along
+    """
+    sessions = len(causes["intent"])
+    codes = {}
+    for column in columns:
+        ends = cumulative(tables[column.name])
+        if column.name in causes:
+            code = causes[column.name].copy()
+        elif column.group in INFORMATIVE:
+            code = draw(ends[causes["intent"]], rng)
+        else:
+            code = draw(ends[causes["region"]] if len(ends) > 1 else ends.repeat(sessions, axis=0), rng)
+        if column.missing:
+            code[rng.random(sessions) < column.missing] = -1
+        codes[column.name] = code
+    return codes
+
+
+def column_log_likelihood(tables: dict[str, np.ndarray], codes: dict[str, np.ndarray]) -> np.ndarray:
+    """log P(columns | intent), up to what no intent changes: (sessions, KB)."""
+    total = np.zeros((len(next(iter(codes.values()))), KB))
+    for column in COLUMNS:
+        if column.group in INFORMATIVE:
+            by_value = np.vstack([np.log(tables[column.name].T), np.zeros(KB)])  # the last row, -1: missing
+            total += by_value[codes[column.name]]
+    return total
+
+
+def posterior(log_joint: np.ndarray) -> np.ndarray:
+    """P(intent | what is in `log_joint`) (sessions, KB)."""
+    joint = np.exp(log_joint - log_joint.max(axis=1, keepdims=True))
+    return joint / joint.sum(axis=1, keepdims=True)
+
+
+def draw_timestamps(world: World, sessions: int) -> np.ndarray:
+    """When the sessions are, in order: weeks by their traffic, evenly inside a week (sessions,) datetime64."""
+    rng = generator(world.seed, "timestamps")
+    traffic = np.asarray(world.rules.weekly_traffic)
+    week = np.sort(draw(np.tile(cumulative(traffic / traffic.sum()), (sessions, 1)), rng))
+    seconds = rng.integers(7 * 86_400, size=sessions) + week * 7 * 86_400
+    return START + np.sort(seconds).astype("timedelta64[s]")
+
+
+def batches(
+    world: World, *, sessions: int, users: int, left_out: Collection[int] = ()
+) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:
+    """Sessions, impressions and truth of the world, in order of time, `BATCH` sessions at a time.
+
+    left_out  numbers of batches that are not drawn: the others stay as they are
+    """
+    people = draw_users(world, users)
+    timestamps = draw_timestamps(world, sessions)
+    ends = cumulative(_prior_by_day(world))
+    for first in range(0, sessions, BATCH):
+        if first // BATCH in left_out:
+            continue
+        rng = generator(world.seed, "batch", first // BATCH)
+        yield _batch(world, people, ends, first, timestamps[first : first + BATCH], rng)
+
+
+def _prior_by_day(world: World) -> np.ndarray:
+    """P(intent | region, segment, day) (regions, segments, days, KB): what does not exist yet is wanted by nobody."""
+    open_today = world.prior[:, :, None] * world.available(np.arange(DAYS))
+    return open_today / open_today.sum(axis=-1, keepdims=True)
+
+
+def _batch(
+    world: World, people: Users, ends: np.ndarray, first: int, timestamps: np.ndarray, rng: np.random.Generator
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    sessions = len(timestamps)
+    user = np.searchsorted(people.activity, rng.random(sessions), side="right")
+    region, segment, days = people.region[user], people.segment[user], (timestamps - START) // DAY
+    intent = draw(ends[region, segment, days], rng)
+    habits = {name: values[user] for name, values in people.habits.items()}
+    codes = draw_columns(COLUMNS, world.columns, {"intent": intent, "region": region, **habits}, rng)
+    texts = draw_texts(intent, world.texts, world.wordings, rng)
+    available = world.available(days)
+    scores = legacy_scores(world.prior, world.columns, codes)
+    lists = draw_lists(intent, scores, available, world.attraction, world.rules, rng)
+
+    log_prior = np.where(available, np.log(world.prior[region, segment]), -np.inf)
+    discrete = log_prior + column_log_likelihood(world.columns, codes)
+    everything = discrete + log_likelihood(texts, world.texts)
+    session_id = _ids("s", np.arange(first, first + sessions))
+    return (
+        _sessions(session_id, user, timestamps, region, segment, codes, texts, lists.shuffled),
+        _impressions(session_id, lists),
+        _truth(session_id, intent, lists, posterior(discrete), posterior(everything)),
+    )
+
+
+def _ids(letter: str, numbers: np.ndarray) -> pa.Array:
+    digits = pc.utf8_lpad(pa.array(numbers).cast(STRING), width=7, padding="0")
+    return pc.binary_join_element_wise(pa.scalar(letter, STRING), digits, pa.scalar("", STRING))
+
+
+def column_values(column: Column, codes: np.ndarray) -> pa.Array:
+    """The column's values, null where missing: strings, or small integers if numeric."""
+    values = pa.array(column.values, pa.int16() if column.kind == "numeric" else STRING)
+    return values.take(pa.array(codes, mask=codes < 0))
+
+
+def _sessions(
+    session_id: pa.Array,
+    user: np.ndarray,
+    timestamps: np.ndarray,
+    region: np.ndarray,
+    segment: np.ndarray,
+    codes: dict[str, np.ndarray],
+    texts: Texts,
+    shuffled: np.ndarray,
+) -> pa.Table:
+    week = (timestamps - START) // (7 * DAY)
+    return pa.table(
+        {
+            "session_id": session_id,
+            "user_id": _ids("u", user),
+            "timestamp": pa.array(timestamps),
+            "region": words(REGIONS, region),
+            "split": words(list(SPLIT_OF_WEEK), week),
+            "user_segment": words(SEGMENTS, segment),
+            **{column.name: column_values(column, codes[column.name]) for column in COLUMNS},
+            **{name: getattr(texts, name) for name in TEXT_COLUMNS},
+            "shuffled": pa.array(shuffled),
+        }
+    )
+
+
+def _impressions(session_id: pa.Array, lists: ShownLists) -> pa.Table:
+    sessions, positions = lists.candidates.shape
+    return pa.table(
+        {
+            "session_id": session_id.take(pa.array(np.repeat(np.arange(sessions), positions))),
+            "intent_id": words(INTENT_IDS, lists.candidates.ravel()),
+            "position": pa.array(np.tile(np.arange(positions, dtype=np.int16), sessions)),
+            "clicked": pa.array(lists.clicked.ravel().astype(np.int8)),
+            "propensity": pa.array(lists.propensity.ravel()),
+        }
+    )
+
+
+def _truth(
+    session_id: pa.Array, intent: np.ndarray, lists: ShownLists, discrete: np.ndarray, everything: np.ndarray
+) -> pa.Table:
+    return pa.table(
+        {
+            "session_id": session_id,
+            "intent_id": words(INTENT_IDS, intent),
+            "click_probability": _rows(lists.click_probability),
+            "posterior_discrete": _rows(discrete),
+            "posterior": _rows(everything),
+        }
+    )
+
+
+def _rows(matrix: np.ndarray) -> pa.Array:
+    offsets = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.astype(np.float32).ravel())).cast(PROBABILITIES)

@@ -1,0 +1,144 @@
+"""ShopWorld as an online environment: what any list would have earned in the sessions of a data set.
+
+    traffic = Traffic.of(dataset.meta, dataset.sessions, dataset.truth)
+    traffic.ctr(traffic.top(scores))          # CTR@3 of a ranker, exactly
+    traffic.relog(np.random.default_rng(0))   # another log of the same sessions
+
+Needs the truth, so only notebooks that may open it can have one (ARCHITECTURE.md, Contracts).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rgalign.data import columns
+from rgalign.shopworld.columns import COLUMNS
+from rgalign.shopworld.latent import World
+from rgalign.shopworld.lists import LEGACY_COLUMNS, ShownLists, draw_lists, legacy_scores
+from rgalign.shopworld.sessions import DAY, INTENT_IDS, START
+from rgalign.shopworld.tables import KB
+
+
+@dataclass(frozen=True, eq=False)
+class Traffic:
+    """Sessions of a ShopWorld with what decides their lists and clicks; rows in the order of the `sessions` it is of.
+
+    Intents are rows of the KB, in the order of intents.parquet.
+    """
+
+    world: World
+    users: np.ndarray  # 0, 1, .. (sessions,)
+    intents: np.ndarray  # the true ones (sessions,)
+    available: np.ndarray  # was in the KB at the session's time (sessions, KB)
+    scores: np.ndarray  # of the legacy policy that wrote the log, whole numbers (sessions, KB)
+
+    reads = LEGACY_COLUMNS  # feature columns of the sessions, beside those that every data set has
+
+    @classmethod
+    def of(cls, meta: dict, sessions: pd.DataFrame, truth: pd.DataFrame | None) -> "Traffic":
+        """The traffic of `sessions`, any of a data set that was drawn from a world (world.generate).
+
+        meta   the whole of dataset.yaml
+        truth  holds every one of the sessions, in any order
+        Raises ValueError where dataset.yaml names no world of this version, the truth is not there, or the tables hold
+        what that world could not have drawn.
+        """
+        world = World.from_meta(meta)
+        if truth is None:
+            raise ValueError(
+                f"{meta.get('name')!r} was read without its truth: nobody knows what would be clicked. Read it with "
+                "tables.read(folder, truth=True); the other tables alone are a log, see evaluation.off_policy"
+            )
+        intents = _true_intents(sessions, truth)
+        available = world.available((sessions["timestamp"].to_numpy(dtype="datetime64[us]") - START) // DAY)
+        if early := int((~available[np.arange(len(intents)), intents]).sum()):
+            raise ValueError(f"{early} sessions want an intent that is not in the KB at their time: not of this world?")
+        return cls(
+            world=world,
+            users=np.unique(columns.as_strings(columns.ids(sessions, "user_id")), return_inverse=True)[1],
+            intents=intents,
+            available=available,
+            scores=legacy_scores(world.prior, world.columns, _legacy_codes(sessions)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.intents)
+
+    def top(self, scores: np.ndarray, k: int = 3) -> np.ndarray:
+        """The k best of the intents that exist (sessions, k), best first, from scores (sessions, KB) of any scale.
+
+        Ties go to the intent that comes first in the KB, as the legacy policy has it.
+        """
+        scores = np.asarray(scores, dtype=np.float64)
+        if scores.shape != self.available.shape or np.isnan(scores).any():
+            raise ValueError(
+                f"scores has the shape {scores.shape} and {int(np.isnan(scores).sum())} NaN; expected one number a "
+                f"session and intent, {self.available.shape}"
+            )
+        # What does not exist comes last, after any -inf that a ranker gave.
+        order = np.lexsort((-scores, ~self.available), axis=1)
+        return order[:, :k]
+
+    def click_probability(self, shown: np.ndarray) -> np.ndarray:
+        """True P(click) of each slot of the lists shown (sessions, k), intents from position 0 on: (sessions, k).
+
+        The position-based model of the world: attraction of the intent, times examination of the position. Raises
+        ValueError for another shape and for intents that the shop does not have at the session's time.
+        """
+        shown = self._shown(shown)
+        attraction = self.world.attraction[self.intents[:, None], shown]
+        return attraction * self.world.examination[: shown.shape[1]]
+
+    def ctr(self, shown: np.ndarray) -> float:
+        """True CTR@k of the lists shown (sessions, k): clicks on the k intents, divided by impressions of them."""
+        return float(self.click_probability(shown).mean())
+
+    def relog(self, rng: np.random.Generator) -> ShownLists:
+        """Lists, propensities and clicks of the same sessions, drawn anew by the policy that wrote the log."""
+        return draw_lists(self.intents, self.scores, self.available, self.world.attraction, self.world.rules, rng)
+
+    def _shown(self, shown: np.ndarray) -> np.ndarray:
+        shown, most = np.asarray(shown), self.world.rules.positions
+        if shown.ndim != 2 or len(shown) != len(self) or not 1 <= shown.shape[1] <= most:
+            raise ValueError(f"shown has the shape {shown.shape}; expected ({len(self)}, k), k from 1 to {most}")
+        known = (shown >= 0) & (shown < KB)
+        there = known & np.take_along_axis(self.available, np.where(known, shown, 0), axis=1)
+        if not there.all():
+            row, position = np.argwhere(~there)[0]
+            raise ValueError(
+                f"{int((~there).sum())} slots show an intent that is not in the KB at the session's time (first: "
+                f"intent {shown[row, position]} in session {row}); rank the intents that exist: Traffic.top"
+            )
+        return shown
+
+
+def _true_intents(sessions: pd.DataFrame, truth: pd.DataFrame) -> np.ndarray:
+    row = pc.index_in(columns.ids(sessions, "session_id"), value_set=columns.ids(truth, "session_id"))
+    if row.null_count:
+        raise ValueError(f"truth has no row for {row.null_count} of {len(sessions)} sessions: both must be of one read")
+    return _places(
+        columns.ids(truth, "intent_id").take(row), pa.array(INTENT_IDS, pa.large_string()), "truth.intent_id"
+    )
+
+
+def _legacy_codes(sessions: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Value indices of the legacy policy's columns, -1 where missing, each (sessions,)."""
+    if absent := [name for name in LEGACY_COLUMNS if name not in sessions]:
+        raise ValueError(f"sessions has no column {', '.join(absent)}, which the legacy policy of ShopWorld reads")
+    values = {
+        column.name: pa.array(column.values, pa.large_string()) for column in COLUMNS if column.name in LEGACY_COLUMNS
+    }
+    return {name: _places(columns.ids(sessions, name), values[name], f"sessions.{name}") for name in LEGACY_COLUMNS}
+
+
+def _places(found: pa.Array, values: pa.Array, what: str) -> np.ndarray:
+    """Index of each entry among the values, -1 where it is missing. Raises ValueError for any other entry."""
+    place = pc.index_in(found, value_set=values)
+    foreign = pc.and_(pc.is_null(place), pc.is_valid(found))
+    if count := pc.sum(foreign).as_py():
+        first = found.filter(foreign)[0].as_py()
+        raise ValueError(f"{what} has {count} entries that ShopWorld does not know (first: {first!r}); not its tables?")
+    return pc.fill_null(place, -1).to_numpy(zero_copy_only=False).astype(np.int64)

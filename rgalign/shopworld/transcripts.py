@@ -1,0 +1,193 @@
+"""Chats of eight other shops: what a general-purpose language model has read instead of this shop's chats.
+
+`distance` s says how far away they are [C]: their intents and columns follow tables mixed with fresh
+ones in proportion s; half of their columns carry, with probability s, the names and codes of a foreign system; and half
+of all concepts are, in proportion s, put in words that are rare here. The mild mix does not depend on s: a quarter of
+vague openers, some questions that have nothing to do with their context, and some rows of another task.
+
+In version 1 their event texts are put as this shop puts them at every distance: the same clauses, what they mention by
+the same tables, so an LM that read them knows this shop's clauses. In version 2 [C] a share s of the event texts has
+another shop's grammar and words, and what texts and help pages mention follows tables mixed with fresh ones in
+proportion s. What version 1 draws, version 2 draws alike, from the same generators; so they are equal at distance 0.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rgalign.data.schema import STRING
+from rgalign.shopworld.columns import COLUMNS, PROMPT_COLUMNS, TEXT_COLUMNS
+from rgalign.shopworld.latent import World, generator
+from rgalign.shopworld.sessions import draw_columns
+from rgalign.shopworld.tables import (
+    ISSUE,
+    OBJECT,
+    Rules,
+    Wordings,
+    column_tables,
+    cumulative,
+    draw,
+    even_normals,
+    mention_table,
+    prior_table,
+    softmax,
+)
+from rgalign.shopworld.text import Elsewhere, TextTables, draw_texts, join, words
+from rgalign.shopworld.words import BRANDS, ELSEWHERE_CLAUSES, GREETINGS, ISSUES, ITEMS, LOOKS, THINGS, VAGUE
+
+SHOPS = 8
+VAGUE_SHARE, UNRELATED_SHARE, OTHER_TASK_SHARE = 0.25, 0.08, 0.07
+MAP = pa.map_(pa.string(), pa.string())
+PROMPT = tuple({column.name: column for column in COLUMNS}[name] for name in PROMPT_COLUMNS)
+# Question about an intent = greeting, beginning of the question, the customer's word for the object, its end.
+QUESTIONS = [question.split("{}") for issue in ISSUES for question in issue.asked]
+
+
+@dataclass(frozen=True, eq=False)
+class Shop:
+    """One other shop: P(intent) (KB,), tables of the prompt's columns, wordings, columns with foreign names.
+
+    texts, way, share  what its texts mention; in which of ELSEWHERE_CLAUSES, and what share of them, they are put
+    """
+
+    prior: np.ndarray
+    columns: dict[str, np.ndarray]
+    wordings: Wordings
+    foreign: np.ndarray  # (prompt columns,) bool
+    texts: TextTables
+    way: int
+    share: float
+
+
+def draw_transcripts(world: World, *, rows: int, distance: float) -> pa.Table:
+    """Columns `features` (name -> value in the order of the prompt) and `typed_query`; shops in random order."""
+    wordings = _their_wordings(world, distance)
+    parts = []
+    for number in range(SHOPS):
+        rng = generator(world.seed, "shop", number)
+        of_texts = generator(world.seed, "texts of shop", number)
+        shop = _draw_shop(world, wordings, distance, rng, of_texts)
+        parts.append(_chats(shop, rows // SHOPS + (number < rows % SHOPS), rng, of_texts))
+    order = generator(world.seed, "order of transcripts").permutation(rows)
+    return pa.concat_tables(parts).combine_chunks().take(pa.array(order))
+
+
+def _draw_shop(
+    world: World, wordings: Wordings, distance: float, rng: np.random.Generator, of_texts: np.random.Generator
+) -> Shop:
+    def mixed(own: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+        return (1 - distance) * own + distance * fresh
+
+    prior = mixed(world.prior.mean(axis=(0, 1)), prior_table(rng, world.rules).mean(axis=(0, 1)))
+    fresh = column_tables(PROMPT, rng, world.rules)
+    columns = {name: mixed(world.columns[name], table) for name, table in fresh.items()}
+    # Drawn at every distance, so that a column foreign at one distance is so at every larger one.
+    candidate = rng.permutation(len(PROMPT)) < len(PROMPT) // 2
+    foreign = candidate & (rng.random(len(PROMPT)) < distance)
+    way, texts, share = int(of_texts.integers(len(ELSEWHERE_CLAUSES))), world.texts, 0.0
+    if world.version > 1:
+        fresh = _fresh_texts(world.rules, of_texts)
+        texts = TextTables(
+            active=mixed(texts.active, fresh.active),
+            page=mixed(texts.page, fresh.page),
+            page_missing=texts.page_missing,
+            item=mixed(texts.item, fresh.item),
+        )
+        share = distance
+    return Shop(prior, columns, wordings, foreign, texts, way, share)
+
+
+def _fresh_texts(rules: Rules, rng: np.random.Generator) -> TextTables:
+    """Another shop's habits: how often its texts tell the true intent, its object or its issue is this shop's shares in
+    another order [C], and its items lean with the objects in ways of their own."""
+
+    def mentions(*shares: float) -> np.ndarray:
+        return mention_table(*rng.permutation([*shares, 1 - sum(shares)])[:3])
+
+    return TextTables(
+        active=mentions(rules.active_true, rules.active_object, rules.active_issue),
+        page=mentions(rules.page_true, rules.page_object, rules.page_issue),
+        page_missing=rules.page_missing,
+        item=softmax(rules.item_lean * even_normals(len(THINGS), len(ITEMS), rng)),
+    )
+
+
+def _their_wordings(world: World, distance: float) -> Wordings:
+    """Half of this shop's concepts in words that are rare here; the same half in all shops, or it would average out."""
+    rng = generator(world.seed, "their wordings")
+    tables = []
+    for own in (world.wordings.things, world.wordings.issues, world.wordings.states):
+        ranks = own.argsort(axis=1).argsort(axis=1)
+        usual_is_rare = np.sort(own, axis=1)[np.arange(len(own))[:, None], own.shape[1] - 1 - ranks]
+        changed = (rng.random(len(own)) < 0.5)[:, None]
+        tables.append(np.where(changed, (1 - distance) * own + distance * usual_is_rare, own))
+    return Wordings(*tables)
+
+
+def _chats(shop: Shop, rows: int, rng: np.random.Generator, of_texts: np.random.Generator) -> pa.Table:
+    ends = np.tile(cumulative(shop.prior), (rows, 1))
+    intent = draw(ends, rng)
+    codes = draw_columns(PROMPT, shop.columns, {"intent": intent}, rng)
+    # Drawn at every distance, so that a text put elsewhere's way at one distance is so at every larger one.
+    elsewhere = Elsewhere(of_texts.random(rows) < shop.share, shop.way)
+    texts = draw_texts(intent, shop.texts, shop.wordings, rng, elsewhere)
+    kind = rng.random(rows)
+    vague = kind < VAGUE_SHARE
+    unrelated = ~vague & (kind < VAGUE_SHARE + UNRELATED_SHARE)
+    other_task = kind >= 1 - OTHER_TASK_SHARE
+    asked = _questions(np.where(unrelated, draw(ends, rng), intent), rng)
+    title_begins, title_ends = _title_task(rows, rng)
+    typed = pc.if_else(pa.array(vague), words(VAGUE, rng.integers(len(VAGUE), size=rows)), asked)
+    typed = pc.if_else(pa.array(other_task), title_ends, typed)
+    title = pc.if_else(pa.array(other_task), title_begins, texts.item_title)
+    return pa.table(
+        {
+            "features": _features(shop, codes, [title, texts.help_page, texts.event_text], other_task),
+            "typed_query": typed,
+        }
+    )
+
+
+def _questions(intents: np.ndarray, rng: np.random.Generator) -> pa.Array:
+    """What customers with these intents type: usual and rare words for the object, any of the issue's questions."""
+    each = len(ISSUES[0].asked)
+    question = ISSUE[intents] * each + rng.integers(each, size=len(intents))
+    word = OBJECT[intents] * 4 + draw(np.tile(cumulative(np.array([0.5, 0.27, 0.15, 0.08])), (len(intents), 1)), rng)
+    thing = words([word for thing in THINGS for word in thing.asked], word)
+    greeting = words(GREETINGS, rng.integers(len(GREETINGS), size=len(intents)))
+    begin, end = (words([question[side] for question in QUESTIONS], question) for side in (0, 1))
+    return pc.utf8_trim_whitespace(join(greeting, join(begin, thing, end, separator="")))
+
+
+def _title_task(rows: int, rng: np.random.Generator) -> tuple[pa.Array, pa.Array]:
+    """Another task of such models: the beginning of an item title, and how it goes on."""
+    brand, look, item = (rng.integers(len(choices), size=rows) for choices in (BRANDS, LOOKS, ITEMS))
+    return join(words(BRANDS, brand), words(LOOKS, look)), words(ITEMS, item)
+
+
+def _foreign(name: str) -> str:
+    return "".join(part[:3] for part in name.split("_"))
+
+
+def _features(shop: Shop, codes: dict[str, np.ndarray], texts: list[pa.Array], only_title: np.ndarray) -> pa.Array:
+    """The map column. One dictionary of all strings, this batch's texts at its end, and an index into it per entry."""
+    names, values, index = [], [], []
+    for column, foreign in zip(PROMPT, shop.foreign, strict=True):
+        code = codes[column.name]
+        index.append(np.where((code < 0) | only_title, -1, code + len(values)))
+        abbreviation = _foreign(column.name)
+        names.append(f"{abbreviation}_code" if foreign else column.name)
+        values += [f"{abbreviation}{k}" if foreign else str(value) for k, value in enumerate(column.values)]
+    rows = len(only_title)
+    for number, (name, text) in enumerate(zip(TEXT_COLUMNS, texts, strict=True)):
+        empty = pc.is_null(text).to_numpy(zero_copy_only=False) | (only_title & (name != "item_title"))
+        index.append(np.where(empty, -1, np.arange(rows) + len(values) + number * rows))
+        names.append(name)
+    entries = np.stack(index, axis=1)
+    present = entries >= 0
+    strings = pa.concat_arrays([pa.array(values, STRING), *texts]).cast(pa.string())
+    keys = pa.array(names).take(pa.array(np.nonzero(present)[1]))
+    offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32)
+    return pa.MapArray.from_arrays(pa.array(offsets), keys, strings.take(pa.array(entries[present]))).cast(MAP)
