@@ -110,7 +110,7 @@ def test_the_kl_of_a_policy_to_itself_is_0_and_to_another_what_both_say(context,
     prompter = context.recipe.prompter(context.shop, other)
     prompts = prompter.sessions(context.sessions(lookout.valid))
     how = {"samples": 1, "max_new_tokens": 6, "seed": 0, "progress": False}
-    drawn = prompter.queries(monitor.queries.sample(other, prompter, prompts, **how)["query"].tolist())
+    drawn = prompter.queries(monitor.generate.sample(other, prompter, prompts, **how)["query"].tolist())
     said = [log_probabilities(model, prompts, drawn, progress=False) for model in (other, start)]
     assert watch.rows[2]["kl"] == pytest.approx(float((said[0] - said[1]).mean()))
     assert fingerprint(start) == before
