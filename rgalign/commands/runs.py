@@ -138,7 +138,7 @@ def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
 
 
 COPIED = ("notebooks", "params", "docs", "benchmarks")
-SHIPPED = Path(__file__).parent / "shipped"  # in a wheel: put there by setup.py
+SHIPPED = Path(__file__).parents[1] / "shipped"  # in a wheel: put there by setup.py
 
 
 def new_command(options: argparse.Namespace) -> int:
