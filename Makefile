@@ -4,7 +4,7 @@
 # make audit  known vulnerabilities of the pins in constraints.txt, where a database can be reached
 # make site   README, docs and notebooks as a static site in build/site: opens from disk, needs no network
 #
-# Each sets up .venv the first time and reuses it after that. An environment that exists already is used with
+# Each sets up .venv the first time, with what it needs, and reuses it after that; to use another environment:
 #   make run PYTHON=/path/to/its/python
 # PIP_ARGS is handed to pip, for example an index that has torch's CPU build.
 
@@ -19,9 +19,11 @@ export PYTHONPATH := $(CURDIR)
 
 ifdef PYTHON
 READY =
+READY_ALL =
 else
 PYTHON = .venv/bin/python
 READY = .venv/.ready
+READY_ALL = .venv/.ready-all
 endif
 
 .PHONY: run test lint unit unit-other-processor notebooks-test audit lab site env notebooks references published bench kills reliability constraints clean
@@ -31,12 +33,12 @@ run: $(READY)
 
 test: lint unit notebooks-test
 
-lint: $(READY)
+lint: $(READY_ALL)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
 # Two at a time, a thread each: most of a test's time is Python and small matrices, which a second thread does not help.
-unit: $(READY)
+unit: $(READY_ALL)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # The unit tests with the plainest instructions that torch, oneDNN and the BLASes have: sums are rounded otherwise, as on
@@ -47,7 +49,7 @@ unit-other-processor: export ONEDNN_MAX_CPU_ISA = SSE41
 unit-other-processor: export OPENBLAS_CORETYPE = Nehalem
 unit-other-processor: unit
 
-notebooks-test: $(READY)
+notebooks-test: $(READY_ALL)
 	rm -rf outputs/nbval
 	$(PYTHON) -m pytest --nbval --nbval-current-env -p no:cacheprovider tests/notebooks
 
@@ -61,34 +63,34 @@ lab: $(READY)
 	$(PYTHON) -m jupyter lab notebooks
 
 # Strict: a link to a page that is not there fails.
-site: $(READY)
+site: $(READY_ALL)
 	$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs/site . build/site
 	@echo open build/site/index.html
 
-env: $(READY)
+env: $(READY_ALL)
 
 # Committed outputs: notebooks/ from quickstart, for readers; tests/notebooks/ from smoke, for nbval. Never typed.
-notebooks: $(READY)
+notebooks: $(READY_ALL)
 	$(PYTHON) tests/refresh_notebooks.py quickstart
 
-references: $(READY)
+references: $(READY_ALL)
 	$(PYTHON) tests/refresh_notebooks.py smoke
 
 # The README's table, from the runs named in tests/refresh_readme.py.
-published: $(READY)
+published: $(READY_ALL)
 	$(PYTHON) tests/refresh_readme.py
 
-bench: $(READY)
+bench: $(READY_ALL)
 	$(PYTHON) -m rgalign run $(PARAMS) --run-dir outputs/benchmarks --from 91
 
 # Fifty seeded kills of a small run (half an hour), and every bad table and param: counts for docs/reliability.md.
-kills: $(READY)
+kills: $(READY_ALL)
 	$(PYTHON) tests/kill_runs.py
 
-reliability: $(READY)
+reliability: $(READY_ALL)
 	$(PYTHON) tests/refresh_reliability.py
 
-constraints: $(READY)
+constraints: $(READY_ALL)
 	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -v ' @ ' > constraints.txt
 
 clean:
@@ -98,7 +100,11 @@ clean:
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; $(BASE_PYTHON) is older. Try: make $(MAKECMDGOALS) BASE_PYTHON=python3.12"; exit 1; }
 	$(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,encoder,site]'
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e .
 	@mkdir -p $(LAB_SETTINGS)
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' > $(LAB_SETTINGS)/overrides.json
 	touch .venv/.ready
+
+.venv/.ready-all: .venv/.ready
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,encoder,site]'
+	touch .venv/.ready-all
