@@ -147,7 +147,7 @@ def check_command(options: argparse.Namespace) -> int:
 
     report = tables.check(Path(options.folder))
     print(report)
-    return 1 if report.faults else 0
+    return 1 if report.errors else 0
 
 
 def world_command(options: argparse.Namespace) -> int:

@@ -1,27 +1,33 @@
-"""The words of a check: a Report of faults and notes, and how rows, values and near names are put."""
+"""How errors are put into words: a Report of all that is wrong, counts of rows, safe reprs, near names."""
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
-# How a value that somebody gave is put into a message: escaped and short, however much there is of it.
+import pyarrow.compute as pc
+from pydantic import BaseModel, ValidationError
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxtuple, _BRIEF.maxdict = 3, 8, 8, 8
 _BRIEF.maxstring = _BRIEF.maxother = 100
 
+SHOWN = 3  # rows or values named after a count
+LONGEST_NAME = 200  # of what is compared with other names: a megabyte would take minutes
+LONGEST = 40  # characters of a value that are printed
 
-def quoted(value: object, longest: int) -> str:
-    """The value in at most `longest` characters; strings as Python writes them, so that nothing in them is obeyed."""
+Mask = np.ndarray | pa.ChunkedArray  # (rows,) bool
+
+
+def safe_repr(value: object, longest: int = LONGEST) -> str:
+    """A value that somebody gave, in at most `longest` characters; control characters of a string are escaped."""
     if isinstance(value, str):
         text = repr(value[:longest])
     elif isinstance(value, list | tuple | dict):
-        text = _BRIEF.repr(value)  # ten lines of YAML can say a list of a billion lists
+        text = _BRIEF.repr(value)  # ten lines of YAML can hold a list of a billion lists
     else:
         try:
             text = str(value)
@@ -30,73 +36,103 @@ def quoted(value: object, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-SHOWN = 3  # rows or values named after a count
-LONGEST_NAME = 200  # of what is compared with other names: a megabyte would take minutes
-LONGEST = 40  # characters of a value that are printed
-
-
 @dataclass
 class Report:
     """What `check` found. `str(report)` is what `python -m rgalign check` prints; rows count from 0.
 
-    faults  (where, what) that make the data set unusable
+    errors  (where, what) that make the data set unusable; where is a file or table.column, what says found and expected
     notes   (where, what) worth knowing; nothing is dropped because of them
     rows    table -> number of rows
     """
 
     folder: Path
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[tuple[str, str]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
 
-    def fault(self, where: str, what: str) -> None:
-        """Adds a fault: `where` is file or table.column, `what` says found and expected."""
-        self.faults.append((where, what))
+    def error(self, where: str, what: str) -> None:
+        self.errors.append((where, what))
 
     def note(self, where: str, what: str) -> None:
-        """Adds a note: counted, not fatal."""
         self.notes.append((where, what))
+
+    def error_rows(self, where: str, wrong: Mask, verb: str, then: str = "", noun: str = "row") -> bool:
+        """An error '5 rows are empty (first: 17, 90, 233)' + then, where any row is wrong; returns whether one is."""
+        return _add_rows(self.errors, where, wrong, verb, then, noun)
+
+    def note_rows(self, where: str, wrong: Mask, verb: str, then: str = "", noun: str = "row") -> bool:
+        """The same as a note."""
+        return _add_rows(self.notes, where, wrong, verb, then, noun)
 
     def __str__(self) -> str:
         name = f"{self.folder}/" if not self.folder.is_file() else str(self.folder)
         lines = []
-        if self.faults:
-            lines += [f"{name} fails {_many(len(self.faults), 'check')}:", *_aligned(self.faults)]
+        if self.errors:
+            lines += [f"{name} fails {_many(len(self.errors), 'check')}:", *_aligned(self.errors)]
         else:
             rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
             lines.append(f"{name} passes every check: {rows}")
         if self.notes:
             lines += [f"{_many(len(self.notes), 'note')} (nothing is dropped because of them):", *_aligned(self.notes)]
-        if self.faults:
-            fix = "the file" if len({where.split(".")[0] for where, _ in self.faults}) == 1 else "the files"
+        if self.errors:
+            fix = "the file" if len({where.split(".")[0] for where, _ in self.errors}) == 1 else "the files"
             again = f"python -m rgalign check {name}"
             lines.append(f"Nothing was read. Fix {fix} (rows count from 0), then: {again}")
         return "\n".join(lines)
 
 
-def count_rows(wrong: np.ndarray | pa.ChunkedArray, verb: str, noun: str = "row") -> str:
+def count_rows(wrong: Mask, verb: str, noun: str = "row") -> str:
     """'5 rows are empty (first: 17, 90, 233)' for a mask of wrong rows; verb as in 'is empty', noun in singular."""
-    mask = np.asarray(wrong, dtype=bool)
-    rows = np.flatnonzero(mask)
+    rows = np.flatnonzero(np.asarray(wrong, dtype=bool))
     return f"{_many(len(rows), noun)} {_plural(verb, len(rows))} (first: {', '.join(map(str, rows[:SHOWN]))})"
 
 
 def count_values(values: Iterable, number: int, verb: str, noun: str = "row") -> str:
     """'38 rows name ... (first: 'ret_12')': as `count_rows`, with the first different values instead of row numbers."""
     different = list(dict.fromkeys(values))[:SHOWN]
-    return f"{_many(number, noun)} {_plural(verb, number)} (first: {', '.join(map(quote, different))})"
-
-
-def quote(value: object) -> str:
-    """A value of the data as it may be printed: escaped, cut at 40 characters."""
-    return quoted(value, LONGEST)
+    return f"{_many(number, noun)} {_plural(verb, number)} (first: {', '.join(map(safe_repr, different))})"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """'; did you mean X?' where one of `known` looks alike, else nothing."""
     lowered = {one.lower(): one for one in known}
     close = difflib.get_close_matches(name.lower()[:LONGEST_NAME], lowered, n=1, cutoff=cutoff)
-    return f"; did you mean {quote(lowered[close[0]])}?" if close else ""
+    return f"; did you mean {safe_repr(lowered[close[0]])}?" if close else ""
+
+
+def section_errors(
+    model: type[BaseModel], values: object, expected: Mapping[str, str], keys: str = ""
+) -> list[tuple[str, str]]:
+    """(dotted key, what was found and expected) of each value that a model of one section of YAML refuses.
+
+    expected  key -> what its value must be, in words;  keys  all keys, in words
+    Where a key is unknown, no missing key is told: one of them was misspelt.
+    """
+    try:
+        model.model_validate(values)
+        return []
+    except ValidationError as invalid:
+        found = [(".".join(map(str, error["loc"])), error["type"], error) for error in invalid.errors()]
+    keys = keys or f"{', '.join(list(expected)[:-1])} and {list(expected)[-1]}"
+    misspelt, errors = any(kind == "extra_forbidden" for _, kind, _ in found), []
+    for key, kind, error in found:
+        wanted = expected.get(key.partition(".")[0], keys)
+        if kind == "extra_forbidden":
+            errors.append((key, f"is unknown; expected {keys}{nearest(key, expected)}"))
+        elif kind == "value_error":
+            errors.append((key.removesuffix(".[key]"), str(error["ctx"]["error"])))
+        elif kind == "missing":
+            errors += [] if misspelt else [(key, f"is missing; expected {wanted}")]
+        else:
+            errors.append((key, f"is {safe_repr(error['input'])}; expected {wanted}"))
+    return errors
+
+
+def _add_rows(to: list[tuple[str, str]], where: str, wrong: Mask, verb: str, then: str, noun: str) -> bool:
+    found = bool(wrong.any() if isinstance(wrong, np.ndarray) else pc.any(wrong).as_py())
+    if found:
+        to.append((where, count_rows(wrong, verb, noun) + then))
+    return found
 
 
 def _many(number: int, noun: str) -> str:

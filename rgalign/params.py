@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rgalign.errors import quoted
+from rgalign.errors import safe_repr
 from rgalign.params_schema import Params
 
 PACKAGE = Path(__file__).resolve().parents[1]  # what rgalign/ lies in: a checkout, or site-packages
@@ -165,12 +165,12 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            faults.append(f"--set wants key=value, found: {quoted(assignment, 100)}")
+            faults.append(f"--set wants key=value, found: {safe_repr(assignment, 100)}")
             continue
         try:
             found[key] = yaml.load(text, _UniqueKeys)  # a SafeLoader
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            faults.append(f"the value {quoted(text, 100)} of {key} cannot be read as YAML: {error}")
+            faults.append(f"the value {safe_repr(text, 100)} of {key} cannot be read as YAML: {error}")
     if faults:
         raise ParamsError("\n".join(faults))
     return found
@@ -252,7 +252,7 @@ def _fault(error: dict) -> tuple[str, str]:
     key = ".".join(str(part) for part in error["loc"]) or "params"
     if error["type"] == "extra_forbidden":
         return key, f"is not a parameter; did you mean {_nearest(key)}?"
-    found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {quoted(error['input'], 200)})"
+    found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {safe_repr(error['input'], 200)})"
     expected = error["msg"].removeprefix("Value error, ")
     return key, expected[:1].lower() + expected[1:] + found
 

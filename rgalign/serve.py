@@ -22,7 +22,7 @@ from torch import nn
 from rgalign.alignment.context import load_step
 from rgalign.data import candidates, shards
 from rgalign.data import vectors as stored
-from rgalign.data.checks import judged
+from rgalign.data.checks import check_frame
 from rgalign.data.encode import IMPRESSION_COLUMNS, encode_intents, encode_lists, session_columns
 from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import Intents, Lists, with_queries, with_texts
@@ -152,8 +152,8 @@ class Ranking:
 
 def refuse(report: Report, what: str) -> None:
     """Raises ScoreError with every fault of the report."""
-    if report.faults:
-        raise ScoreError("\n".join([f"{what}:", *(f"  {where}  {fault}" for where, fault in report.faults)]))
+    if report.errors:
+        raise ScoreError("\n".join([f"{what}:", *(f"  {where}  {fault}" for where, fault in report.errors)]))
 
 
 def checked_intents(more: pd.DataFrame, kb: pd.DataFrame) -> pd.DataFrame:
@@ -161,11 +161,11 @@ def checked_intents(more: pd.DataFrame, kb: pd.DataFrame) -> pd.DataFrame:
 
     Raises ScoreError with every fault: those that `check` finds in intents.parquet, and ids that the KB has.
     """
-    report, frame = judged(more, "intents", ("intent_id", "title"), kinds={})
+    report, frame = check_frame(more, "intents", ("intent_id", "title"), kinds={})
     ids = more["intent_id"] if isinstance(more, pd.DataFrame) and list(more.columns).count("intent_id") == 1 else []
     known = np.isin([str(one) for one in ids], kb["intent_id"].astype(str))
     if known.any():
-        report.fault("intents.intent_id", count_rows(known, "is in the knowledge base already"))
+        report.error("intents.intent_id", count_rows(known, "is in the knowledge base already"))
     refuse(report, "these intents cannot be added")
     missing = {name: pd.array([None] * len(frame), dtype=pd.ArrowDtype(kind)) for name, kind in INTENT_TYPES.items()}
     return frame.assign(**{name: empty for name, empty in missing.items() if name not in frame})[list(INTENT_TYPES)]
@@ -267,7 +267,7 @@ class Scorer:
         """
         seen = {} if self.ranking is None else self.ranking.seen
         needed = ["session_id", *features]
-        report, frame = judged(sessions, "sessions", needed, kinds=self.kinds, repeats=not once, seen=seen)
+        report, frame = check_frame(sessions, "sessions", needed, kinds=self.kinds, repeats=not once, seen=seen)
         refuse(report, "these sessions cannot be scored")
         return frame
 

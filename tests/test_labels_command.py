@@ -31,7 +31,7 @@ def test_a_filled_sheet_becomes_the_labels_of_the_data_set(tmp_path, capsys):
     assert main(["labels", str(folder), str(sheet), "--read"]) == 0
     found = pd.read_parquet(folder / "labels.parquet")
     assert found.to_dict("records") == [{"session_id": rows[1]["session_id"], "intent_id": "kb_003"}]
-    assert not tables.check(folder).faults
+    assert not tables.check(folder).errors
 
     sheet.write_text("session_id,session,intent_id\nnobody,x,kb_03\n", encoding="utf-8")
     assert main(["labels", str(folder), str(sheet), "--read"]) == 1

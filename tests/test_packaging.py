@@ -88,7 +88,7 @@ ORDER = [
 ]
 UPWARDS = {  # what may nevertheless be imported from further on
     ("data/sources.py", "shopworld"),  # the registry of sources, which lists the simulator among them
-    ("data/check_schema.py", "shopworld"),  # the simulator's own section of dataset.yaml
+    ("data/dataset_yaml.py", "shopworld"),  # the simulator's own section of dataset.yaml
     ("ranker/fit.py", "evaluation.metrics"),  # numpy alone
     ("ranker/search.py", "evaluation.metrics"),
 }

@@ -23,7 +23,7 @@ from rgalign.data import tables, vectors
 from rgalign.data.lists import Lists
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
-from rgalign.errors import nearest, quote
+from rgalign.errors import nearest, safe_repr
 from rgalign.params import Params
 from rgalign.params_schema import Alignment
 from rgalign.ranker import store
@@ -49,7 +49,7 @@ def unknown_names(alignment: Alignment) -> list[str]:
     asked = {"dpo.objective": alignment.dpo.objective, "reward.form": alignment.reward.form}
     known = {"dpo.objective": [*OBJECTIVES], "reward.form": ["auto", *REWARDS]}
     return [
-        f"alignment.{key} is {quote(name)}; expected {' | '.join(known[key])}{nearest(name, known[key])}"
+        f"alignment.{key} is {safe_repr(name)}; expected {' | '.join(known[key])}{nearest(name, known[key])}"
         for key, name in asked.items()
         if name not in known[key]
     ]

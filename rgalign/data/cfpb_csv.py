@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from rgalign.data.tables import TableError
-from rgalign.errors import Report, count_rows, count_values, nearest, quote
+from rgalign.errors import Report, count_rows, count_values, nearest, safe_repr
 
 NEEDED = ("complaint_id", "date_received", "product", "sub_product", "issue", "sub_issue", "company", "state")
 NEEDED += ("zip_code", "submitted_via")
@@ -111,9 +111,9 @@ def _columns(report: Report, path: Path, before: str) -> dict[str, str]:
     names = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in header}
     for column in NEEDED:
         if column not in names:
-            report.fault(before + column, f"is missing{nearest(column, names, 0.7)}")
+            report.error(before + column, f"is missing{nearest(column, names, 0.7)}")
     for name in (name for name in dict.fromkeys(header) if header.count(name) > 1):
-        report.fault(before + quote(name), f"is in the header {header.count(name)} times; expected once")
+        report.error(before + safe_repr(name), f"is in the header {header.count(name)} times; expected once")
     later = {column: names[name] for column, options in LATER.items() for name in options if name in names}
     return {column: names.get(column, column) for column in NEEDED} | later
 
@@ -162,12 +162,12 @@ def _day_comes_first(report: Report, days: Iterable[str], given: bool | None) ->
     open_ones = [day for day, one, two in numbers if one <= 12 and two <= 12 and one != two]
     settle = "say which with data.day_first: true, or false for the CFPB's own month-first form"
     if day_first and month_first:
-        found = f"{quote(day_first[0])} has the day first, {quote(month_first[0])} the month"
-        report.fault("date_received", f"mixes two forms: {found}; expected one form for all, or {settle}")
+        found = f"{safe_repr(day_first[0])} has the day first, {safe_repr(month_first[0])} the month"
+        report.error("date_received", f"mixes two forms: {found}; expected one form for all, or {settle}")
     elif open_ones and not day_first and not month_first and not all("." in day for day in open_ones):
         day = next(day for day in open_ones if "." not in day)
         read = " or ".join(f"{_date(day, first):%d %B %Y}" for first in (True, False))
-        report.fault("date_received", f"{quote(day)} may be {read}, and no other date tells; {settle}")
+        report.error("date_received", f"{safe_repr(day)} may be {read}, and no other date tells; {settle}")
     return bool(day_first) or (not month_first and any("." in day for day in open_ones))
 
 
@@ -194,26 +194,26 @@ def _dates(report: Report, written: pd.Series, day_first: bool, before: str) -> 
     known = {day: pd.Timestamp(found) for day in written.unique() if (found := _date(day, day_first)) is not None}
     dates = written.map(known).astype("datetime64[us]")
     if (wrong := dates.isna().to_numpy()).any():
-        found = ", ".join(map(quote, written[wrong].unique()[:3]))
+        found = ", ".join(map(safe_repr, written[wrong].unique()[:3]))
         what = count_rows(wrong, f"is no date ({found})")
         order = "13/11/2014" if day_first else "11/13/2014"
-        report.fault(f"{before}date_received", f"{what}; expected {order} or 2014-11-13")
+        report.error(f"{before}date_received", f"{what}; expected {order} or 2014-11-13")
     return dates
 
 
 def _check_filled(report: Report, complaint_id: pd.Series, before: str) -> None:
     if (empty := complaint_id.eq("").to_numpy()).any():
         what = f"{count_rows(empty, 'is empty')}; every complaint needs its number"
-        report.fault(f"{before}complaint_id", what)
+        report.error(f"{before}complaint_id", what)
 
 
 def _check_distinct(report: Report, complaint_id: pd.Series) -> None:
     again = complaint_id.duplicated() & complaint_id.ne("")
     if again.any():
         what = count_values(complaint_id[again], int(again.sum()), "repeats a number")
-        report.fault("complaint_id", f"{what}; expected each complaint once, in one file")
+        report.error("complaint_id", f"{what}; expected each complaint once, in one file")
 
 
 def _raise(report: Report) -> None:
-    if report.faults:
+    if report.errors:
         raise TableError("\n".join([*str(report).splitlines()[:-1], "Nothing was read. Rows count from 0."]))

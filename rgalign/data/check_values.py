@@ -1,20 +1,20 @@
-"""The values of a data set's tables: empty, doubled, orphaned, out of range, out of order.
+"""The values of a data set's columns, each as a whole: empty, repeated, out of range; splits and times of sessions."""
 
-Every check works on whole columns; impressions are held as integers (row of the session, row of the intent).
-"""
-
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rgalign.data import check_lists
 from rgalign.data import split as splitting
-from rgalign.data.check_schema import Source
 from rgalign.data.schema import (
     CHARACTERS_A_TOKEN,
+    PROBABILITIES,
+    REQUIRED,
     SPLITS,
     STRING,
     TIME,
@@ -25,67 +25,9 @@ from rgalign.data.schema import (
     is_text,
     to_frame,
 )
-from rgalign.errors import Report, count_rows, count_values
+from rgalign.errors import Report, count_values
 from rgalign.params_schema import Reasoner
 
-# Words in a data set: ids that cannot be kept, and what a prompt will not show of a text as it was written.
-
-IDS = ("intents.intent_id", "sessions.session_id", "sessions.user_id")
-TEXTS = ("intents.title", "intents.description", "transcripts.typed_query")
-LONGEST_ID = 256  # characters: ids are kept in arrays of one width
-CONTROL = r"\p{Cc}"
-HIDDEN = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\p{Cf}"  # what is no blank anyway; joiners, byte order marks
-
-
-def is_blank(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """True for words that are there and are nothing but blanks; None where the column holds no words."""
-    if not is_text(values.type):
-        return None
-    words = as_type(values, STRING)
-    return pc.fill_null(pc.and_(pc.equal(pc.utf8_trim_whitespace(words), ""), pc.not_equal(words, "")), False)
-
-
-def check_text(report: Report, where: str, kind: str | None, values: pa.ChunkedArray) -> None:
-    """Faults of ids, notes on texts. where: table.column;  kind: a feature's, else None."""
-    if not is_text(values.type):
-        return
-    words = as_type(values, STRING)
-    if where in IDS:
-        _check_ids(report, where, words)
-    elif where in TEXTS or kind == "text":
-        if _any(hidden := pc.match_substring_regex(words, HIDDEN)):
-            report.note(
-                where, f"{count_rows(hidden, 'holds control characters or joiners')}: a prompt has them as blanks"
-            )
-        longest, why = CHARACTERS_A_TOKEN * Reasoner().max_tokens, "; raise reasoner.max_tokens to show more"
-        _note_long(report, where, words, longest, why)
-    elif kind == "categorical":
-        _note_long(report, where, words, VALUE_CHARACTERS, "")
-
-
-def _check_ids(report: Report, where: str, words: pa.ChunkedArray) -> None:
-    if _any(wrong := pc.match_substring_regex(words, CONTROL)):
-        what = count_rows(wrong, "holds control characters")
-        report.fault(where, f"{what}; an id has none, not even a line break or NUL")
-    if _any(wrong := pc.greater(pc.utf8_length(words), LONGEST_ID)):
-        report.fault(where, f"{count_rows(wrong, f'is longer than {LONGEST_ID} characters')}; expected a short id")
-
-
-def _note_long(report: Report, where: str, words: pa.ChunkedArray, longest: int, why: str) -> None:
-    if _any(long := pc.greater(pc.utf8_length(words), longest)):
-        what = count_rows(long, f"is longer than {longest:,} characters")
-        report.note(where, f"{what}: a prompt shows the beginning{why}")
-
-
-def _any(mask: pa.ChunkedArray) -> bool:
-    return bool(pc.any(mask).as_py())
-
-
-TIMES = ("sessions.timestamp", "intents.valid_from")
-YEARS = (1900, 2100)  # the first that can be, and the first that cannot: no log and no date of a KB lies there [C]
-NO_YEAR = 1970  # where numbers since 1970 end that were read in another unit than theirs; no chat is as old
-SHORT = np.timedelta64(60, "s")  # a log of a minute: a note
-EXACT = 2**53  # whole numbers up to here are floats
 NEVER_EMPTY = {
     "intents.intent_id": "every intent needs an id",
     "intents.title": "every intent needs a title",
@@ -95,113 +37,189 @@ NEVER_EMPTY = {
     "labels.session_id": "every label belongs to a session",
     "truth.session_id": "every row belongs to a session",
     "truth.intent_id": "a simulator knows the true intent",
+    "impressions.session_id": "every impression belongs to a session",
+    "impressions.intent_id": "every impression shows an intent",
+    "impressions.position": "expected 0 for the first place, then 1, 2, ...",
+    "impressions.clicked": "expected 0 or 1",
+    "impressions.propensity": "fill every row, or leave the column out",
 }
+KEYS = ("intents.intent_id", "sessions.session_id")  # of their tables, which others refer to
+IDS = (*KEYS, "sessions.user_id")
+LONGEST_ID = 256  # characters: ids are kept in arrays of one width
+TEXTS = ("intents.title", "intents.description", "transcripts.typed_query")
+CONTROL = r"\p{Cc}"
+HIDDEN = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\p{Cf}"  # what is no blank anyway; joiners, byte order marks
+EXACT = 2**53  # whole numbers up to here are floats
+TIMES = ("sessions.timestamp", "intents.valid_from")
+YEARS = (1900, 2100)  # the first that can be, and the first that cannot: no log and no date of a KB lies there [C]
+NO_YEAR = 1970  # where numbers since 1970 end that were read in another unit than theirs; no chat is as old
+SHORT = np.timedelta64(60, "s")  # a log of a minute: a note
+DISTRIBUTIONS = [column for column, kind in REQUIRED["truth"].items() if kind == PROBABILITIES]
+READ_ERRORS = (pa.ArrowException, OSError)
+
+
+class Readable(Protocol):
+    """A table under check: schema.Table, or rows in memory (checks.InMemory)."""
+
+    schema_arrow: pa.Schema
+    rows: int
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table: ...
+
+
+@dataclass
+class Source:
+    """The opened files, the columns of each that have the right type, the feature kinds, the usable dataset.yaml."""
+
+    files: Mapping[str, Readable]
+    columns: dict[str, set[str]]
+    kinds: dict[str, str]
+    meta: dict
+    ids: dict[str, pa.Array] = field(default_factory=dict)  # table -> its key column, where readable
+    parts: np.ndarray | None = None  # (sessions,) index in SPLITS of each session's split, where the splits are right
+    shown: np.ndarray | None = None  # (sessions,) impressions of each session, where they can be told
+
+    def has(self, table: str, column: str) -> bool:
+        """True where this column can be checked."""
+        return column in self.columns.get(table, set())
+
+    def load(self, report: Report, table: str, column: str) -> pa.ChunkedArray | None:
+        """One column, or None and an error where its pages cannot be decoded."""
+        found = list(self.pieces(report, table, column))
+        if not self.has(table, column):
+            return None
+        (values,) = found
+        # of whatever type: a column without a value has none of its own (check_columns lets it pass)
+        return pa.chunked_array([pa.nulls(len(values))]) if 0 < len(values) == values.null_count else values
+
+    def pieces(self, report: Report, table: str, column: str, rows: int | None = None) -> Iterator[pa.Array]:
+        """One column, so many rows at a time (None: whole); an error, and no more, where pages cannot be decoded."""
+        if not self.has(table, column):
+            return
+        file, count = self.files[table], 0
+        try:
+            parts = [file.read(columns=[column])] if rows is None else file.iter_batches(rows, [column])
+            for part in parts:
+                values = part.column(0)
+                values.validate(full=True)  # bytes that are not UTF-8 would otherwise surface in the middle of a run
+                count += len(values)
+                if rows is None and count != file.rows:
+                    break
+                yield values
+            if count != file.rows:
+                raise OSError(f"{count} values for {file.rows} rows")
+        except READ_ERRORS as error:
+            self.columns[table].discard(column)
+            report.error(f"{table}.{column}", f"cannot be read, the file is corrupt ({error}); write it again")
 
 
 def check_values(report: Report, source: Source) -> None:
-    """Adds to `report` what is wrong with the values of the sound columns."""
-    for table in source.files:
-        for column in [name for name in source.files[table].schema_arrow.names if source.has(table, name)]:
-            if table != "impressions" and (table != "truth" or column not in check_lists.DISTRIBUTIONS):
-                values = source.load(report, table, column)
-                if values is not None:
-                    check_column(report, source, table, column, values)
+    """Adds to `report` what is wrong with the columns of every table but impressions, and with splits and times."""
+    for table in (table for table in source.files if table != "impressions"):
+        for column in source.files[table].schema_arrow.names:
+            if table == "truth" and column in DISTRIBUTIONS:
+                continue
+            if (values := source.load(report, table, column)) is not None:
+                check_column(report, source, table, column, values)
     _check_zones(report, source)
-    _check_times(report, source)
-    _check_users(report, source)
-    check_lists.check_impressions(report, source)
-    check_lists.check_others(report, source)
+    _check_split_and_times(report, source)
+
+
+# One column on its own.
 
 
 def check_column(
     report: Report, source: Source, table: str, column: str, values: pa.ChunkedArray, *, repeats: bool = False
 ) -> None:
-    """One column on its own: empty values, doubled keys, infinities, nulls inside lists.
+    """Empty values, repeated keys, long texts, impossible times, infinities, nulls inside lists.
 
     repeats  an id may come twice
     """
-    where = f"{table}.{column}"
-    empty, blank = is_empty(values), is_blank(values)
-    if where in NEVER_EMPTY and blank is not None:
-        empty = pc.or_(empty, blank)
-    if where in NEVER_EMPTY and pc.any(empty).as_py():
-        report.fault(where, f"{count_rows(empty, 'is empty')}; {NEVER_EMPTY[where]}")
-    if where in ("intents.intent_id", "sessions.session_id") and len(values):
+    where, empty = f"{table}.{column}", is_empty(values)
+    kind = source.kinds.get(column) if table == "sessions" else None
+    words = as_type(values, STRING) if is_text(values.type) else None
+    if where in NEVER_EMPTY:
+        if words is not None:
+            empty = pc.or_(empty, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(words), ""), False))
+        report.error_rows(where, empty, "is empty", f"; {NEVER_EMPTY[where]}")
+    if where in KEYS and len(values):
         source.ids[table] = as_type(values, STRING).combine_chunks()
-    if not repeats and where in ("intents.intent_id", "sessions.session_id", "truth.session_id"):
+    if where in (*KEYS, "truth.session_id") and not repeats:
         keys = pd.Series(as_type(values, STRING).to_pandas(types_mapper=pd.ArrowDtype))
         again = (keys.duplicated() & ~np.asarray(empty)).to_numpy(dtype=bool)
         if again.any():
-            report.fault(where, count_values(keys[again], again.sum(), "repeats an id", "row") + "; expected each once")
-    if where == "intents.description" and pc.any(empty).as_py():
-        report.note(where, f"{count_rows(empty, 'is empty')}: only the title speaks for them")
-    kind = source.kinds.get(column) if table == "sessions" else None
-    check_text(report, where, kind, values)
-    if where in TIMES and _outside(report, where, values):
+            report.error(where, count_values(keys[again], again.sum(), "repeats an id") + "; expected each once")
+    if where == "intents.description":
+        report.note_rows(where, empty, "is empty", ": only the title speaks for them")
+    if words is not None:
+        _check_words(report, where, kind, words)
+    if where in TIMES and _check_years(report, where, values):
         source.columns[table].discard(column)
     if kind == "numeric" and pa.types.is_integer(values.type):
-        _note_inexact(report, where, values)
-    if pa.types.is_floating(values.type) and pc.any(pc.is_inf(values)).as_py():
-        infinite = pc.fill_null(pc.is_inf(values), False)
-        report.fault(where, f"{count_rows(infinite, 'is infinite')}; expected a finite number or empty")
+        largest = pa.scalar(EXACT, pa.uint64() if pa.types.is_uint64(values.type) else pa.int64())
+        beyond = pc.greater(values, largest)
+        if not pa.types.is_uint64(values.type):  # which arrow compares with no signed number
+            beyond = pc.or_(beyond, pc.less(values, -EXACT))
+        report.note_rows(where, beyond, "holds a whole number", " beyond 2^53: read as the nearest float")
+    if pa.types.is_floating(values.type):
+        report.error_rows(where, pc.is_inf(values), "is infinite", "; expected a finite number or empty")
     if where == "sessions.shuffled":
-        _check_yes_or_no(report, where, values)
-    if kind == "history":
-        _check_history(report, where, values)
+        numbers = as_type(values, pa.float64()).drop_null().to_numpy()
+        if (wrong := numbers[~np.isin(numbers, (0, 1)) & ~np.isnan(numbers)]).size:
+            what = count_values(wrong.tolist(), wrong.size, "has another value")
+            report.error(where, f"{what}; expected true or false, or 1 or 0, or empty where unknown")
+    if kind == "history" and not pa.types.is_null(values.type):
+        lists = values.combine_chunks()
+        wrong = np.zeros(len(lists), bool)
+        wrong[np.asarray(pc.list_parent_indices(lists))[np.asarray(is_empty(pc.list_flatten(lists)))]] = True
+        report.error_rows(where, wrong, "has an empty entry in its list", "; leave such entries out")
     if kind is not None and len(values) and pc.all(empty).as_py():
         report.note(where, "every row is empty")
 
 
-def _outside(report: Report, where: str, values: pa.ChunkedArray) -> bool:
-    """Whether times lie where none can, a fault: numbers that were read in another unit than theirs end there."""
+def _check_words(report: Report, where: str, kind: str | None, words: pa.ChunkedArray) -> None:
+    """Errors of ids, notes on what a prompt does not show of a text as it was written."""
+    length = pc.utf8_length(words)
+    if where in IDS:
+        control = pc.match_substring_regex(words, CONTROL)
+        then = "; an id has none, not even a line break or NUL"
+        report.error_rows(where, control, "holds control characters", then)
+        long = f"is longer than {LONGEST_ID} characters"
+        report.error_rows(where, pc.greater(length, LONGEST_ID), long, "; expected a short id")
+    elif where in TEXTS or kind == "text":
+        hidden, then = pc.match_substring_regex(words, HIDDEN), ": a prompt has them as blanks"
+        report.note_rows(where, hidden, "holds control characters or joiners", then)
+        most = CHARACTERS_A_TOKEN * Reasoner().max_tokens
+        then = ": a prompt shows the beginning; raise reasoner.max_tokens to show more"
+        report.note_rows(where, pc.greater(length, most), f"is longer than {most:,} characters", then)
+    elif kind == "categorical":
+        long = f"is longer than {VALUE_CHARACTERS} characters"
+        report.note_rows(where, pc.greater(length, VALUE_CHARACTERS), long, ": a prompt shows the beginning")
+
+
+def _check_years(report: Report, where: str, values: pa.ChunkedArray) -> bool:
+    """Whether times lie where none can, an error: numbers that were read in another unit than theirs end there."""
     if pa.types.is_null(values.type):
         return False
     if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("s" if pa.types.is_date32(values.type) else "ms"))
-    unit = values.type.unit
-    units = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    unit, since = values.type.unit, values.cast(pa.int64())  # before microseconds, where it could wrap round
     low, high, first, after = (
-        int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * units for year in (*YEARS, NO_YEAR, NO_YEAR + 1)
+        int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+        for year in (*YEARS, NO_YEAR, NO_YEAR + 1)
     )
-    since = values.cast(pa.int64())  # before anything is turned into microseconds, where it could wrap round
-    wrong = pc.fill_null(pc.or_(pc.less(since, low), pc.greater_equal(since, high)), False)
-    early = pc.fill_null(pc.and_(pc.greater_equal(since, first), pc.less(since, after)), False)
-    if pc.any(wrong).as_py():
-        what = count_rows(wrong, f"lies outside the years {YEARS[0]} to {YEARS[1] - 1}")
-        report.fault(where, f"{what}; is it in {unit}? Leave unknown times empty")
-    if pc.any(early).as_py():
-        what = count_rows(early, f"lies in {NO_YEAR}")
-        mend = 'numbers since 1970 were read without their unit: pd.to_datetime(.., unit="s"), or "ms"'
-        report.fault(where, f"{what}; {mend}. Leave unknown times empty")
-    return bool(pc.any(wrong).as_py() or pc.any(early).as_py())
+    outside = pc.or_(pc.less(since, low), pc.greater_equal(since, high))
+    early = pc.and_(pc.greater_equal(since, first), pc.less(since, after))
+    verb = f"lies outside the years {YEARS[0]} to {YEARS[1] - 1}"
+    mend = 'numbers since 1970 were read without their unit: pd.to_datetime(.., unit="s"), or "ms"'
+    found = [
+        report.error_rows(where, outside, verb, f"; is it in {unit}? Leave unknown times empty"),
+        report.error_rows(where, early, f"lies in {NO_YEAR}", f"; {mend}. Leave unknown times empty"),
+    ]
+    return any(found)
 
 
-def _note_inexact(report: Report, where: str, values: pa.ChunkedArray) -> None:
-    if pa.types.is_uint64(values.type):  # which arrow compares with no signed number
-        beyond = pc.greater(values, pa.scalar(EXACT, pa.uint64()))
-    else:
-        beyond = pc.or_(pc.greater(values, EXACT), pc.less(values, -EXACT))
-    beyond = pc.fill_null(beyond, False)
-    if pc.any(beyond).as_py():
-        report.note(where, f"{count_rows(beyond, 'holds a whole number')} beyond 2^53: read as the nearest float")
-
-
-def _check_yes_or_no(report: Report, where: str, values: pa.ChunkedArray) -> None:
-    numbers = as_type(values, pa.float64()).drop_null().to_numpy()
-    if (wrong := numbers[~np.isin(numbers, (0, 1)) & ~np.isnan(numbers)]).size:
-        what = count_values(wrong.tolist(), wrong.size, "has another value", "row")
-        report.fault(where, f"{what}; expected true or false, or 1 or 0, or empty where unknown")
-
-
-def _check_history(report: Report, where: str, values: pa.ChunkedArray) -> None:
-    if pa.types.is_null(values.type):
-        return
-    values = values.combine_chunks()
-    rows = np.asarray(pc.list_parent_indices(values))[np.asarray(is_empty(pc.list_flatten(values)))]
-    if len(rows):
-        wrong = np.zeros(len(values), bool)
-        wrong[rows] = True
-        report.fault(where, f"{count_rows(wrong, 'has an empty entry in its list')}; leave such entries out")
+# Splits and times of the sessions.
 
 
 def _check_zones(report: Report, source: Source) -> None:
@@ -213,101 +231,86 @@ def _check_zones(report: Report, source: Source) -> None:
             zones[f"{table}.{column}"] = values.type
     if len({pa.types.is_timestamp(found) and found.tz is not None for found in zones.values()}) > 1:
         named = " and ".join(f"{where} ({found})" for where, found in zones.items())
-        report.fault(next(iter(zones)), f"one has a time zone, the other none: {named}; give both one or neither")
+        report.error(next(iter(zones)), f"one has a time zone, the other none: {named}; give both one or neither")
 
 
-def _check_times(report: Report, source: Source) -> None:
-    """Split values, the split by time where they are empty, the order of timestamps."""
+def _check_split_and_times(report: Report, source: Source) -> None:
+    """Split values, the split by time where they are empty, the order of timestamps, the users of train."""
     split, time = source.load(report, "sessions", "split"), source.load(report, "sessions", "timestamp")
     if split is None or not len(split):
         return
-    known = _check_split(report, split)
-    if known == "published":
-        source.parts = _codes(as_type(split, STRING).to_pandas())
-    if time is None:
-        return
-    time = as_type(time, TIME)
-    missing = np.asarray(pc.is_null(time))
-    if known == "empty":
-        _split_by_time(report, source, pa.table({"split": as_type(split, STRING), "timestamp": time}))
-    elif missing.any() and _some_intents_are_late(report, source):
-        report.note("sessions.timestamp", f"{count_rows(missing, 'is empty')}: valid_from cannot be checked there")
-    moments = time.to_numpy()
-    _note_short(report, moments[~missing])
-    steps = np.diff(moments[~missing])
-    if (steps < np.timedelta64(0)).any():
-        back = (steps < np.timedelta64(0)).sum()
-        report.note("sessions.timestamp", f"rows are not in the order of time: it steps back {back:,} times")
-    if known == "published":
-        _check_order_of_parts(report, source.parts, moments)
-
-
-def _note_short(report: Report, moments: np.ndarray) -> None:
-    """All sessions within a minute, or at one moment: times that lost their unit, or the time of an export."""
-    if len(moments) > 1 and (span := moments.max() - moments.min()) < SHORT:
-        seconds = span / np.timedelta64(1, "s")
-        what = f"all {len(moments):,} times lie within {seconds:.3g} seconds of {moments.min().astype('datetime64[s]')}"
-        report.note("sessions.timestamp", f"{what}: is their unit right?")
-
-
-def _check_users(report: Report, source: Source) -> None:
-    """Early stopping needs users of train that are kept apart, and others to learn from."""
+    empty = bool(pc.all(is_empty(split)).as_py())
+    published = not empty and _check_split(report, split)
+    if published:
+        source.parts = _part_codes(as_type(split, STRING).to_pandas())
+    if time is not None:
+        time = as_type(time, TIME)
+        missing, moments = np.asarray(pc.is_null(time)), time.to_numpy()
+        valid_from = None if empty else source.load(report, "intents", "valid_from")
+        if empty:
+            _check_split_by_time(report, source, pa.table({"split": as_type(split, STRING), "timestamp": time}))
+        elif valid_from is not None and valid_from.null_count < len(valid_from):
+            report.note_rows("sessions.timestamp", missing, "is empty", ": valid_from cannot be checked there")
+        _note_order(report, moments[~missing])
+        if published:
+            _note_order_of_parts(report, source.parts, moments)
     users = source.load(report, "sessions", "user_id") if source.parts is not None else None
-    if users is None:
-        return
-    own = as_type(users, STRING).filter(pa.array(source.parts == SPLITS.index("train")))
-    if len(own) > 1 and pc.count_distinct(own).as_py() == 1:
-        what = "train has one user alone; expected several, since some are kept apart for early stopping"
-        report.fault("sessions.user_id", f"{what}: a session id will do where users are unknown")
+    if users is not None:
+        own = as_type(users, STRING).filter(pa.array(source.parts == SPLITS.index("train")))
+        if len(own) > 1 and pc.count_distinct(own).as_py() == 1:
+            what = "train has one user alone; expected several, since some are kept apart for early stopping"
+            report.error("sessions.user_id", f"{what}: a session id will do where users are unknown")
 
 
-def _split_by_time(report: Report, source: Source, keys: pa.Table) -> None:
+def _check_split(report: Report, split: pa.ChunkedArray) -> bool:
+    """Whether every session has a known split; errors where one has not, and where a split has no session."""
+    where, expected = "sessions.split", f"expected {', '.join(SPLITS)}, or all empty for a split by time"
+    empty, values = np.asarray(is_empty(split)), pd.Series(as_type(split, STRING).to_pandas(), dtype=object)
+    unknown = ~empty & ~values.isin(SPLITS).to_numpy()
+    if unknown.any():
+        report.error(where, f"{count_values(values[unknown], unknown.sum(), 'has an unknown value')}; {expected}")
+    then = ", the others are set; fill in all, or empty all for a split by time"
+    report.error_rows(where, empty, "is empty", then)
+    if unknown.any() or empty.any():
+        return False
+    if absent := [name for name in SPLITS if not values.eq(name).any()]:
+        what = f"no session is {' or '.join(absent)}"
+        report.error(where, f"{what}; expected some of each, or all empty for a split by time")
+    return True
+
+
+def _check_split_by_time(report: Report, source: Source, keys: pa.Table) -> None:
     ruled = "time_split" in source.meta
-    if ruled and splitting.rule_faults(source.meta["time_split"]):
-        return  # a fault of dataset.yaml, told with its key
+    if ruled and splitting.rule_errors(source.meta["time_split"]):
+        return  # an error of dataset.yaml, told with its key
     try:
-        source.parts = _codes(splitting.resolve(to_frame(keys), source.meta))
+        source.parts = _part_codes(splitting.resolve(to_frame(keys), source.meta))
     except ValueError as error:
-        report.fault("sessions.split", f"every row is empty, and a split by time fails: {error}; fill in either")
+        report.error("sessions.split", f"every row is empty, and a split by time fails: {error}; fill in either")
     else:
         how = f"{YAML_FILE} time_split" if ruled else "70 % train, 10 % valid, 20 % test"
         report.note("sessions.split", f"every row is empty: split by time, {how}")
 
 
-def _codes(split: pd.Series) -> np.ndarray:
+def _part_codes(split: pd.Series) -> np.ndarray:
     return pd.Index(SPLITS).get_indexer(np.asarray(split, dtype=object))
 
 
-def _check_split(report: Report, split: pa.ChunkedArray) -> str:
-    """'published', 'empty' or 'wrong'."""
-    empty = np.asarray(is_empty(split))
-    if empty.all():
-        return "empty"
-    values = pd.Series(as_type(split, STRING).to_pandas(), dtype=object)
-    unknown = ~empty & ~values.isin(SPLITS).to_numpy()
-    if unknown.any():
-        what = count_values(values[unknown], unknown.sum(), "has an unknown value")
-        report.fault("sessions.split", f"{what}; expected {', '.join(SPLITS)}, or all empty for a split by time")
-    if empty.any():
-        what = count_rows(empty, "is empty")
-        report.fault("sessions.split", f"{what}, the others are set; fill in all, or empty all for a split by time")
-    absent = [name for name in SPLITS if not values.eq(name).any()]
-    if absent and not unknown.any() and not empty.any():
-        what = f"no session is {' or '.join(absent)}"
-        report.fault("sessions.split", f"{what}; expected some of each, or all empty for a split by time")
-    return "wrong" if unknown.any() or empty.any() else "published"
+def _note_order(report: Report, moments: np.ndarray) -> None:
+    """Times that lost their unit, or are that of an export: all within a minute. And rows out of the order of time."""
+    if len(moments) > 1 and (span := moments.max() - moments.min()) < SHORT:
+        seconds = span / np.timedelta64(1, "s")
+        what = f"all {len(moments):,} times lie within {seconds:.3g} seconds of {moments.min().astype('datetime64[s]')}"
+        report.note("sessions.timestamp", f"{what}: is their unit right?")
+    if back := int((np.diff(moments) < np.timedelta64(0)).sum()):
+        report.note("sessions.timestamp", f"rows are not in the order of time: it steps back {back:,} times")
 
 
-def _some_intents_are_late(report: Report, source: Source) -> bool:
-    valid_from = source.load(report, "intents", "valid_from")
-    return valid_from is not None and valid_from.null_count < len(valid_from)
-
-
-def _check_order_of_parts(report: Report, parts: np.ndarray, moments: np.ndarray) -> None:
+def _note_order_of_parts(report: Report, parts: np.ndarray, moments: np.ndarray) -> None:
     """A published split need not follow time (users may be split), so a train session after the test is a note."""
     for earlier, later in (("train", "test"), ("valid", "test"), ("train", "valid")):
         starts = moments[(parts == SPLITS.index(later)) & ~np.isnat(moments)]
-        late = (parts == SPLITS.index(earlier)) & (len(starts) > 0 and moments >= starts.min())
-        if late.any():
-            what = count_rows(late, f"lies at or after the first session of {later}", f"{earlier} session")
-            report.note("sessions.split", f"{what}: this split does not follow time")
+        if len(starts):
+            late = (parts == SPLITS.index(earlier)) & (moments >= starts.min())
+            verb = f"lies at or after the first session of {later}"
+            report.note_rows("sessions.split", late, verb, ": this split does not follow time", f"{earlier} session")

@@ -152,7 +152,7 @@ def fit_space(
     session_hashes = [np.empty(0, np.uint64)]
     for batch in _batches(sessions):
         _refuse(batch, chosen)
-        session_hashes.append(hashes(columns.column(batch, "session_id")))
+        session_hashes.append(columns.hashes(columns.column(batch, "session_id")))
         for name in counts:
             counts[name].update(_tally(columns.column(batch, name), chosen[name], max_history))
         found = _numbers(batch, numeric, chosen)
@@ -182,17 +182,6 @@ def fit_space(
         max_history=max_history,
         missing_category=by_category[None] > 0,
     )
-
-
-def hashes(ids: pa.Array) -> np.ndarray:
-    """(rows,) uint64 in place of ids, eight bytes each: two of 7.5 M ids collide once in 600,000 runs."""
-    return pd.util.hash_array(ids.to_numpy(zero_copy_only=False).astype(object), categorize=False)
-
-
-def among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """(values,) bool, as np.isin, which would sort the whole of `ascending` again for every batch."""
-    place = np.searchsorted(ascending, values)
-    return np.append(ascending, np.uint64(0))[place] == values if len(ascending) else np.zeros(len(values), bool)
 
 
 def _chosen(kinds: dict[str, str], drop: Collection[str]) -> dict[str, str]:
@@ -266,8 +255,8 @@ def _vocabulary(counts: Counter, min_count: int) -> tuple[str, ...]:
 def _clicks(impressions: Rows | Iterable[Rows], session_hashes: np.ndarray) -> Counter:
     clicks = Counter()
     for batch in _batches(impressions):
-        own = hashes(columns.column(batch, "session_id").unique())
-        if strangers := int((~among(own, session_hashes)).sum()):
+        own = columns.hashes(columns.column(batch, "session_id").unique())
+        if strangers := int((~columns.among(own, session_hashes)).sum()):
             raise ValueError(f"impressions name {strangers} sessions that are not among the training sessions")
         clicked = pc.equal(columns.column(batch, "clicked").cast(pa.int8()), 1)
         clicks.update(_tally(columns.column(batch, "intent_id").filter(clicked), "categorical", 0))

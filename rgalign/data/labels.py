@@ -17,7 +17,7 @@ import pandas as pd
 
 from rgalign.data.schema import STRING, location
 from rgalign.data.tables import Dataset
-from rgalign.errors import SHOWN, nearest, quote
+from rgalign.errors import SHOWN, nearest, safe_repr
 from rgalign.run import artifacts
 
 COLUMNS = ("session_id", "session", "intent_id")  # of the sheet; `intent_id` is for the human
@@ -60,7 +60,9 @@ def export_sheet(
     if path.suffix.lower() != ".csv":
         raise LabelError(f"{path} is no .csv: the sheet is written as one, which any spreadsheet program opens")
     if unknown := [name for name in features if name not in sessions.columns or name not in kinds]:
-        lines = "\n".join(f"  {quote(name)}{nearest(name, [n for n in kinds if n in sessions])}" for name in unknown)
+        lines = "\n".join(
+            f"  {safe_repr(name)}{nearest(name, [n for n in kinds if n in sessions])}" for name in unknown
+        )
         raise LabelError(f"features to be shown that are no feature columns of the sessions:\n{lines}")
     if there := [str(file) for file in (path, kb) if file.exists()]:
         raise FileExistsError(f"{', '.join(there)} is there already and may hold labels: give another name")
@@ -86,7 +88,7 @@ def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) 
     known = {kind: _as_shown(ids) for kind, ids in (("session", sessions.session_id), ("intent", intents.intent_id))}
     parts = sheet.short & ~sheet.session_id.isin(known["session"])
     for row in sheet.index[parts]:
-        first = quote(sheet.session_id[row])
+        first = safe_repr(sheet.session_id[row])
         what = f"row {row} is a part of a row: fewer cells than the header, and {first}, which is no session, first"
         faults.append((row, f"{what}; a row was broken over two lines"))
     given = sheet[(sheet.intent_id != "") & ~parts]
@@ -96,11 +98,11 @@ def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) 
         for cell in unknown.unique():
             near = nearest(cell, known[kind]) if kind == "intent" else ""
             rows = unknown.index[unknown == cell]
-            faults.append((rows[0], f"{kind}_id {quote(cell)} is not known ({_rows(rows)}){near}"))
+            faults.append((rows[0], f"{kind}_id {safe_repr(cell)} is not known ({_rows(rows)}){near}"))
     again = session[session.notna() & session.duplicated(keep=False)]
     for twice in again.unique():
         rows = again.index[again == twice]
-        faults.append((rows[0], f"session_id {quote(twice)} is labelled {len(rows)} times ({_rows(rows)})"))
+        faults.append((rows[0], f"session_id {safe_repr(twice)} is labelled {len(rows)} times ({_rows(rows)})"))
     if faults:
         _refuse(path, [what for _, what in sorted(faults)])
     dtype = pd.ArrowDtype(STRING)

@@ -24,7 +24,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import yaml
 
-from rgalign.errors import SHOWN, quote
+from rgalign.errors import SHOWN, safe_repr
 from rgalign.params import _UniqueKeys
 
 # The one schema of a data set folder: which files, which columns, which types (ARCHITECTURE.md, Contracts).
@@ -250,7 +250,7 @@ class Table:
         stored = [set(fragment.physical_schema.names) for fragment in files.get_fragments()] if keys else []
         held = {key: sum(key in names for names in stored) for key in keys}
         if some := [key for key, count in held.items() if 0 < count < len(stored)]:
-            raise ValueError(f"tells {', '.join(map(quote, some))} by its path, and some files hold it as well")
+            raise ValueError(f"tells {', '.join(map(safe_repr, some))} by its path, and some files hold it as well")
         return {key: types.get(key, STRING) for key, count in held.items() if not count}
 
     @cached_property
@@ -272,7 +272,7 @@ class Table:
         for name, kind in self._of_path.items():
             values = dict.fromkeys(each[name] for each in told if each.get(name) is not None)
             if wrong := [value for value in values if not _is_readable(value, kind)]:
-                seen = ", ".join(map(quote, wrong[:SHOWN]))
+                seen = ", ".join(map(safe_repr, wrong[:SHOWN]))
                 faults.append(f"{name} is {seen} in its path; expected {kind}, by its kind in {YAML_FILE}")
         if faults:
             raise ValueError("; ".join(faults))

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rgalign.data import columns, schema, split
-from rgalign.data.columns import as_strings
+from rgalign.data.columns import among, as_strings, hashes
 from rgalign.data.encode import (
     IMPRESSION_COLUMNS,
     ROWS,
@@ -27,7 +27,7 @@ from rgalign.data.encode import (
     session_columns,
     session_rows,
 )
-from rgalign.data.features import FeatureSpace, among, fit_space, hashes
+from rgalign.data.features import FeatureSpace, fit_space
 from rgalign.data.lists import PADDING, PARTS, Bag, Intents, Lists, concat_lists, concat_offsets, concat_padded
 from rgalign.data.schema import Table
 from rgalign.run.artifacts import atomic, write_table, write_text
@@ -242,7 +242,7 @@ def encode_folder(
     """Encodes the parts of `splits` into `out`, with the KB and the space; returns part -> number of lists.
 
     development  picks the users of train who become the part dev, the same as in `fit_folder`
-    hidden       intents taken out of the lists of train (development.Development.new_intents); the others keep their
+    hidden       intents taken out of the lists of train (split.Development.new_intents); the others keep their
                  positions
     batch_rows   sessions in memory at once; changes no byte of the result
     Parts that `out` already has stay, unless they were encoded with another space.

@@ -16,7 +16,7 @@ from rgalign.data.candidates import SAMPLED_NEGATIVES, draw_lists, impressions
 from rgalign.data.schema import to_frame, to_table
 from rgalign.data.split import by_fraction
 from rgalign.data.tables import Dataset, TableError
-from rgalign.errors import nearest, quote
+from rgalign.errors import nearest, safe_repr
 from rgalign.shopworld import world
 from rgalign.shopworld.columns import KINDS, TEXT_COLUMNS
 
@@ -301,7 +301,7 @@ def _with_sampling(meta: Mapping[str, Any], sampled_negatives: Mapping[str, Any]
 def _refuse_drop(drop: Sequence[str], known: Iterable[str]) -> None:
     known = list(known)
     if unknown := [name for name in drop if name not in known]:
-        lines = "\n".join(f"  {quote(name)}{nearest(name, known)}" for name in unknown)
+        lines = "\n".join(f"  {safe_repr(name)}{nearest(name, known)}" for name in unknown)
         raise ValueError(f"data.features.drop names what is no feature column:\n{lines}")
     if set(known) <= set(drop):
         raise ValueError(f"data.features.drop leaves none of the {len(known)} feature columns; a ranker needs one")

@@ -1,23 +1,95 @@
-"""Who is train, valid and test: by the published column, by date, or by a fraction of the time line.
+"""Who is train, valid and test: by the published column, by date, or by a fraction of the time line; and who of train's
+users is kept for early stopping (the part dev).
 
-Early stopping needs a fourth part, a tenth of train's *users*: `development_users`.
+Users drawn at random cannot show drift: their clicks are on the intents and in the weeks that the ranker learns from,
+while valid has later days and intents that train has never seen. `data.dev_days` and `data.dev_new_intents` give dev
+some of both [C].
 """
 
+import contextlib
 import datetime
 import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from rgalign.data.schema import SPLITS
-from rgalign.errors import nearest, quote
+from rgalign.data import columns, schema
+from rgalign.data.columns import among, hashes
+from rgalign.data.schema import SPLITS, Table
+from rgalign.errors import safe_repr, section_errors
 
 SPLIT_TYPE = pd.ArrowDtype(pa.large_string())
-DATES, SHARES = ("valid_from", "test_from"), ("train", "valid")
+ROWS = 2**20  # read at once; changes nothing of what is found
+
+
+def _moment(value: Any) -> pd.Timestamp:
+    """A date of dataset.yaml or of a caller; words such as "today", which pandas would read, are none."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = datetime.datetime.fromisoformat(value.strip())
+    if not isinstance(value, datetime.date):
+        raise ValueError(f"is {safe_repr(value)}; expected {DATES['valid_from']}")
+    return pd.Timestamp(value)
+
+
+DATES = dict.fromkeys(("valid_from", "test_from"), "a date such as 2024-03-05")
+SHARES = dict.fromkeys(("train", "valid"), "a number above 0 and below 1")
 A_RULE = "valid_from and test_from (dates), or train and valid (shares of the sessions)"
-A_DATE = "expected a date such as 2024-03-05"
-A_SHARE = "expected a number above 0 and below 1"
+Moment = Annotated[Any, PlainValidator(_moment)]
+Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
+
+
+class DateSplit(BaseModel):
+    """`time_split` of dataset.yaml by dates: before valid_from is train, from test_from on is test."""
+
+    model_config = ConfigDict(extra="forbid")
+    valid_from: Moment
+    test_from: Moment
+
+    @model_validator(mode="after")
+    def in_order(self) -> "DateSplit":
+        if (self.valid_from.tzinfo is None) != (self.test_from.tzinfo is None):
+            with_zone, without = tuple(DATES) if self.test_from.tzinfo is None else tuple(DATES)[::-1]
+            raise ValueError(f"{with_zone} has a time zone, {without} none; give both one or neither")
+        if self.valid_from >= self.test_from:
+            raise ValueError(f"valid_from ({self.valid_from}) must lie before test_from ({self.test_from})")
+        return self
+
+
+class ShareSplit(BaseModel):
+    """`time_split` of dataset.yaml by shares of the sessions in the order of time; the rest is test."""
+
+    model_config = ConfigDict(extra="forbid")
+    train: Fraction
+    valid: Fraction
+
+    @model_validator(mode="after")
+    def leaves_a_test(self) -> "ShareSplit":
+        if self.train + self.valid >= 1:
+            raise ValueError(f"train ({self.train}) and valid ({self.valid}) must leave something for test")
+        return self
+
+
+def rule_errors(rule: object) -> list[tuple[str, str]]:
+    """What is wrong with `time_split`: (its key, or "" for the whole; what was found and expected)."""
+    if not isinstance(rule, dict) or not rule:
+        return [("", f"is {safe_repr(rule)}; expected {A_RULE}")]
+    dates, shares = ([key for key in keys if key in rule] for keys in (DATES, SHARES))
+    if dates and shares:
+        return [("", f"mixes dates ({', '.join(dates)}) and shares ({', '.join(shares)}); expected {A_RULE}")]
+    model, expected = (ShareSplit, SHARES) if shares else (DateSplit, DATES)
+    return section_errors(model, rule, expected, keys=A_RULE)
+
+
+def _assert_rule(rule: dict) -> None:
+    if errors := rule_errors(rule):
+        raise ValueError("; ".join(f"{key} {what}".strip() for key, what in errors))
 
 
 def published(sessions: pd.DataFrame) -> pd.Series:
@@ -29,16 +101,15 @@ def published(sessions: pd.DataFrame) -> pd.Series:
     return sessions["split"].astype(SPLIT_TYPE)
 
 
-def by_time(sessions: pd.DataFrame, *, valid_from: str | pd.Timestamp, test_from: str | pd.Timestamp) -> pd.Series:
-    """Before `valid_from` is train, from `test_from` on is test, valid lies between.
+def by_time(sessions: pd.DataFrame, **dates: object) -> pd.Series:
+    """Before `valid_from` is train, from `test_from` on is test, valid lies between (DateSplit).
 
     Raises ValueError where a timestamp is missing, the two dates are in the wrong order, or a part stays empty.
     """
-    if faults := rule_faults({"valid_from": valid_from, "test_from": test_from}):
-        raise ValueError("; ".join(f"{key} {what}".strip() for key, what in faults))
-    valid_from, test_from = _moment(valid_from), _moment(test_from)
-    when = _times(sessions)
-    return _parts(sessions, (when >= valid_from.to_datetime64()).astype(int) + (when >= test_from.to_datetime64()))
+    _assert_rule(dates)
+    rule, when = DateSplit(**dates), _times(sessions)
+    parts = [when >= moment.to_datetime64() for moment in (rule.valid_from, rule.test_from)]
+    return _parts(sessions, parts[0].astype(int) + parts[1])
 
 
 def by_fraction(sessions: pd.DataFrame, *, train: float = 0.7, valid: float = 0.1) -> pd.Series:
@@ -47,30 +118,11 @@ def by_fraction(sessions: pd.DataFrame, *, train: float = 0.7, valid: float = 0.
     Sessions of one instant stay together, with the earlier part: a table of whole days is cut between days.
     Raises ValueError as `by_time` does.
     """
-    if faults := rule_faults({"train": train, "valid": valid}):
-        raise ValueError("; ".join(f"{key} {what}".strip() for key, what in faults))
+    _assert_rule({"train": train, "valid": valid})
     when = _times(sessions)
     in_order = np.sort(when)
     ends = [in_order[max(0, int(np.ceil(round(share * len(when), 9))) - 1)] for share in (train, train + valid)]
     return _parts(sessions, (when > ends[0]).astype(int) + (when > ends[1]))
-
-
-def development_users(user_ids, *, share: float = 0.1, seed: int) -> np.ndarray:
-    """True for the rows whose user belongs to development: about `share` of the distinct users.
-
-    user_ids  (rows,) of train; all rows of a user fall on the same side
-    Decided by a hash of seed and user, so that a user stays where she is when other users come or go.
-    """
-    codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
-    limit = round(share * 2**64)
-    return np.array([hash_of(f"{seed}\x1f{user}") < limit for user in users], dtype=bool)[codes]
-
-
-def user_folds(user_ids, *, folds: int, seed: int) -> np.ndarray:
-    """(rows,) 0 to folds - 1: the fold of each row's user, by a hash of seed and user as in `development_users`."""
-    codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
-    found = [folds - 1 - (hash_of(f"{seed}\x1f{user}") * folds >> 64) for user in users]
-    return np.array(found, dtype=np.int64)[codes]
 
 
 def resolve(sessions: pd.DataFrame, meta: dict) -> pd.Series:
@@ -83,51 +135,6 @@ def resolve(sessions: pd.DataFrame, meta: dict) -> pd.Series:
         return published(sessions)
     rule = meta.get("time_split") or {}
     return by_time(sessions, **rule) if "valid_from" in rule else by_fraction(sessions, **rule)
-
-
-def rule_faults(rule: object) -> list[tuple[str, str]]:
-    """What is wrong with `time_split`: (its key, or "" for the whole; what was found and expected)."""
-    if not isinstance(rule, dict) or not rule:
-        return [("", f"is {quote(rule)}; expected {A_RULE}")]
-    known = (*DATES, *SHARES)
-    if unknown := [key for key in rule if key not in known]:
-        return [(str(key), f"is unknown; expected {A_RULE}{nearest(str(key), known)}") for key in unknown]
-    dates, shares = [key for key in DATES if key in rule], [key for key in SHARES if key in rule]
-    if dates and shares:
-        return [("", f"mixes dates ({', '.join(dates)}) and shares ({', '.join(shares)}); expected {A_RULE}")]
-    keys, sound, expected = (DATES, _moment, A_DATE) if dates else (SHARES, _share, A_SHARE)
-    faults = [(key, f"is missing; {expected}") for key in keys if key not in rule]
-    faults += [(key, f"is {quote(rule[key])}; {expected}") for key in keys if key in rule and not sound(rule[key])]
-    clash = "" if faults else _dates_clash(rule) if dates else _shares_clash(rule)
-    return faults or ([("", clash)] if clash else [])
-
-
-def _dates_clash(rule: dict) -> str:
-    valid_from, test_from = (_moment(rule[key]) for key in DATES)
-    if (valid_from.tzinfo is None) != (test_from.tzinfo is None):
-        with_zone, without = DATES if test_from.tzinfo is None else DATES[::-1]
-        return f"{with_zone} has a time zone, {without} none; give both one or neither"
-    return "" if valid_from < test_from else f"valid_from ({valid_from}) must lie before test_from ({test_from})"
-
-
-def _shares_clash(rule: dict) -> str:
-    if sum(rule.values()) < 1:
-        return ""
-    return f"train ({rule['train']}) and valid ({rule['valid']}) must leave something for test"
-
-
-def _moment(value: object) -> pd.Timestamp | None:
-    """A date of dataset.yaml or of a caller; words such as "today", which pandas would read, are none."""
-    if isinstance(value, str):
-        try:
-            value = datetime.datetime.fromisoformat(value.strip())
-        except ValueError:
-            return None
-    return pd.Timestamp(value) if isinstance(value, datetime.date) else None
-
-
-def _share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1
 
 
 def _times(sessions: pd.DataFrame) -> np.ndarray:
@@ -147,3 +154,113 @@ def _parts(sessions: pd.DataFrame, part: np.ndarray) -> pd.Series:
 
 def hash_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def development_users(user_ids, *, share: float = 0.1, seed: int) -> np.ndarray:
+    """True for the rows whose user belongs to dev: about `share` of the distinct users.
+
+    user_ids  (rows,) of train; all rows of a user are on the same side
+    Decided by a hash of seed and user, so that a user's side does not change when other users come or go.
+    """
+    codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
+    limit = round(share * 2**64)
+    return np.array([hash_of(f"{seed}\x1f{user}") < limit for user in users], dtype=bool)[codes]
+
+
+def user_folds(user_ids, *, folds: int, seed: int) -> np.ndarray:
+    """(rows,) 0 to folds - 1: the fold of each row's user, by a hash of seed and user as in `development_users`."""
+    codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
+    found = [folds - 1 - (hash_of(f"{seed}\x1f{user}") * folds >> 64) for user in users]
+    return np.array(found, dtype=np.int64)[codes]
+
+
+@dataclass(frozen=True, eq=False)
+class Development:
+    """(rows,) user ids of train -> (rows,) bool, True for dev. All sessions of a user are in one part [C].
+
+    share, seed   of `development_users`
+    others        hashes of more users, ascending: those with a session in the last days or a click on a new intent
+    new_intents   intents that train must not know: no user who clicked on one stays in train, and train's lists lose
+                  them (`shards.encode_folder`, hidden), as an intent that enters later is in no list of train
+    """
+
+    share: float
+    seed: int
+    others: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    new_intents: tuple[str, ...] = ()
+
+    def __call__(self, users: np.ndarray) -> np.ndarray:
+        drawn = development_users(users, share=self.share, seed=self.seed)
+        return drawn | among(hashes(pa.array(users, pa.large_string())), self.others) if len(self.others) else drawn
+
+    @classmethod
+    def of(
+        cls, folder: str | Path, *, dev_users: float, seed: int, dev_days: int = 0, dev_new_intents: float = 0.0
+    ) -> "Development":
+        """As the section `data` of the params says of a data set folder (parameters of the same names).
+
+        With dev_days and dev_new_intents 0 the folder is not read. Raises ValueError where a train session has no
+        timestamp and last days are asked for, and where no user with a click is left to learn from.
+        """
+        drawn = cls(dev_users, seed)
+        if not dev_days and not dev_new_intents:
+            return drawn
+        user, session, when, is_drawn = _train_sessions(Path(folder), drawn)
+        late = np.zeros(len(user), bool)
+        if dev_days and (missing := int(np.isnat(when).sum())):
+            found = f"{missing:,} of {len(when):,} train sessions have no timestamp"
+            raise ValueError(f"data.dev_days is {dev_days}, but {found}; expected 0")
+        if dev_days:
+            late = when > when.max() - np.timedelta64(dev_days, "D")
+        clicked, row = _train_clicks(Path(folder), session)
+        new = _smallest_hashes(clicked, dev_new_intents, seed) if dev_new_intents else []
+        of_new = np.zeros(len(user), bool)
+        of_new[row[np.isin(clicked, new)]] = True
+        others = np.unique(user[late | of_new])
+        if (is_drawn | among(user, others))[row].all():
+            total, by_hash, by_day, by_intent = (len(np.unique(user[rows])) for rows in (..., is_drawn, late, of_new))
+            raise ValueError(
+                f"no user with a click is left to learn from: of {total:,} train users {by_hash:,} are development's "
+                f"by data.dev_users ({dev_users}), {by_day:,} came in the last days (data.dev_days {dev_days}) and "
+                f"{by_intent:,} clicked on an intent that is made new (data.dev_new_intents {dev_new_intents}), each "
+                "with all sessions. Lower these"
+            )
+        return cls(dev_users, seed, others, tuple(sorted(new)))
+
+
+def _train_sessions(folder: Path, drawn: Development) -> tuple[np.ndarray, ...]:
+    """Of train's sessions: hash of the user, hash of the session, time, whether `drawn` has the user."""
+    parts = resolve(schema.to_frame(pa.concat_tables(_batches(folder, "sessions", ("timestamp", "split")))),
+                    schema.read_yaml(folder / schema.YAML_FILE)).eq("train").to_numpy(dtype=bool)  # fmt: skip
+    found, start = [], 0
+    for batch in _batches(folder, "sessions", ("session_id", "user_id", "timestamp")):
+        own = batch.filter(pa.array(parts[start : start + len(batch)]))
+        start += len(batch)
+        users, when = columns.ids(own, "user_id"), columns.column(own, "timestamp")
+        times = when.cast(pa.timestamp("us")).to_numpy(zero_copy_only=False).astype("datetime64[us]")
+        found.append((hashes(users), hashes(columns.ids(own, "session_id")), times, drawn(columns.as_strings(users))))
+    return tuple(np.concatenate(values) for values in zip(*found, strict=True))
+
+
+def _train_clicks(folder: Path, session: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Clicks in train: intent id, and the row of the session, whose hashes are given."""
+    order = np.argsort(session)
+    intents, rows = [], []
+    for batch in _batches(folder, "impressions", ("session_id", "intent_id", "clicked")):
+        clicked = batch.filter(pc.equal(batch["clicked"].cast(pa.int8()), 1))
+        by = hashes(columns.ids(clicked, "session_id"))
+        own = among(by, session[order])
+        rows.append(order[np.searchsorted(session[order], by[own])])
+        intents.append(columns.as_strings(columns.ids(clicked, "intent_id"))[own].astype(object))
+    return np.concatenate(intents), np.concatenate(rows)
+
+
+def _smallest_hashes(clicked: np.ndarray, share: float, seed: int) -> list[str]:
+    """The share of the clicked intents with the smallest hashes of seed and id: adding others does not change them."""
+    distinct = sorted(set(clicked), key=lambda intent: hash_of(f"{seed}\x1f{intent}"))
+    return distinct[: max(1, round(share * len(distinct)))]
+
+
+def _batches(folder: Path, table: str, names: tuple[str, ...]):
+    for batch in Table(folder, table).iter_batches(ROWS, names):
+        yield schema.as_types(pa.Table.from_batches([batch]), table, {})

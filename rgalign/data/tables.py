@@ -122,7 +122,7 @@ class Dataset:
 def checked(folder: str | Path) -> dict:
     """dataset.yaml of a data set without a fault. Raises TableError with every fault `check` finds."""
     report = check(folder)
-    if report.faults:
+    if report.errors:
         raise TableError(str(report))
     return read_yaml(Path(folder) / YAML_FILE)
 

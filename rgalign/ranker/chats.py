@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rgalign.data import columns, shards, tables
-from rgalign.data.encode import IMPRESSION_COLUMNS, encode_lists, session_columns
+from rgalign.data.encode import IMPRESSION_COLUMNS, as_bag, encode_lists, hashed_words, session_columns
 from rgalign.data.features import UNKNOWN, FeatureSpace
 from rgalign.data.lists import Bag, Intents, Lists, listed_in
 from rgalign.data.schema import FEATURE_TYPES, STRING
@@ -92,10 +92,8 @@ def encode(dataset: Dataset, folder: Path, space: FeatureSpace, name: str) -> Ch
     lists = encode_lists(space, table, labels, dataset.intents, "train")
     for column, field in enumerate(space.fields if of_maps else ()):
         lists.fields[sessions[field.name].is_null().to_numpy(zero_copy_only=False), column] = UNKNOWN
-    typed = columns.hashed_words(
-        [columns.column(frame, "typed_query")], buckets=space.word_buckets, pairs=space.word_pairs
-    )
-    return Chats(lists, columns.as_bag(*typed, bags=len(frame), size=space.word_buckets))
+    typed = hashed_words([columns.column(frame, "typed_query")], buckets=space.word_buckets, pairs=space.word_pairs)
+    return Chats(lists, as_bag(*typed, bags=len(frame), size=space.word_buckets))
 
 
 def save(folder: Path, chats: Chats) -> None:

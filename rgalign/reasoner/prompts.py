@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from rgalign.data import columns
 from rgalign.data.schema import CHARACTERS_A_TOKEN, KINDS
-from rgalign.errors import count_rows, nearest, quote
+from rgalign.errors import count_rows, nearest, safe_repr
 from rgalign.reasoner import chat_template, verbalize
 from rgalign.reasoner.chat_template import Frame, controls
 from rgalign.reasoner.verbalize import LAYOUTS, Phrase
@@ -308,22 +308,23 @@ def _ends(tokenizer) -> tuple[int | None, ...]:
 
 def _faults_of_features(features: list[str], kinds: dict[str, str]) -> list[str]:
     faults = [
-        f"{quote(name)} is no feature column{nearest(name, kinds)}"
+        f"{safe_repr(name)} is no feature column{nearest(name, kinds)}"
         for name in dict.fromkeys(features)
         if name not in kinds
     ]
     doubled = [name for name in dict.fromkeys(features) if features.count(name) > 1]
-    faults += [f"{quote(name)} is shown {features.count(name)} times; once is enough" for name in doubled]
+    faults += [f"{safe_repr(name)} is shown {features.count(name)} times; once is enough" for name in doubled]
     wrong = {name: kinds[name] for name in features if kinds.get(name, KINDS[0]) not in KINDS}
     return faults + [
-        f"{quote(name)} has the kind {quote(kind)}; expected {' | '.join(KINDS)}" for name, kind in wrong.items()
+        f"{safe_repr(name)} has the kind {safe_repr(kind)}; expected {' | '.join(KINDS)}"
+        for name, kind in wrong.items()
     ]
 
 
 def _faults_of_tokenizer(tokenizer, layout: str, ask: bool) -> list[str]:
     faults = []
     if layout not in LAYOUTS:
-        faults.append(f"layout is {quote(layout)}; expected {' | '.join(LAYOUTS)}{nearest(layout, LAYOUTS)}")
+        faults.append(f"layout is {safe_repr(layout)}; expected {' | '.join(LAYOUTS)}{nearest(layout, LAYOUTS)}")
     if tokenizer.pad_token_id is None:
         faults.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
     if ask and tokenizer.eos_token_id is None:
@@ -336,7 +337,7 @@ def _faults_of_tokenizer(tokenizer, layout: str, ask: bool) -> list[str]:
 def _faults_of_embed(embed: str, max_new_tokens: int, ask: bool) -> list[str]:
     faults = [] if max_new_tokens > 0 else [f"max_new_tokens is {max_new_tokens}; expected 1 or more"]
     if embed not in EMBEDS:
-        faults.append(f"embed is {quote(embed)}; expected {' | '.join(EMBEDS)}{nearest(embed, EMBEDS)}")
+        faults.append(f"embed is {safe_repr(embed)}; expected {' | '.join(EMBEDS)}{nearest(embed, EMBEDS)}")
     elif embed == PROMPT_QUERY and not ask:
         faults.append("embed is prompt_query; an encoder is asked nothing and writes no query: use embed prompt")
     return faults
@@ -352,5 +353,7 @@ def sessions_of(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> pa.Table 
     place = pd.Index(sessions["session_id"]).get_indexer(frame["session_id"])
     if (place < 0).any():
         missing = frame["session_id"][place < 0].iloc[0]
-        raise ValueError(f"{(place < 0).sum()} transcripts name a session that is not there (first: {quote(missing)})")
+        raise ValueError(
+            f"{(place < 0).sum()} transcripts name a session that is not there (first: {safe_repr(missing)})"
+        )
     return sessions.iloc[place]

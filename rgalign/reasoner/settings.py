@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from rgalign.data.schema import personal
-from rgalign.errors import nearest, quote
+from rgalign.errors import nearest, safe_repr
 from rgalign.reasoner.prompts import PROMPT, Prompter, has_ask
 
 TINY = "tiny"
@@ -34,7 +34,7 @@ def shown_features(
     named = settings["features"]
     names = list(named if named is not None else meta.get("prompt_features") or kinds)
     if unknown := [name for name in names if name not in kinds]:
-        lines = "\n".join(f"  {quote(name)}{nearest(name, kinds)}" for name in unknown)
+        lines = "\n".join(f"  {safe_repr(name)}{nearest(name, kinds)}" for name in unknown)
         where = "dataset.yaml prompt_features" if named is None else "reasoner.features"
         raise ValueError(f"{where} names what is no feature column:\n{lines}")
     private = personal(names) if named is None else []

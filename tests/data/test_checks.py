@@ -45,7 +45,7 @@ def test_one_fault_gives_one_complaint(tmp_path, name):
     tables, meta = good_tables(), good_meta()
     change(tables, meta)
     report = check(write_raw(tmp_path, tables, meta))
-    assert len(report.faults) == 1, report
+    assert len(report.errors) == 1, report
 
 
 def test_all_faults_are_listed_at_once(tmp_path):
@@ -68,7 +68,7 @@ def test_all_faults_are_listed_at_once(tmp_path):
 
 def test_a_good_folder_passes_without_a_note(tmp_path):
     report = check(write_raw(tmp_path, good_tables(), good_meta()))
-    assert (report.faults, [where for where, _ in report.notes]) == ([], ["intents.description"])
+    assert (report.errors, [where for where, _ in report.notes]) == ([], ["intents.description"])
     assert "passes every check: 4 intents, 10 sessions, 30 impressions" in str(report)
 
 
@@ -78,7 +78,7 @@ def test_a_note_is_counted_and_does_not_stop(tmp_path, name):
     tables, meta = good_tables(), good_meta()
     change(tables, meta)
     report = check(write_raw(tmp_path, tables, meta))
-    assert not report.faults
+    assert not report.errors
     for word in words:
         assert word in str(report)
     assert len(read(tmp_path, splits=SPLITS).sessions) == SESSIONS
@@ -91,7 +91,7 @@ def test_sessions_without_impressions_and_scattered_lists_are_noted(tmp_path):
     tables["impressions"] = rows.take(np.r_[np.arange(0, 27, 3), np.arange(1, 27, 3), np.arange(2, 27, 3)])
     tables["sessions"] = tables["sessions"].append_column("extra", pa.array(range(SESSIONS)))
     report = check(write_raw(tmp_path, tables, good_meta()))
-    assert not report.faults
+    assert not report.errors
     for word in ("1 session has no impression (first: 0)", "not grouped by session", "sessions.extra"):
         assert word in str(report)
     dataset = read(tmp_path, splits=SPLITS)
@@ -114,7 +114,7 @@ def test_propensities_that_will_be_clipped_are_noted(tmp_path, rare, told):
     tables = good_tables()
     tables["impressions"] = replaced(tables["impressions"], "propensity", dict(enumerate(rare)))
     report = check(write_raw(tmp_path, tables, good_meta()))
-    assert not report.faults
+    assert not report.errors
     notes = [what for where, what in report.notes if where == "impressions.propensity"]
     assert bool(notes) == (told is not None)
     assert told is None or told in notes[0]
@@ -159,7 +159,7 @@ def test_a_changed_byte_in_written_tables_is_noticed(tmp_path):
         damaged = bytearray(path.read_bytes())
         damaged[start + column.total_compressed_size - 1 - number % 8] ^= 1 << int(generator.integers(8))
         path.write_bytes(damaged)
-        assert "sessions." in str(check(tmp_path / "out").faults), column.path_in_schema
+        assert "sessions." in str(check(tmp_path / "out").errors), column.path_in_schema
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_yaml_that_may_not_be_opened_is_a_fault(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("rgalign.data.check_schema.read_yaml", refuse)
+    monkeypatch.setattr("rgalign.data.dataset_yaml.read_yaml", refuse)
     assert "cannot be read: Permission denied" in str(check(write_raw(tmp_path, good_tables(), good_meta())))
 
 
@@ -203,13 +203,13 @@ def test_folders_in_the_place_of_files_are_named(tmp_path):
     for name in ("labels.parquet", "sessions.parquet", "dataset.yaml"):
         (folder / name).unlink()
         (folder / name).mkdir()
-    assert sum("is a folder; expected" in what for _, what in check(folder).faults) == 3
+    assert sum("is a folder; expected" in what for _, what in check(folder).errors) == 3
 
 
 def test_a_world_without_truth_is_not_judged(tmp_path):
     tables = good_tables()
     del tables["truth"]
-    assert not check(write_raw(tmp_path, tables, good_meta() | {"world": {"version": 0}})).faults
+    assert not check(write_raw(tmp_path, tables, good_meta() | {"world": {"version": 0}})).errors
 
 
 def test_no_yaml_and_no_folder(tmp_path):
@@ -237,5 +237,5 @@ def test_a_checksum_that_differs_is_noted(tmp_path):
 def test_the_public_data_sets_pass(public_data):
     for name, sessions in (("cfpb2014", 8337), ("msweb", 26169)):
         report = check(public_data / name)
-        assert not report.faults
+        assert not report.errors
         assert report.rows["sessions"] == sessions

@@ -10,8 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rgalign.data import shards
-from rgalign.data.development import Development
-from rgalign.data.split import development_users
+from rgalign.data.split import Development, development_users
 
 FIRST = pd.Timestamp("2024-03-01")
 

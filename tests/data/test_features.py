@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgalign.data import columns
+from rgalign.data import columns, encode
 from rgalign.data.encode import encode_intents, encode_lists
 from rgalign.data.features import FeatureSpace, fit_space
 
@@ -183,13 +183,13 @@ WORDS = st.sampled_from(["late", "parcel", "refund", "เงิน", "café", "1
 def test_words_are_free_of_order_case_and_repetition(words, data):
     shuffled = data.draw(st.permutations(words + words[:3]))
     texts = pa.array([", ".join(words), " !? ".join(shuffled).upper()])
-    rows, buckets = columns.hashed_words([texts], buckets=4096, pairs=False)
+    rows, buckets = encode.hashed_words([texts], buckets=4096, pairs=False)
     assert buckets[rows == 0].tolist() == sorted({bucket(word) for word in words}) == buckets[rows == 1].tolist()
 
 
 def test_pairs_are_neighbours_within_one_column():
     texts = [pa.array(["money back", ""]), pa.array(["now", "back; money"])]
-    rows, buckets = columns.hashed_words(texts, buckets=4096, pairs=True)
+    rows, buckets = encode.hashed_words(texts, buckets=4096, pairs=True)
     first, second = ["money", "back", "money back", "now"], ["back", "money", "back money"]
     assert buckets[rows == 0].tolist() == sorted(map(bucket, first))
     assert buckets[rows == 1].tolist() == sorted(map(bucket, second))
@@ -197,12 +197,12 @@ def test_pairs_are_neighbours_within_one_column():
 
 def test_words_hash_alike_in_every_process():
     code = (
-        "import pyarrow as pa; from rgalign.data.columns import hashed_words;"
+        "import pyarrow as pa; from rgalign.data.encode import hashed_words;"
         "print(*hashed_words([pa.array(['Where is my parcel', 'refund'])], buckets=4096, pairs=True)[1])"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12"}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
-    _, here = columns.hashed_words([pa.array(["Where is my parcel", "refund"])], buckets=4096, pairs=True)
+    _, here = encode.hashed_words([pa.array(["Where is my parcel", "refund"])], buckets=4096, pairs=True)
     assert printed.stdout.split() == [str(each) for each in here]
 
 

@@ -10,7 +10,7 @@ from builders import good_meta, good_tables
 from single_faults import FAULTS
 from table_changes import replaced, write_raw
 
-from rgalign.data.checks import judged
+from rgalign.data.checks import check_frame
 from rgalign.data.schema import to_frame
 from rgalign.data.tables import check
 
@@ -38,8 +38,8 @@ def test_a_fault_of_a_folder_is_the_same_fault_of_a_frame(tmp_path, name):
         return
     if len(set(tables["sessions"].column_names)) < len(tables["sessions"].column_names):
         return  # pandas cannot be given such a table
-    report, _ = judged(to_frame(tables["sessions"]), "sessions", NEEDED, kinds=KINDS)
-    assert of_columns(report.faults) == of_columns(check(write_raw(tmp_path, tables, meta)).faults)
+    report, _ = check_frame(to_frame(tables["sessions"]), "sessions", NEEDED, kinds=KINDS)
+    assert of_columns(report.errors) == of_columns(check(write_raw(tmp_path, tables, meta)).errors)
 
 
 MOMENTS = pd.date_range("2025-03-01", periods=10, freq="6h")
@@ -87,14 +87,14 @@ COLUMNS["epoch ms as s"] = ("timestamp", EPOCH["ms"].to_numpy().astype("datetime
 def test_a_column_is_sound_in_a_frame_where_it_is_in_a_folder(tmp_path, name):
     column, values, told = COLUMNS[name]
     frame = good_tables()["sessions"].to_pandas().assign(**{column: values})
-    report, found = judged(frame, "sessions", NEEDED, kinds=KINDS)
+    report, found = check_frame(frame, "sessions", NEEDED, kinds=KINDS)
     tables = good_tables() | {"sessions": pa.Table.from_pandas(frame, preserve_index=False)}
     if column == "session_id":  # whose rows the other tables name
-        in_folder = [what for where, what in check(write_raw(tmp_path, tables, good_meta())).faults if where in JUDGED]
+        in_folder = [what for where, what in check(write_raw(tmp_path, tables, good_meta())).errors if where in JUDGED]
     else:
         tables["intents"] = replaced(tables["intents"], "valid_from", pa.nulls(4, pa.timestamp("us")))
-        in_folder = [what for _, what in check(write_raw(tmp_path, tables, good_meta())).faults]
-    in_frame = [as_stored(what) for _, what in report.faults]
+        in_folder = [what for _, what in check(write_raw(tmp_path, tables, good_meta())).errors]
+    in_frame = [as_stored(what) for _, what in report.errors]
     assert in_frame == in_folder
     if told is None:
         assert not in_frame
@@ -114,9 +114,9 @@ def test_a_column_is_sound_in_a_frame_where_it_is_in_a_folder(tmp_path, name):
 )
 def test_what_no_table_could_hold_is_told_by_column(values, told):
     frame = good_tables()["sessions"].to_pandas().assign(state=pd.Series(values, dtype=object))
-    report, _ = judged(frame, "sessions", NEEDED, kinds=KINDS)
-    assert [where for where, _ in report.faults] == ["sessions.state"]
-    assert told in report.faults[0][1]
+    report, _ = check_frame(frame, "sessions", NEEDED, kinds=KINDS)
+    assert [where for where, _ in report.errors] == ["sessions.state"]
+    assert told in report.errors[0][1]
 
 
 @pytest.mark.parametrize(
@@ -139,15 +139,15 @@ def test_what_no_table_could_hold_is_told_by_column(values, told):
 def test_yes_and_no_have_one_spelling(seen, values, told):
     values = pd.Series([*values, *values[:1] * 8])
     frame = good_tables()["sessions"].to_pandas().assign(state=values)
-    report, _ = judged(frame, "sessions", NEEDED, kinds=KINDS, seen={"state": seen})
-    assert bool(report.faults) == (told is not None)
-    assert told is None or told in report.faults[0][1]
+    report, _ = check_frame(frame, "sessions", NEEDED, kinds=KINDS, seen={"state": seen})
+    assert bool(report.errors) == (told is not None)
+    assert told is None or told in report.errors[0][1]
 
 
 @pytest.mark.parametrize("rows", [[1, 2], {"session_id": ["a"]}, None, pd.Series([1]), np.zeros((2, 2))])
 def test_what_is_no_frame_is_told(rows):
-    report, _ = judged(rows, "sessions", ["session_id"], kinds={})
-    assert "expected a pandas DataFrame with session_id" in report.faults[0][1]
+    report, _ = check_frame(rows, "sessions", ["session_id"], kinds={})
+    assert "expected a pandas DataFrame with session_id" in report.errors[0][1]
 
 
 @pytest.mark.parametrize("span", [0, 1, 59, 3600])

@@ -116,7 +116,7 @@ def test_labels_of_a_world_are_written_with_it(tmp_path):
     assert labels.session_id.tolist() == dataset.sessions.session_id.tolist()
     (folder / "labels.parquet").unlink()
     labels.to_parquet(folder / "labels.parquet", index=False)
-    assert not tables.check(folder).faults
+    assert not tables.check(folder).errors
 
 
 def test_every_fault_of_a_sheet_is_told_at_once(tmp_path):

@@ -91,8 +91,8 @@ def both(tmp_path_factory):
 
 def test_partitions_have_no_fault_and_the_same_rows(both):
     reports = [tables.check(folder) for folder in both]
-    assert not reports[0].faults
-    assert not reports[1].faults, str(reports[1])
+    assert not reports[0].errors
+    assert not reports[1].errors, str(reports[1])
     assert reports[1].rows == reports[0].rows == {"intents": 5, "sessions": 90, "impressions": 270}
 
 
@@ -186,7 +186,7 @@ def test_a_value_of_the_path_is_the_text_that_it_is(tmp_path, alike, column):
     """Read, copied, fitted and encoded as from one file, whose column is of strings."""
     values = np.resize(np.array(LOOK_ALIKES[alike], dtype=object), 90)
     one, many = split_by(tmp_path, column, values, "categorical")
-    assert not tables.check(many).faults
+    assert not tables.check(many).errors
     expected = dict(zip(drawn()["sessions"].session_id, values, strict=True))
     splits = ("train", "valid", "test")
     tables.copy(many, tmp_path / "copy", tables.checked(many))

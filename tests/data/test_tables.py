@@ -232,7 +232,7 @@ def test_a_table_of_which_no_row_is_left_is_no_empty_one(tmp_path, name):
         dataset = read(raw, splits=SPLITS, truth=True)
         write(replace(dataset, labels=dataset.labels.head(0)), tmp_path / "copy")
     assert not (tmp_path / "copy" / f"{name}.parquet").exists()
-    assert check(tmp_path / "copy").faults == []
+    assert check(tmp_path / "copy").errors == []
 
 
 def test_columns_and_sessions_can_be_left_out(tmp_path):

@@ -256,7 +256,7 @@ def test_same_seed_same_bytes_other_seed_other_world(tmp_path):
         first, again, other = ((tmp_path / folder / name).read_bytes() for folder in ("first", "again", "other"))
         assert first == again
         assert first != other
-    assert not tables.check(tmp_path / "first").faults
+    assert not tables.check(tmp_path / "first").errors
 
 
 def test_distance_moves_the_transcripts_and_nothing_else():
@@ -366,7 +366,7 @@ def test_version_2_holds_no_intent_id_and_is_read_back(tmp_path):
     text = " ".join([str(rows(shop)), *shop.transcripts["typed_query"]])
     assert not any(intent in text for intent in shop.intents["intent_id"])
     tables.write(shop, tmp_path / "shop")
-    assert tables.check(tmp_path / "shop").faults == []
+    assert tables.check(tmp_path / "shop").errors == []
     assert World.from_meta(tables.read(tmp_path / "shop").meta).version == 2
 
 

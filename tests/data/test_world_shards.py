@@ -47,7 +47,7 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "write_arrow", dies)
     with pytest.raises(KeyboardInterrupt):
         write_world(tmp_path / "shop", **SIZES)
-    assert "dataset.yaml" in dict(tables.check(tmp_path / "shop").faults)
+    assert "dataset.yaml" in dict(tables.check(tmp_path / "shop").errors)
     first = (tmp_path / "shop" / "truth" / "part-00000.parquet").stat().st_mtime_ns
     monkeypatch.setattr(shards, "write_arrow", real)
     write_world(tmp_path / "shop", **SIZES)

@@ -49,10 +49,10 @@ def judge(case: Case, folder: Path) -> None:
         assert word in text, f"{word!r} is not in\n{text}"
     assert len(text) < 20_000, "an error is to be read"
     if case.outcome == "refused":
-        assert report.faults, text
+        assert report.errors, text
         _is_refused(folder, text)
         return
-    assert not report.faults, text
+    assert not report.errors, text
     assert bool(case.words) == (case.outcome == "noted")
     shop = read(folder, splits=SPLITS, truth=(folder / "truth.parquet").is_file())
     _nothing_is_lost(folder, shop)

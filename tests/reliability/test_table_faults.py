@@ -17,7 +17,7 @@ from rgalign.data.tables import TableError, check, read
 def test_the_good_shop_has_no_fault_and_its_lists_without_a_click_are_counted(tmp_path):
     tables, meta = good_shop()
     report = check(write_raw(tmp_path, tables, meta))
-    assert not report.faults
+    assert not report.errors
     assert [where for where, _ in report.notes] == ["impressions"]
 
 
@@ -55,12 +55,12 @@ def test_any_values_in_any_column_are_read_whole_or_refused_by_name(tmp_path, da
     cells = data.draw(st.dictionaries(st.integers(0, len(old) - 1), values, min_size=1, max_size=4))
     tables[table] = replaced(tables[table], column, cells)
     report = check(write_raw(tmp_path / "shop", tables, meta))
-    assert all(isinstance(what, str) and where for where, what in report.faults)
-    if report.faults:
+    assert all(isinstance(what, str) and where for where, what in report.errors)
+    if report.errors:
         with pytest.raises(TableError) as raised:
             read(tmp_path / "shop", splits=SPLITS)
         assert str(raised.value) == str(report)
-        assert any(where.startswith((table, "impressions", "truth")) for where, _ in report.faults)
+        assert any(where.startswith((table, "impressions", "truth")) for where, _ in report.errors)
         return
     shop = read(tmp_path / "shop", splits=SPLITS)
     assert [len(shop.sessions), len(shop.intents), len(shop.impressions)] == [
