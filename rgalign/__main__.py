@@ -78,7 +78,7 @@ def run_command(options: argparse.Namespace) -> int:
         overrides["run.launcher"] = options.launcher
     params = load(options.params, overrides)
     from rgalign.commands import machine, pipeline
-    from rgalign.data.describe import size_of
+    from rgalign.data.sources import size_of
     from rgalign.run import external_inputs
 
     run = Path(os.path.abspath(options.run_dir)) if options.run_dir else artifacts.run_directory("", options.params)

@@ -75,7 +75,7 @@ def outlook(params: Params, card: str | None = None) -> str:
 
     from rgalign.commands import estimate
     from rgalign.commands.estimate import model_size
-    from rgalign.data.describe import size_of
+    from rgalign.data.sources import size_of
 
     found, note = _card(card, params.run.device)
     if found is None:

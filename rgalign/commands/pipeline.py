@@ -21,7 +21,7 @@ import pandas as pd
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
-from rgalign.data.describe import size_of
+from rgalign.data.sources import size_of
 from rgalign.params import ROOT, Params
 from rgalign.run import artifacts, locks, notebook_files
 from rgalign.run.plan import STAGES, Stage, needed

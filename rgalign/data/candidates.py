@@ -12,10 +12,16 @@ import pandas as pd
 import pyarrow as pa
 
 from rgalign.data.lists import Lists, clicks_of, listed_in
-from rgalign.data.schema import STRING
+from rgalign.data.schema import STRING, to_frame, to_table
+from rgalign.data.tables import Dataset
 
 SAMPLED_NEGATIVES = {"popularity": 15, "uniform": 4, "smoothing": 0.5}
 LISTS_AT_ONCE = 8192
+SAMPLING = (
+    "20 a session: the true intent, 15 distinct negatives drawn with p ~ (train clicks + 0.5), 4 uniform ones. "
+    "Never a candidate: an intent before its valid_from, an area already visited. "
+    "position is a random shuffle. Add log q(i) (candidates.kb_correction) when all intents are ranked."
+)  # written into dataset.yaml
 NEWTON_STEPS = 60
 
 
@@ -75,17 +81,49 @@ def impressions(
     position = (np.cumsum(lists >= 0, axis=1) - 1)[rows, columns]
     return pd.DataFrame(
         {
-            "session_id": _picked(session_id, rows),
-            "intent_id": _picked(intent_id, shown),
+            "session_id": _take_ids(session_id, rows),
+            "intent_id": _take_ids(intent_id, shown),
             "position": position.astype(np.int16),
             "clicked": (shown == true_intent[rows]).astype(np.int8),
         }
     )
 
 
-def _picked(ids: np.ndarray, rows: np.ndarray) -> pd.Series:
+def _take_ids(ids: np.ndarray, rows: np.ndarray) -> pd.Series:
     """Arrow strings: a Python object for each of 20 ids a session would not fit in memory."""
     return pd.Series(pd.array(pa.array(ids, STRING).take(pa.array(rows)), dtype=pd.ArrowDtype(STRING)))
+
+
+def sampled_dataset(
+    name: str,
+    kinds: dict[str, str],
+    meta: dict,
+    intents: pd.DataFrame,
+    sessions: pd.DataFrame,
+    true_intent: np.ndarray,
+    train_clicks: np.ndarray,
+    seed: int,
+    transcripts: pd.DataFrame | None = None,
+    barred: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Dataset:
+    """A data set whose log says what was chosen and not what was shown: its tables with sampled lists.
+
+    true_intent, train_clicks, barred  of `draw_lists`;  seed  of the lists
+    """
+    lists = draw_lists(
+        true_intent,
+        train_clicks,
+        available=pd.to_datetime(intents["valid_from"]).to_numpy(),
+        times=pd.to_datetime(sessions["timestamp"]).to_numpy(),
+        barred=barred,
+        generator=np.random.default_rng([seed, 1]),
+    )
+    shown = impressions(lists, true_intent, sessions["session_id"], intents["intent_id"])
+    meta = {"name": name, **meta, "candidates": SAMPLING, "sampled_negatives": dict(SAMPLED_NEGATIVES)}
+    meta |= {"position_is_real": False, "features": dict(kinds), "seed": seed}
+    frames = {"intents": intents, "sessions": sessions, "impressions": shown, "transcripts": transcripts}
+    frames = {key: to_frame(to_table(frame, key, kinds)) for key, frame in frames.items() if frame is not None}
+    return Dataset(name=name, kinds=kinds, meta=meta, **frames)
 
 
 def log_inclusion(train_clicks: np.ndarray, sampled_negatives: dict = SAMPLED_NEGATIVES) -> np.ndarray:

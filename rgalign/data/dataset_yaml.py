@@ -12,8 +12,7 @@ from rgalign.data.schema import KINDS, OPTIONAL, REQUIRED, YAML_FILE, personal, 
 from rgalign.errors import Report, nearest, safe_repr, section_errors
 from rgalign.params import ParamsError
 from rgalign.params_schema import SampledNegatives
-from rgalign.shopworld.latent import WORLD_VERSIONS
-from rgalign.shopworld.tables import Rules
+from rgalign.shopworld.tables import WORLD_VERSIONS, Rules
 
 LONGEST_NAME = 200  # characters
 SECTIONS = ("sampled_negatives", "time_split", "world")  # models of their own; any other key is kept and left alone

@@ -1,132 +1,153 @@
-"""One door for every source of data: the simulator, a folder of tables, raw public files."""
+"""The registry of data sources: what `data.source` of the params may name, how each is read, and how large it is.
+
+A new source is one function that returns a Dataset and one entry of SOURCES (and its name in params_schema.Data).
+"""
 
 import csv
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from rgalign.data import cfpb_csv, tables
-from rgalign.data.candidates import SAMPLED_NEGATIVES, draw_lists, impressions
-from rgalign.data.schema import to_frame, to_table
-from rgalign.data.split import by_fraction
+from rgalign.data import cfpb, tables
+from rgalign.data.candidates import sampled_dataset
+from rgalign.data.schema import NEEDED_TABLES, TIME, Table, as_type, feature_kinds
 from rgalign.data.tables import Dataset, TableError
 from rgalign.errors import nearest, safe_repr
+from rgalign.params_schema import Data
+from rgalign.run.artifacts import ArtifactError, data_path
 from rgalign.shopworld import world
-from rgalign.shopworld.columns import KINDS, TEXT_COLUMNS
-
-# Public logs into the project's tables: one function a source, each returns a Dataset ready for `tables.write`.
-#
-# tables.write(adapters.cfpb("complaints.csv", seed=11), "data/cfpb/")
+from rgalign.shopworld.vocabulary import KINDS, TEXT_COLUMNS
 
 PUBLISHED_SEED = 11  # the seed of the published msweb: withheld areas and valid users come out as they are there
-CANDIDATES = (
-    "20 a session: the true intent, 15 distinct negatives drawn with p ~ (train clicks + 0.5), 4 uniform ones. "
-    "Never a candidate: an intent before its valid_from, an area already visited. "
-    "position is a random shuffle. Add log q(i) (candidates.kb_correction) when all intents are ranked."
-)
+ROWS = 2**20  # timestamps in memory at once
 
 
-def cfpb(path: str | Path, *, seed: int, day_first: bool | None = None) -> Dataset:
-    """The CFPB's consumer complaints, one session a complaint, one intent an issue with its sub-issue.
+@dataclass(frozen=True)
+class Size:
+    """What is known of a data set that nobody has loaded.
 
-    Reads a CSV or a folder of them, in the spelling of 2014 and the later ones, `day_first` where their dates do not
-    tell (`cfpb_csv.read_rows`). Split by date: first 70 % train, next 10 % valid, rest test, whole days. An intent new
-    after train is valid from the first day of valid. Narratives, where released, become transcripts; tags a feature.
-    `seed` draws the candidates. Raises TableError.
+    about    `sessions` is estimated from the beginning of a file
+    rows     table -> rows, where the source has tables
+    first, last  of the sessions' times; None where they are empty or not told
+    columns  feature columns, where the source declares them
     """
-    rows, left_out = cfpb_csv.read_rows(path, day_first=day_first)
-    sessions = _cfpb_sessions(rows)
+
+    sessions: int
+    about: bool = False
+    rows: tuple[tuple[str, int], ...] = ()
+    first: datetime | None = None
+    last: datetime | None = None
+    columns: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{'about ' * self.about}{self.sessions:,} sessions"]
+        parts += [f"{count:,} {name}" for name, count in self.rows if name != "sessions"]
+        if self.first is not None:
+            parts.append(f"{self.first:%Y-%m-%d} to {self.last:%Y-%m-%d}")
+        if self.columns:
+            parts.append(f"{len(self.columns)} feature columns: {', '.join(self.columns)}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One name of `data.source`. Both functions take the params' section `data` and the path that it names, or None.
+
+    read      all splits with their truth; a Path is a data set folder to copy, which may be larger than memory
+    size      what is known of it without reading it
+    features  its feature columns, where they are known before it is read
+    """
+
+    read: Callable[[Data, Path | None], Dataset | Path]
+    size: Callable[[Data, Path | None], Size]
+    features: tuple[str, ...] = ()
+
+
+def write_dataset(folder: Path, data: Data, path: Path | None = None) -> dict[str, str]:
+    """Writes the whole data set that `data` names, every split and, of a simulator, the truth; returns its kinds.
+
+    folder  where it is written, all of it or nothing
+    path    what data.path means here (artifacts.data_path); None for a source without files
+    Raises TableError with every error of the files, ValueError where dataset.yaml says otherwise how lists were sampled
+    and where data.features.drop names no feature column or leaves none (only the names are checked here).
+    """
+    source, drop = SOURCES[data.source], data.features.drop
+    if source.features:  # before the minutes that a large world takes
+        _check_drop(drop, source.features)
+    found = source.read(data, path)
+    meta = found.meta if isinstance(found, Dataset) else tables.checked(found)
+    _check_drop(drop, meta["features"])
+    meta = _with_sampling(meta, data)
+    if isinstance(found, Dataset):
+        tables.write(replace(found, meta=meta), folder)
+    else:
+        tables.copy(found, folder, meta)
+    return dict(meta["features"])
+
+
+@cache  # a plan asks once a stage
+def size_of(data: Data) -> Size:
+    """The size of what `data` names: rows of parquet files by their metadata, of raw files by counting lines.
+
+    Raises ArtifactError where it is not there or cannot be counted, with the command that says all that is wrong.
+    """
+    path = data_path(data.path) if data.path else None
     try:
-        sessions["split"] = by_fraction(sessions)
-    except ValueError as error:
-        raise TableError(f"{path}: {error}. Nothing was read") from error
-    title = rows["issue"] + np.where(rows["sub_issue"] == "", "", ": " + rows["sub_issue"])
-    in_train = sessions["split"].eq("train").to_numpy(dtype=bool)
-    intents = _cfpb_intents(rows, title, in_train)
-    true_intent = pd.Index(intents["title"]).get_indexer(title)
-    train_clicks = np.bincount(true_intent[in_train], minlength=len(intents))
-    intents["valid_from"] = sessions["timestamp"][sessions["split"].eq("valid")].min()
-    intents["valid_from"] = intents["valid_from"].where(train_clicks == 0)
-    kinds = {name: "categorical" for name in sessions.columns[5:] if name != "profile"} | {"profile": "text"}
-    transcripts = None
-    if rows["narrative"].ne("").any():
-        told = rows["narrative"].ne("").to_numpy(dtype=bool)
-        typed = {"session_id": sessions["session_id"], "typed_query": rows["narrative"]}
-        transcripts = pd.DataFrame(typed | {"intent_id": intents["intent_id"].to_numpy()[true_intent]})[told]
-    meta = {
-        "title": "CFPB consumer complaints",
-        "what": f"A bank customer's profile and product; rank the reason for her complaint. {len(intents)} reasons.",
-        "licence": "Work of the US government, public domain (CFPB Consumer Complaint Database)",
-        "origin": "The CFPB's CSV; rows left out, and why: see left_out",
-        "split": "By date: first 70 % of the sessions train, next 10 % valid, last 20 % test, whole days.",
-        "leaks_removed": list(cfpb_csv.LEAKS),
-        "caution": "Product names the issue family by construction: always ablate product and sub_product.",
-        "left_out": left_out,
-    }
-    return _dataset("cfpb", kinds, meta, intents, sessions, true_intent, train_clicks, seed, transcripts)
+        return SOURCES[data.source].size(data, path)
+    except (OSError, ValueError, LookupError, csv.Error, pa.ArrowException) as error:
+        more = f"; all that is wrong with it: python -m rgalign check {path}" if data.source == "folder" else ""
+        found = f"data.path {path} cannot be read as {data.source}"
+        raise ArtifactError(f"{found} ({' '.join(str(error).split())}){more}") from None
 
 
-def _cfpb_sessions(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sessions in the order of dates; the company's answer and all that comes after the complaint stay out."""
-    session_id = "c" + _digests(rows["complaint_id"], 12)
-    sub_product = rows["sub_product"].where(rows["sub_product"] != "", "unspecified")
-    holds = "Holds: " + rows["product"] + " (" + sub_product + ") with " + rows["company"]
-    columns = {
-        "session_id": session_id,
-        "user_id": session_id,  # the CFPB does not say who complains twice
-        "timestamp": rows["date_received"],
-        "region": rows["state"].where(rows["state"] != ""),
-        "split": None,
-        "product": rows["product"],
-        "sub_product": rows["sub_product"],
-        "company": rows["company"],
-        "state": rows["state"],
-        "zip3": rows["zip_code"].str.extract(r"^(\d{3})", expand=False).fillna(""),
-        "channel": rows["submitted_via"],
-        "weekday": rows["date_received"].dt.day_name(),
-        "profile": holds + ". State " + rows["state"] + ".",
-    }
-    if rows["tags"].ne("").any():
-        columns["tags"] = rows["tags"]
-    return pd.DataFrame(columns)
+def _with_sampling(meta: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """dataset.yaml with how a folder's lists were sampled, where the params say it."""
+    if data.sampled_negatives is None:
+        return dict(meta)
+    sampled = data.sampled_negatives.model_dump()
+    stated = meta.get("sampled_negatives", sampled)
+    if dict(stated) != sampled:
+        raise ValueError(f"data.sampled_negatives is {sampled}, but dataset.yaml says {stated}")
+    return {**meta, "sampled_negatives": sampled}
 
 
-def _cfpb_intents(rows: pd.DataFrame, title: pd.Series, in_train: np.ndarray) -> pd.DataFrame:
-    """One row an issue and sub-issue, in the order of titles.
+def _check_drop(drop: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    if unknown := [name for name in drop if name not in known]:
+        lines = "\n".join(f"  {safe_repr(name)}{nearest(name, known)}" for name in unknown)
+        raise ValueError(f"data.features.drop names what is no feature column:\n{lines}")
+    if set(known) <= set(drop):
+        raise ValueError(f"data.features.drop leaves none of the {len(known)} feature columns; a ranker needs one")
 
-    Which products it is about, and the one most often meant, its category, train's complaints alone say (in_train): a
-    knowledge base is written before what is asked of it later. An intent that train has not knows neither.
-    """
-    pairs = rows.assign(title=title).groupby("title", sort=True)
-    issue, sub_issue = pairs["issue"].first(), pairs["sub_issue"].first()
-    known = rows.assign(title=title)[in_train]
-    counts = known.groupby(["title", "product"]).size().rename("rows").reset_index()
-    main = counts.sort_values(["title", "rows", "product"], ascending=[True, False, True]).groupby("title").first()
-    detail = np.where(sub_issue == "", "", " Detail: " + sub_issue + ".")
-    products = counts.groupby("title")["product"].agg("; ".join)
-    products = (" Asked about products: " + products + ".").reindex(issue.index, fill_value="")
-    key = issue + np.where(sub_issue == "", "", " | " + sub_issue)
-    return pd.DataFrame(
-        {
-            "intent_id": "i" + _digests(key, 8),
-            "title": issue.index,
-            "description": "The customer complains about: " + issue + "." + detail + products,
-            "category": main["product"].reindex(issue.index),
-        }
-    ).reset_index(drop=True)
+
+def _folder_size(folder: Path) -> Size:
+    tables = {name: Table(folder, name) for name in NEEDED_TABLES}
+    rows = tuple((name, table.rows) for name, table in tables.items())
+    spans = []
+    for batch in tables["sessions"].iter_batches(ROWS, ["timestamp"]):
+        found = pc.min_max(as_type(pa.chunked_array([batch.column(0)]), TIME)).as_py()
+        spans += [] if found["min"] is None else [found]
+    first = min((each["min"] for each in spans), default=None)
+    last = max((each["max"] for each in spans), default=None)
+    return Size(tables["sessions"].rows, rows=rows, first=first, last=last, columns=tuple(feature_kinds(folder)))
+
+
+# The UCI's anonymous-msweb.
 
 
 def msweb(folder: str | Path, *, seed: int = PUBLISHED_SEED) -> Dataset:
     """The UCI anonymous-msweb files (.data: train users, .test: test users): areas visited so far -> one withheld.
 
     Users with a single area are left out. For each user in file order, `seed` draws the area to withhold and, for
-    train users, whether she is valid (one in ten); PUBLISHED_SEED repeats the published choices. Raises TableError.
+    train users, who is valid (one in ten); PUBLISHED_SEED repeats the published choices. Raises TableError.
     """
     titles, train = _msweb_file(Path(folder) / "anonymous-msweb.data")
     _, test = _msweb_file(Path(folder) / "anonymous-msweb.test")
@@ -172,7 +193,9 @@ def msweb(folder: str | Path, *, seed: int = PUBLISHED_SEED) -> Dataset:
     kinds = {"n_visited": "numeric", "recent": "history", "recent_text": "text"}
     visitor = np.repeat(np.arange(len(recent)), sessions["n_visited"])
     visited = pd.Index(known).get_indexer([area for areas in recent for area in areas])
-    return _dataset("msweb", kinds, meta, intents, sessions, true_intent, train_clicks, seed, barred=(visitor, visited))
+    return sampled_dataset(
+        "msweb", kinds, meta, intents, sessions, true_intent, train_clicks, seed, barred=(visitor, visited)
+    )
 
 
 def _msweb_intents(known: list[str], titles: dict[str, tuple[str, str]]) -> pd.DataFrame:
@@ -216,92 +239,27 @@ def _msweb_file(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, list[
     return titles, users
 
 
-def _dataset(
-    name: str,
-    kinds: dict[str, str],
-    meta: dict,
-    intents: pd.DataFrame,
-    sessions: pd.DataFrame,
-    true_intent: np.ndarray,
-    train_clicks: np.ndarray,
-    seed: int,
-    transcripts: pd.DataFrame | None = None,
-    barred: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Dataset:
-    """The tables with their candidate lists, in the types that `tables.read` gives."""
-    lists = draw_lists(
-        true_intent,
-        train_clicks,
-        available=pd.to_datetime(intents["valid_from"]).to_numpy(),
-        times=pd.to_datetime(sessions["timestamp"]).to_numpy(),
-        barred=barred,
-        generator=np.random.default_rng([seed, 1]),
-    )
-    shown = impressions(lists, true_intent, sessions["session_id"], intents["intent_id"])
-    meta = {"name": name, **meta, "candidates": CANDIDATES, "sampled_negatives": dict(SAMPLED_NEGATIVES)}
-    meta |= {"position_is_real": False, "features": dict(kinds), "seed": seed}
-    frames = {"intents": intents, "sessions": sessions, "impressions": shown, "transcripts": transcripts}
-    frames = {key: to_frame(to_table(frame, key, kinds)) for key, frame in frames.items() if frame is not None}
-    return Dataset(name=name, kinds=kinds, meta=meta, **frames)
+def _msweb_size(folder: Path) -> Size:
+    """Users who opened two areas or more: one of them is withheld."""
+    sessions = 0
+    for name in ("anonymous-msweb.data", "anonymous-msweb.test"):
+        visits = 0
+        for line in (folder / name).read_text(encoding="latin-1").splitlines():
+            visits = 0 if line.startswith("C") else visits + line.startswith("V")
+            sessions += line.startswith("V") and visits == 2
+    return Size(sessions)
 
 
-def _digests(values: pd.Series, length: int) -> pd.Series:
-    """First hex digits of the SHA-1, as the published tables have them: customer ids become ids of nobody."""
-    return values.map(lambda value: hashlib.sha1(value.encode()).hexdigest()[:length])
-
-
-def write_dataset(
-    folder: Path,
-    source: str,
-    *,
-    seed: int,
-    world_settings: Mapping[str, Any],
-    path: Path | None = None,
-    sampled_negatives: Mapping[str, Any] | None = None,
-    day_first: bool | None = None,
-    drop: Sequence[str] = (),
-) -> dict[str, str]:
-    """Writes the whole data set that the params name, every split and, of a simulator, the truth; returns its kinds.
-
-    folder             where it is written, all of it or nothing (tables.write)
-    source             shopworld | folder | cfpb | msweb; all but the first read `path`. A folder may be larger than
-                       memory (tables.copy); the others are held whole
-    world_settings     sessions, users, distance, transcripts, version (world.generate)
-    sampled_negatives  says how a folder's lists were sampled where its dataset.yaml does not
-    day_first          how the CFPB's dates are read where they do not tell (adapters.cfpb)
-    drop               feature columns that will be left out (data.features.drop): only their names are checked
-    Raises TableError with every fault of the files, ValueError where dataset.yaml says it differently and where `drop`
-    names no feature column or leaves none.
-    """
-    if source == "folder":
-        meta = tables.checked(path)
-        _refuse_drop(drop, meta["features"])
-        tables.copy(path, folder, _with_sampling(meta, sampled_negatives))
-        return dict(meta["features"])
-    if source == "shopworld":
-        _refuse_drop(drop, [*KINDS, *TEXT_COLUMNS])  # before the minutes that a large world takes
-        dataset = world.generate(seed=seed, progress=True, **world_settings)
-    else:
-        read = {"cfpb": partial(cfpb, day_first=day_first), "msweb": msweb}[source]
-        dataset = read(path, seed=seed)
-    _refuse_drop(drop, dataset.kinds)
-    tables.write(replace(dataset, meta=_with_sampling(dataset.meta, sampled_negatives)), folder)
-    return dataset.kinds
-
-
-def _with_sampling(meta: Mapping[str, Any], sampled_negatives: Mapping[str, Any] | None) -> dict[str, Any]:
-    if sampled_negatives is None:
-        return dict(meta)
-    stated = meta.get("sampled_negatives", sampled_negatives)
-    if dict(stated) != dict(sampled_negatives):
-        raise ValueError(f"data.sampled_negatives is {dict(sampled_negatives)}, but dataset.yaml says {stated}")
-    return {**meta, "sampled_negatives": dict(sampled_negatives)}
-
-
-def _refuse_drop(drop: Sequence[str], known: Iterable[str]) -> None:
-    known = list(known)
-    if unknown := [name for name in drop if name not in known]:
-        lines = "\n".join(f"  {safe_repr(name)}{nearest(name, known)}" for name in unknown)
-        raise ValueError(f"data.features.drop names what is no feature column:\n{lines}")
-    if set(known) <= set(drop):
-        raise ValueError(f"data.features.drop leaves none of the {len(known)} feature columns; a ranker needs one")
+SOURCES = {
+    "shopworld": DataSource(
+        read=lambda data, path: world.generate(seed=data.seed, progress=True, **data.world.model_dump()),
+        size=lambda data, path: Size(data.world.sessions),
+        features=(*KINDS, *TEXT_COLUMNS),
+    ),
+    "folder": DataSource(read=lambda data, path: path, size=lambda data, path: _folder_size(path)),
+    "cfpb": DataSource(
+        read=lambda data, path: cfpb.cfpb(path, seed=data.seed, day_first=data.day_first),
+        size=lambda data, path: Size(*cfpb.count_sessions(path)),
+    ),
+    "msweb": DataSource(read=lambda data, path: msweb(path, seed=data.seed), size=lambda data, path: _msweb_size(path)),
+}

@@ -4,9 +4,6 @@ dataset = tables.read("shop/", splits=("train", "valid"))
 dataset.sessions.head()
 """
 
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,53 +34,7 @@ from rgalign.data.schema import (
     to_frame,
     to_table,
 )
-
-# A data set folder is put in its place whole or not at all, and replaces nothing but another one.
-
-
-@contextmanager
-def placed(folder: str | Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder` when the block ends well."""
-    folder = Path(folder)
-    _refuse_foreign(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    fresh.mkdir()
-    try:
-        yield fresh
-        _put_in_place(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    try:
-        folder.stat()  # a link that leads to itself is an error here; Path.exists takes it for nothing
-    except FileNotFoundError:
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; expected a folder for a data set")
-    ours = {YAML_FILE, *(f"{name}.parquet" for name in TABLES)}
-    found = {path.name for path in folder.iterdir()}
-    foreign = sorted(found - ours) or (sorted(found) if found and YAML_FILE not in found else [])
-    if foreign:
-        raise FileExistsError(
-            f"{folder}/ is not empty and holds more than a data set (first: {', '.join(foreign[:3])}). "
-            "Nothing was written. Name a new folder."
-        )
-
-
-def _put_in_place(fresh: Path, folder: Path) -> None:
-    """Two renames: the old data set aside, the new one in. A folder that is a link keeps being one."""
-    folder = folder.resolve()
-    if not folder.exists():
-        os.replace(fresh, folder)
-        return
-    old = fresh.with_suffix(".old")
-    os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old)
-
+from rgalign.run.artifacts import atomic
 
 __all__ = [
     "KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "excerpt", "head", "read", "sessions",
@@ -91,7 +42,7 @@ __all__ = [
 ]  # fmt: skip
 
 ROW_GROUP = 131_072  # rows; fixed, so that the same tables give the same bytes
-ROWS_AT_ONCE = 2**20  # rows looked up together: each look-up hashes all session ids anew
+ROWS_AT_ONCE = 2**20  # rows looked up together: each look-up hashes all session ids again
 KEYS_AT_ONCE = 2**22  # the same where the ids alone are read
 
 
@@ -143,7 +94,7 @@ def read(
     An empty split column is filled in by time (`split.resolve`). Raises TableError with every fault `check` finds,
     ValueError for an unknown split.
     """
-    _refuse_unknown(splits)
+    _assert_known(splits)
     meta = read_yaml(Path(folder) / YAML_FILE) if verified else checked(folder)
     return _read(Path(folder), meta, splits, ("transcripts", "labels", *(["truth"] if truth else [])), columns=columns)
 
@@ -160,11 +111,11 @@ def excerpt(
     """`read` for a run's own tables, with no more in memory than a stage uses. They are not checked again: notebook 01
     did, and `open_stage` refuses what was altered since.
 
-    columns      of the sessions, as of `read`
+    columns      of the sessions, see `read`
     whole_lists  False: of the impressions those that were clicked. The encoded lists (data.shards) have all of them
     Raises ValueError for an unknown split.
     """
-    _refuse_unknown(splits)
+    _assert_known(splits)
     asked = {"labels": True, "transcripts": transcripts, "truth": truth}
     others = [name for name, is_asked in asked.items() if is_asked]
     meta = read_yaml(Path(folder) / YAML_FILE)
@@ -172,7 +123,7 @@ def excerpt(
 
 
 def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The sessions of these ids in their order, of whatever split; `check` comes before it. columns: as of `read`.
+    """The sessions of these ids in their order, of whatever split; `check` comes before it. columns: see `read`.
 
     They are taken from the file batch by batch. Raises KeyError where one is not there.
     """
@@ -188,7 +139,7 @@ def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | No
 
 def user_ids(folder: str | Path, splits: Sequence[str]) -> set[str]:
     """The users with a session in these splits; nothing else of the sessions is read but time and split."""
-    _refuse_unknown(splits)
+    _assert_known(splits)
     meta = read_yaml(Path(folder) / YAML_FILE)
     parts = _session_parts(Path(folder), dict(meta["features"]), meta, splits, ())
     return set().union(*(pc.unique(part["user_id"]).to_pylist() for part in parts))
@@ -204,7 +155,7 @@ def write(dataset: Dataset, folder: str | Path) -> None:
 
     Replaces a data set that is already there. Raises FileExistsError where the folder holds anything else.
     """
-    with placed(folder) as fresh:
+    with _new_folder(folder) as fresh:
         for name in TABLES:
             if (frame := getattr(dataset, name)) is not None:
                 _write_table(fresh / f"{name}.parquet", [to_table(frame, name, dataset.kinds)])
@@ -223,7 +174,7 @@ def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
     source, kinds = Path(source), dict(meta["features"])
     ids = pa.chunked_array(as_types(Table(source, "sessions").read(["session_id"]), "sessions", kinds)["session_id"])
     ids = ids.combine_chunks()
-    with placed(folder) as fresh:
+    with _new_folder(folder) as fresh:
         for name in (name for name in TABLES if is_there(source, name)):
             if name == "sessions":
                 parts = _session_parts(source, kinds, meta, SPLITS)
@@ -235,7 +186,31 @@ def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
         _write_meta(fresh, meta)
 
 
-def _refuse_unknown(splits: Sequence[str]) -> None:
+@contextmanager
+def _new_folder(folder: str | Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `folder`, whole, when the block ends well: of another data set, or of
+    nothing. A folder that is a link keeps being one. Raises FileExistsError."""
+    folder = Path(folder)
+    try:
+        folder.stat()  # a link that leads to itself is an error here; Path.exists takes it for nothing
+        found = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    except FileNotFoundError:
+        found = set()
+    if found is None:
+        raise FileExistsError(f"{folder} is a file; expected a folder for a data set")
+    others = sorted(found - {YAML_FILE, *(f"{name}.parquet" for name in TABLES)})
+    if others or (found and YAML_FILE not in found):
+        first = ", ".join((others or sorted(found))[:3])
+        raise FileExistsError(
+            f"{folder}/ is not empty and holds more than a data set (first: {first}). "
+            "Nothing was written. Name a new folder."
+        )
+    with atomic(folder.resolve()) as fresh:
+        fresh.mkdir()
+        yield fresh
+
+
+def _assert_known(splits: Sequence[str]) -> None:
     if not splits or not set(splits) <= set(SPLITS):
         raise ValueError(f"splits is {tuple(splits)}; expected one or more of {', '.join(SPLITS)}")
 

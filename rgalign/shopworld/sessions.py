@@ -12,16 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rgalign.data.schema import PROBABILITIES, STRING
-from rgalign.shopworld.columns import COLUMNS, INFORMATIVE, REGIONS, SEGMENTS, TEXT_COLUMNS, Column
-from rgalign.shopworld.latent import World, generator
-from rgalign.shopworld.lists import ShownLists, draw_lists, legacy_scores
-from rgalign.shopworld.tables import DAYS, KB, cumulative, draw
+from rgalign.shopworld.tables import BATCH, DAY, DAYS, INTENT_IDS, KB, START, World, cumulative, draw, generator
 from rgalign.shopworld.text import Texts, draw_texts, log_likelihood, words
+from rgalign.shopworld.traffic import ShownLists, draw_lists, legacy_scores
+from rgalign.shopworld.vocabulary import COLUMNS, INFORMATIVE, REGIONS, SEGMENTS, TEXT_COLUMNS, Column
 
-START = np.datetime64("2026-01-05T00:00:00", "us")  # a Monday
-DAY = np.timedelta64(86_400_000_000, "us")
-BATCH = 20_000  # sessions a batch; part of the rules, since every batch has a generator of its own
-INTENT_IDS = tuple(f"kb_{intent:03d}" for intent in range(KB))
 SPLIT_OF_WEEK = np.array(["train"] * 4 + ["valid", "test"])
 
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from rgalign.data.schema import YAML_FILE
 from rgalign.run.artifacts import atomic, write_arrow, write_text
-from rgalign.shopworld.latent import WORLD_VERSION, World
-from rgalign.shopworld.sessions import BATCH, batches
+from rgalign.shopworld.sessions import batches
+from rgalign.shopworld.tables import BATCH, WORLD_VERSION, World
 from rgalign.shopworld.world import refuse, without_sessions
 
 DRAWN = ("sessions", "impressions", "truth")

@@ -1,22 +1,40 @@
-"""The probability tables of one ShopWorld: everything that the world draws from, drawn itself from the world's seed.
+"""The World: the probability tables of one ShopWorld, drawn from its seed by frozen Rules.
 
 The direction is always intent -> observables. That is why the exact posterior of the intent is a product of table
 entries, and why ShopWorld can say what no log can: how well a perfect reader of the same session would rank.
 """
 
+import zlib
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
-from rgalign.shopworld.columns import GRID, INFORMATIVE, REGIONS, SEGMENTS, Column
-from rgalign.shopworld.words import ISSUES, THINGS
+from rgalign.shopworld.vocabulary import (
+    COLUMNS,
+    GRID,
+    INFORMATIVE,
+    ISSUES,
+    ITEMS,
+    REGIONS,
+    SEGMENTS,
+    THINGS,
+    Column,
+)
 
 OBJECT = np.repeat(np.arange(len(THINGS)), len(ISSUES))  # object of each intent
 ISSUE = np.tile(np.arange(len(ISSUES)), len(THINGS))
 KB = len(OBJECT)
 DAYS = 42
 LATE_FROM_DAY = 28  # the last two weeks: no intent that enters is ever clicked in train
+START = np.datetime64("2026-01-05T00:00:00", "us")  # a Monday
+DAY = np.timedelta64(86_400_000_000, "us")
+BATCH = 20_000  # sessions a batch; part of the rules, since every batch has a generator of its own
+INTENT_IDS = tuple(f"kb_{intent:03d}" for intent in range(KB))
+
+# 2 differs from 1 in the chats of the other shops alone (transcripts.py), so one can be drawn beside the other.
+WORLD_VERSIONS = (1, 2)
+WORLD_VERSION = 1  # the default: what every published figure was measured on
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,11 @@ class Rules:
     attracts_issue: float = 0.05  # of one with the same issue,
     attracts_object: float = 0.05  # of one with the same object,
     attracts_other: float = 0.003
+
+
+def generator(seed: int, *name: str | int) -> np.random.Generator:
+    """The random generator of one named part of a world: parts do not disturb each other when one of them changes."""
+    return np.random.default_rng([seed, *(zlib.crc32(str(part).encode()) for part in name)])
 
 
 def cumulative(probabilities: np.ndarray) -> np.ndarray:
@@ -174,3 +197,75 @@ class Wordings:
     @classmethod
     def drawn(cls, rng: np.random.Generator, rules: Rules) -> "Wordings":
         return cls(*(wording_table(concepts, rng, rules) for concepts in (len(THINGS), len(ISSUES), 2)))
+
+
+def examination(rules: Rules) -> np.ndarray:
+    """P(a position is looked at) (positions,)."""
+    return (1.0 + np.arange(rules.positions)) ** -rules.examination_decay
+
+
+@dataclass(frozen=True, eq=False)
+class TextTables:
+    """What the texts are drawn from: P(told | intent), P(page | intent) (KB, KB), P(item kind | object)."""
+
+    active: np.ndarray
+    page: np.ndarray
+    page_missing: float
+    item: np.ndarray  # (objects, items)
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The tables of one world. Axes: KB = intents in the order of intents.parquet, values in the columns' order."""
+
+    seed: int
+    rules: Rules
+    prior: np.ndarray  # P(intent | region, segment) when all are open (regions, segments, KB)
+    opens: np.ndarray  # day from which an intent exists (KB,)
+    columns: dict[str, np.ndarray]  # P(value | intent), or | region, or on its own: `column_table`
+    texts: TextTables
+    wordings: Wordings
+    attraction: np.ndarray  # P(click | looked at, true intent, shown intent) (KB, KB)
+    examination: np.ndarray  # P(looked at) (positions,)
+    version: int = WORLD_VERSION
+
+    @classmethod
+    def build(cls, seed: int, rules: Rules | None = None, version: int = WORLD_VERSION) -> "World":
+        """The world of a seed, a whole number >= 0; `rules` only to rebuild one from what its tables say."""
+        rules = rules or Rules()
+        item_leaning = rules.item_lean * even_normals(len(THINGS), len(ITEMS), generator(seed, "items"))
+        texts = TextTables(
+            active=mention_table(rules.active_true, rules.active_object, rules.active_issue),
+            page=mention_table(rules.page_true, rules.page_object, rules.page_issue),
+            page_missing=rules.page_missing,
+            item=softmax(item_leaning),
+        )
+        return cls(
+            seed=seed,
+            rules=rules,
+            prior=prior_table(generator(seed, "prior"), rules),
+            opens=opening_days(generator(seed, "opening days"), rules),
+            columns=column_tables(COLUMNS, generator(seed, "columns"), rules),
+            texts=texts,
+            wordings=Wordings.drawn(generator(seed, "wordings"), rules),
+            attraction=attraction_table(rules),
+            examination=examination(rules),
+            version=version,
+        )
+
+    @classmethod
+    def from_meta(cls, meta: dict) -> "World":
+        """The world that a data set was drawn from, from its dataset.yaml. Raises ValueError where it names none."""
+        settings = meta.get("world")
+        if settings is None or settings.get("version") not in WORLD_VERSIONS:
+            found = "no world" if settings is None else f"a world of version {settings.get('version')}"
+            raise ValueError(
+                f"dataset.yaml of {meta.get('name')!r} names {found}; expected version 1 or 2. "
+                "Draw it again: python -m rgalign world DIR"
+            )
+        rules = {key: tuple(value) if isinstance(value, list) else value for key, value in settings["rules"].items()}
+        return cls.build(settings["seed"], Rules(**rules), settings["version"])
+
+    def available(self, days: np.ndarray) -> np.ndarray:
+        """Which intents exist on each of `days` (sessions,): (sessions, KB)."""
+        return self.opens <= days[:, None]

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rgalign.shopworld.tables import ISSUE, KB, OBJECT, Wordings, cumulative, draw
-from rgalign.shopworld.words import (
+from rgalign.shopworld.tables import ISSUE, KB, OBJECT, TextTables, Wordings, cumulative, draw
+from rgalign.shopworld.vocabulary import (
     ACTIVE,
     BRANDS,
     ELSEWHERE_CLAUSES,
@@ -43,16 +43,6 @@ ELSEWHERE_WORDS = {
     "filler": FILLERS,
 }
 PAGES = pa.array([f"{ISSUES[s].page} {THINGS[o].title}" for o, s in zip(OBJECT, ISSUE, strict=True)], pa.large_string())
-
-
-@dataclass(frozen=True, eq=False)
-class TextTables:
-    """What the texts are drawn from: P(told | intent), P(page | intent) (KB, KB), P(item kind | object)."""
-
-    active: np.ndarray
-    page: np.ndarray
-    page_missing: float
-    item: np.ndarray  # (objects, items)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,24 +18,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rgalign.data.schema import STRING
-from rgalign.shopworld.columns import COLUMNS, PROMPT_COLUMNS, TEXT_COLUMNS
-from rgalign.shopworld.latent import World, generator
 from rgalign.shopworld.sessions import draw_columns
 from rgalign.shopworld.tables import (
     ISSUE,
     OBJECT,
     Rules,
+    TextTables,
     Wordings,
+    World,
     column_tables,
     cumulative,
     draw,
     even_normals,
+    generator,
     mention_table,
     prior_table,
     softmax,
 )
-from rgalign.shopworld.text import Elsewhere, TextTables, draw_texts, join, words
-from rgalign.shopworld.words import BRANDS, ELSEWHERE_CLAUSES, GREETINGS, ISSUES, ITEMS, LOOKS, THINGS, VAGUE
+from rgalign.shopworld.text import Elsewhere, draw_texts, join, words
+from rgalign.shopworld.vocabulary import (
+    BRANDS,
+    COLUMNS,
+    ELSEWHERE_CLAUSES,
+    GREETINGS,
+    ISSUES,
+    ITEMS,
+    LOOKS,
+    PROMPT_COLUMNS,
+    TEXT_COLUMNS,
+    THINGS,
+    VAGUE,
+)
 
 SHOPS = 8
 VAGUE_SHARE, UNRELATED_SHARE, OTHER_TASK_SHARE = 0.25, 0.08, 0.07

@@ -18,12 +18,21 @@ from tqdm import tqdm
 
 from rgalign.data.schema import STRING, TIME, to_frame
 from rgalign.data.tables import Dataset
-from rgalign.shopworld.columns import KINDS, PROMPT_COLUMNS, TEXT_COLUMNS
-from rgalign.shopworld.latent import WORLD_VERSION, WORLD_VERSIONS, World
-from rgalign.shopworld.sessions import BATCH, DAY, INTENT_IDS, START, batches
-from rgalign.shopworld.tables import ISSUE, OBJECT, Rules
+from rgalign.shopworld.sessions import batches
+from rgalign.shopworld.tables import (
+    BATCH,
+    DAY,
+    INTENT_IDS,
+    ISSUE,
+    OBJECT,
+    START,
+    WORLD_VERSION,
+    WORLD_VERSIONS,
+    Rules,
+    World,
+)
 from rgalign.shopworld.transcripts import draw_transcripts
-from rgalign.shopworld.words import ISSUES, THINGS
+from rgalign.shopworld.vocabulary import ISSUES, KINDS, PROMPT_COLUMNS, TEXT_COLUMNS, THINGS
 
 __all__ = ["WORLD_VERSION", "WORLD_VERSIONS", "Rules", "World", "generate", "oracle_scores"]
 

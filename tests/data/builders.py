@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rgalign.shopworld.latent import WORLD_VERSION
+from rgalign.shopworld.tables import WORLD_VERSION
 
 SESSIONS, KB = 10, 4
 WORLD = {"version": WORLD_VERSION, "seed": 0, "rules": {}}  # beside truth.parquet

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rgalign.data import cfpb_csv, sources, tables
+from rgalign.data import cfpb, sources, tables
 from rgalign.data.schema import SPLITS
 from rgalign.data.tables import TableError
 
@@ -55,7 +55,7 @@ def write_csv(path, frame: pd.DataFrame, **keywords):
 
 def read(path, **how):
     """Its days and months are all below 13."""
-    return sources.cfpb(path, **{"seed": 1, "day_first": False, **how})
+    return cfpb.cfpb(path, **{"seed": 1, "day_first": False, **how})
 
 
 def in_2014(frame):
@@ -77,7 +77,7 @@ def in_the_search_api(frame):
 @pytest.mark.parametrize("name", ["cfpb2014", "msweb"])
 def test_raw_files_give_the_published_tables(public_data, name):
     raw = public_data / name / "raw"
-    ours = sources.cfpb(raw / "Consumer_Complaints.csv", seed=1) if name == "cfpb2014" else sources.msweb(raw)
+    ours = cfpb.cfpb(raw / "Consumer_Complaints.csv", seed=1) if name == "cfpb2014" else sources.msweb(raw)
     published = tables.read(public_data / name, splits=SPLITS)
     own = ["intent_id", "title", "valid_from"]  # the published descriptions of the CFPB knew valid and test
     assert ours.intents[own].equals(published.intents[own])
@@ -113,7 +113,7 @@ def assert_described_by_train(intents: pd.DataFrame, published) -> None:
 
 
 def test_rows_left_out_are_counted(public_data):
-    left_out = sources.cfpb(public_data / "cfpb2014" / "raw" / "Consumer_Complaints.csv", seed=1).meta["left_out"]
+    left_out = cfpb.cfpb(public_data / "cfpb2014" / "raw" / "Consumer_Complaints.csv", seed=1).meta["left_out"]
     assert left_out == {"rows with another number of fields": 1, "rows without an issue": 2}
 
 
@@ -203,14 +203,14 @@ def test_what_the_knowledge_base_says_does_not_depend_on_valid_and_test(tmp_path
 )
 def test_every_form_of_a_date(tmp_path, written, expected, day_first):
     frame = in_2014(complaints()).assign(**{"Date received": written})
-    rows, _ = cfpb_csv.read_rows(write_csv(tmp_path / "a.csv", frame), day_first=day_first)
+    rows, _ = cfpb.read_rows(write_csv(tmp_path / "a.csv", frame), day_first=day_first)
     assert set(rows["date_received"]) == {pd.Timestamp(expected)}
 
 
 def test_one_date_that_leaves_no_doubt_settles_the_others(tmp_path):
     for last, expected in (("25/04/2014", "2014-04-03"), ("04/25/2014", "2014-03-04")):
         frame = in_2014(complaints()).assign(**{"Date received": ["03/04/2014"] * 39 + [last]})
-        rows, _ = cfpb_csv.read_rows(write_csv(tmp_path / "a.csv", frame))
+        rows, _ = cfpb.read_rows(write_csv(tmp_path / "a.csv", frame))
         assert set(rows["date_received"]) == {pd.Timestamp(expected), pd.Timestamp("2014-04-25")}
 
 
@@ -227,7 +227,7 @@ def test_one_date_that_leaves_no_doubt_settles_the_others(tmp_path):
 def test_dates_in_doubt_are_a_question(tmp_path, dates, day_first, words):
     path = write_csv(tmp_path / "a.csv", in_2014(complaints()).assign(**{"Date received": dates}))
     with pytest.raises(TableError) as raised:
-        cfpb_csv.read_rows(path, day_first=day_first)
+        cfpb.read_rows(path, day_first=day_first)
     for word in [str(path), "date_received", *words]:
         assert word in str(raised.value)
 
@@ -296,14 +296,14 @@ def test_a_bad_csv_is_refused_with_column_and_rows(tmp_path, fault, words):
 
 def test_files_that_are_no_csv_are_refused(tmp_path):
     with pytest.raises(TableError, match=r"nowhere\.csv"):
-        sources.cfpb(tmp_path / "nowhere.csv", seed=1)
+        cfpb.cfpb(tmp_path / "nowhere.csv", seed=1)
     (tmp_path / "latin.csv").write_bytes(",".join(HEADER_2014).encode() + b"\n" + b"\xe9," * 13 + b"\n")
     with pytest.raises(TableError, match=r"latin\.csv"):
-        sources.cfpb(tmp_path / "latin.csv", seed=1)
+        cfpb.cfpb(tmp_path / "latin.csv", seed=1)
     path = write_csv(tmp_path / "ragged.csv", in_2014(complaints()))
     path.write_text("\n".join(line + ",x" * (n > 30) for n, line in enumerate(path.read_text().splitlines())))
     with pytest.raises(TableError, match="10 rows have another number of fields"):
-        sources.cfpb(path, seed=1)
+        cfpb.cfpb(path, seed=1)
 
 
 AREAS = 'I,4,"www.microsoft.com","created by getlog.pl"\n' + "".join(

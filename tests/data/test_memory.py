@@ -14,8 +14,9 @@ SESSIONS = (20_000, 100_000)
 SMALL = """
 import sys
 from pathlib import Path
-from rgalign.data import describe, load, tables
+from rgalign.data import describe, sources, tables
 from rgalign.data.schema import read_yaml
+from rgalign.params_schema import Data
 
 tables.ROW_GROUP, tables.ROWS_AT_ONCE, tables.KEYS_AT_ONCE = 2**12, 2**16, 2**16  # full in the smaller size already
 shop, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -24,7 +25,7 @@ shop, out = Path(sys.argv[1]), Path(sys.argv[2])
 PEAK = "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
 COPY = "tables.copy(shop, out, read_yaml(shop / 'dataset.yaml'))"
 FIRST = """
-kinds = load.write_dataset(out, "folder", seed=0, world_settings={}, path=shop)
+kinds = sources.write_dataset(out, Data(source="folder", path="shop"), shop)
 tables.check(out)
 columns = [name for name, kind in kinds.items() if kind == "categorical"][:8]
 seen = tables.read(out, columns=["shuffled", *columns])
@@ -81,4 +82,4 @@ def test_a_notebook_reads_no_column_that_it_does_not_use(path):
     by_context = {"00", "04", "05", "06", "07", "08"}
     assert {"tables.read", "tables.excerpt"} & {name for name, _ in named} or path.stem[:2] in by_context
     if path.stem.startswith("01"):
-        assert "load.write_dataset(" in code
+        assert "sources.write_dataset(" in code

@@ -11,8 +11,8 @@ from table_changes import replaced, write_raw
 
 from rgalign.__main__ import main
 from rgalign.commands import pipeline
-from rgalign.data import describe
-from rgalign.data.describe import size_of
+from rgalign.data import cfpb, sources
+from rgalign.data.sources import size_of
 from rgalign.params import load
 from rgalign.run.artifacts import ArtifactError
 
@@ -56,8 +56,8 @@ def test_complaints_are_counted_whatever_is_in_them(tmp_path, files, monkeypatch
             writer.writerows([row, 'a "b"\r\n' * int(rng.integers(1, 5))] for row in range(rows))
     size = size_of(data("cfpb", tmp_path if files > 1 else tmp_path / "0.csv"))
     assert (size.sessions, size.about) == (files * rows, False)
-    monkeypatch.setattr(describe, "COUNTED", 5_000)
-    describe._size.cache_clear()
+    monkeypatch.setattr(cfpb, "COUNTED", 5_000)
+    sources.size_of.cache_clear()
     size = size_of(data("cfpb", tmp_path if files > 1 else tmp_path / "0.csv"))
     assert size.about
     assert str(size).startswith("about ")
@@ -92,7 +92,7 @@ def test_the_dry_run_looks_at_the_data(tmp_path, capsys):
     folder = write_raw(tmp_path / "shop", good_tables(), good_meta())
     for number, rows in enumerate((10, 100_000)):
         few = pd.DataFrame({"timestamp": pd.date_range("2025-01-01", periods=rows, freq="min")})
-        describe._size.cache_clear()
+        sources.size_of.cache_clear()
         few.to_parquet(folder / "sessions.parquet", index=False)
         words = ["--set", "data.source=folder", "--set", f"data.path={folder}", "--run-dir", str(tmp_path / "run")]
         assert main(["run", "params/smoke.yaml", *words, "--dry-run"]) == 0

@@ -12,12 +12,12 @@ import yaml
 from scipy import stats
 
 from rgalign.data import tables
-from rgalign.shopworld.columns import COLUMNS, REGIONS, SEGMENTS
-from rgalign.shopworld.lists import draw_lists, legacy_scores
-from rgalign.shopworld.sessions import DAY, START
+from rgalign.shopworld.tables import DAY, START
+from rgalign.shopworld.traffic import draw_lists, legacy_scores
 from rgalign.shopworld.transcripts import _draw_shop
-from rgalign.shopworld.words import (
+from rgalign.shopworld.vocabulary import (
     ACTIVE,
+    COLUMNS,
     ELSEWHERE_CLAUSES,
     ELSEWHERE_ISSUES,
     ELSEWHERE_STATES,
@@ -25,7 +25,9 @@ from rgalign.shopworld.words import (
     FILLERS,
     ISSUES,
     ITEMS,
+    REGIONS,
     RESOLVED,
+    SEGMENTS,
     THINGS,
 )
 from rgalign.shopworld.world import WORLD_VERSION, WORLD_VERSIONS, World, generate, oracle_scores

@@ -1,7 +1,7 @@
-"""The 89 feature columns of ShopWorld, read from columns.yaml, which says what moves each group of them."""
+"""The feature columns and the words of ShopWorld, read from columns.yaml and words.yaml, which say what each is for."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -40,7 +40,46 @@ def _columns(read: dict) -> tuple[Column, ...]:
     return tuple(Column(*row, missing=(0.0, 0.0, 0.1)[i % 3]) for i, row in enumerate(found))
 
 
-_READ = yaml.safe_load(Path(__file__).with_name("columns.yaml").read_text(encoding="utf-8"))
+class Thing(NamedTuple):
+    """An object of the taxonomy: `title` and `about` in the knowledge base, `seen` in event texts, `asked` in chats."""
+
+    name: str
+    title: str
+    about: str
+    seen: tuple[str, ...]
+    asked: tuple[str, ...]
+
+
+class Issue(NamedTuple):
+    """An issue: `title` with {} for the object; `page` begins help pages; `asked` are questions about {}."""
+
+    name: str
+    title: str
+    about: str
+    page: str
+    seen: tuple[str, ...]
+    asked: tuple[str, ...]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
+
+
+def _yaml(name: str) -> dict:
+    return yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+_READ = _yaml("columns.yaml")
 PROMPT_COLUMNS = tuple(_READ["prompt"])  # what a support agent would see, in the order of the prompt
 COLUMNS = _columns(_READ)
 KINDS = {"region": "categorical", "user_segment": "categorical", **{column.name: column.kind for column in COLUMNS}}
+
+_READ = _yaml("words.yaml")
+THINGS = tuple(Thing(name, *map(_frozen, own.values())) for name, own in _READ.pop("objects").items())
+ISSUES = tuple(Issue(name, *map(_frozen, own.values())) for name, own in _READ.pop("issues").items())
+_LISTS = {name: _frozen(words) for name, words in _READ.items()}
+ACTIVE, RESOLVED, FILLERS = (_LISTS[name] for name in ("active", "resolved", "fillers"))
+ELSEWHERE_CLAUSES, ELSEWHERE_STATES = _LISTS["other_clauses"], _LISTS["other_states"]
+ELSEWHERE_THINGS, ELSEWHERE_ISSUES = _LISTS["other_objects"], _LISTS["other_issues"]
+BRANDS, LOOKS, ITEMS = (_LISTS[name] for name in ("brands", "looks", "items"))
+GREETINGS, VAGUE = _LISTS["greetings"], _LISTS["vague"]
