@@ -201,19 +201,19 @@ def session_texts(
     frame: pd.DataFrame, columns: Sequence[str], kinds: Mapping[str, str], titles: Mapping[str, str]
 ) -> list[str]:
     """What these columns say of each session in one line, as a prompt says it; a text without its column's name."""
-    rows = verbalize.session_phrases(frame, columns, kinds, layout="lines", titles=titles)
-    return ["".join(part for phrase in row for part in _said(phrase)) for row in rows]
+    rows = verbalize.session_fields(frame, columns, kinds, layout="lines", titles=titles)
+    return ["".join(part for field in row for part in _unnamed(field)) for row in rows]
 
 
-def _said(phrase: verbalize.Phrase) -> tuple[str, ...]:
+def _unnamed(field: verbalize.FieldTemplate) -> tuple[str, ...]:
     """Its own words; of what is no text also the column's name, without which `yes` says nothing."""
-    return (*(() if phrase.kind == "text" else (phrase.opening,)), *phrase.units, " ")
+    return (*(() if field.kind == "text" else (field.prefix,)), *field.units, " ")
 
 
 def _intent_texts(intents: pd.DataFrame, compared: str) -> list[str]:
     chosen = intents.assign(description=None) if compared == "title" else intents
-    rows = verbalize.intent_phrases(chosen, layout="lines")
-    return [" ".join(unit for phrase in row for unit in phrase.units) for row in rows]
+    rows = verbalize.intent_fields(chosen, layout="lines")
+    return [" ".join(unit for field in row for unit in field.units) for row in rows]
 
 
 def _asked(settings: Mapping[str, Any], kind: str) -> str:

@@ -30,7 +30,7 @@ class Frame:
 def frame(tokenizer) -> Frame | None:
     """The tokenizer's chat template around one turn of the user and its answer; None where it has no template.
 
-    Where the template opens a thought whatever it is told, the thought is closed, and the log says so.
+    Where the template opens a thought although thinking is off, the thought is closed, and the log says so.
     Raises ValueError for a template that cannot be split, with the way to mend it.
     """
     if not getattr(tokenizer, "chat_template", None):
@@ -60,7 +60,7 @@ def _source(tokenizer) -> str:
     template = CLOCK.sub(lambda call: repr(TODAY.strftime(call["format"])), tokenizer.get_chat_template())
     if re.search(r"\bstrftime_now\s*\(", template):
         raise ValueError(
-            "the chat template asks the clock (strftime_now with a format that is no literal), so that prompts would "
+            "the chat template reads the clock (strftime_now with a format that is no literal), so that prompts would "
             "change from day to day; write a date into the tokenizer's chat_template"
         )
     return template
@@ -70,19 +70,19 @@ def _split(tokenizer, template: str) -> tuple[str, str, list[dict]]:
     """Text before and after the user's words, the answer asked for; and the turns that the template takes: as text or
     as a list of parts, and behind an empty system turn where it insists on one."""
     system = [{"role": "system", "content": ""}]
-    faults = []
+    errors = []
     for first in ([], system):
         for content in (USER, [{"type": "text", "text": USER}]):
             turns = [*first, {"role": "user", "content": content}]
             try:
                 text = _rendered(tokenizer, template, turns, add_generation_prompt=True)
             except Exception as error:  # whatever a template raises, jinja's errors and its own
-                faults.append(f"{type(error).__name__}: {error}")
+                errors.append(f"{type(error).__name__}: {error}")
                 continue
             if text.count(USER) == 1 and "'type': 'text'" not in text:  # a list that was printed
                 return *text.split(USER), turns
-            faults.append(f"it puts the user's words {text.count(USER)} times, expected once")
-    raise ValueError(f"the chat template cannot put one turn of a user ({faults[0]}): {MEND}")
+            errors.append(f"it puts the user's words {text.count(USER)} times, expected once")
+    raise ValueError(f"the chat template cannot put one turn of a user ({errors[0]}): {MEND}")
 
 
 def _answered(tokenizer, template: str, turns: Sequence[dict]) -> tuple[str, str]:
@@ -91,9 +91,9 @@ def _answered(tokenizer, template: str, turns: Sequence[dict]) -> tuple[str, str
     forms = [ANSWER] if isinstance(content, str) else [[{"type": "text", "text": ANSWER}], ANSWER]
     for answer in forms:
         try:
-            said = [*turns, {"role": "assistant", "content": answer}]
-            text = _rendered(tokenizer, template, said, add_generation_prompt=False)
-        except Exception:  # as above: it is asked without
+            answered = [*turns, {"role": "assistant", "content": answer}]
+            text = _rendered(tokenizer, template, answered, add_generation_prompt=False)
+        except Exception:  # as above: the prompt ends with the generation prompt
             continue
         if text.count(USER) == text.count(ANSWER) == 1 and "'type': 'text'" not in text:
             opening, _, closing = text.partition(USER)[2].partition(ANSWER)

@@ -3,13 +3,14 @@
 prompter = Prompter(tokenizer, features=shown, kinds=dataset.kinds)
 ids = prompter.sessions(dataset.sessions)
 
-A prompt is head + body + tail. The body is tokenised piece by piece without special tokens, so that no customer can
-write a token of the chat template; what is too long is cut by one rule (`data.cutting`).
+A prompt is head + body + tail. The body is tokenised field by field without special tokens, so that no customer can
+write a token of the chat template; what is too long is truncated by one rule (`truncate`).
 """
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import pandas as pd
 import pyarrow as pa
@@ -19,63 +20,57 @@ from rgalign.data.schema import CHARACTERS_A_TOKEN, KINDS
 from rgalign.errors import count_rows, nearest, safe_repr
 from rgalign.reasoner import chat_template, verbalize
 from rgalign.reasoner.chat_template import Frame, controls
-from rgalign.reasoner.verbalize import LAYOUTS, Phrase
-
-# What goes first when a prompt is too long [C]: the ends of texts, then old history, then the last features.
+from rgalign.reasoner.verbalize import LAYOUTS, FieldTemplate
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One feature in ids: what opens it, its units (a value; a history's entries, oldest first), what closes it."""
+class TokenisedField:
+    """A FieldTemplate in ids."""
 
     column: str
     kind: str
-    opening: list[int]
+    prefix: list[int]
     units: list[list[int]]
-    closing: list[int]
+    suffix: list[int]
 
     @property
     def ids(self) -> list[int]:
         """All ids in order."""
-        return [*self.opening, *(i for unit in self.units for i in unit), *self.closing]
+        return [*self.prefix, *(i for unit in self.units for i in unit), *self.suffix]
 
 
-def cut(pieces: list[Piece], room: int) -> list[Piece]:
-    """The pieces, in their order, cut to at most `room` ids together.
+def truncate(fields: list[TokenisedField], budget: int) -> list[TokenisedField]:
+    """The fields, in their order, truncated to at most `budget` ids together [C].
 
-    First the longest text loses its end until it is no longer than the next, then both do, and so on; a text of which
-    nothing is left goes. Then the longest history loses its oldest entry, again and again. Then the last features go.
+    First texts lose their ends, the longest one until it is no longer than the next, then both, and so on; a text of
+    which nothing is left goes. Then the longest history loses its oldest entry, one at a time. Then the last features
+    go.
     """
-    pieces = _cut_texts(pieces, room)
-    while _size(pieces) > room and any(piece.kind == "history" for piece in pieces):
-        longest = max((p for p in pieces if p.kind == "history"), key=lambda piece: len(piece.ids))
+    fields = _truncate_texts(fields, budget)
+    while _size(fields) > budget and any(field.kind == "history" for field in fields):
+        longest = max((f for f in fields if f.kind == "history"), key=lambda field: len(field.ids))
         shorter = replace(longest, units=longest.units[1:])
-        pieces = [shorter if piece is longest else piece for piece in pieces]
-        pieces = [piece for piece in pieces if piece.units]
-    while _size(pieces) > room:
-        pieces = pieces[:-1]
-    return pieces
+        fields = [shorter if field is longest else field for field in fields]
+        fields = [field for field in fields if field.units]
+    while _size(fields) > budget:
+        fields = fields[:-1]
+    return fields
 
 
-def _cut_texts(pieces: list[Piece], room: int) -> list[Piece]:
-    texts = [piece for piece in pieces if piece.kind == "text"]
-    lengths = [sum(map(len, piece.units)) for piece in texts]
-    spare = room - (_size(pieces) - sum(lengths))
+def _truncate_texts(fields: list[TokenisedField], budget: int) -> list[TokenisedField]:
+    lengths = [sum(map(len, field.units)) for field in fields if field.kind == "text"]
+    spare = budget - (_size(fields) - sum(lengths))
     if spare >= sum(lengths):
-        return pieces
-    levels = range(max(lengths, default=0) + 1)
-    level = bisect_right(levels, spare, key=lambda level: sum(min(length, level) for length in lengths)) - 1
-    if level < 1:
-        return [piece for piece in pieces if piece.kind != "text"]
-    return [replace(p, units=[_first(p, level)]) if p.kind == "text" else p for p in pieces]
+        return fields
+    limits = range(max(lengths, default=0) + 1)  # of every text: the largest that keeps all within the budget
+    limit = bisect_right(limits, spare, key=lambda limit: sum(min(length, limit) for length in lengths)) - 1
+    if limit < 1:
+        return [field for field in fields if field.kind != "text"]
+    return [replace(f, units=[[*chain(*f.units)][:limit]]) if f.kind == "text" else f for f in fields]
 
 
-def _first(piece: Piece, level: int) -> list[int]:
-    return [i for unit in piece.units for i in unit][:level]
-
-
-def _size(pieces: list[Piece]) -> int:
-    return sum(len(piece.ids) for piece in pieces)
+def _size(fields: list[TokenisedField]) -> int:
+    return sum(len(field.ids) for field in fields)
 
 
 ASK = "<|ask|>"  # the tiny tokenizer's mark between a prompt and its query
@@ -84,28 +79,28 @@ QUESTION = "Question:"  # the same for a pretrained model without chat template 
 
 
 class Prompter:
-    """Verbalises sessions, KB intents and transcripts for one tokenizer.
+    """Makes prompts of sessions, KB intents and transcripts for one tokenizer.
 
     tokenizer    any tokenizer of transformers; it needs a pad token, and an end-of-text token where it is asked to ask
     features     columns shown, in this order; no other column of a session ever enters a prompt
     kinds        column -> categorical | numeric | text | history (dataset.yaml)
-    layout       compact | lines (`data.verbal`)
-    instruction  what the model is told first; stands in the head
+    layout       compact | lines (verbalize.py)
+    instruction  what the model is asked to do; part of the head
     max_tokens   budget of a whole prompt
-    max_new_tokens  most tokens of a query, its end token included: those that are written, and no more is read of one
-                 that is given (reasoner.queries.max_new_tokens); None: as many as a prompt
+    max_new_tokens  most tokens of a query, its end token included, sampled or given
+                 (reasoner.queries.max_new_tokens); None: as many as a prompt
     embed        prompt | prompt_query: what is embedded (reasoner.embed; METHOD.md 2.1)
     titles       intent_id -> title: entries of a history that are KB ids are shown by title
-    ask          False for encoders: the body stands between the tokenizer's own special tokens, and nothing is asked
+    ask          False for encoders: the body is between the tokenizer's own special tokens, and no query is asked for
     ends         ids with which the model ends what it writes, beside the tokenizer's own (Reasoner.ends)
-    Raises ValueError naming all faults.
+    Raises ValueError naming all that is wrong.
     """
 
     head: tuple[int, ...]  # shared by all prompts: the chat template's beginning and the instruction
-    tail: tuple[int, ...]  # what asks: a mark, or the template's generation prompt with thinking switched off
-    again: tuple[int, ...]  # asks once more behind a query (`asked_again`)
-    end_id: int  # closes a query that is given: the chat template's own end of a turn, else the end of text
-    ends: frozenset[int]  # any of them ends a query that is written
+    tail: tuple[int, ...]  # asks for a query: a mark, or the template's generation prompt with thinking switched off
+    again: tuple[int, ...]  # asks once more, behind a query (`asked_again`)
+    end_id: int  # closes a given query: the chat template's own end of a turn, else the end of text
+    ends: frozenset[int]  # any of them ends a sampled query
 
     def __init__(
         self,
@@ -125,22 +120,22 @@ class Prompter:
         self.tokenizer, self.features, self.kinds, self.layout = tokenizer, list(features), dict(kinds), layout
         self.max_tokens, self.titles, self.embed = max_tokens, titles, embed
         self.max_new_tokens = max_tokens if max_new_tokens is None else max_new_tokens
-        faults = [*_faults_of_features(self.features, self.kinds), *_faults_of_tokenizer(tokenizer, layout, ask)]
-        faults += _faults_of_embed(embed, self.max_new_tokens, ask)
-        if faults:
-            raise ValueError("the prompt cannot be made:\n" + "\n".join(f"  {fault}" for fault in faults))
+        errors = [*_feature_errors(self.features, self.kinds), *_tokenizer_errors(tokenizer, layout, ask)]
+        errors += _embed_errors(embed, self.max_new_tokens, ask)
+        if errors:
+            raise ValueError("the prompt cannot be made:\n" + "\n".join(f"  {error}" for error in errors))
         self._controls = controls(tokenizer)
         frame = chat_template.frame(tokenizer) if ask else None
         self.end_id = next(i for i in (*self._turn_end(frame), *_ends(tokenizer)) if i is not None)
         self.ends = frozenset({self.end_id, tokenizer.eos_token_id, *ends} - {None})
         if layout == "compact":
             instruction = verbalize.compact_text(instruction)
-        before, told, after = self._frame_of(instruction, ask, frame)
-        self._framing = [(before, "control"), (told, "instruction")], [(after, "control")]
-        self.head, self.tail = (*before, *told), tuple(after)
+        before, asked, after = self._frame_of(instruction, ask, frame)
+        self._framing = [(before, "control"), (asked, "instruction")], [(after, "control")]
+        self.head, self.tail = (*before, *asked), tuple(after)
         self.again = self._mark_again()
-        self._room = max_tokens - len(self.head) - len(self.tail)
-        if self._room < 1:
+        self._budget = max_tokens - len(self.head) - len(self.tail)
+        if self._budget < 1:
             taken = len(self.head) + len(self.tail)
             raise ValueError(
                 f"max_tokens is {max_tokens}, but instruction and template alone take {taken}: nothing is left for "
@@ -149,11 +144,11 @@ class Prompter:
 
     def sessions(self, frame: pd.DataFrame) -> list[list[int]]:
         """Whole prompts, one a row, of at most max_tokens ids and at least one."""
-        return self._prompts(self._phrases(frame))
+        return self._prompts(self._session_fields(frame))
 
     def intents(self, frame: pd.DataFrame) -> list[list[int]]:
         """KB intents as prompts of title and description; without both, of the intent_id."""
-        return self._prompts(verbalize.intent_phrases(frame, layout=self.layout, characters=self._characters))
+        return self._prompts(verbalize.intent_fields(frame, layout=self.layout, characters=self._characters))
 
     def transcripts(
         self, frame: pd.DataFrame, sessions: pd.DataFrame | None = None
@@ -167,11 +162,11 @@ class Prompter:
         frame = frame[frame["typed_query"].fillna("").str.strip() != ""]
         if "features" in frame:
             maps = columns.column(frame, "features")
-            put = dict(layout=self.layout, titles=self.titles, characters=self._characters)
-            phrases = verbalize.transcript_phrases(maps, self.features, self.kinds, **put)
+            how = dict(layout=self.layout, titles=self.titles, characters=self._characters)
+            rows = verbalize.transcript_fields(maps, self.features, self.kinds, **how)
         else:
-            phrases = self._phrases(sessions_of(frame, sessions))
-        return self._prompts(phrases), self.queries(frame["typed_query"].tolist())
+            rows = self._session_fields(sessions_of(frame, sessions))
+        return self._prompts(rows), self.queries(frame["typed_query"].tolist())
 
     def queries(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of queries, end_id last; cut at the end, so that with it they have at most max_new_tokens ids."""
@@ -184,8 +179,8 @@ class Prompter:
     def asked_again(self, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> list[list[int]]:
         """Each prompt, its query without an end token, and the mark that asks for one again [C] (METHOD.md 2.1).
 
-        The last state is one from which a query would be written, as in training. That of an end token is trained by
-        no loss: nothing follows it.
+        The last state is one from which a query would be sampled, as in training. No loss trains the state of an end
+        token: nothing follows it.
         """
         asked = zip(prompts, self._query_ids(texts), strict=True)
         return [[*prompt, *query[: self.max_new_tokens], *self.again] for prompt, query in asked]
@@ -203,14 +198,14 @@ class Prompter:
 
     def explain(self, row: pd.Series) -> pd.DataFrame:
         """One session's prompt by token: token, id, kind (instruction | name | value | text | control), column."""
-        phrases = self._phrases(pd.DataFrame([row]))[0]
-        pieces = self._fitted([self._pieces(phrases)[p] for p in phrases])
+        templates = self._session_fields(pd.DataFrame([row]))[0]
+        tokenised = self._tokenised(templates)
         before, after = self._framing
         parts = [(ids, kind, None) for ids, kind in before]
-        for piece in pieces:
-            value = "text" if piece.kind == "text" else "value"
-            parts += [(piece.opening, "name", piece.column), *((unit, value, piece.column) for unit in piece.units)]
-            parts.append((piece.closing, "control", piece.column))
+        for field in truncate([tokenised[template] for template in templates], self._budget):
+            value = "text" if field.kind == "text" else "value"
+            parts += [(field.prefix, "name", field.column), *((unit, value, field.column) for unit in field.units)]
+            parts.append((field.suffix, "control", field.column))
         parts += [(ids, kind, None) for ids, kind in after]
         rows = [(self.tokenizer.decode([i]), i, kind, column) for ids, kind, column in parts for i in ids]
         return pd.DataFrame(rows, columns=["token", "id", "kind", "column"])
@@ -219,48 +214,46 @@ class Prompter:
     def _characters(self) -> int:
         return CHARACTERS_A_TOKEN * self.max_tokens
 
-    def _phrases(self, frame: pd.DataFrame) -> list[list[Phrase]]:
-        put = dict(layout=self.layout, titles=self.titles, characters=self._characters)
-        return verbalize.session_phrases(frame, self.features, self.kinds, **put)
+    def _session_fields(self, frame: pd.DataFrame) -> list[list[FieldTemplate]]:
+        how = dict(layout=self.layout, titles=self.titles, characters=self._characters)
+        return verbalize.session_fields(frame, self.features, self.kinds, **how)
 
-    def _prompts(self, rows: list[list[Phrase]]) -> list[list[int]]:
-        pieces = self._pieces(phrase for row in rows for phrase in row)
-        flat = {phrase: piece.ids for phrase, piece in pieces.items()}
+    def _prompts(self, rows: list[list[FieldTemplate]]) -> list[list[int]]:
+        tokenised = self._tokenised(chain(*rows))
+        ids = {template: field.ids for template, field in tokenised.items()}
         prompts = []
         for row in rows:
-            body = [i for phrase in row for i in flat[phrase]]
-            if len(body) > self._room:
-                body = [i for piece in self._fitted([pieces[phrase] for phrase in row]) for i in piece.ids]
+            body = [i for template in row for i in ids[template]]
+            if len(body) > self._budget:
+                fields = truncate([tokenised[template] for template in row], self._budget)
+                body = [i for field in fields for i in field.ids]
             prompts.append([*self.head, *body, *self.tail] or [self.end_id])
         return prompts
 
-    def _fitted(self, pieces: list[Piece]) -> list[Piece]:
-        return cut(pieces, self._room)
-
-    def _pieces(self, phrases: Iterable[Phrase]) -> dict[Phrase, Piece]:
-        """Every different phrase tokenised once, every different string once."""
-        different = dict.fromkeys(phrases)
-        strings = dict.fromkeys(part for p in different for part in (p.opening, *p.units, p.closing))
+    def _tokenised(self, templates: Iterable[FieldTemplate]) -> dict[FieldTemplate, TokenisedField]:
+        """Every different template tokenised once, every different string once."""
+        different = dict.fromkeys(templates)
+        strings = dict.fromkeys(part for t in different for part in (t.prefix, *t.units, t.suffix))
         ids = dict(zip(strings, self._encode(list(strings)), strict=True))
         return {
-            p: Piece(p.column, p.kind, ids[p.opening], [ids[unit] for unit in p.units], ids[p.closing])
-            for p in different
+            t: TokenisedField(t.column, t.kind, ids[t.prefix], [ids[unit] for unit in t.units], ids[t.suffix])
+            for t in different
         }
 
     def _query_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of queries as they are, without an end; of a text of megabytes only what could matter is looked at."""
-        put = verbalize.compact_text if self.layout == "compact" else verbalize.clean
-        most = CHARACTERS_A_TOKEN * (self.max_new_tokens + 1)  # one token more: that it is too long is to be seen
-        return self._encode([put(str(text)[:most]) for text in texts])
+        """Ids of queries as they are, without an end; of a text of megabytes only the beginning is tokenised."""
+        clean = verbalize.compact_text if self.layout == "compact" else verbalize.clean
+        most = CHARACTERS_A_TOKEN * (self.max_new_tokens + 1)  # one token more, so that too long a query is noticed
+        return self._encode([clean(str(text)[:most]) for text in texts])
 
     def _mark_again(self) -> tuple[int, ...]:
-        """The tail. Without a chat template it stands on a line of its own, as it does behind a prompt's last line."""
+        """The tail; without a chat template on a line of its own, as behind a prompt's last line."""
         if self.layout == "compact" or getattr(self.tokenizer, "chat_template", None):
             return self.tail
         return (*self.tokenizer("\n", add_special_tokens=False)["input_ids"], *self.tail)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of data: special tokens are not looked for, and those a vocabulary yields all the same are taken out."""
+        """Ids of data: special tokens are not parsed, and those that a vocabulary yields all the same are removed."""
         if not texts:
             return []
         plain = dict(add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
@@ -274,20 +267,20 @@ class Prompter:
         return [i for i in after if i in self._controls][:1]
 
     def _frame_of(self, instruction: str, ask: bool, frame: Frame | None) -> tuple[list[int], list[int], list[int]]:
-        """Ids of what stands before the instruction, of the instruction, and after the body."""
+        """Ids before the instruction, of the instruction, and after the body."""
 
         def control(text: str) -> list[int]:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
-        told = self._encode([instruction + ("\n" if self.layout == "lines" else "")])[0] if instruction else []
+        asked = self._encode([instruction + ("\n" if self.layout == "lines" else "")])[0] if instruction else []
         if frame:
-            return control(frame.before), told, control(frame.opening)
+            return control(frame.before), asked, control(frame.opening)
         plain = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
         whole = list(self.tokenizer("a")["input_ids"])
         at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0) if plain else 0
         if not ask:
-            return whole[:at], told, whole[at + len(plain) :]
-        return whole[:at], told, control(ASK if self.layout == "compact" else QUESTION)
+            return whole[:at], asked, whole[at + len(plain) :]
+        return whole[:at], asked, control(ASK if self.layout == "compact" else QUESTION)
 
 
 def intent_texts(frame: pd.DataFrame) -> list[str]:
@@ -298,7 +291,7 @@ def intent_texts(frame: pd.DataFrame) -> list[str]:
 
 
 def has_ask(tokenizer) -> bool:
-    """Whether its vocabulary has the mark ASK, as a tiny model's has: only then can it be asked in compact layout."""
+    """Whether its vocabulary has the token ASK, as a tiny model's has; the compact layout needs it."""
     return tokenizer.convert_tokens_to_ids(ASK) not in (None, tokenizer.unk_token_id)
 
 
@@ -306,45 +299,45 @@ def _ends(tokenizer) -> tuple[int | None, ...]:
     return tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
 
 
-def _faults_of_features(features: list[str], kinds: dict[str, str]) -> list[str]:
-    faults = [
+def _feature_errors(features: list[str], kinds: dict[str, str]) -> list[str]:
+    errors = [
         f"{safe_repr(name)} is no feature column{nearest(name, kinds)}"
         for name in dict.fromkeys(features)
         if name not in kinds
     ]
     doubled = [name for name in dict.fromkeys(features) if features.count(name) > 1]
-    faults += [f"{safe_repr(name)} is shown {features.count(name)} times; once is enough" for name in doubled]
+    errors += [f"{safe_repr(name)} is shown {features.count(name)} times; once is enough" for name in doubled]
     wrong = {name: kinds[name] for name in features if kinds.get(name, KINDS[0]) not in KINDS}
-    return faults + [
+    return errors + [
         f"{safe_repr(name)} has the kind {safe_repr(kind)}; expected {' | '.join(KINDS)}"
         for name, kind in wrong.items()
     ]
 
 
-def _faults_of_tokenizer(tokenizer, layout: str, ask: bool) -> list[str]:
-    faults = []
+def _tokenizer_errors(tokenizer, layout: str, ask: bool) -> list[str]:
+    errors = []
     if layout not in LAYOUTS:
-        faults.append(f"layout is {safe_repr(layout)}; expected {' | '.join(LAYOUTS)}{nearest(layout, LAYOUTS)}")
+        errors.append(f"layout is {safe_repr(layout)}; expected {' | '.join(LAYOUTS)}{nearest(layout, LAYOUTS)}")
     if tokenizer.pad_token_id is None:
-        faults.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
+        errors.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
     if ask and tokenizer.eos_token_id is None:
-        faults.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
+        errors.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
     if ask and layout == "compact" and not has_ask(tokenizer):
-        faults.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
-    return faults
+        errors.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
+    return errors
 
 
-def _faults_of_embed(embed: str, max_new_tokens: int, ask: bool) -> list[str]:
-    faults = [] if max_new_tokens > 0 else [f"max_new_tokens is {max_new_tokens}; expected 1 or more"]
+def _embed_errors(embed: str, max_new_tokens: int, ask: bool) -> list[str]:
+    errors = [] if max_new_tokens > 0 else [f"max_new_tokens is {max_new_tokens}; expected 1 or more"]
     if embed not in EMBEDS:
-        faults.append(f"embed is {safe_repr(embed)}; expected {' | '.join(EMBEDS)}{nearest(embed, EMBEDS)}")
+        errors.append(f"embed is {safe_repr(embed)}; expected {' | '.join(EMBEDS)}{nearest(embed, EMBEDS)}")
     elif embed == PROMPT_QUERY and not ask:
-        faults.append("embed is prompt_query; an encoder is asked nothing and writes no query: use embed prompt")
-    return faults
+        errors.append("embed is prompt_query; an encoder is asked nothing and writes no query: use embed prompt")
+    return errors
 
 
 def sessions_of(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> pa.Table | pd.DataFrame:
-    """The session of each transcript, in their order. Raises ValueError as of `Prompter.transcripts`."""
+    """The session of each transcript, in their order. Raises ValueError as `Prompter.transcripts` says."""
     if "session_id" not in frame or sessions is None:
         raise ValueError("transcripts need a column features, or a column session_id and the sessions it names")
     if (bare := frame["session_id"].isna().to_numpy()).any():

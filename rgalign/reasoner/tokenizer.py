@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from rgalign.data import columns
 from rgalign.reasoner import verbalize
 from rgalign.reasoner.prompts import ASK
-from rgalign.reasoner.verbalize import Phrase
+from rgalign.reasoner.verbalize import FieldTemplate
 
 PAD, UNKNOWN, END = "<|pad|>", "<|unk|>", "<|end|>"
 
@@ -53,23 +53,23 @@ def count_words(
     counts: Counter[str] = Counter()
     titles = dict(zip(intents["intent_id"], intents["title"].fillna(""), strict=True))
     put = dict(layout="compact", titles=titles)
-    _add(counts, verbalize.intent_phrases(intents, layout="compact") * 2)
+    _add(counts, verbalize.intent_fields(intents, layout="compact") * 2)
     if sessions is not None:
         if others := set(sessions["split"].dropna()) - {"train"} if "split" in sessions else set():
             raise ValueError(f"a vocabulary is built on train alone; these sessions have split {sorted(others)}")
-        _add(counts, verbalize.session_phrases(sessions, features, kinds, **put))
+        _add(counts, verbalize.session_fields(sessions, features, kinds, **put))
     if transcripts is not None:
         if "features" in transcripts:
             maps = columns.column(transcripts, "features")
-            _add(counts, verbalize.transcript_phrases(maps, features, kinds, **put))
+            _add(counts, verbalize.transcript_fields(maps, features, kinds, **put))
         for query, count in Counter(transcripts["typed_query"].dropna()).items():
             for word in verbalize.compact_text(query).split():
                 counts[word] += count
     return counts
 
 
-def _add(counts: Counter[str], rows: Iterable[list[Phrase]]) -> None:
-    seen = Counter(phrase for row in rows for phrase in row)
-    for phrase, count in seen.items():
-        for word in phrase.words:
+def _add(counts: Counter[str], rows: Iterable[list[FieldTemplate]]) -> None:
+    seen = Counter(field for row in rows for field in row)
+    for field, count in seen.items():
+        for word in field.words:
             counts[word] += count

@@ -1,4 +1,4 @@
-"""Values to words: how a session, an intent or a transcript is put before tokenising; customer text is data.
+"""Serialisation: a session, an intent or a transcript as text, before tokenising; customer text is data.
 
 Two layouts [C]. `compact`, the tiny model's: a feature is one word (`wait_level=long`), a text is `name:` and its
 words. `lines`, for pretrained models: `name: value` and a line break. Nothing a customer wrote can look like a
@@ -26,28 +26,29 @@ BETWEEN_LETTERS = "_'\u2019-"  # punctuation that stays inside a word: don't, pa
 AT_AN_EDGE = re.compile(r"(?<!\w)['\u2019-]|['\u2019-](?!\w)")
 
 
-@dataclass(frozen=True, eq=False)  # hashed by identity: rows share the phrases of equal values
-class Phrase:
-    """One feature in words: what opens it, its units (a value; a history's entries, oldest first), what closes it."""
+@dataclass(frozen=True, eq=False)  # hashed by identity: rows share the templates of equal values
+class FieldTemplate:
+    """One feature as text: prefix, units (a value; a history's entries, oldest first), suffix."""
 
     column: str
     kind: str
-    opening: str
+    prefix: str
     units: tuple[str, ...]
-    closing: str
+    suffix: str
 
     @property
     def words(self) -> list[str]:
         """The white-space words in order: the tokens of a word-level tokenizer."""
-        return " ".join([self.opening, *self.units, self.closing]).split()
+        return " ".join([self.prefix, *self.units, self.suffix]).split()
 
 
 class _Characters(dict):
-    """A translation table made as characters come by: control characters are blanks, `apart` sets punctuation apart."""
+    """A translation table filled at first use: control characters become blanks; punctuation gets blanks around it
+    where `spaced`."""
 
-    def __init__(self, apart: bool):
+    def __init__(self, spaced: bool):
         super().__init__()
-        self.apart = apart
+        self.spaced = spaced
 
     def __missing__(self, code: int) -> str | int:
         character = chr(code)
@@ -55,13 +56,13 @@ class _Characters(dict):
         value: str | int = code
         if category in ("Cc", "Cf", "Cs"):
             value = " "
-        elif self.apart and category[0] in "PS" and character not in BETWEEN_LETTERS:
+        elif self.spaced and category[0] in "PS" and character not in BETWEEN_LETTERS:
             value = f" {character} "
         self[code] = value
         return value
 
 
-_PLAIN, _APART = _Characters(False), _Characters(True)
+_PLAIN, _SPACED = _Characters(False), _Characters(True)
 
 
 def clean(text: str) -> str:
@@ -71,7 +72,7 @@ def clean(text: str) -> str:
 
 def compact_text(text: str) -> str:
     """Lower-cased words and punctuation marks separated by blanks; no word holds '=' or ':'."""
-    lowered = unicodedata.normalize("NFC", text.lower()).translate(_APART)
+    lowered = unicodedata.normalize("NFC", text.lower()).translate(_SPACED)
     if not lowered.isascii() or "'" in lowered or "-" in lowered:
         lowered = AT_AN_EDGE.sub(r" \g<0> ", lowered)
     return " ".join(lowered.split())
@@ -83,16 +84,16 @@ def words_of(text: str) -> list[str]:
 
 
 def compact_words(name: str, kind: str, value: object, titles: Mapping[str, str] | None = None) -> list[str]:
-    """The words of one value in the compact layout: the one source of how a value becomes tokens. [] where missing.
+    """The words of one value in the compact layout; [] where it is missing.
 
     kind    categorical | numeric | text | history (a sequence, most recent last)
     titles  intent_id -> title, for entries of a history that are KB ids
     """
-    found = phrase(name, kind, value, layout="compact", titles=titles)
+    found = serialise(name, kind, value, layout="compact", titles=titles)
     return found.words if found else []
 
 
-def phrase(
+def serialise(
     name: str,
     kind: str,
     value: object,
@@ -100,8 +101,8 @@ def phrase(
     layout: str,
     titles: Mapping[str, str] | None = None,
     characters: int = TEXT_CHARACTERS,
-) -> Phrase | None:
-    """One value as a Phrase, None where it is missing or nothing of it is left; see `compact_words`.
+) -> FieldTemplate | None:
+    """One value as a FieldTemplate, None where it is missing or nothing of it is left; see `compact_words`.
 
     characters  longest text looked at; the rest is cut before cleaning, so that a field of 1 MB costs nothing
     """
@@ -115,24 +116,24 @@ def phrase(
         text = str(value)[: characters if kind == "text" else VALUE_CHARACTERS]
     if layout == "lines":
         text = clean(text)
-        return Phrase(name, kind, f"{clean(name)}:", (f" {text}",), "\n") if text else None
+        return FieldTemplate(name, kind, f"{clean(name)}:", (f" {text}",), "\n") if text else None
     text = compact_text(text) if kind == "text" else _one_word(text)
     if not text:
         return None
     if kind == "text":
-        return Phrase(name, kind, f"{_one_word(name)}:", (text,), "")
-    return Phrase(name, kind, "", (f"{_one_word(name)}={text}",), "")
+        return FieldTemplate(name, kind, f"{_one_word(name)}:", (text,), "")
+    return FieldTemplate(name, kind, "", (f"{_one_word(name)}={text}",), "")
 
 
 def _one_word(text: str) -> str:
     return re.sub(r"[\s=]", "_", clean(text).lower())
 
 
-def _history(name: str, value: object, layout: str, titles: Mapping[str, str]) -> Phrase | None:
+def _history(name: str, value: object, layout: str, titles: Mapping[str, str]) -> FieldTemplate | None:
     entries = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else []
     keys = [str(entry)[:VALUE_CHARACTERS] for entry in entries[-HISTORY_ENTRIES:] if entry is not None and entry != ""]
     words = compact_text if layout == "compact" else clean
-    shown = []  # (text, is it a title or a line's entry, which needs a separator behind it)
+    shown = []  # (text, whether it needs a separator behind it: a title, or an entry of the lines layout)
     for key in keys:
         if layout == "compact" and key not in titles:
             shown.append((f"{_one_word(name)}={_one_word(key)}", False))
@@ -140,16 +141,16 @@ def _history(name: str, value: object, layout: str, titles: Mapping[str, str]) -
             shown.append((text, True))
     if not shown:
         return None
-    joint = " ;" if layout == "compact" else ";"
+    separator = " ;" if layout == "compact" else ";"
     last = len(shown) - 1
-    units = [text + (joint if apart and number < last else "") for number, (text, apart) in enumerate(shown)]
+    units = [text + (separator if separate and i < last else "") for i, (text, separate) in enumerate(shown)]
     if layout == "lines":
-        return Phrase(name, "history", f"{clean(name)}:", tuple(f" {unit}" for unit in units), "\n")
-    opening = f"{_one_word(name)}:" if any(apart for _, apart in shown) else ""
-    return Phrase(name, "history", opening, tuple(units), "")
+        return FieldTemplate(name, "history", f"{clean(name)}:", tuple(f" {unit}" for unit in units), "\n")
+    prefix = f"{_one_word(name)}:" if any(separate for _, separate in shown) else ""
+    return FieldTemplate(name, "history", prefix, tuple(units), "")
 
 
-def session_phrases(
+def session_fields(
     rows: Rows,
     features: Sequence[str],
     kinds: Mapping[str, str],
@@ -157,19 +158,19 @@ def session_phrases(
     layout: str,
     titles: Mapping[str, str] | None = None,
     characters: int = TEXT_CHARACTERS,
-) -> list[list[Phrase]]:
-    """Per row the phrases of the features it has, in the order of `features`; a value that many rows have is put once.
+) -> list[list[FieldTemplate]]:
+    """Per row the features it has, in the order of `features`; a value that many rows have is serialised once.
 
     Raises ValueError where `rows` lack one of the columns.
     """
     names = rows.columns if isinstance(rows, pd.DataFrame) else rows.schema.names
     if absent := [name for name in features if name not in names]:
         raise ValueError(f"these rows have no column {', '.join(absent)}, which the prompt shows")
-    found: list[list[Phrase]] = [[] for _ in range(len(rows))]
+    found: list[list[FieldTemplate]] = [[] for _ in range(len(rows))]
     for name in features:
         kind, array = kinds[name], columns.column(rows, name)
         codes, values = _values(array, kind)
-        made = [phrase(name, kind, value, layout=layout, titles=titles, characters=characters) for value in values]
+        made = [serialise(name, kind, value, layout=layout, titles=titles, characters=characters) for value in values]
         for row, code in zip(found, codes.tolist(), strict=True):
             if made[code] is not None:
                 row.append(made[code])
@@ -186,20 +187,22 @@ def _values(array: pa.Array, kind: str) -> tuple[np.ndarray, Sequence[object]]:
     return columns.as_keys(array)
 
 
-def intent_phrases(intents: pd.DataFrame, *, layout: str, characters: int = TEXT_CHARACTERS) -> list[list[Phrase]]:
+def intent_fields(
+    intents: pd.DataFrame, *, layout: str, characters: int = TEXT_CHARACTERS
+) -> list[list[FieldTemplate]]:
     """Per KB intent its title and description; without a title the description alone, without both its intent_id.
 
-    An id that is empty or nothing but control characters says nothing either: that intent has no phrase.
+    An intent whose id, too, is empty or nothing but control characters has no field.
     """
     texts = {"title": "text", "description": "text"}
-    found = session_phrases(intents, list(texts), texts, layout=layout, characters=characters)
-    for phrases, key in zip(found, intents["intent_id"], strict=True):
-        if not phrases and (named := phrase("intent_id", "categorical", key, layout=layout)) is not None:
-            phrases.append(named)
+    found = session_fields(intents, list(texts), texts, layout=layout, characters=characters)
+    for fields, key in zip(found, intents["intent_id"], strict=True):
+        if not fields and (named := serialise("intent_id", "categorical", key, layout=layout)) is not None:
+            fields.append(named)
     return found
 
 
-def transcript_phrases(
+def transcript_fields(
     features: pa.Array,
     shown: Sequence[str],
     kinds: Mapping[str, str],
@@ -207,11 +210,11 @@ def transcript_phrases(
     layout: str,
     titles: Mapping[str, str] | None = None,
     characters: int = TEXT_CHARACTERS,
-) -> list[list[Phrase]]:
-    """Per element of a map array (name -> value as text) its phrases in stored order.
+) -> list[list[FieldTemplate]]:
+    """Per element of a map array (name -> value as text) its fields in stored order.
 
     Names in `kinds` but not in `shown` are left out; names that `kinds` does not have belong to another shop and are
-    shown: as text where the value has a blank, else as a categorical [C]; personal ones (data.personal) never are.
+    shown: as text where the value has a blank, else as a categorical [C]; personal ones (schema.is_personal) never are.
     """
     hidden = set(kinds) - set(shown)
     names, values = (side.dictionary_encode() for side in (_flat(features, True), _flat(features, False)))
@@ -222,7 +225,7 @@ def transcript_phrases(
         kind = kinds.get(name) or ("text" if len(str(text).split()) > 1 else "categorical")
         value = _number(text) if kind == "numeric" else text
         skip = name in hidden or (name not in shown and is_personal(name))
-        made.append(None if skip else phrase(name, kind, value, layout=layout, titles=titles, characters=characters))
+        made.append(None if skip else serialise(name, kind, value, layout=layout, titles=titles, characters=characters))
     flat = [made[code] for code in codes.tolist()]
     lengths = np.diff(features.offsets.to_numpy(zero_copy_only=False))
     lengths[features.is_null().to_numpy(zero_copy_only=False)] = 0

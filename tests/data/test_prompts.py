@@ -10,7 +10,7 @@ from tokenizers import processors
 
 from rgalign.reasoner import chat_template
 from rgalign.reasoner.prompts import ASK, Prompter
-from rgalign.reasoner.verbalize import compact_words, intent_phrases
+from rgalign.reasoner.verbalize import compact_words, intent_fields
 
 KINDS = {"state": "categorical", "days": "numeric", "recent": "history", "note": "text", "secret": "text"}
 SHOWN = ["state", "days", "recent", "note"]
@@ -91,7 +91,7 @@ def test_what_a_template_says_of_today_never_changes(dated, words):
 
 
 def test_a_template_that_asks_the_clock_all_the_same_is_refused():
-    with pytest.raises(ValueError, match="the chat template asks the clock"):
+    with pytest.raises(ValueError, match="the chat template reads the clock"):
         prompter(pretrained("{% set f = '%Y' %}{{ strftime_now(f) }}" + TEMPLATE), layout="lines")
 
 
@@ -358,5 +358,5 @@ def test_what_cannot_be_embedded_is_refused():
 
 def test_an_intent_without_a_single_word_is_still_a_prompt():
     blank = pd.DataFrame({"intent_id": ["", "\u0007", "kb_1"], "title": [None, "", ""], "description": ["", None, ""]})
-    phrases = intent_phrases(blank, layout="compact")
-    assert [[phrase.words for phrase in row] for row in phrases] == [[], [], [["intent_id=kb_1"]]]
+    fields = intent_fields(blank, layout="compact")
+    assert [[field.words for field in row] for row in fields] == [[], [], [["intent_id=kb_1"]]]

@@ -22,7 +22,7 @@ from rgalign.data.tables import read
 from rgalign.params import ROOT
 from rgalign.params import check as check_params
 from rgalign.reasoner.settings import shown_features
-from rgalign.reasoner.verbalize import transcript_phrases
+from rgalign.reasoner.verbalize import transcript_fields
 from rgalign.report import summaries
 
 PERSONAL = [
@@ -86,8 +86,8 @@ def test_no_prompt_shows_it_unless_the_reasoners_features_list_it(shop):
 def test_transcripts_of_other_shops_do_not_bring_it_in(shop):
     maps = pa.array([[("email", MAIL), ("state", "paid")]], pa.map_(pa.string(), pa.string()))
     for shown, expected in (([], ["state"]), (["email"], ["email", "state"])):
-        found = transcript_phrases(maps, shown, {name: "text" for name in shown}, layout="compact")
-        assert [phrase.column for phrase in found[0]] == expected
+        found = transcript_fields(maps, shown, {name: "text" for name in shown}, layout="compact")
+        assert [field.column for field in found[0]] == expected
 
 
 def test_no_report_shows_its_values(shop):
