@@ -8,9 +8,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from rgalign.data import columns
-from rgalign.data.columns import Rows
-from rgalign.data.features import FIRST, UNKNOWN, FeatureSpace, Field
+from rgalign.data.features import (
+    FIRST,
+    UNKNOWN,
+    FeatureSpace,
+    Field,
+    Rows,
+    as_history,
+    as_keys,
+    as_numbers,
+    as_strings,
+    assert_in_split,
+    column_names,
+    column_of,
+    ids_of,
+    most_recent,
+)
 from rgalign.data.lists import PADDING, Bag, Intents, Lists, concat_lists
 
 ROWS = 65_536  # sessions encoded at once; bounds the memory, changes no byte
@@ -27,7 +40,9 @@ def encode_lists(space: FeatureSpace, sessions: Rows, impressions: Rows, intents
     Raises ValueError for a session of another split, an impression of a session or of an intent that is not there, and
     two impressions at one position.
     """
-    _assert_in_split(sessions, part)
+    if part not in SPLIT_OF:
+        raise ValueError(f"part is {part!r}; expected one of {', '.join(SPLIT_OF)}")
+    assert_in_split(sessions, SPLIT_OF[part], f"part {part!r}")
     sessions, impressions = as_table(sessions, session_columns(space)), as_table(impressions, IMPRESSION_COLUMNS)
     rows = session_rows(impressions, sessions)
     if others := (rows < 0).sum():
@@ -35,7 +50,7 @@ def encode_lists(space: FeatureSpace, sessions: Rows, impressions: Rows, intents
     if (np.diff(rows) < 0).any():
         order = np.argsort(rows, kind="stable")
         impressions, rows = impressions.take(pa.array(order)), rows[order]
-    kb, encoded = columns.ids(intents, "intent_id"), []
+    kb, encoded = ids_of(intents, "intent_id"), []
     for start in range(0, max(len(sessions), 1), ROWS):
         first, end = np.searchsorted(rows, (start, start + ROWS))
         shown = impressions.slice(first, end - first)
@@ -46,13 +61,13 @@ def encode_lists(space: FeatureSpace, sessions: Rows, impressions: Rows, intents
 def encode_intents(space: FeatureSpace, intents: pd.DataFrame) -> Intents:
     """The KB, row by row; words are those of title and description."""
     size = max(space.intent_ids_size, space.category_size)
-    texts = [columns.column(intents, name) for name in ("title", "description")]
+    texts = [column_of(intents, name) for name in ("title", "description")]
     known = Field("category", "categorical", space.categories, missing=space.missing_category)
     return Intents(
-        intent_id=columns.as_strings(columns.ids(intents, "intent_id")),
+        intent_id=as_strings(ids_of(intents, "intent_id")),
         valid_from=pd.to_datetime(intents["valid_from"]).to_numpy(dtype="datetime64[us]"),
-        id=_lookup(columns.column(intents, "intent_id"), Field("intent_id", "categorical", space.intents), size),
-        category=_lookup(columns.column(intents, "category"), known, size),
+        id=_lookup(column_of(intents, "intent_id"), Field("intent_id", "categorical", space.intents), size),
+        category=_lookup(column_of(intents, "category"), known, size),
         words=_bag_of_words(space, texts, len(intents)),
     )
 
@@ -68,14 +83,14 @@ def encode_batch(
     """
     candidates, clicked = _candidates(impressions, rows, len(sessions), kb)
     size = max(space.field_sizes, default=1)
-    fields = [_field(field, columns.column(sessions, field.name), size) for field in space.fields]
-    texts = [columns.column(sessions, name) for name in space.texts]
+    fields = [_field(field, column_of(sessions, field.name), size) for field in space.fields]
+    texts = [column_of(sessions, name) for name in space.texts]
     return Lists(
         part=part,
-        session_id=columns.as_strings(columns.ids(sessions, "session_id")),
-        user_id=columns.as_strings(columns.ids(sessions, "user_id")),
+        session_id=as_strings(ids_of(sessions, "session_id")),
+        user_id=as_strings(ids_of(sessions, "user_id")),
         fields=torch.stack(fields, dim=1) if fields else torch.empty((len(sessions), 0), dtype=torch.int16),
-        history=tuple(_history(field, columns.column(sessions, field.name), space) for field in space.histories),
+        history=tuple(_history(field, column_of(sessions, field.name), space) for field in space.histories),
         words=_bag_of_words(space, texts, len(sessions)),
         candidates=candidates,
         clicked=clicked,
@@ -90,34 +105,25 @@ def session_columns(space: FeatureSpace) -> tuple[str, ...]:
 
 def as_table(rows: Rows, names: tuple[str, ...]) -> pa.Table:
     """These columns in arrow. Raises ValueError for one that is not there."""
-    there = list(rows.columns) if isinstance(rows, pd.DataFrame) else rows.schema.names
+    there = column_names(rows)
     if absent := [name for name in names if name not in there]:
         raise ValueError(f"there is no column {', '.join(absent)}; the table has {', '.join(there)}")
-    return pa.table({name: columns.column(rows, name) for name in names})
+    return pa.table({name: column_of(rows, name) for name in names})
 
 
 def session_rows(impressions: pa.Table, sessions: pa.Table) -> np.ndarray:
     """(impressions,) the row of each impression's session, -1 where it is not there."""
-    found = pc.index_in(columns.ids(impressions, "session_id"), value_set=columns.ids(sessions, "session_id"))
+    found = pc.index_in(ids_of(impressions, "session_id"), value_set=ids_of(sessions, "session_id"))
     return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _assert_in_split(sessions: Rows, part: str) -> None:
-    if part not in SPLIT_OF:
-        raise ValueError(f"part is {part!r}; expected one of {', '.join(SPLIT_OF)}")
-    if "split" in (sessions.columns if isinstance(sessions, pd.DataFrame) else sessions.schema.names):
-        others = set(columns.column(sessions, "split").unique().to_pylist()) - {SPLIT_OF[part]}
-        if others:
-            raise ValueError(f"part {part!r} is made of split {SPLIT_OF[part]!r}; found {sorted(map(str, others))}")
 
 
 def _candidates(
     impressions: pa.Table, rows: np.ndarray, sessions: int, kb: pa.Array
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    found = pc.index_in(columns.ids(impressions, "intent_id"), value_set=kb)
-    position = columns.column(impressions, "position").to_numpy(zero_copy_only=False).astype(np.int64)
+    found = pc.index_in(ids_of(impressions, "intent_id"), value_set=kb)
+    position = column_of(impressions, "position").to_numpy(zero_copy_only=False).astype(np.int64)
     if found.null_count:
-        orphans = columns.ids(impressions, "intent_id").filter(found.is_null()).unique().to_pylist()
+        orphans = ids_of(impressions, "intent_id").filter(found.is_null()).unique().to_pylist()
         raise ValueError(f"impressions show {len(orphans)} intents that the KB does not have (first: {orphans[0]!r})")
     if len(position) and position.min() < 0:
         raise ValueError(f"position is {position.min()} in impressions; expected 0, 1, .. from the top of the list")
@@ -125,7 +131,7 @@ def _candidates(
     candidates = np.full(shape, PADDING, narrowest(len(kb)))
     clicked = np.zeros(shape, bool)
     candidates[rows, position] = found.to_numpy(zero_copy_only=False)
-    clicked[rows, position] = columns.column(impressions, "clicked").cast(pa.int8()).to_numpy(zero_copy_only=False) == 1
+    clicked[rows, position] = column_of(impressions, "clicked").cast(pa.int8()).to_numpy(zero_copy_only=False) == 1
     if hidden := len(rows) - int((candidates != PADDING).sum()):
         raise ValueError(f"{hidden} impressions share session and position with another")
     return torch.from_numpy(candidates), torch.from_numpy(clicked)
@@ -135,7 +141,7 @@ def _field(field: Field, array: pa.Array, size: int) -> torch.Tensor:
     """(rows,) ids of a column; size: that of the largest vocabulary, so that all columns have one type."""
     if field.kind == "categorical":
         return _lookup(array, field, size)
-    numbers = columns.as_numbers(array) if field.kind == "numeric" else columns.as_history(array)[2]
+    numbers = as_numbers(array) if field.kind == "numeric" else as_history(array)[2]
     ids = np.full(len(numbers), UNKNOWN)
     if field.edges is not None:
         ids = FIRST + np.searchsorted(field.edges, numbers, side="right")
@@ -144,14 +150,14 @@ def _field(field: Field, array: pa.Array, size: int) -> torch.Tensor:
 
 
 def _lookup(array: pa.Array, field: Field, size: int) -> torch.Tensor:
-    codes, keys = columns.as_keys(array)
+    codes, keys = as_keys(array)
     ids = [field.empty if key is None else field.ids.get(key, UNKNOWN) for key in keys]
     return torch.from_numpy(np.array(ids, narrowest(size))[codes])
 
 
 def _history(field: Field, array: pa.Array, space: FeatureSpace) -> Bag:
-    rows, elements, lengths = columns.as_history(array)
-    recent = columns.most_recent(rows, lengths, space.max_history)
+    rows, elements, lengths = as_history(array)
+    recent = most_recent(rows, lengths, space.max_history)
     ids = _lookup(elements.filter(pa.array(recent)), field, field.size)
     return as_bag(rows[recent], ids.numpy(), bags=len(array), size=field.size)
 

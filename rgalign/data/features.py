@@ -5,10 +5,9 @@ shares one id, unknown, with all values that later turn up for the first time; s
 empty cell is a value like others: where train has none, it is unknown.
 """
 
-import difflib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -17,9 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rgalign.data import columns
-from rgalign.data.columns import Rows
+from rgalign.errors import nearest, safe_repr
 
+Rows = pd.DataFrame | pa.Table | pa.RecordBatch
 MISSING, UNKNOWN, FIRST = 0, 1, 2  # ids: no value, a value that is not in the vocabulary, the first value of it
 
 
@@ -145,16 +144,18 @@ def fit_space(
     Raises ValueError for an unknown name in `drop`, a column that is not there, a session that is not of train, an
     impression of another session.
     """
-    chosen = _chosen(kinds, drop)
+    chosen = _kept(kinds, drop)
     numeric = [name for name, kind in chosen.items() if kind in ("numeric", "history")]
     counts = {name: Counter() for name, kind in chosen.items() if kind in ("categorical", "history")}
     numbers, gaps = _Sample(len(numeric), sample, np.random.default_rng(seed)), np.zeros(len(numeric), int)
     session_hashes = [np.empty(0, np.uint64)]
     for batch in _batches(sessions):
-        _refuse(batch, chosen)
-        session_hashes.append(columns.hashes(columns.column(batch, "session_id")))
+        if absent := [name for name in ("session_id", *chosen) if name not in column_names(batch)]:
+            raise ValueError(f"sessions have no column {', '.join(absent)}; dataset.yaml declares it as a feature")
+        assert_in_split(batch, "train", "a feature space")
+        session_hashes.append(hashes(column_of(batch, "session_id")))
         for name in counts:
-            counts[name].update(_tally(columns.column(batch, name), chosen[name], max_history))
+            counts[name].update(_tally(column_of(batch, name), chosen[name], max_history))
         found = _numbers(batch, numeric, chosen)
         numbers.add(found)
         gaps += np.isnan(found).sum(axis=0)
@@ -184,45 +185,39 @@ def fit_space(
     )
 
 
-def _chosen(kinds: dict[str, str], drop: Collection[str]) -> dict[str, str]:
-    faults = []
-    for name in drop:
-        if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, n=1, cutoff=0)
-            faults.append(f"  {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
-    if faults:
-        raise ValueError("drop names columns that dataset.yaml does not declare:\n" + "\n".join(faults))
-    chosen = {name: kind for name, kind in kinds.items() if name not in drop}
-    if not chosen:
+def _kept(kinds: dict[str, str], drop: Collection[str]) -> dict[str, str]:
+    unknown = [f"  {safe_repr(name)}{nearest(name, kinds, 0)}" for name in drop if name not in kinds]
+    if unknown:
+        raise ValueError("drop names columns that dataset.yaml does not declare:\n" + "\n".join(unknown))
+    kept = {name: kind for name, kind in kinds.items() if name not in drop}
+    if not kept:
         raise ValueError(f"drop leaves none of the {len(kinds)} feature columns: a ranker needs at least one")
-    return chosen
+    return kept
 
 
 def _batches(rows: Rows | Iterable[Rows]) -> Iterator[Rows]:
     return iter([rows]) if isinstance(rows, Rows) else iter(rows)
 
 
-def _names(rows: Rows) -> Sequence[str]:
+def column_names(rows: Rows) -> list[str]:
     return list(rows.columns) if isinstance(rows, pd.DataFrame) else rows.schema.names
 
 
-def _refuse(sessions: Rows, chosen: dict[str, str]) -> None:
-    names = _names(sessions)
-    if absent := [name for name in ("session_id", *chosen) if name not in names]:
-        raise ValueError(f"sessions have no column {', '.join(absent)}; dataset.yaml declares it as a feature")
-    if "split" in names:
-        others = set(columns.column(sessions, "split").unique().to_pylist()) - {"train"}
+def assert_in_split(sessions: Rows, split: str, what: str) -> None:
+    """Raises ValueError where the sessions say that one of them is of another split."""
+    if "split" in column_names(sessions):
+        others = set(column_of(sessions, "split").unique().to_pylist()) - {split}
         if others:
             found = ", ".join(sorted(map(str, others)))
-            raise ValueError(f"a feature space is fitted on train alone; these sessions have split {found}")
+            raise ValueError(f"{what} is made of split {split!r} alone; these sessions have split {found}")
 
 
 def _tally(array: pa.Array, kind: str, max_history: int) -> Counter:
     """How often each value is there, None for empty cells or elements."""
     if kind == "history":
-        rows, array, lengths = columns.as_history(array)
-        array = array.filter(pa.array(columns.most_recent(rows, lengths, max_history)))
-    codes, keys = columns.as_keys(array)
+        rows, array, lengths = as_history(array)
+        array = array.filter(pa.array(most_recent(rows, lengths, max_history)))
+    codes, keys = as_keys(array)
     found = Counter()
     for key, count in zip(keys, np.bincount(codes, minlength=len(keys)).tolist(), strict=True):
         if count:
@@ -232,8 +227,8 @@ def _tally(array: pa.Array, kind: str, max_history: int) -> Counter:
 
 def _numbers(sessions: Rows, names: list[str], kinds: dict[str, str]) -> np.ndarray:
     """(rows, names) float64: the value of a numeric column, the length of a history."""
-    read = {"numeric": columns.as_numbers, "history": lambda array: columns.as_history(array)[2]}
-    arrays = [read[kinds[name]](columns.column(sessions, name)) for name in names]
+    read = {"numeric": as_numbers, "history": lambda array: as_history(array)[2]}
+    arrays = [read[kinds[name]](column_of(sessions, name)) for name in names]
     return np.stack(arrays, axis=1) if arrays else np.empty((len(sessions), 0))
 
 
@@ -255,16 +250,16 @@ def _vocabulary(counts: Counter, min_count: int) -> tuple[str, ...]:
 def _clicks(impressions: Rows | Iterable[Rows], session_hashes: np.ndarray) -> Counter:
     clicks = Counter()
     for batch in _batches(impressions):
-        own = columns.hashes(columns.column(batch, "session_id").unique())
-        if strangers := int((~columns.among(own, session_hashes)).sum()):
-            raise ValueError(f"impressions name {strangers} sessions that are not among the training sessions")
-        clicked = pc.equal(columns.column(batch, "clicked").cast(pa.int8()), 1)
-        clicks.update(_tally(columns.column(batch, "intent_id").filter(clicked), "categorical", 0))
+        own = hashes(column_of(batch, "session_id").unique())
+        if unknown := int((~among(own, session_hashes)).sum()):
+            raise ValueError(f"impressions name {unknown} sessions that are not among the training sessions")
+        clicked = pc.equal(column_of(batch, "clicked").cast(pa.int8()), 1)
+        clicks.update(_tally(column_of(batch, "intent_id").filter(clicked), "categorical", 0))
     return clicks
 
 
 def _clicks_by_category(intents: pd.DataFrame, clicks: Counter) -> Counter:
-    codes, keys = columns.as_keys(columns.column(intents, "category"))
+    codes, keys = as_keys(column_of(intents, "category"))
     found = Counter()
     for intent, code in zip(intents["intent_id"], codes, strict=True):
         if clicks[intent]:
@@ -302,3 +297,80 @@ class _Sample:
         self.keys, self.kept, self.waiting = keys[order], rows[order], []
         if len(self.keys) == self.size:
             self.limit = self.keys[-1]
+
+
+# One column of a table, read as what its kind says: keys, numbers, a history.
+
+
+def column_of(rows: Rows, name: str) -> pa.Array:
+    """The column in one piece; NaN of pandas is null."""
+    array = pa.array(rows[name], from_pandas=True) if isinstance(rows, pd.DataFrame) else rows[name]
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    # combine_chunks of no chunk at all still gives a ChunkedArray in some releases of pyarrow.
+    return pa.concat_arrays(array.chunks or [pa.array([], array.type)]) if isinstance(array, pa.ChunkedArray) else array
+
+
+def ids_of(rows: Rows, name: str) -> pa.Array:
+    """A column of session, user or intent ids, in one type whatever the table's, so that two tables can be joined."""
+    return column_of(rows, name).cast(pa.large_string())
+
+
+def as_strings(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """(rows,) numpy strings."""
+    return ids.to_numpy(zero_copy_only=False).astype(str) if isinstance(ids, pa.Array) else ids.to_numpy().astype(str)
+
+
+def as_keys(array: pa.Array) -> tuple[np.ndarray, list[str | None]]:
+    """(codes, keys): keys[codes[row]] is the row's value as text; None where it is null, NaN or the empty string.
+
+    A whole number has one spelling (1, 1.0): an integer column with gaps is float in pandas.
+    """
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    keys = [_key(value) for value in encoded.dictionary.to_pylist()]
+    codes = pc.fill_null(encoded.indices.cast(pa.int64()), len(keys)).to_numpy(zero_copy_only=False)
+    return codes, [*keys, None]
+
+
+def _key(value) -> str | None:
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def as_numbers(array: pa.Array) -> np.ndarray:
+    """(rows,) float64, NaN where there is none; a whole number beyond 2^53 is the nearest that there is."""
+    return pc.fill_null(array.cast(pa.float64(), safe=False), np.nan).to_numpy(zero_copy_only=False)
+
+
+def as_history(array: pa.Array) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """A list column without its null elements: (rows of the elements, elements, lengths with NaN for a null list)."""
+    if pa.types.is_null(array.type):
+        array = array.cast(pa.list_(pa.string()))
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    rows, elements = np.repeat(np.arange(len(array)), lengths), array.flatten()
+    if elements.null_count:
+        there = elements.is_valid()
+        rows, elements = rows[there.to_numpy(zero_copy_only=False)], elements.filter(there)
+    lengths = np.bincount(rows, minlength=len(array)).astype(float)
+    lengths[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return rows, elements, lengths
+
+
+def most_recent(rows: np.ndarray, lengths: np.ndarray, limit: int) -> np.ndarray:
+    """Mask of the last `limit` elements of each row; rows: (elements,) ascending, lengths: (all rows,)."""
+    ends = np.cumsum(np.nan_to_num(lengths).astype(np.int64))
+    return ends[rows] - np.arange(len(rows)) <= limit
+
+
+def hashes(ids: pa.Array) -> np.ndarray:
+    """(rows,) uint64 in place of ids, eight bytes each: two of 7.5 M ids collide once in 600,000 runs."""
+    return pd.util.hash_array(ids.to_numpy(zero_copy_only=False).astype(object), categorize=False)
+
+
+def among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """(values,) bool, as np.isin, which would sort the whole of `ascending` again for every batch."""
+    place = np.searchsorted(ascending, values)
+    return np.append(ascending, np.uint64(0))[place] == values if len(ascending) else np.zeros(len(values), bool)

@@ -16,8 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rgalign.data import columns, schema, split
-from rgalign.data.columns import among, as_strings, hashes
+from rgalign.data import schema, split
 from rgalign.data.encode import (
     IMPRESSION_COLUMNS,
     ROWS,
@@ -27,7 +26,7 @@ from rgalign.data.encode import (
     session_columns,
     session_rows,
 )
-from rgalign.data.features import FeatureSpace, fit_space
+from rgalign.data.features import FeatureSpace, among, as_strings, fit_space, hashes, ids_of
 from rgalign.data.lists import PADDING, PARTS, Bag, Intents, Lists, concat_lists, concat_offsets, concat_padded
 from rgalign.data.schema import Table
 from rgalign.run.artifacts import atomic, write_table, write_text
@@ -216,14 +215,14 @@ def fit_folder(folder: str | Path, *, development: Development | None = None, **
     def sessions() -> Iterator[pa.Table]:
         for batch, part in _sessions(folder, development):
             train = batch.filter(pa.array(part == TRAIN)).drop_columns("split")
-            train_hashes.append(hashes(columns.ids(train, "session_id")))
+            train_hashes.append(hashes(ids_of(train, "session_id")))
             yield train
 
     def impressions() -> Iterator[pa.Table]:
         own = np.unique(np.concatenate(train_hashes))
         for batch in _batches(folder, "impressions", ("session_id", "intent_id", "clicked")):
             clicked = batch.filter(pc.equal(batch["clicked"], 1))
-            yield clicked.filter(pa.array(among(hashes(columns.ids(clicked, "session_id")), own)))
+            yield clicked.filter(pa.array(among(hashes(ids_of(clicked, "session_id")), own)))
 
     return fit_space(sessions(), _intents(folder), impressions(), _meta(folder)["features"], **settings)
 
@@ -252,7 +251,7 @@ def encode_folder(
     if unknown := set(splits) - set(schema.SPLITS):
         raise ValueError(f"splits name {', '.join(sorted(unknown))}; expected some of {', '.join(schema.SPLITS)}")
     folder, intents = Path(folder), _intents(Path(folder))
-    kb, impressions = columns.ids(intents, "intent_id"), _Impressions(folder, 8 * batch_rows)
+    kb, impressions = ids_of(intents, "intent_id"), _Impressions(folder, 8 * batch_rows)
     # dev is always written with train: one left from a run with other development users would share users with it.
     parts = [part for part in PARTS if SPLIT_OF[part] in splits]
     save_space(out, space)
@@ -260,13 +259,13 @@ def encode_folder(
     hidden = pa.array(list(hidden), schema.STRING)
     writers = {part: ShardWriter(out, part, lists_per_shard) for part in parts}
     for batch, part in _sessions(folder, development, session_columns(space), batch_rows):
-        shown = impressions.of(columns.ids(batch, "session_id"))
+        shown = impressions.of(ids_of(batch, "session_id"))
         rows = session_rows(shown, batch)
         for name, writer in writers.items():
             chosen = part == PARTS.index(name)
             own = chosen[rows]
             if name == "train" and len(hidden):
-                own = own & ~pc.is_in(columns.ids(shown, "intent_id"), value_set=hidden).to_numpy(zero_copy_only=False)
+                own = own & ~pc.is_in(ids_of(shown, "intent_id"), value_set=hidden).to_numpy(zero_copy_only=False)
             sessions, lists = batch.filter(pa.array(chosen)), shown.filter(pa.array(own))
             if len(sessions):
                 writer.add(encode_batch(space, sessions, lists, (np.cumsum(chosen) - 1)[rows[own]], kb, name))
@@ -286,7 +285,7 @@ class _Impressions:
         """The impressions that follow, as long as they are of these sessions and in their order."""
         taken = []
         while True:
-            rows = pc.fill_null(pc.index_in(columns.ids(self.rest, "session_id"), value_set=session_ids), -1)
+            rows = pc.fill_null(pc.index_in(ids_of(self.rest, "session_id"), value_set=session_ids), -1)
             others = np.flatnonzero(rows.to_numpy(zero_copy_only=False) < 0)
             end = int(others[0]) if len(others) else len(rows)
             taken.append(self.rest.slice(0, end))
@@ -318,7 +317,7 @@ def _sessions(
     for batch in _batches(folder, "sessions", names, rows):
         part = parts[start : start + len(batch)]
         if development is not None:
-            users = columns.as_strings(columns.ids(batch, "user_id").filter(pa.array(part == TRAIN)))
+            users = as_strings(ids_of(batch, "user_id").filter(pa.array(part == TRAIN)))
             part[part == TRAIN] = np.where(development(users), DEV, TRAIN)
         start += len(batch)
         yield batch, part
@@ -328,9 +327,9 @@ def _refuse_one_side(folder: Path, train: np.ndarray, development: Development) 
     """Raises ValueError where development gets none or all of the train users; stops at the first user of each side."""
     seen, sides, start = set(), set(), 0
     for batch in _batches(folder, "sessions", ("user_id",)):
-        own = columns.ids(batch, "user_id").filter(pa.array(train[start : start + len(batch)]))
+        own = ids_of(batch, "user_id").filter(pa.array(train[start : start + len(batch)]))
         start += len(batch)
-        users = columns.as_strings(pc.unique(own))
+        users = as_strings(pc.unique(own))
         seen.update(users)
         sides.update(development(users).tolist())
         if len(sides) == 2:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from rgalign.data import columns, schema
-from rgalign.data.columns import among, hashes
+from rgalign.data import schema
+from rgalign.data.features import among, as_strings, column_of, hashes, ids_of
 from rgalign.data.schema import SPLITS, Table
 from rgalign.errors import safe_repr, section_errors
 
@@ -236,9 +236,9 @@ def _train_sessions(folder: Path, drawn: Development) -> tuple[np.ndarray, ...]:
     for batch in _batches(folder, "sessions", ("session_id", "user_id", "timestamp")):
         own = batch.filter(pa.array(parts[start : start + len(batch)]))
         start += len(batch)
-        users, when = columns.ids(own, "user_id"), columns.column(own, "timestamp")
+        users, when = ids_of(own, "user_id"), column_of(own, "timestamp")
         times = when.cast(pa.timestamp("us")).to_numpy(zero_copy_only=False).astype("datetime64[us]")
-        found.append((hashes(users), hashes(columns.ids(own, "session_id")), times, drawn(columns.as_strings(users))))
+        found.append((hashes(users), hashes(ids_of(own, "session_id")), times, drawn(as_strings(users))))
     return tuple(np.concatenate(values) for values in zip(*found, strict=True))
 
 
@@ -248,10 +248,10 @@ def _train_clicks(folder: Path, session: np.ndarray) -> tuple[np.ndarray, np.nda
     intents, rows = [], []
     for batch in _batches(folder, "impressions", ("session_id", "intent_id", "clicked")):
         clicked = batch.filter(pc.equal(batch["clicked"].cast(pa.int8()), 1))
-        by = hashes(columns.ids(clicked, "session_id"))
+        by = hashes(ids_of(clicked, "session_id"))
         own = among(by, session[order])
         rows.append(order[np.searchsorted(session[order], by[own])])
-        intents.append(columns.as_strings(columns.ids(clicked, "intent_id"))[own].astype(object))
+        intents.append(as_strings(ids_of(clicked, "intent_id"))[own].astype(object))
     return np.concatenate(intents), np.concatenate(rows)
 
 

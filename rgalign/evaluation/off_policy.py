@@ -11,7 +11,7 @@ from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from rgalign.data import columns
+from rgalign.data.features import as_strings, ids_of
 from rgalign.data.lists import Lists
 from rgalign.data.tables import Dataset
 from rgalign.shopworld.traffic import Traffic
@@ -147,7 +147,7 @@ class Log:
         if not dataset.meta.get("position_is_real", True):
             raise ValueError(f"dataset.yaml of {dataset.name!r} says position_is_real: false; a propensity needs it")
         session, intent = (
-            pc.index_in(columns.ids(impressions, name), value_set=columns.ids(rows, name))
+            pc.index_in(ids_of(impressions, name), value_set=ids_of(rows, name))
             for name, rows in (("session_id", dataset.sessions), ("intent_id", dataset.intents))
         )
         if strangers := max(session.null_count, intent.null_count):
@@ -158,7 +158,7 @@ class Log:
         shown[session, position] = intent
         clicked[session, position] = impressions["clicked"].to_numpy(dtype=bool)
         propensity[session, position] = impressions["propensity"].to_numpy(dtype=np.float64, na_value=np.nan)
-        return cls(shown, clicked, propensity, columns.as_strings(columns.ids(dataset.sessions, "user_id")))
+        return cls(shown, clicked, propensity, as_strings(ids_of(dataset.sessions, "user_id")))
 
 
 def slot_weights(log: Log, target: np.ndarray, clip: float | None = None) -> np.ndarray:

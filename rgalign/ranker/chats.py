@@ -23,9 +23,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rgalign.data import columns, shards, tables
+from rgalign.data import shards, tables
 from rgalign.data.encode import IMPRESSION_COLUMNS, as_bag, encode_lists, hashed_words, session_columns
-from rgalign.data.features import UNKNOWN, FeatureSpace
+from rgalign.data.features import UNKNOWN, FeatureSpace, column_of, ids_of
 from rgalign.data.lists import Bag, Intents, Lists, listed_in
 from rgalign.data.schema import FEATURE_TYPES, STRING
 from rgalign.data.tables import Dataset
@@ -78,21 +78,21 @@ def encode(dataset: Dataset, folder: Path, space: FeatureSpace, name: str) -> Ch
         )
     names, of_maps = session_columns(space)[2:], "features" in frame
     if of_maps:
-        sessions = _told(columns.column(frame, "features"), names, dataset.kinds)
+        sessions = _told(column_of(frame, "features"), names, dataset.kinds)
     else:
         known = sessions_of(frame, tables.excerpt(folder, names, splits=("train",)).sessions)
-        sessions = {column: columns.column(known, column) for column in names}
+        sessions = {column: column_of(known, column) for column in names}
     ids = pa.array([f"chat-{row}" for row in range(len(frame))], STRING)
     table = pa.table({"session_id": ids, "user_id": ids, **sessions})
-    intent = columns.ids(frame, "intent_id") if "intent_id" in frame else pa.nulls(len(frame), pa.large_string())
-    labelled = pc.is_in(intent, value_set=columns.ids(dataset.intents, "intent_id")).to_numpy(zero_copy_only=False)
+    intent = ids_of(frame, "intent_id") if "intent_id" in frame else pa.nulls(len(frame), pa.large_string())
+    labelled = pc.is_in(intent, value_set=ids_of(dataset.intents, "intent_id")).to_numpy(zero_copy_only=False)
     rows, count = pa.array(np.flatnonzero(labelled)), int(labelled.sum())
     shown = (ids.take(rows), intent.take(rows), pa.array(np.zeros(count, int)), pa.array(np.ones(count, int)))
     labels = pa.table(dict(zip(IMPRESSION_COLUMNS, shown, strict=True)))
     lists = encode_lists(space, table, labels, dataset.intents, "train")
     for column, field in enumerate(space.fields if of_maps else ()):
         lists.fields[sessions[field.name].is_null().to_numpy(zero_copy_only=False), column] = UNKNOWN
-    typed = hashed_words([columns.column(frame, "typed_query")], buckets=space.word_buckets, pairs=space.word_pairs)
+    typed = hashed_words([column_of(frame, "typed_query")], buckets=space.word_buckets, pairs=space.word_pairs)
     return Chats(lists, as_bag(*typed, bags=len(frame), size=space.word_buckets))
 
 

@@ -15,7 +15,7 @@ from itertools import chain
 import pandas as pd
 import pyarrow as pa
 
-from rgalign.data import columns
+from rgalign.data.features import column_of
 from rgalign.data.schema import CHARACTERS_A_TOKEN, KINDS
 from rgalign.errors import count_rows, nearest, safe_repr
 from rgalign.reasoner import chat_template, verbalize
@@ -161,7 +161,7 @@ class Prompter:
         """
         frame = frame[frame["typed_query"].fillna("").str.strip() != ""]
         if "features" in frame:
-            maps = columns.column(frame, "features")
+            maps = column_of(frame, "features")
             how = dict(layout=self.layout, titles=self.titles, characters=self._characters)
             rows = verbalize.transcript_fields(maps, self.features, self.kinds, **how)
         else:

@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from rgalign.data import columns
+from rgalign.data.features import column_of
 from rgalign.reasoner import verbalize
 from rgalign.reasoner.prompts import ASK
 from rgalign.reasoner.verbalize import FieldTemplate
@@ -60,7 +60,7 @@ def count_words(
         _add(counts, verbalize.session_fields(sessions, features, kinds, **put))
     if transcripts is not None:
         if "features" in transcripts:
-            maps = columns.column(transcripts, "features")
+            maps = column_of(transcripts, "features")
             _add(counts, verbalize.transcript_fields(maps, features, kinds, **put))
         for query, count in Counter(transcripts["typed_query"].dropna()).items():
             for word in verbalize.compact_text(query).split():

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rgalign.data import columns
-from rgalign.data.columns import Rows
+from rgalign.data.features import Rows, as_keys, as_numbers, column_of
 from rgalign.data.schema import VALUE_CHARACTERS, is_personal
 
 LAYOUTS = ("compact", "lines")
@@ -168,7 +167,7 @@ def session_fields(
         raise ValueError(f"these rows have no column {', '.join(absent)}, which the prompt shows")
     found: list[list[FieldTemplate]] = [[] for _ in range(len(rows))]
     for name in features:
-        kind, array = kinds[name], columns.column(rows, name)
+        kind, array = kinds[name], column_of(rows, name)
         codes, values = _values(array, kind)
         made = [serialise(name, kind, value, layout=layout, titles=titles, characters=characters) for value in values]
         for row, code in zip(found, codes.tolist(), strict=True):
@@ -182,9 +181,9 @@ def _values(array: pa.Array, kind: str) -> tuple[np.ndarray, Sequence[object]]:
     if kind == "history":
         return np.arange(len(array)), array.to_pylist()
     if kind == "numeric":
-        numbers, codes = np.unique(columns.as_numbers(array), return_inverse=True)
+        numbers, codes = np.unique(as_numbers(array), return_inverse=True)
         return codes, numbers.tolist()
-    return columns.as_keys(array)
+    return as_keys(array)
 
 
 def intent_fields(

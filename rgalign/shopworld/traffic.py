@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rgalign.data import columns
+from rgalign.data.features import as_strings, ids_of
 from rgalign.shopworld.tables import DAY, INTENT_IDS, KB, START, Rules, World, examination
 from rgalign.shopworld.vocabulary import COLUMNS
 
@@ -130,7 +130,7 @@ class Traffic:
             raise ValueError(f"{early} sessions want an intent that is not in the KB at their time: not of this world?")
         return cls(
             world=world,
-            users=np.unique(columns.as_strings(columns.ids(sessions, "user_id")), return_inverse=True)[1],
+            users=np.unique(as_strings(ids_of(sessions, "user_id")), return_inverse=True)[1],
             intents=intents,
             available=available,
             scores=legacy_scores(world.prior, world.columns, _legacy_codes(sessions)),
@@ -188,12 +188,10 @@ class Traffic:
 
 
 def _true_intents(sessions: pd.DataFrame, truth: pd.DataFrame) -> np.ndarray:
-    row = pc.index_in(columns.ids(sessions, "session_id"), value_set=columns.ids(truth, "session_id"))
+    row = pc.index_in(ids_of(sessions, "session_id"), value_set=ids_of(truth, "session_id"))
     if row.null_count:
         raise ValueError(f"truth has no row for {row.null_count} of {len(sessions)} sessions: both must be of one read")
-    return _places(
-        columns.ids(truth, "intent_id").take(row), pa.array(INTENT_IDS, pa.large_string()), "truth.intent_id"
-    )
+    return _places(ids_of(truth, "intent_id").take(row), pa.array(INTENT_IDS, pa.large_string()), "truth.intent_id")
 
 
 def _legacy_codes(sessions: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -203,7 +201,7 @@ def _legacy_codes(sessions: pd.DataFrame) -> dict[str, np.ndarray]:
     values = {
         column.name: pa.array(column.values, pa.large_string()) for column in COLUMNS if column.name in LEGACY_COLUMNS
     }
-    return {name: _places(columns.ids(sessions, name), values[name], f"sessions.{name}") for name in LEGACY_COLUMNS}
+    return {name: _places(ids_of(sessions, name), values[name], f"sessions.{name}") for name in LEGACY_COLUMNS}
 
 
 def _places(found: pa.Array, values: pa.Array, what: str) -> np.ndarray:

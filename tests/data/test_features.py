@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgalign.data import columns, encode
+from rgalign.data import encode
 from rgalign.data.encode import encode_intents, encode_lists
-from rgalign.data.features import FeatureSpace, fit_space
+from rgalign.data.features import FeatureSpace, as_keys, column_of, fit_space
 
 KINDS = {"state": "categorical", "orders": "numeric", "recent": "history", "note": "text"}
 KB = pd.DataFrame(
@@ -135,7 +135,7 @@ def test_an_empty_cell_has_its_own_id_where_train_has_empty_cells():
 def test_whole_numbers_are_one_category_whatever_the_type_of_the_column():
     codes = {}
     for name, values in {"integer": [7, 8], "with a gap": [7, 8, None], "text": ["7", "8"]}.items():
-        index, keys = columns.as_keys(columns.column(pd.DataFrame({"x": pd.Series(values)}), "x"))
+        index, keys = as_keys(column_of(pd.DataFrame({"x": pd.Series(values)}), "x"))
         codes[name] = [keys[i] for i in index]
     assert codes == {"integer": ["7", "8"], "with a gap": ["7", "8", None], "text": ["7", "8"]}
 
@@ -210,7 +210,7 @@ def test_dropped_columns_leave_no_trace_and_a_misspelt_one_is_named():
     fitted = space(drop=["state", "note", "recent"])
     assert (fitted.field_names, fitted.texts, fitted.histories) == (("orders",), (), ())
     assert bags(encode_lists(fitted, TRAIN, SHOWN, KB, "train").words) == [[]] * 5
-    with pytest.raises(ValueError, match=r"'stat': did you mean 'state'\?\n.*'nots': did you mean 'note'\?"):
+    with pytest.raises(ValueError, match=r"'stat'; did you mean 'state'\?\n.*'nots'; did you mean 'note'\?"):
         space(drop=["stat", "nots"])
     with pytest.raises(ValueError, match="leaves none of the 4"):
         space(drop=list(KINDS))
@@ -221,7 +221,7 @@ def test_a_session_of_another_split_is_refused(part):
     frame = pd.concat([TRAIN, TRAIN.iloc[[0]].assign(session_id="z", split=part)])
     with pytest.raises(ValueError, match=f"have split {part}"):
         fit_space(frame, KB, SHOWN, KINDS)
-    with pytest.raises(ValueError, match=f"'train'; found .*{part}"):
+    with pytest.raises(ValueError, match=f"'train' alone; these sessions have split .*{part}"):
         encode_lists(space(), frame, SHOWN, KB, "train")
     with pytest.raises(ValueError, match="name 1 sessions"):
         fit_space(TRAIN[1:], KB, SHOWN, KINDS)
