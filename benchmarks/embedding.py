@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.peers import MISSING, installed, row
-from rgalign.params_schema import Sampling
+from rgalign.params_schema import Reasoner as Settings
 from rgalign.reasoner import tokenizer, verbalize
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import sample
 from rgalign.reasoner.model import Reasoner, save, tiny
 from rgalign.reasoner.prompts import Prompter
-from rgalign.reasoner.settings import INSTRUCTION, TINY, prompter, shown_features
+from rgalign.reasoner.settings import INSTRUCTION, prompter, shown_features
 from rgalign.seeding import seeded
 from rgalign.shopworld import world
 
@@ -32,8 +32,6 @@ ENCODER_BATCHES = (32, 8)  # texts: its default, and what is quickest on a CPU f
 GENERATOR_TOKENS = 4_096  # a batch's cache; the quickest of 2,048 to 16,384 on a CPU
 TOLERANCE = 1e-4  # of a vector's entry, absolute
 TOKENS_APART = 0.05  # most by which the numbers of tokens written may differ
-SETTINGS = {"model": TINY, "kind": "causal", "features": None, "instruction": INSTRUCTION, "max_tokens": 256}
-SETTINGS |= {"embed": "prompt", "queries": Sampling().model_dump()}
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,9 @@ def small_task(
 
     Its vocabulary holds every word of the prompts, so that a prompt as text is tokenised into the same ids.
     """
-    settings = SETTINGS | {"instruction": instruction}
+    settings = Settings(instruction=instruction)
     shop = world.generate(seed=seed, sessions=sessions, users=max(20, sessions // 3), transcripts=500)
-    train, features = shop.sessions[shop.sessions["split"] == "train"], shown_features(settings, shop.meta)
+    train, features = shop.sessions[shop.sessions["split"] == "train"], shown_features(None, shop.meta)
     read = {"intents": shop.intents, "sessions": train, "transcripts": shop.transcripts}
     counts = tokenizer.count_words(features=features, kinds=shop.kinds, **read)
     words = tokenizer.build(counts + Counter(verbalize.compact_text(instruction).split()), min_count=1)

@@ -25,13 +25,14 @@ from benchmarks.tuning import Clock
 from rgalign.alignment.sft import sft
 from rgalign.commands.estimate import model_size
 from rgalign.data.lists import Lists, with_queries, with_texts
+from rgalign.params_schema import Lora, Sft
 from rgalign.ranker.fit import fit
 from rgalign.ranker.losses import listnet_kl
 from rgalign.ranker.train import Parts, build
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import sample
 from rgalign.reasoner.model import Reasoner
-from rgalign.reasoner.training import Engine
+from rgalign.reasoner.trainer import Engine, Setup
 from rgalign.seeding import seeded
 
 MATRIX, COPY = "measured bf16 matrix peak", "measured copy in memory"
@@ -41,7 +42,7 @@ QWEN3_4B = {  # as its published config.json has them
     "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936, "max_position_embeddings": 40_960,
 }  # fmt: skip
 LISTS_PER_STEP = (512, 16_384)  # a usual batch, and one that fills a large GPU
-LORA = {"rank": 16, "alpha": 32}
+LORA = Lora(rank=16, alpha=32)
 
 
 def rows(
@@ -126,10 +127,8 @@ def _tuning(reasoner: Reasoner, ids: list[list[int]], peak: float, seed: int) ->
     engine = Engine(precision="bf16", gradient_checkpointing=True, tokens_per_batch=8192)
     batch, clock = max(1, len(ids) // 4), Clock()
     with TemporaryDirectory() as work:
-        sft(
-            reasoner, ids, queries, folder=Path(work) / "sft", seed=seed, lora=LORA, epochs=1.0,
-            documents_per_batch=batch, engine=engine, progress=False, callbacks=[clock],
-        )  # fmt: skip
+        setup = Setup(Path(work) / "sft", seed, lora=LORA, engine=engine, progress=False, callbacks=[clock])
+        sft(reasoner, ids, queries, Sft(epochs=1.0, documents_per_batch=batch), setup)
     # every step has the same number of documents, but not quite of tokens: their mean
     tokens = sum(map(len, ids)) + sum(map(len, queries))
     rate = tokens / len(clock.ends) / clock.seconds

@@ -21,11 +21,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.embedding import Task
 from benchmarks.peers import MISSING, installed, row
-from rgalign.alignment.dpo import Pairs, dpo, reference_log_probabilities
+from rgalign.alignment.dpo import dpo
+from rgalign.alignment.preferences import Pairs, reference_log_probabilities
 from rgalign.alignment.sft import sft
+from rgalign.params_schema import Dpo, Sft
 from rgalign.reasoner.model import Reasoner
-from rgalign.reasoner.trainer import CHECKPOINTING
-from rgalign.reasoner.training import CHECKPOINTS, borrowed_state
+from rgalign.reasoner.trainer import CHECKPOINTING, CHECKPOINTS, Setup, borrowed_state
 
 PEER = "trl"  # package
 TOLERANCE = 1e-3  # of a loss in nats, between the same steps of both sides
@@ -114,12 +115,10 @@ class Clock(TrainerCallback):
 
 def _ours_sft(reasoner: Reasoner, data: Titles, *, batch: int, steps: int, seed: int) -> Trained:
     clock = Clock()
-    how = dict(learning_rate=LEARNING_RATE, documents_per_batch=batch, weight_decay=WEIGHT_DECAY, seed=seed)
+    how = dict(learning_rate=LEARNING_RATE, documents_per_batch=batch, weight_decay=WEIGHT_DECAY)
     with TemporaryDirectory() as work:
-        _, curve = sft(
-            reasoner, data.prompts, data.chosen, folder=Path(work) / "sft", epochs=1.0, neftune=0.0, warmup=0.0,
-            progress=False, callbacks=[clock], **how,
-        )  # fmt: skip
+        setup = Setup(Path(work) / "sft", seed, warmup=0.0, progress=False, callbacks=[clock])
+        _, curve = sft(reasoner, data.prompts, data.chosen, Sft(epochs=1.0, neftune=0.0, **how), setup)
     return clock.seconds, curve["loss"].to_numpy()
 
 
@@ -130,12 +129,10 @@ def _ours_dpo(reasoner: Reasoner, data: Titles, *, batch: int, steps: int, seed:
     started = time.perf_counter()
     reference = reference_log_probabilities(reasoner, pairs, progress=False)
     spent = time.perf_counter() - started if charged else 0.0
-    how = dict(learning_rate=LEARNING_RATE, pairs_per_batch=batch, weight_decay=WEIGHT_DECAY, beta=BETA, seed=seed)
+    how = dict(learning_rate=LEARNING_RATE, pairs_per_batch=batch, weight_decay=WEIGHT_DECAY, beta=BETA)
     with TemporaryDirectory() as work:
-        _, curve = dpo(
-            reasoner, pairs, reference=reference, folder=Path(work) / "dpo", sft_weight=0.0, epochs=1.0, warmup=0.0,
-            progress=False, callbacks=[clock], **how,
-        )  # fmt: skip
+        setup = Setup(Path(work) / "dpo", seed, warmup=0.0, progress=False, callbacks=[clock])
+        _, curve = dpo(reasoner, pairs, Dpo(sft_weight=0.0, epochs=1.0, **how), setup, reference=reference)
     return clock.seconds + spent / steps, curve["loss"].to_numpy()
 
 
@@ -160,7 +157,7 @@ def _trl_dpo(reasoner: Reasoner, data: Titles, *, batch: int, steps: int, seed: 
 
 
 def _like_ours(batch: int, steps: int, seed: int) -> dict[str, Any]:
-    """What makes TRL do what `reasoner.training.train` does, checkpoints included."""
+    """What makes TRL do what `reasoner.trainer.fit` does, checkpoints included."""
     return dict(
         max_steps=steps, per_device_train_batch_size=batch, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
         lr_scheduler_type="cosine", warmup_steps=0, logging_steps=1, save_steps=max(1, steps // CHECKPOINTS),

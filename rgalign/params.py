@@ -247,9 +247,17 @@ def _fill_seeds(params: Params) -> Params:
     return params.model_copy(update={"data": data, "reasoner": reasoner, "ranker": ranker})
 
 
+REMOVED = {  # parameters of earlier versions, and what to do
+    "alignment.cl.space": "RG-CL always aligns with the rankers retrained after RG-SFT and RG-DPO; delete the line "
+    "(the order that `before` asked for was measured: outputs/published/mended-valid/control.csv)",
+}
+
+
 def _fault(error: dict) -> tuple[str, str]:
     """Where and what of one of pydantic's errors."""
     key = ".".join(str(part) for part in error["loc"]) or "params"
+    if error["type"] == "extra_forbidden" and key in REMOVED:
+        return key, f"was removed: {REMOVED[key]}"
     if error["type"] == "extra_forbidden":
         return key, f"is not a parameter; did you mean {_nearest(key)}?"
     found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {safe_repr(error['input'], 200)})"

@@ -243,11 +243,6 @@ class Contrastive(Room):
     ranker_learns: bool = Field(
         False, description="the reference: the rankers' own loss through the reasoner, and both learn"
     )
-    space: Literal["retrained", "before"] = Field(
-        "retrained",
-        description="whose space it pulls into: of the ranker retrained after RG-SFT and RG-DPO, or of the one before "
-        "them, the old order, kept for one study [C]",
-    )
     temperature: Real = Field(1.0, gt=0)
     hard: int = Field(16, ge=0, description="negatives a session: what the ranker ranks highest and nobody clicked")
     in_batch: bool = Field(

@@ -32,11 +32,11 @@ from rgalign.errors import Report, count_rows, nearest
 from rgalign.params import ROOT, Params, load_run
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
-from rgalign.reasoner import settings, source
+from rgalign.reasoner import settings
 from rgalign.reasoner.build import Recipe
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions, greedy
-from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.model import Reasoner, load_saved
 from rgalign.reasoner.prompts import Prompter
 from rgalign.run.artifacts import ArtifactError
 
@@ -286,10 +286,10 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     if aligned and not (run / ALIGNED).is_dir():
         raise ArtifactError(f"{run} has no {ALIGNED}: run it through 08, or load it with aligned=False")
     params = load_run(run)
-    room = params.reasoner.model_dump(mode="json")
+    room = params.reasoner
     meta: dict[str, Any] = read_yaml(run / DATASET / YAML_FILE)
     intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))
-    reads_kb = partial(source.load_saved, run / REASONER, kind=room["kind"], dtype=room["dtype"], device=device)
+    reads_kb = partial(load_saved, run / REASONER, kind=room.kind, dtype=room.dtype, device=device)
     reasoner, serves_aligned = reads_kb(), aligned is not False and (run / ALIGNED).is_dir()
     if serves_aligned:
         recipe, kb_reader = Recipe(room, params.data.features.drop, device), run / KB_READER
@@ -304,8 +304,8 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
         prompter,
         dict(meta["features"]),
         reads_kb,
-        room["queries"]["max_new_tokens"],
-        room["embed_tokens_per_batch"],
+        room.queries.max_new_tokens,
+        room.embed_tokens_per_batch,
         _load_ranking(run, params, serves_aligned, seed, intents, meta, reasoner.device),
     )
 

@@ -72,7 +72,7 @@ def rewarded(context, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("reward")
     candidates = rewarding.write_candidates(context, context.language_models(), folder)
-    reader = rewarding.Reader(context, context.main())
-    rewarding.train_models(context, reader, candidates, folder)
+    embedder = rewarding.QueryEmbedder(context, context.main())
+    rewarding.train_models(context, embedder, candidates, folder)
     rewarding.save_form(folder, "list")
     return rewarding.Rewarder.load(context, folder).scored(candidates), folder

@@ -4,7 +4,9 @@ python tests/refresh_valid.py SWEEP writes outputs/published/mended-valid/contro
 (METHOD.md 4): users sampled again inside a world, equal weights over worlds, Holm over the rows of one table. SWEEP is
 
     python -m rgalign sweep params/alignment.yaml params/ablations/sft_only.yaml params/ablations/sft_dpo.yaml \
-        params/ablations/old_order.yaml params/ablations/no_alignment.yaml --seeds 31,32,0 --out SWEEP
+        params/ablations/no_alignment.yaml --seeds 31,32,0 --out SWEEP
+
+The pair with old_order was measured when the order of the steps was still a parameter: it is left out of a new sweep.
 """
 
 import sys

@@ -23,7 +23,6 @@ ABLATED = {  # what sets each row of the stage table apart from the whole
         *("dpo.min_margin", "dpo.margin_quantile", "dpo.tolerance"),
     },
     "cosine_cl": {"cl.similarity", "cl.temperature"},
-    "old_order": {"cl.space", "loop.refit_whitening"},
     "frozen_ranker": {"loop.ranker", "loop.refit_whitening"},
     "scratch_ranker": {"loop.ranker"},
     "end_to_end": {"sft.use", "dpo.use", "cl.ranker_learns", "loop.ranker", "loop.refit_whitening"},
@@ -36,7 +35,8 @@ def test_every_ablation_has_a_name_and_differs_from_the_study_in_what_it_is_abou
         own = flat(load(path))
         found[path.stem] = {key.removeprefix("alignment.") for key in own if own[key] != whole[key]}
     assert found == ABLATED
-    assert {f"rgalign_rec/{name}" for name in found} == {name for name in MODELS if name.startswith("rgalign_rec/")}
+    measured = {name for name in MODELS if name.startswith("rgalign_rec/")} - {"rgalign_rec/old_order"}  # published
+    assert {f"rgalign_rec/{name}" for name in found} == measured
 
 
 @pytest.mark.parametrize("data", ["cfpb2014", "cfpb2014-minilm", "msweb", "msweb-minilm"])

@@ -15,16 +15,17 @@ from rgalign.alignment.sft import sft
 from rgalign.commands import estimate
 from rgalign.commands.estimate import model_size
 from rgalign.params import ROOT, load
+from rgalign.params_schema import Lora, Sft
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import sample
 from rgalign.reasoner.model import load as load_reasoner
 from rgalign.reasoner.model import save
-from rgalign.reasoner.training import Engine
+from rgalign.reasoner.trainer import Engine, Setup
 from rgalign.run import artifacts
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-LORA = {"rank": 8, "alpha": 16}
+LORA = Lora(rank=8, alpha=16)
 SHAPE = {
     "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 2000, "max_position_embeddings": 1024,
@@ -61,10 +62,9 @@ def on_both(task, tmp_path_factory):
 def learn(reasoner, prompts, work, *, documents: int = 64, **engine):
     end = reasoner.tokenizer.eos_token_id
     queries = [[*prompt[-8:], end] for prompt in prompts[:documents]]
-    return sft(
-        reasoner, prompts[:documents], queries, folder=work, seed=0, lora=LORA, epochs=6.0, learning_rate=3e-3,
-        neftune=0.0, documents_per_batch=16, engine=Engine(**engine), progress=False,
-    )  # fmt: skip
+    settings = Sft(epochs=6.0, learning_rate=3e-3, neftune=0.0, documents_per_batch=16)
+    setup = Setup(folder=work, seed=0, lora=LORA, engine=Engine(**engine), progress=False)
+    return sft(reasoner, prompts[:documents], queries, settings, setup)
 
 
 def test_a_whole_run_ends_and_ranks_as_on_a_cpu(tmp_path):

@@ -82,7 +82,6 @@ def test_work_is_tokens_times_operations(size):
     [
         ({"alignment.sft.use": False}, 1),
         ({"alignment.sft.use": False, "alignment.dpo.use": False}, 0),
-        ({"alignment.cl.space": "before"}, 0),
     ],
 )
 def test_sessions_are_embedded_for_the_retraining_where_the_model_has_moved(size, own, again):

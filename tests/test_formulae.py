@@ -14,12 +14,13 @@ from torch import nn
 from rgalign.alignment import dpo as rg_dpo
 from rgalign.alignment import sft as rg_sft
 from rgalign.alignment.info_nce import ranker_nce
-from rgalign.alignment.logprobs import APART
+from rgalign.alignment.logprobs import SEPARATE
 from rgalign.alignment.reward import RewardModel
 from rgalign.evaluation import metrics, off_policy
 from rgalign.evaluation.bootstrap import over_worlds
 from rgalign.experiment import ab_test
 from rgalign.params import ROOT
+from rgalign.params_schema import Dpo
 from rgalign.ranker.losses import listnet_kl, listnet_loss
 from rgalign.ranker.three_tower import Branches, ThreeTower, ThreeTowerConfig
 from rgalign.ranker.two_tower import TwoTower, TwoTowerConfig
@@ -196,8 +197,8 @@ def dpo_loss(sft_weight: float) -> float:
     batch = batch_of(DOCUMENTS) | {"reward": torch.zeros(4)}
     batch["tokens"] = batch["length"] - batch["prompt"]
     batch["reference"] = torch.tensor([MODEL.of(*document) - shift for document, shift in shifted()])
-    how = {"objective": "dpo", "beta": 0.3, "sft_weight": sft_weight, "length_normalised": False, "layout": APART}
-    return rg_dpo._loss(MODEL, batch, **how)[0].item()
+    settings = Dpo(objective="dpo", beta=0.3, sft_weight=sft_weight, length_normalised=False)
+    return rg_dpo.dpo_loss(MODEL, batch, layout=SEPARATE, settings=settings)[0].item()
 
 
 def shifted():

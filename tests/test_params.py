@@ -20,12 +20,10 @@ from rgalign.params import (
     parse_assignments,
     shipped_files,
 )
-from rgalign.params_schema import CORE_RANKERS, RANKERS, Params, Pretraining, RankerSettings
+from rgalign.params_schema import CORE_RANKERS, RANKERS, Params, RankerSettings
 from rgalign.ranker.fit import fit
 from rgalign.ranker.three_tower import ThreeTowerConfig
 from rgalign.ranker.variants import VARIANTS
-from rgalign.reasoner.build import prompt_weight
-from rgalign.reasoner.pretrain import pretrain
 from rgalign.report.plots import MODEL_STYLE
 
 SHIPPED = shipped_files()
@@ -294,14 +292,6 @@ def test_rankers_and_their_defaults_are_the_same_wherever_they_are_named():
     assert tuple(name for name in VARIANTS if name != "rgalign_rec") == RANKERS  # which notebook 08 trains
     assert set(RANKERS) < set(MODELS)
     assert set(CORE_RANKERS) < set(MODEL_STYLE) < set(MODELS)
-
-
-def test_pre_training_has_the_same_defaults_in_the_schema_and_in_the_function():
-    """An empty prompt_weight is what notebook 02 makes of it where there are transcripts."""
-    schema = Pretraining().model_dump()
-    schema["prompt_weight"] = prompt_weight(schema["prompt_weight"], asked=True)
-    function = {n: p.default for n, p in inspect.signature(pretrain).parameters.items() if n in schema}
-    assert function == {key: value for key, value in schema.items() if key != "kb_repeats"}
 
 
 def test_yaml_merge_keys_are_read(tmp_path):

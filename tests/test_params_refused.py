@@ -88,3 +88,9 @@ def test_how_dates_are_read_is_asked_of_the_cfpb_alone():
         check({"data": {"source": "folder", "path": "shop", "day_first": True}})
     assert check({"data": {"source": "cfpb", "path": "x.csv", "day_first": True}}).data.day_first is True
     assert check({"data": {"source": "cfpb", "path": "x.csv"}}).data.day_first is None
+
+
+def test_a_parameter_that_was_removed_says_what_to_do():
+    for space in ("before", "retrained"):
+        with pytest.raises(ParamsError, match=r"alignment\.cl\.space  was removed: .*delete the line"):
+            check({"alignment": {"cl": {"space": space}}})

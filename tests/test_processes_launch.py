@@ -11,15 +11,17 @@ import pytest
 import small_run
 from peft import PeftModel
 
-from rgalign.alignment import candidates as writing
-from rgalign.alignment import rewarding, steps
-from rgalign.alignment.candidate_shards import shard, write_share
+from rgalign.alignment import candidates, rewarding
 from rgalign.alignment.context import Context
-from rgalign.alignment.monitor import Dashboard, Lookout
+from rgalign.alignment.contrastive import train_contrastive
+from rgalign.alignment.dpo import train_dpo
+from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
+from rgalign.alignment.preferences import best_queries, preference_pairs
+from rgalign.alignment.rewarding import shard, write_own_shards
+from rgalign.alignment.sft import train_sft
 from rgalign.params import ROOT, ParamsError, load
-from rgalign.reasoner import source
 from rgalign.reasoner.embed import embed_by_processes, gather
-from rgalign.reasoner.model import Reasoner, save, tiny
+from rgalign.reasoner.model import Reasoner, export_reasoner, load_saved, save, tiny
 from rgalign.reasoner.tokenizer import build
 from rgalign.run import distributed
 from rgalign.run.artifacts import digest, write_table
@@ -157,28 +159,28 @@ def with_other_text(table: pd.DataFrame, sessions: pd.DataFrame, row: int) -> pd
 
 
 def test_shards_of_written_queries_are_kept_and_a_lost_one_is_written_again(context, tmp_path, monkeypatch):
-    monkeypatch.setattr("rgalign.alignment.candidate_shards.SESSIONS_PER_SHARD", 30)
-    models, sessions = context.language_models(), context.sessions(context.learners)
+    monkeypatch.setattr("rgalign.alignment.rewarding.SESSIONS_PER_SHARD", 30)
+    models, sessions = context.language_models(), context.sessions(context.clicked_lists)
     prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
     how = {"samples": 2, "max_new_tokens": 5, "seed": 4}
     write_table(tmp_path / "sessions.parquet", sessions[["session_id"]])
     count = -(-len(sessions) // 30)
     assert count > 1
-    assert write_share(tmp_path, context, models, how) == {"shards": count}
-    assert write_share(tmp_path, context, models, how) == {"shards": 0}
+    assert write_own_shards(tmp_path, context, models, how) == {"shards": count}
+    assert write_own_shards(tmp_path, context, models, how) == {"shards": 0}
     before = digest(tmp_path)
     shard(tmp_path, 1).unlink()
-    assert write_share(tmp_path, context, models, how) == {"shards": 1}
+    assert write_own_shards(tmp_path, context, models, how) == {"shards": 1}
     assert digest(tmp_path) == before
     shard(tmp_path, 0).with_suffix(".txt").write_text("")  # a disk that was full
-    assert write_share(tmp_path, context, models, how) == {"shards": 1}
+    assert write_own_shards(tmp_path, context, models, how) == {"shards": 1}
     assert digest(tmp_path) == before
     other = replace(context, shop=replace(context.shop, sessions=with_other_text(context.shop.sessions, sessions, 31)))
-    assert write_share(tmp_path, other, models, how) == {"shards": 1}, "the same session in other words"
-    assert write_share(tmp_path, context, models, how | {"seed": 5}) == {"shards": count}
-    write_share(tmp_path, context, models, how)
+    assert write_own_shards(tmp_path, other, models, how) == {"shards": 1}, "the same session in other words"
+    assert write_own_shards(tmp_path, context, models, how | {"seed": 5}) == {"shards": count}
+    write_own_shards(tmp_path, context, models, how)
     parts = pd.concat([pd.read_parquet(shard(tmp_path, number)) for number in range(count)], ignore_index=True)
-    whole = writing.write(models, prompters, sessions, progress=False, **how)
+    whole = candidates.generate_candidates(models, prompters, sessions, progress=False, **how)
     told = ["session_id", "source", "candidate", "query", "tokens", "count"]
     pd.testing.assert_frame_equal(parts[told], whole[told], check_dtype=False)
 
@@ -199,13 +201,13 @@ def test_two_processes_tune_through_a_run_as_one_does(quiet, rewarded, tmp_path)
     ends = {}
     for name, own in {"one": quiet, "two": launched(quiet)}.items():
         start, work = own.main(), tmp_path / name
-        best = steps.best_queries(own, scored)
-        tuned, sft = steps.tune_by_best(own, start, best, work / "sft")
-        pairs, _ = steps.preference_pairs(own, tuned, scored)
-        watch = Dashboard(Lookout.of(own, rewarding.Rewarder.load(own, rewards)), tuned, 1.0)
-        tuned, dpo, reference = steps.tune_by_pairs(own, tuned, pairs, work / "dpo", watch)
-        tuned, cl = steps.pull_to_clicks(own, tuned, best, work / "cl")
-        ends[name] = sft, dpo, cl, watch.table(), reference
+        best = best_queries(own, scored)
+        tuned, sft = train_sft(own, start, best, work / "sft")
+        pairs, _ = preference_pairs(own, tuned, scored)
+        monitor = RewardHackingMonitor(ProbeSet.of(own, rewarding.Rewarder.load(own, rewards)), tuned, 1.0)
+        tuned, dpo, reference = train_dpo(own, tuned, pairs, work / "dpo", monitor)
+        tuned, cl = train_contrastive(own, tuned, best, work / "cl")
+        ends[name] = sft, dpo, cl, monitor.table(), reference
     for one, two in zip(ends["one"][:3], ends["two"][:3], strict=True):
         np.testing.assert_allclose(two["loss"], one["loss"], rtol=0.02)
     assert ends["two"][3]["step"].tolist() == ends["one"][3]["step"].tolist()
@@ -215,7 +217,7 @@ def test_two_processes_tune_through_a_run_as_one_does(quiet, rewarded, tmp_path)
 
 def test_a_reasoner_that_was_read_from_a_folder_is_not_copied(tmp_path, reasoner):
     save(reasoner, tmp_path / "m")
-    found = source.load_saved(tmp_path / "m")
-    assert source.hand_over(found, tmp_path / "copy")["folder"] == str(tmp_path / "m")
+    found = load_saved(tmp_path / "m")
+    assert export_reasoner(found, tmp_path / "copy")["folder"] == str(tmp_path / "m")
     assert not (tmp_path / "copy").exists()
-    assert source.hand_over(reasoner, tmp_path / "copy")["folder"] == str(tmp_path / "copy")
+    assert export_reasoner(reasoner, tmp_path / "copy")["folder"] == str(tmp_path / "copy")

@@ -8,9 +8,9 @@ import pytest
 import small_run
 
 from rgalign import serve
-from rgalign.alignment import steps
 from rgalign.alignment.context import Context
-from rgalign.alignment.cross_sampling import query_vectors
+from rgalign.alignment.contrastive import train_contrastive
+from rgalign.alignment.reward import query_vectors
 from rgalign.data import tables, vectors
 from rgalign.reasoner.model import fingerprint
 from rgalign.run.stages import open_stage
@@ -59,9 +59,9 @@ def test_serving_embeds_as_the_run_did(run):
 
 
 def test_the_alignment_reads_the_same_vectors(run, own):
-    reasoner, lists = own.main(), own.learners.take(np.arange(10))
+    reasoner, lists = own.main(), own.clicked_lists.take(np.arange(10))
     expected = stored(run, "sessions").rows(lists.session_id.tolist()).astype(float)
-    looked = steps.with_own_vectors(own, reasoner, lists).query.numpy()
+    looked = own.with_vectors_of(reasoner, lists).query.numpy()
     np.testing.assert_allclose(looked.astype(float), expected, **CLOSE)
 
 
@@ -76,9 +76,9 @@ def test_the_reward_model_reads_a_title_as_the_kb_reads_an_intent_of_that_title(
 
 def test_rg_cl_pulls_what_is_embedded(own, tmp_path):
     """Its documents are prompt, query and the mark again; the language term stands beside it."""
-    start, learners = own.main(), own.learners
+    start, learners = own.main(), own.clicked_lists
     best = pd.DataFrame({"session_id": learners.session_id[:5], "query": ["where is my parcel"] * 5})
-    aligned, curve = steps.pull_to_clicks(own, start, best, tmp_path / "cl")
+    aligned, curve = train_contrastive(own, start, best, tmp_path / "cl")
     assert fingerprint(aligned) != fingerprint(start)
     assert {"contrastive", "language"} <= set(curve)
     rows = own.embedded_prompts(start, learners)

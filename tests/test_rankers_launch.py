@@ -145,9 +145,11 @@ def test_the_retraining_and_the_closed_loop_by_two_processes_end_with_the_ranker
     curves, turns = [], []
     for name, own in {"one": context, "two": by_two(context)}.items():
         to, folder, work = (tmp_path / name / part for part in ("embeddings", "rankers", "work"))
-        curves.append(closed_loop.retrain(own, main, other, to, folder, work))
+        curves.append(closed_loop.retrain_rankers(own, main, other, to, folder, work))
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["embeddings", "rankers"]
-        turns.append(closed_loop.close(own.reading(to, folder), other, other, tmp_path / name / "turn", work))
+        turns.append(
+            closed_loop.finish_iteration(own.reading(to, folder), other, other, tmp_path / name / "turn", work)
+        )
         assert not work.exists()
     pd.testing.assert_frame_equal(*curves)
     pd.testing.assert_frame_equal(*(turn.curves for turn in turns))
@@ -159,9 +161,9 @@ def test_two_processes_train_the_reward_models_of_one(context, rewarded, tmp_pat
     run = shutil.copytree(context.run, tmp_path / "run")
     own = small_run.small({"alignment.reward.compared": True})
     own = replace(context, params=own, models=run / "models" / "reasoner")
-    candidates, reader = rewarded[0].drop(columns="reward"), rewarding.Reader(context, context.main())
+    candidates, embedder = rewarded[0].drop(columns="reward"), rewarding.QueryEmbedder(context, context.main())
     one, two = (
-        rewarding.train_models(each, reader, candidates, tmp_path / name)
+        rewarding.train_models(each, embedder, candidates, tmp_path / name)
         for name, each in {"one": own, "two": by_two(own)}.items()
     )
     assert len(list((tmp_path / "two").glob("**/seed-*"))) == 5, "three, and one without each of two folds"

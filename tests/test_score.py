@@ -16,9 +16,9 @@ from rgalign import serve
 from rgalign.data.schema import to_frame
 from rgalign.params import dump
 from rgalign.params import load as load_params
-from rgalign.reasoner import settings, source
+from rgalign.reasoner import settings
 from rgalign.reasoner.generate import greedy
-from rgalign.reasoner.model import fingerprint, save, tiny
+from rgalign.reasoner.model import fingerprint, name_source, save, tiny
 from rgalign.reasoner.tokenizer import build, count_words
 from rgalign.run.artifacts import ArtifactError, write_text
 
@@ -49,7 +49,7 @@ def test_queries_are_those_of_the_runs_own_model_and_prompt(run, sessions):
     assert list(found) == ["session_id", "query", "log_probability"]
     assert found.session_id.tolist() == sessions.session_id.tolist()
     assert scorer.prompter.features == ["state", "note", "visited"], "dropped columns are not shown"
-    room = load_params(run / serve.PARAMS).reasoner.model_dump(mode="json")
+    room = load_params(run / serve.PARAMS).reasoner
     intents = to_frame(good_tables()["intents"])
     prompter = settings.prompter(room, good_meta(), intents, scorer.reasoner.tokenizer, drop=["amount"])
     asked = greedy(scorer.reasoner, prompter, prompter.sessions(sessions), max_new_tokens=5, progress=False)
@@ -97,7 +97,7 @@ def test_a_run_is_served_by_its_own_model_in_its_own_dtype(run, sessions, tmp_pa
     write_raw(tmp_path / serve.DATASET, good_tables(), good_meta())
     write_text(tmp_path / serve.PARAMS, dump(load_params("params/smoke.yaml", own)))
     how = {"kind": "causal", "dtype": "bfloat16", "quantize": None}
-    source.name_source(tmp_path / serve.REASONER, str(folder), **how)
+    name_source(tmp_path / serve.REASONER, str(folder), **how)
     scorer = serve.load(tmp_path, device="cpu")
     assert {weight.dtype for weight in scorer.reasoner.model.parameters()} == {torch.bfloat16}
     assert scorer.prompter.layout == "lines"

@@ -214,7 +214,6 @@ def test_the_plan_says_what_is_run_shared_and_done(files, executed, tmp_path, ca
 def test_the_ablations_share_all_that_comes_before_what_they_change(tmp_path):
     """The study's price: the shop, its LLMs and rankers are made once a world, whatever the rows of the stage table."""
     first = {"one_llm": "04", "sft_dpo": "07", "cosine_cl": "07", "frozen_ranker": "07", "scratch_ranker": "07"}
-    first["old_order"] = "07"
     first |= dict.fromkeys(("no_dpo", "naive_dpo"), "06")
     given = [ROOT / "params" / "alignment.yaml", *sorted((ROOT / "params" / "ablations").glob("*.yaml"))]
     runs = sweep.runs_of([str(path) for path in given], "1", {}, tmp_path)

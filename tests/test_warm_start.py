@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from rgalign.__main__ import main
-from rgalign.alignment.logprobs import trainable
 from rgalign.params import dump, load
-from rgalign.params_schema import OtherModel, Params
+from rgalign.params_schema import Lora, OtherModel, Params
+from rgalign.params_schema import Reasoner as ReasonerSettings
 from rgalign.reasoner import build
+from rgalign.reasoner.adapter import trainable
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, ReasonerError, fingerprint, save, tiny
 from rgalign.run import artifacts, external_inputs, stages
@@ -102,9 +103,9 @@ def shop():
 def made(shop, tmp_path_factory):
     """(recipe, folder) of the last run's models: main and other-1."""
     own, folder = Params().reasoner.model_dump(), tmp_path_factory.mktemp("models")
-    others = [OtherModel(seed=6).model_dump() | {"tiny": SMALL}]
+    others = [OtherModel(seed=6, tiny=SMALL).model_dump()]
     own |= {"seed": 5, "tiny": SMALL, "others": others}
-    recipe = build.Recipe({**own, "pretraining": {**own["pretraining"], "epochs": 0.2}})
+    recipe = build.Recipe(ReasonerSettings(**own | {"pretraining": {**own["pretraining"], "epochs": 0.2}}))
     build.build_models(recipe, shop, {"prompt"}, folder=folder / "reasoner", work=folder / "work")
     return recipe, folder / "reasoner"
 
@@ -128,8 +129,8 @@ def test_the_aligned_reasoner_becomes_the_main_one_and_nothing_is_trained(made, 
 
 def test_another_llm_that_the_last_run_had_not_is_trained(made, shop, tmp_path):
     recipe, folder = made
-    more = [*recipe.settings["others"], OtherModel(seed=7).model_dump() | {"tiny": SMALL}]
-    recipe = replace(recipe, settings={**recipe.settings, "others": more})
+    more = [*recipe.settings.others, OtherModel(seed=7, tiny=SMALL)]
+    recipe = replace(recipe, settings=recipe.settings.model_copy(update={"others": more}))
     models, curves = go_on(recipe, shop, tmp_path / "next", aligned=folder / "main", last=folder)
     assert set(curves["model"]) == {"other-2"}
     assert set(models) == {"main", "other-1", "other-2"}
@@ -138,7 +139,7 @@ def test_another_llm_that_the_last_run_had_not_is_trained(made, shop, tmp_path):
 def test_an_adapter_is_merged_into_the_model_that_it_was_trained_on(made, shop, tmp_path):
     recipe, folder = made
     main_model: Reasoner = build.load_models(recipe, folder)["main"]
-    model = trainable(main_model, {"rank": 2, "alpha": 4}, seed=1)
+    model = trainable(main_model, Lora(rank=2, alpha=4), seed=1)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if "lora_B" in name:
@@ -151,6 +152,6 @@ def test_an_adapter_is_merged_into_the_model_that_it_was_trained_on(made, shop, 
     vectors = [embed(each, prompts, progress=False) for each in (models["main"], adapted, main_model)]
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-4)
     assert np.abs(vectors[0] - vectors[2]).max() > 0.01
-    quantised = replace(recipe, settings={**recipe.settings, "quantize": "4bit"})
+    quantised = replace(recipe, settings=recipe.settings.model_copy(update={"quantize": "4bit"}))
     with pytest.raises(ReasonerError, match="into which it cannot be merged"):
         go_on(quantised, shop, tmp_path / "again", aligned=tmp_path / "rgalign", last=folder)

@@ -1,7 +1,8 @@
-"""The reference: the ranking loss itself, through the rankers into the language model, and both learn.
+"""The closed loop (METHOD.md 2.3, step 4): rankers retrained on the tuned reasoner, before and after RG-CL.
 
-It is none of the paper's stages: no reward, no preference, no frozen judge. It shows what the clicks alone teach the
-two together; it is no upper bound, since it fits the training clicks with all that it has.
+One iteration: RG-SFT and RG-DPO; `retrain_rankers` on the vectors of that reasoner, with whitening refitted; RG-CL in
+the space of *these* rankers; `finish_iteration` embeds the sessions with the aligned reasoner and trains the rankers on
+them. The knowledge base keeps the vectors of `retrain_rankers`, which belong to the space that RG-CL aligned with [C].
 """
 
 import copy
@@ -12,22 +13,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rgalign.alignment.context import MAIN, QE_REC, RGALIGN_REC, Context, hand_on
-from rgalign.alignment.contrastive import prompt_vectors
+from rgalign.alignment.context import MAIN, QE_REC, RGALIGN_REC, Context, copy_folder
+from rgalign.alignment.contrastive import prompt_vectors, train_contrastive
+from rgalign.alignment.dpo import train_dpo
 from rgalign.alignment.info_nce import effective_rank
-from rgalign.alignment.logprobs import trainable, tuned
-from rgalign.alignment.monitor import Dashboard, Lookout
-from rgalign.alignment.rewarding import Reader, Rewarder, train_models, with_folds, write_candidates
-from rgalign.alignment.steps import CL_LOOP, best_queries, preference_pairs, pull_to_clicks, tune_by_best, tune_by_pairs
+from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
+from rgalign.alignment.preferences import best_queries, preference_pairs
+from rgalign.alignment.rewarding import QueryEmbedder, Rewarder, fold_of, train_models, write_candidates
+from rgalign.alignment.sft import train_sft
 from rgalign.data import vectors
 from rgalign.data.lists import QueryIntents, QueryLists
+from rgalign.data.vectors import Vectors
 from rgalign.evaluation.metrics import gauc_of_lists
+from rgalign.params_schema import Contrastive
 from rgalign.ranker import launched, store
 from rgalign.ranker.fit import Loss, score
 from rgalign.ranker.launched import Launch
@@ -35,28 +39,23 @@ from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import loss_of
 from rgalign.ranker.two_tower import set_whitening
 from rgalign.ranker.variants import VARIANTS
-from rgalign.reasoner import training
+from rgalign.reasoner.batches import Rows, right_padded
 from rgalign.reasoner.model import Reasoner, fingerprint
+from rgalign.reasoner.trainer import Schedule, Setup, Task, fit
 from rgalign.run.artifacts import atomic
-from rgalign.seeding import derived
 
-# In one round of the alignment the ranker is trained again twice (METHOD.md 2.3).
-#
-# RG-SFT and RG-DPO; `retrain`: embed sessions and knowledge base with that model, whiten, retrain the ranker; RG-CL
-# into the space of *that* ranker; `close`: embed the sessions with the aligned model and train the ranker on them. The
-# knowledge base keeps the vectors of `retrain`: they are part of the space that RG-CL pulled into [C].
-
-RETRAINED = "qe_rec/retrained"  # what tables call the rankers of `retrain`
+RETRAINED = "qe_rec/retrained"  # the name in tables of the rankers of `retrain_rankers`
 FROZEN_ROW = {"epoch": 0, "train_loss": float("nan"), "dev_gauc": float("nan"), "best": True}  # of a frozen ranker
+FOLDS = 2  # of cross-fitting: the cheapest, since every fold is one more RG-CL to train [C]
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
-    """What a round ended with.
+class LoopIteration:
+    """The result of one iteration of the loop.
 
-    reads_kb    the reasoner that made the knowledge base's vectors
-    state       the run with the round's vectors (of all sessions of train and valid) and rankers
-    dev, valid  GAUC, mean over ranker seeds
+    reads_kb    the reasoner that embedded the knowledge base
+    state       the run with the iteration's vectors (of all sessions of train and valid) and rankers
+    curves      of its rankers;  dev, valid  GAUC, mean over ranker seeds
     """
 
     reasoner: Reasoner
@@ -68,61 +67,118 @@ class Turn:
     seconds: float
 
 
-def retrain(
+def run_loop(
+    context: Context,
+    retrained: Context,
+    reads_kb: Reasoner,
+    reasoner: Reasoner,
+    form: str,
+    work: Path,
+    folds: Path | None = None,
+) -> tuple[LoopIteration, pd.DataFrame]:
+    """At most alignment.loop.rounds iterations, while GAUC on the development users rises.
+
+    context    the run before its alignment;  form  of the reward
+    retrained, reads_kb, reasoner, folds   of the first iteration, whose other steps are notebooks 04 to 07 (see
+               `finish_iteration`)
+    Returns the best iteration (the first, if none is better than the run before its alignment) and a table of all:
+    round, dev, valid (GAUC), seconds, kept.
+    """
+    best = finish_iteration(retrained, reads_kb, reasoner, work / "iteration-1", work / "close", folds)
+    last, iterations = gauc(context)["dev"], [best]
+    while len(iterations) < context.params.alignment.loop.rounds and iterations[-1].dev > last:
+        number, last = len(iterations) + 1, best.dev
+        folder, scratch = work / f"iteration-{number}", work / f"work-{number}"
+        iterations.append(next_iteration(context, best, form, folder, scratch))
+        best = max(best, iterations[-1], key=lambda each: each.dev)  # the earlier of equal ones
+    rows = [(i, it.dev, it.valid, round(it.seconds, 1), it is best) for i, it in enumerate(iterations, start=1)]
+    return best, pd.DataFrame(rows, columns=["round", "dev", "valid", "seconds", "kept"])
+
+
+def next_iteration(context: Context, before: LoopIteration, form: str, folder: Path, work: Path) -> LoopIteration:
+    """One more iteration, from candidates to rankers, with the reasoner and the rankers of the one before.
+
+    context  the run before its alignment, whose vectors the rewards are computed from;  form  of the reward; the reward
+             model is trained again in each iteration [C]
+    """
+    began = time.perf_counter()
+    how, last, reasoner, best = context.params.alignment, before.state, before.reasoner, None
+    if context.writes and (how.sft.use or how.dpo.use or (how.cl.use and how.cl.lm_weight)):
+        embedder = QueryEmbedder(context, context.main())
+        candidates = write_candidates(context, {**context.language_models(), MAIN: reasoner}, work)
+        train_models(context, embedder, candidates, work / "reward")
+        rewarder = Rewarder.of(embedder, work / "reward", form)
+        scored = rewarder.scored(candidates)
+        best = best_queries(context, scored)
+        if how.sft.use:
+            reasoner, _ = train_sft(context, reasoner, best, work / "sft")
+        if how.dpo.use:
+            pairs, _ = preference_pairs(context, reasoner, scored)
+            if len(pairs):
+                probe, tolerance = ProbeSet.of(last, rewarder), how.dpo.tolerance
+                monitor = RewardHackingMonitor(probe, reasoner, tolerance) if how.dpo.looks else None
+                reasoner, _, _ = train_dpo(context, reasoner, pairs, work / "dpo", monitor)
+    made = work / "retrained"
+    retrain_rankers(last, before.reasoner, reasoner, made / "embeddings", made / "rankers", work / "retrain")
+    reader = kb_reader(before.reasoner, reasoner)
+    reads_kb = before.reads_kb if reader is before.reasoner else reader  # copied vectors keep their reasoner
+    retrained = last.reading(made / "embeddings", made / "rankers")
+    if how.cl.use:
+        reasoner, _ = train_contrastive(retrained, reasoner, best, work / "cl")
+    finished = finish_iteration(retrained, reads_kb, reasoner, folder, work / "close")
+    return replace(finished, seconds=time.perf_counter() - began)
+
+
+def retrain_rankers(
     context: Context, before: Reasoner, reasoner: Reasoner, embeddings: Path, folder: Path, work: Path
 ) -> pd.DataFrame:
-    """Train the rankers again on the LM that RG-SFT and RG-DPO made of `before`: its vectors, their whitening.
+    """Train the rankers again on the vectors of the reasoner that RG-SFT and RG-DPO made of `before`, and whiten again.
 
-    context     what to go on from: the vectors of `before`, and rankers trained on them
-    embeddings  where sessions/ and intents/ are written;  folder: where seed-<seed>/ of every ranker is written
-    Where the reasoner has not moved, its vectors are copied and the rankers are trained again all the same, so that a
-    control without RG-SFT and RG-DPO trains them as often as the recipe. Returns the learning curves; without a row
-    where alignment.cl.space asks for the rankers from before: then vectors and rankers are copied as they are.
+    context     with the vectors of `before`, and rankers trained on them
+    embeddings  sessions/ and intents/ are written there;  folder: seed-<seed>/ of every ranker is written there
+    Where the reasoner has not changed, its vectors are copied and the rankers are trained again all the same, so that a
+    control without RG-SFT and RG-DPO trains them as often as the full method. Returns the learning curves.
     """
-    if read_by_retrained(context, before, reasoner) is before:
-        hand_on(context.embeddings, embeddings)
+    if kb_reader(before, reasoner) is before:
+        copy_folder(context.embeddings, embeddings)
     else:
-        way = context.embedding(reasoner)
-        vectors.save(embeddings / "sessions", way.sessions(context.shop.sessions, work / "sessions"))
-        vectors.save(embeddings / "intents", way.intents(context.shop.intents, work / "intents"))
-    if context.params.alignment.cl.space == "before":
-        hand_on(context.rankers_folder, folder)
-        return pd.DataFrame([{**FROZEN_ROW, "seed": 0}]).iloc[:0]
-    return _trained(context, embeddings, folder, work, refit_whitening=True).assign(model=RETRAINED)
+        embedding = context.embedding(reasoner)
+        vectors.save(embeddings / "sessions", embedding.sessions(context.shop.sessions, work / "sessions"))
+        vectors.save(embeddings / "intents", embedding.intents(context.shop.intents, work / "intents"))
+    return _train_rankers(context, embeddings, folder, work, refit_whitening=True).assign(model=RETRAINED)
 
 
-def read_by_retrained(context: Context, before: Reasoner, reasoner: Reasoner) -> Reasoner:
-    """The reasoner whose vectors `retrain` gives to the rankers: `before` where the other is not read or not moved."""
-    unread = context.params.alignment.cl.space == "before"
-    return before if unread or fingerprint(reasoner) == fingerprint(before) else reasoner
+def kb_reader(before: Reasoner, reasoner: Reasoner) -> Reasoner:
+    """The reasoner whose vectors the rankers of `retrain_rankers` read: `before` where RG-SFT and RG-DPO changed
+    nothing."""
+    return before if fingerprint(reasoner) == fingerprint(before) else reasoner
 
 
-def close(
+def finish_iteration(
     context: Context, reads_kb: Reasoner, reasoner: Reasoner, folder: Path, work: Path, folds: Path | None = None
-) -> Turn:
-    """Embed with the aligned reasoner and train the rankers on it (alignment.loop): the end of a round.
+) -> LoopIteration:
+    """Embed the sessions with the aligned reasoner and train the rankers on them.
 
-    context  with the rankers into whose space RG-CL pulled, and the vectors that `reads_kb` made
-    folder   where embeddings/ and rankers/ are written
-    folds    what cross_fit.align_folds wrote; None: the reasoner embeds all sessions
+    context  with the rankers in whose space RG-CL aligned, and the vectors of `reads_kb`
+    folder   embeddings/ and rankers/ are written there
+    folds    the folder of `train_folds`; None: the reasoner embeds all sessions
     """
     began = time.perf_counter()
     sessions = context.embedded(reasoner, work / "sessions")
     if folds is not None:
-        sessions = with_folds(context, sessions, folds, work)
+        sessions = cross_fitted(context, sessions, folds, work)
     vectors.save(folder / "embeddings" / "sessions", sessions)
-    hand_on(context.embeddings / "intents", folder / "embeddings" / "intents")
-    how = {"refit_whitening": context.params.alignment.loop.refit_whitening}
-    curves = _trained(context, folder / "embeddings", folder / "rankers", work, **how)
+    copy_folder(context.embeddings / "intents", folder / "embeddings" / "intents")
+    refit = context.params.alignment.loop.refit_whitening
+    curves = _train_rankers(context, folder / "embeddings", folder / "rankers", work, refit_whitening=refit)
     state = context.reading(folder / "embeddings", folder / "rankers")
-    return Turn(reasoner, reads_kb, state, curves, **gauc(state), seconds=time.perf_counter() - began)
+    return LoopIteration(reasoner, reads_kb, state, curves, **gauc(state), seconds=time.perf_counter() - began)
 
 
-def _trained(context: Context, embeddings: Path, folder: Path, work: Path, *, refit_whitening: bool) -> pd.DataFrame:
-    """Train the context's rankers on these vectors, as alignment.loop says, into folder/seed-<seed>.
-
-    Returns their learning curves.
-    """
+def _train_rankers(
+    context: Context, embeddings: Path, folder: Path, work: Path, *, refit_whitening: bool
+) -> pd.DataFrame:
+    """Train the context's rankers on these vectors, by alignment.loop, into folder/seed-<seed>. Returns curves."""
     own, settings = context.params.alignment.loop, dict(context.settings)
     moved = context.reading(embeddings, context.rankers_folder)
     if own.ranker == "frozen":
@@ -160,7 +216,7 @@ def _trained(context: Context, embeddings: Path, folder: Path, work: Path, *, re
 
 
 def whitened(context: Context) -> Context:
-    """With copies of its rankers whose whitening is fitted to the context's vectors, and nothing else is."""
+    """With copies of its rankers, whose whitening alone is refitted to the context's vectors."""
     rankers = copy.deepcopy(dict(context.rankers))
     for model in rankers.values():
         set_whitening(model, context.parts.train, context.parts.intents)
@@ -178,144 +234,124 @@ def gauc(context: Context) -> dict[str, float]:
     return found
 
 
-def again(context: Context, turn: Turn, form: str, folder: Path, work: Path) -> Turn:
-    """One more round, from candidates to rankers, with the reasoner and the rankers of the last one.
+# Cross-fitting by user [C]: a ranker is trained on vectors that do not depend on its own sessions' clicks.
+#
+# RG-CL pulls a training session's vector to the intent that was clicked in it, so that the vector contains the label
+# that the ranker is to learn from it, which no vector does at inference. Therefore each of two halves of train's users
+# has its vectors from a reasoner that was aligned on the other half alone. The ranker is chosen and evaluated
+# (development users, valid, test) on vectors of the reasoner that serves, which was aligned on all of train and not on
+# their clicks; the mean of the two halves' reasoners would cost two language models a session [C]. RG-SFT and RG-DPO
+# are trained on all users: they teach to write, and depend little on the clicked intent itself.
 
-    context  the run before its alignment, with whose vectors rewards are given;  form  of the reward; each round trains
-             its reward model again [C]
+
+def train_folds(context: Context, start: Reasoner, best: pd.DataFrame | None, folder: Path, work: Path) -> None:
+    """Write fold-<i>/, the reasoner of RG-CL without the users of that fold; nothing where alignment.loop.cross_fit or
+    RG-CL is switched off. The other arguments: see `train_contrastive`."""
+    folder.mkdir()
+    how = context.params.alignment
+    if not (how.loop.cross_fit and how.cl.use):
+        return
+    lists = context.clicked_lists
+    fold = fold_of(context, lists, FOLDS)
+    for left_out in range(FOLDS):
+        others = lists.take(np.flatnonzero(fold != left_out))
+        reasoner, _ = train_contrastive(context, start, best, work / f"fold-{left_out}", lists=others)
+        context.save(reasoner, folder / f"fold-{left_out}")
+
+
+def cross_fitted(context: Context, sessions: Vectors, folds: Path, work: Path) -> Vectors:
+    """The vectors with those of train's sessions by the reasoner that was aligned without their users.
+
+    sessions  vectors of all sessions, by the reasoner that serves;  folds  of `train_folds`; empty: they stay
     """
-    began = time.perf_counter()
-    how, last, reasoner, best = context.params.alignment, turn.state, turn.reasoner, None
-    if context.writes and (how.sft.use or how.dpo.use or (how.cl.use and how.cl.lm_weight)):
-        reader = Reader(context, context.main())
-        candidates = write_candidates(context, {**context.language_models(), MAIN: reasoner}, work)
-        train_models(context, reader, candidates, work / "reward")
-        rewarder = Rewarder.of(reader, work / "reward", form)
-        scored = rewarder.scored(candidates)
-        best = best_queries(context, scored)
-        if how.sft.use:
-            reasoner, _ = tune_by_best(context, reasoner, best, work / "sft")
-        if how.dpo.use:
-            pairs, _ = preference_pairs(context, reasoner, scored)
-            if len(pairs):
-                watch = Dashboard(Lookout.of(last, rewarder), reasoner, how.dpo.tolerance) if how.dpo.looks else None
-                reasoner, _, _ = tune_by_pairs(context, reasoner, pairs, work / "dpo", watch)
-    made = work / "retrained"
-    retrain(last, turn.reasoner, reasoner, made / "embeddings", made / "rankers", work / "retrain")
-    read = read_by_retrained(last, turn.reasoner, reasoner)
-    reads_kb = turn.reads_kb if read is turn.reasoner else read  # what was copied keeps its maker
-    retrained = last.reading(made / "embeddings", made / "rankers")
-    if how.cl.use:
-        reasoner, _ = pull_to_clicks(retrained, reasoner, best, work / "cl")
-    turned = close(retrained, reads_kb, reasoner, folder, work / "close")
-    return replace(turned, seconds=time.perf_counter() - began)
+    if not any(folds.iterdir()):
+        return sessions
+    frame = context.sessions(context.parts.train)
+    fold = fold_of(context, context.parts.train, FOLDS)
+    of_train = np.isin(sessions.ids, context.parts.train.session_id)
+    parts = [Vectors(sessions.ids[~of_train], sessions.values[~of_train])]
+    for left_out in range(FOLDS):
+        embedding = context.embedding(context.load(folds / f"fold-{left_out}"))
+        parts.append(embedding.sessions(frame[fold == left_out], work / f"fold-{left_out}"))
+    return Vectors(sessions.ids, vectors.concat(parts).rows(sessions.ids))
 
 
-def rounds(
-    context: Context,
-    retrained: Context,
-    reads_kb: Reasoner,
-    reasoner: Reasoner,
-    form: str,
-    work: Path,
-    folds: Path | None = None,
-) -> tuple[Turn, pd.DataFrame]:
-    """The loop: at most alignment.loop.rounds turns, while GAUC on the development users rises, the first turn's above
-    what it was before. Returns the best turn (the first if none is better than before), and every turn's figures:
-    round, dev, valid (GAUC), seconds, kept.
-
-    context    the run before its alignment;  form  of the reward
-    retrained, reads_kb, reasoner, folds   of the first turn, whose other steps notebooks 04 to 07 made: as of `close`
-    """
-    best = close(retrained, reads_kb, reasoner, work / "turn-1", work / "close", folds)
-    last, turns = gauc(context)["dev"], [best]
-    while len(turns) < context.params.alignment.loop.rounds and turns[-1].dev > last:
-        number, last = len(turns) + 1, best.dev
-        turns.append(again(context, best, form, work / f"turn-{number}", work / f"round-{number}"))
-        best = max(best, turns[-1], key=lambda turn: turn.dev)  # of two as good the earlier
-    rows = [(i, t.dev, t.valid, round(t.seconds, 1), t is best) for i, t in enumerate(turns, start=1)]
-    return best, pd.DataFrame(rows, columns=["round", "dev", "valid", "seconds", "kept"])
+# The reference: the ranking loss itself, through the rankers into the language model, and both are trained.
+#
+# It is none of the paper's stages: no reward, no preference, no frozen ranker. It shows what the clicks alone teach the
+# two together; it is no upper bound, since it fits the training clicks with all weights.
 
 
-def learn_together(context: Context, start: Reasoner, folder: Path, work: Path) -> tuple[Reasoner, pd.DataFrame]:
-    """In place of RG-CL (alignment.cl.ranker_learns): reasoner and rankers, from the context's on, learn together.
+def train_end_to_end(context: Context, start: Reasoner, folder: Path, work: Path) -> tuple[Reasoner, pd.DataFrame]:
+    """Instead of RG-CL (alignment.cl.ranker_learns): reasoner and the context's rankers are trained together.
 
-    folder  where seed-<seed>/ of every ranker is written
+    folder  seed-<seed>/ of every ranker is written there
     Returns the reasoner and the curve of `end_to_end`.
     """
-    own, learners = context.params.alignment.cl, context.learners
+    lists = context.clicked_lists
     reasoner, rankers, curve = end_to_end(
         start,
-        context.embedded_prompts(start, learners),
+        context.embedded_prompts(start, lists),
+        context.params.alignment.cl,
+        context.setup("end to end", work),
         rankers=list(context.rankers.values()),
-        lists=learners,
+        lists=lists,
         intents=context.parts.intents,
         loss=loss_of(QE_REC, context.settings),
-        folder=work,
-        seed=derived(context.params.run.seed, "end to end"),
-        engine=context.engine,
-        neftune=own.neftune or None,
-        **own.model_dump(include=set(CL_LOOP)),
     )
     for seed, ranker in zip(context.rankers, rankers, strict=True):
         store.save(folder / f"seed-{seed}", ranker)
     return reasoner, curve
 
 
-def going_on(context: Context, folder: Path) -> Context:
-    """The context whose loop starts from the rankers that `learn_together` wrote; as it was where it wrote none."""
-    if not any(folder.iterdir()):
-        return context
-    return context.reading(context.embeddings, folder)
+def with_trained_rankers(context: Context, folder: Path) -> Context:
+    """The context with the rankers that `train_end_to_end` wrote; unchanged where it wrote none."""
+    return context.reading(context.embeddings, folder) if any(folder.iterdir()) else context
 
 
 def end_to_end(
     reasoner: Reasoner,
     prompts: Sequence[Sequence[int]],
+    settings: Contrastive,
+    setup: Setup,
     *,
     rankers: Sequence[ThreeTower],
     lists: QueryLists,
     intents: QueryIntents,
     loss: Loss,
-    folder: Path,
-    seed: int,
-    **loop: Any,
 ) -> tuple[Reasoner, list[ThreeTower], pd.DataFrame]:
-    """Copies of reasoner and rankers that have learnt together, and their curve.
+    """Copies of reasoner and rankers, trained together, and their curve.
 
-    prompts  token ids, one a list;  lists  with a click each; the vectors that they hold are not read
-    loss     of a ranker, as `fit` has it; the mean over the rankers is what the reasoner learns from
-    folder, seed, loop   as of `reasoner.training.train`. All weights of both learn, by one learning rate [C]
-    Curve: step, loss, effective_rank of a batch's vectors (`collapse`), seconds.
+    prompts   token ids, one a list;  lists  with a click each; their own vectors are not read
+    settings  of the optimiser; all weights of both are trained, with one learning rate [C]
+    loss      of a ranker, see ranker.fit; the reasoner's is the mean over the rankers
+    Curve: step, loss, effective_rank of a batch's vectors (info_nce), seconds.
     """
-    model, device = trainable(reasoner, None, seed=seed), reasoner.device
-    # as a part of it, Trainer trains, saves and resumes them like its own
-    model.rankers = nn.ModuleList(copy.deepcopy(ranker).requires_grad_(True) for ranker in rankers).to(device)
-    hashed = sha256()
-    for value in model.rankers.state_dict().values():
+    device, copies = reasoner.device, [copy.deepcopy(ranker).requires_grad_(True) for ranker in rankers]
+    together, hashed = nn.ModuleList(copies).to(device), sha256()
+    for value in together.state_dict().values():
         hashed.update(value.cpu().contiguous().numpy().tobytes())
-    documents = [{"input_ids": list(ids), "prompt": len(ids), "session": row} for row, ids in enumerate(prompts)]
-    curve = training.train(
-        model,
-        documents,
-        partial(_collate, pad=reasoner.tokenizer.pad_token_id),
-        partial(_objective, reasoner=reasoner, lists=lists.to(device), intents=intents.to(device), loss=loss),
-        folder=folder,
-        identity={"stage": "end to end", "reasoner": fingerprint(reasoner), "rankers": hashed.hexdigest()},
-        seed=seed,
-        title="end to end",
-        **loop,
+    rows = [{"input_ids": list(map(int, ids)), "prompt": len(ids), "session": row} for row, ids in enumerate(prompts)]
+    through = partial(_ranking_loss, reasoner=reasoner, lists=lists.to(device), intents=intents.to(device), loss=loss)
+    collate = partial(_collate, pad=reasoner.tokenizer.pad_token_id)
+    schedule = Schedule(
+        settings.epochs,
+        settings.learning_rate,
+        settings.documents_per_batch,
+        settings.weight_decay,
+        neftune=settings.neftune,
     )
-    learnt = [ranker.train(False) for ranker in model.rankers]
-    del model.rankers
-    return tuned(reasoner, model), learnt, curve
+    identity = {"reasoner": fingerprint(reasoner), "rankers": hashed.hexdigest()}
+    task, modules = Task("end to end", Rows(rows), collate, through), {"rankers": together}
+    trained, curve = fit(reasoner, task, schedule, setup, identity=identity, modules=modules)
+    return trained, [ranker.train(False) for ranker in together], curve
 
 
 def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
-    return training.right_padded(rows, pad) | {"session": torch.tensor([row["session"] for row in rows])}
+    return right_padded(rows, pad) | {"session": torch.tensor([row["session"] for row in rows])}
 
 
-def _objective(
+def _ranking_loss(
     model: nn.Module,
     batch: Mapping[str, Tensor],
     *,
@@ -324,7 +360,7 @@ def _objective(
     intents: QueryIntents,
     loss: Loss,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    _, vectors = prompt_vectors(replace(reasoner, model=model), batch)
-    shown = replace(lists.take(batch["session"]), query=vectors)
+    _, read = prompt_vectors(replace(reasoner, model=model), batch)
+    shown = replace(lists.take(batch["session"]), query=read)
     losses = [loss(ranker, shown, intents) for ranker in model.rankers]
-    return torch.stack(losses).mean(), {"effective_rank": effective_rank(vectors)}
+    return torch.stack(losses).mean(), {"effective_rank": effective_rank(read)}

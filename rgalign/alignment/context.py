@@ -1,11 +1,11 @@
-"""What every step of a run's alignment works with, and where the aligned models lie on disk.
+"""The data, models and settings that every alignment step of a run uses, and where the aligned models are on disk.
 
 models/sft, models/dpo, models/cl, models/rgalign   a reasoner each: whole, or its adapter alone (peft)
 models/retrained_rankers, tables/retrained_embeddings   seed-<seed>; sessions, intents: QE-Rec retrained on the vectors
-                    of models/dpo, the space of RG-CL (loop.retrain); where that LM has not moved, copies of QE-Rec's
-models/cl_folds     fold-0, fold-1: of RG-CL without one half of the users each (cross_fit); empty: not asked for
-models/cl_rankers   seed-<seed>: rankers that learnt together with models/cl (end_to_end); empty: not asked for
-A step that is switched off hands on what it was given. The test split is nowhere in reach.
+                    of models/dpo, the space of RG-CL (closed_loop.retrain_rankers)
+models/cl_folds     fold-0, fold-1: of RG-CL without one half of the users each (cross-fitting); empty: switched off
+models/cl_rankers   seed-<seed>: rankers trained together with models/cl (end_to_end); empty: switched off
+A step that is switched off copies its input. The test split is not accessible here.
 """
 
 import copy
@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
 from rgalign.alignment.objectives import OBJECTIVES
 from rgalign.alignment.reward import REWARDS
 from rgalign.data import tables, vectors
-from rgalign.data.lists import Lists
+from rgalign.data.lists import Lists, QueryLists, with_queries
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.errors import nearest, safe_repr
@@ -28,24 +29,23 @@ from rgalign.params import Params
 from rgalign.params_schema import Alignment
 from rgalign.ranker import store
 from rgalign.ranker import train as rankers
-from rgalign.ranker.fit import with_click
+from rgalign.ranker.fit import score, with_click
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import Parts
 from rgalign.reasoner import build
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.build import ADAPTER, MAIN, Recipe
+from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions
-from rgalign.reasoner.model import Reasoner, save
-from rgalign.reasoner.source import load_saved, place_of, read_from
-from rgalign.reasoner.trainer import Engine
+from rgalign.reasoner.model import Reasoner, load_saved, place_of, read_from, save
+from rgalign.reasoner.trainer import Engine, Setup
 from rgalign.run.artifacts import atomic
 from rgalign.run.stages import OpenStage
-
-# The functions that params call by name: which names there are is known where the functions are.
+from rgalign.seeding import derived
 
 
 def unknown_names(alignment: Alignment) -> list[str]:
-    """What is wrong with the names of an objective and of a form of reward; empty where both are there."""
+    """Errors in the names of the objective and of the form of reward; empty where both are registered."""
     asked = {"dpo.objective": alignment.dpo.objective, "reward.form": alignment.reward.form}
     known = {"dpo.objective": [*OBJECTIVES], "reward.form": ["auto", *REWARDS]}
     return [
@@ -60,12 +60,12 @@ QE_REC, RGALIGN_REC = "qe_rec", "rgalign_rec"
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """A run as its alignment sees it.
+    """A run's params, data, rankers and vectors.
 
     shop      train and valid: of their sessions what a prompt shows, of their impressions the clicked ones
-    parts     encoded, with the vectors that lie in `embeddings`: sessions, intents
-    rankers   seed -> the rankers that lie in `rankers_folder`;  models  folder of the language models of notebook 02
-    Vectors and rankers are QE-Rec's of notebooks 02 and 03, until `reading` puts others in their place.
+    parts     encoded, with the vectors in `embeddings`: sessions, intents
+    rankers   seed -> the rankers in `rankers_folder`;  models  folder of the language models of notebook 02
+    Vectors and rankers are QE-Rec's of notebooks 02 and 03, until `reading` replaces them.
     """
 
     params: Params
@@ -84,10 +84,7 @@ class Context:
 
     @classmethod
     def at(cls, params: Params, path: Callable[[str], Path]) -> "Context":
-        """path: artifact -> where it lies; an open stage has verified it.
-
-        Raises ValueError for an objective or reward that nobody has written.
-        """
+        """path: artifact -> its path. Raises ValueError for an unknown objective or form of reward."""
         if unknown := unknown_names(params.alignment):  # before anything is trained: a notebook may be opened alone
             raise ValueError("; ".join(unknown))
         recipe, data = build.Recipe.of(params), path("tables/dataset")
@@ -126,12 +123,17 @@ class Context:
 
     @property
     def engine(self) -> Engine:
-        """How the steps that tune the reasoner are run."""
+        """How the optimiser steps of the reasoner's training are run."""
         return Engine(self.params.run.precision, **self.params.alignment.engine.model_dump())
+
+    def setup(self, step: str, work: Path) -> Setup:
+        """How the reasoner is trained in this step, whose name its seed derives from. work: folder of checkpoints."""
+        seed = derived(self.params.run.seed, step)
+        return Setup(folder=work, seed=seed, lora=self.params.alignment.lora, engine=self.engine)
 
     @property
     def settings(self) -> dict:
-        """What QE-Rec is built and trained with."""
+        """QE-Rec's settings."""
         return self.params.ranker.settings()[QE_REC]
 
     @property
@@ -141,8 +143,8 @@ class Context:
         return self.parts.train.candidates.shape[1] if real else 0
 
     @property
-    def learners(self) -> Lists:
-        """Lists of train's part with a click: what the reasoner may learn from. Development users are not among it."""
+    def clicked_lists(self) -> Lists:
+        """Lists of train's part with a click: what the reasoner may learn from. Development users are not included."""
         return with_click(self.parts.train)
 
     def main(self) -> Reasoner:
@@ -172,19 +174,35 @@ class Context:
         prompter = self.recipe.prompter(self.shop, reasoner)
         return embedded_sessions(reasoner, prompter, prompter.sessions(self.sessions(lists)), progress=False)
 
+    def prompts_by_session(self, reasoner: Reasoner) -> dict[str, list[int]]:
+        """session_id -> token ids, of `clicked_lists`."""
+        lists = self.clicked_lists
+        return dict(zip(lists.session_id.tolist(), self.prompts(reasoner, lists), strict=True))
+
+    def mean_scores(self, lists: QueryLists) -> np.ndarray:
+        """(lists, candidates) scores of the rankers, mean over their seeds; -inf where padded."""
+        return np.mean([score(each, lists, self.parts.intents) for each in self.rankers.values()], axis=0)
+
+    def with_vectors_of(self, reasoner: Reasoner, lists: Lists) -> QueryLists:
+        """The lists with the vectors of their sessions by this reasoner."""
+        prefix = len(self.recipe.prompter(self.shop, reasoner).head)
+        return with_queries(
+            lists, embed(reasoner, self.embedded_prompts(reasoner, lists), prefix=prefix, progress=False)
+        )
+
     def embedded(self, reasoner: Reasoner, work: Path) -> Vectors:
-        """Vectors of all sessions of train and valid, as notebook 02 makes them."""
+        """Vectors of all sessions of train and valid, as in notebook 02."""
         return self.embedding(reasoner).sessions(self.shop.sessions, work)
 
     def embedding(self, reasoner: Reasoner) -> build.Embedding:
         return build.embedding("prompt", self.recipe, {MAIN: reasoner}, self.shop)
 
     def save(self, reasoner: Reasoner, folder: Path) -> None:
-        """Write a step's reasoner: an adapter alone where it has one, which belongs to models/reasoner/main."""
+        """Write a step's reasoner; of one with an adapter, which belongs to models/reasoner/main, the adapter alone."""
         save(reasoner, folder)
 
     def load(self, folder: Path) -> Reasoner:
-        """What a step wrote; an adapter stays one, so that the next step trains it on."""
+        """A step's reasoner; an adapter is not merged, so that the next step can go on training it."""
         return load_step(folder, self.recipe, self.main())
 
 
@@ -198,21 +216,21 @@ def load_aligned(stage: OpenStage, recipe: Recipe, main: Reasoner) -> Reasoner |
 def load_aligned_rankers(
     folder: Path, seeds: Sequence[int], *, device: str = "cpu"
 ) -> dict[tuple[str, int], ThreeTower]:
-    """(rgalign_rec, seed) -> the ranker that notebook 08 trained. device: where it scores, as of `store.load`."""
+    """(rgalign_rec, seed) -> the ranker that notebook 08 trained. device: see `store.load`."""
     return {(RGALIGN_REC, seed): model for seed, model in load_seeds(folder, seeds, device=device).items()}
 
 
 def load_seeds(folder: Path, seeds: Sequence[int], *, device: str = "cpu") -> dict[int, ThreeTower]:
-    """seed -> the ranker in folder/seed-<seed>. device: where it scores, as of `store.load`. Raises StoreError."""
+    """seed -> the ranker in folder/seed-<seed>. device: see `store.load`. Raises StoreError."""
     return {seed: store.load(folder / f"seed-{seed}", device=device) for seed in seeds}
 
 
 def load_step(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:
     """The reasoner that a step wrote: whole, or an adapter of `main`, the reasoner before its alignment."""
     if not (folder / ADAPTER).is_file():
-        how = {"kind": recipe.settings["kind"], "dtype": recipe.settings["dtype"], "device": recipe.device}
+        how = {"kind": recipe.settings.kind, "dtype": recipe.settings.dtype, "device": recipe.device}
         whole = load_saved(folder, **how)
-        # what an adapter of a later step says it belongs to: the folder of the step before may go
+        # the base that an adapter of a later step names: the folder of the step before may be removed
         whole.model.name_or_path = whole.model.config.name_or_path = main.name
         return replace(whole, name=main.name)
     base = copy.deepcopy(main.model)  # peft writes its layers into the model that it is given
@@ -221,7 +239,7 @@ def load_step(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:
     return read_from(whole, Path(place["folder"]), folder) if place and not place["adapter"] else whole
 
 
-def hand_on(start: Path, folder: Path) -> None:
-    """What a step that is switched off writes: a copy of what it was given."""
+def copy_folder(start: Path, folder: Path) -> None:
+    """The output of a step that is switched off: a copy of its input."""
     with atomic(folder) as temporary:
         shutil.copytree(start, temporary)

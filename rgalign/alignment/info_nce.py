@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rgalign.alignment.gather import evened, gathered
 from rgalign.data.lists import Lists, QueryIntents
 from rgalign.ranker.three_tower import ThreeTower
+from rgalign.run.distributed import all_gather_with_grad, weighted_all_reduce
 
-# The space that RG-CL pulls queries into: a frozen ranker, through which gradients pass and in which none stays.
+# The space that RG-CL aligns queries with: a frozen ranker, through which gradients pass.
 
 
 @dataclass(frozen=True, eq=False)
 class RankingSpace:
-    """A frozen ranker and what it makes of the knowledge base and of the sessions to be learnt from.
+    """A frozen ranker with its vectors of the knowledge base and of the sessions to learn from.
 
     ranker   without dropout; its query tower maps e_q into the space, whitening included
     intents  (kb, dim) float32, the intent tower's vectors of the whole knowledge base;  bias  (kb,) of each intent
@@ -36,12 +36,12 @@ class RankingSpace:
 
         lists  of the sessions, in the order of their prompts. Raises ValueError for intents without texts.
         """
-        still = copy.deepcopy(ranker).train(False).requires_grad_(False)
-        device = still.intent.bias.weight.device
-        vectors, bias = still.intent(intents.to(device))
+        frozen = copy.deepcopy(ranker).train(False).requires_grad_(False)
+        device = frozen.intent.bias.weight.device
+        vectors, bias = frozen.intent(intents.to(device))
         rows = torch.arange(len(lists)).split(4096) if lists is not None else ()
-        users = [still.user(lists.take(some).to(device)) for some in rows]
-        return cls(still, vectors, bias, torch.cat(users) if users else None)
+        users = [frozen.user(lists.take(some).to(device)) for some in rows]
+        return cls(frozen, vectors, bias, torch.cat(users) if users else None)
 
     @property
     def query_dim(self) -> int:
@@ -73,20 +73,20 @@ class RankingSpace:
         return hashed.hexdigest()
 
 
-def space_faults(spaces: Sequence[RankingSpace], sessions: int, *, scored: bool) -> list[str]:
-    """What keeps these rankers from teaching this many sessions together. scored: by the rankers' own scores."""
-    faults = [] if spaces else ["there is no ranker to be aligned with"]
+def space_errors(spaces: Sequence[RankingSpace], sessions: int, *, scored: bool) -> list[str]:
+    """Why RG-CL of so many sessions cannot use these rankers. scored: the loss uses the rankers' own scores."""
+    errors = [] if spaces else ["there is no ranker to be aligned with"]
     if len({len(space.intents) for space in spaces}) > 1:
-        faults.append("the rankers know different numbers of intents")
+        errors.append("the rankers know different numbers of intents")
     known = [None if space.users is None else len(space.users) for space in spaces]
     if scored and any(count != sessions for count in known):
-        faults.append(
+        errors.append(
             f"the rankers know {known} users, the prompts are of {sessions}: give RankingSpace.of their lists"
         )
-    return faults
+    return errors
 
 
-# Is a space of vectors collapsing? Three figures to watch while the reasoner is pulled towards the ranker.
+# Is a space of vectors collapsing? Three measures to follow while the reasoner is aligned with the ranker.
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def effective_rank(vectors: Tensor) -> Tensor:
     """
     vectors = _floats(vectors)
     if not vectors.isfinite().all():
-        return vectors.new_full((), torch.nan)  # a decomposition would raise, and hide the loss that went astray
+        return vectors.new_full((), torch.nan)  # a decomposition would raise, and hide the loss that diverged
     values = torch.linalg.svdvals(vectors)
     return torch.special.entr(values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)).sum().exp()
 
@@ -146,19 +146,21 @@ def contrastive_loss(
 ) -> Tensor:
     """`info_nce` + symmetric * `session_nce` of this process's rows, against the rows of all processes.
 
-    counted    the rows that count are the first so many: none where a process runs one for company (reasoner.pieces)
+    counted    the first rows, so many, count: 0 where a process has a dummy row for rank synchronisation
     in_batch   whether the intents clicked in other rows are negatives; False: the hard ones alone
     symmetric  weight of the other direction [C: 0]
-    The rest as of `info_nce`. Averaged over processes it is what one process with all rows would find. Intents are
-    frozen, so their row numbers are all that `info_nce` needs of other processes; `session_nce` needs their queries.
+    The rest: see `info_nce`. Its average over processes is the loss of one process with all rows. Intents are frozen,
+    so `info_nce` needs only their row numbers of other processes; `session_nce` needs their queries.
     """
-    everyone = gathered(clicked[:counted])
+    everyone = all_gather_with_grad(clicked[:counted])
     how = {"temperature": temperature, "similarity": similarity}
     loss = info_nce(query, intents, clicked, hard, also, negatives=everyone if in_batch else everyone[:0], **how)
     if symmetric:
-        clicks = gathered(torch.cat([clicked[:, None], also], dim=1)[:counted])
-        loss = loss + symmetric * session_nce(query, intents, clicked, gathered(query[:counted]), clicks, **how)
-    return evened(loss, counted)
+        clicks = all_gather_with_grad(torch.cat([clicked[:, None], also], dim=1)[:counted])
+        loss = loss + symmetric * session_nce(
+            query, intents, clicked, all_gather_with_grad(query[:counted]), clicks, **how
+        )
+    return weighted_all_reduce(loss, counted)
 
 
 def info_nce(
@@ -193,7 +195,7 @@ def info_nce(
 
 
 def compared(intents: int, clicked: Tensor, hard: Tensor, also: Tensor, negatives: Tensor) -> Tensor:
-    """(rows, intents) bool: the clicked intent of each row and its negatives. Arguments as of `info_nce`."""
+    """(rows, intents) bool: the clicked intent of each row and its negatives. Arguments: see `info_nce`."""
     rows = torch.arange(len(clicked), device=clicked.device)
     found = torch.zeros(len(clicked), intents + 1, dtype=torch.bool, device=clicked.device)
     found[:, negatives] = True
@@ -220,7 +222,7 @@ def ranker_nce(
     At temperature 1, with a shown list's intents for negatives, it is the ranker's ListNet loss (of one click).
     """
     chosen = compared(intents, clicked, hard, also, negatives)
-    columns = chosen.any(dim=0).nonzero()[:, 0]  # what nobody is compared with need not be scored
+    columns = chosen.any(dim=0).nonzero()[:, 0]  # intents that no row compares are not scored
     logits = score(columns) / temperature
     place = torch.searchsorted(columns, clicked)
     return functional.cross_entropy(logits.masked_fill(~chosen[:, columns], -torch.inf), place)
@@ -240,12 +242,12 @@ def session_nce(
 
     others, others_clicks   (sessions, dim) and (sessions, c): queries and all clicks of the batch's sessions, -1: none;
                             those that clicked a row's own intent, itself among them, are not its negatives
-    The rest as of `info_nce`. In nats; a row without negatives counts as 0.
+    The rest: see `info_nce`. In nats; a row without negatives counts as 0.
     """
-    wanted = intents[clicked]
+    target = intents[clicked]
     same = (clicked[:, None, None] == others_clicks).any(dim=2)
-    scores = _similarities(wanted, others, similarity).masked_fill(same, -torch.inf)
-    own = torch.linalg.vecdot(*_scaled(query, wanted, similarity))
+    scores = _similarities(target, others, similarity).masked_fill(same, -torch.inf)
+    own = torch.linalg.vecdot(*_scaled(query, target, similarity))
     logits = torch.cat([own[:, None], scores], dim=1) / temperature
     return functional.cross_entropy(logits, torch.zeros_like(clicked))
 

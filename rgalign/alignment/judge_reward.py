@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rgalign.alignment.candidates import refuse_strangers
+from rgalign.alignment.candidates import assert_sessions_of
 from rgalign.data.lists import Lists
 from rgalign.evaluation.metrics import gauc
 
-# What may be said differently while the same is asked: {} is the query; `without` are words that are dropped [C].
+# Rewrites that keep the meaning: {} is the query; `without` are words that are dropped [C].
 REWRITES: Mapping[str, Mapping[str, object]] = {
     "greeting in front": {"as": "hello , {}"},
     "please behind": {"as": "{} please"},
@@ -51,11 +51,11 @@ def choose_form(
 ) -> tuple[str, pd.DataFrame]:
     """The form of reward (reward.REWARDS) with the higher AUC on the development users, and the table it is read from.
 
-    Arguments as of `right_over_wrong`; dev: the development users of train, whose sessions these must be. `right` is
+    Arguments: see `right_over_wrong`; dev: the development users of train, whose sessions these must be. `right` is
     judged by clicks, never by the simulator's truth. The first of equal ones, and where no session has right and wrong
     queries: the table says so by 0 sessions. Raises ValueError for another part's sessions.
     """
-    refuse_strangers("choose_form", session_id, dev=dev)
+    assert_sessions_of("choose_form", session_id, dev=dev)
     table = right_over_wrong(rewards, right, session_id)
     return str(table["judge"][table["auc"].fillna(-1).idxmax()]), table
 
@@ -76,7 +76,7 @@ def optimism(in_sample: np.ndarray, cross_fitted: np.ndarray, session_id: Sequen
     """What rewards promise in-sample: mean reward in nats of `all` queries and of the `best` of each session.
 
     The last row has the queries that are best in-sample, at their cross-fitted reward: what choosing by the in-sample
-    rewards earns. Arguments: rows as of `right_over_wrong`; those without a reward are left out.
+    rewards earns. Arguments: rows: see `right_over_wrong`; those without a reward are left out.
     """
     frame = pd.DataFrame({"session": np.asarray(session_id, dtype=object), "in": in_sample, "out": cross_fitted})
     frame = frame.dropna().reset_index(drop=True)
@@ -90,7 +90,7 @@ def optimism(in_sample: np.ndarray, cross_fitted: np.ndarray, session_id: Sequen
 
 
 def calibration(probabilities: np.ndarray, clicked: np.ndarray, *, bins: int = 10) -> pd.DataFrame:
-    """Reliability of the list softmax: how often the likeliest candidate was clicked, by how likely it was said to be.
+    """Reliability of the list softmax: how often the likeliest candidate was clicked, by its probability.
 
     probabilities, clicked  (lists, candidates); lists without a click are left out
     Columns: low, high (of a bin of equal width), lists, confidence, hit (means; NaN where no list falls). Clicks on a
@@ -99,12 +99,12 @@ def calibration(probabilities: np.ndarray, clicked: np.ndarray, *, bins: int = 1
     probabilities, clicked = np.asarray(probabilities), np.asarray(clicked, dtype=bool)
     has_click = clicked.any(axis=1)
     top = probabilities[has_click].argmax(axis=1)
-    said = np.take_along_axis(probabilities[has_click], top[:, None], axis=1)[:, 0].astype(float)
+    confidence = np.take_along_axis(probabilities[has_click], top[:, None], axis=1)[:, 0].astype(float)
     hit = np.take_along_axis(clicked[has_click], top[:, None], axis=1)[:, 0]
-    place = np.minimum((said * bins).astype(int), bins - 1)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(place, values, minlength=bins) / count for values in (said, hit)]
+        means = [np.bincount(place, values, minlength=bins) / count for values in (confidence, hit)]
     edges = np.linspace(0, 1, bins + 1)
     columns = {"low": edges[:-1], "high": edges[1:], "lists": count, "confidence": means[0], "hit": means[1]}
     return pd.DataFrame(columns)

@@ -15,8 +15,7 @@ from rgalign.data import vectors
 from rgalign.data.lists import Lists
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.launched import by_processes
-from rgalign.reasoner.model import Reasoner
-from rgalign.reasoner.source import hand_over
+from rgalign.reasoner.model import Reasoner, export_reasoner
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_table
 
@@ -33,7 +32,7 @@ def tune(
     learners: Lists | None = None,
     watched: bool = False,
 ) -> tuple[Reasoner, pd.DataFrame, dict[str, Any]]:
-    """A step (sft, dpo, cl) of `alignment.steps` by the processes of run.launcher.
+    """A step (sft, dpo, cl) of `alignment` by the processes of run.launcher.
 
     tables    what the step reads, by name;  learners  lists it learns from; None: all
     watched   RG-DPO is looked at while it trains
@@ -44,7 +43,7 @@ def tune(
         write_table(job / f"{name}.parquet", table)
     arguments = {"run": str(context.run.absolute()), "step": step, "tables": sorted(tables), "watched": watched}
     arguments |= {"embeddings": str(context.embeddings.absolute()), "rankers": str(context.rankers_folder.absolute())}
-    arguments |= {"reasoner": hand_over(start, job / "start"), "work": str((work / "training").absolute())}
+    arguments |= {"reasoner": export_reasoner(start, job / "start"), "work": str((work / "training").absolute())}
     arguments["learners"] = None if learners is None else learners.session_id.tolist()
     said = distributed.run("tune", job, context.recipe.launcher, arguments)
     return context.load(job / TUNED), pd.read_parquet(job / CURVE), said

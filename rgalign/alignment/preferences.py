@@ -1,6 +1,6 @@
 """Preference data: the best of N for RG-SFT, best against worse for RG-DPO (METHOD.md 2.3, step 2).
 
-`scored` is always candidates (alignment.candidates) with a column `reward` (alignment.reward.scored).
+`scored` is always candidates (alignment.candidates) with a column `reward` (reward.score_candidates).
 """
 
 import json
@@ -13,15 +13,47 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rgalign.alignment.candidates import refuse_strangers, written
-from rgalign.alignment.logprobs import Layout, layout_for, query_tokens, said_of
+from rgalign.alignment.candidates import assert_sessions_of, nonempty
+from rgalign.alignment.context import Context
+from rgalign.alignment.logprobs import Layout, batched, layout_for, query_tokens
 from rgalign.data.lists import Lists
 from rgalign.errors import nearest
-from rgalign.reasoner import training
+from rgalign.reasoner.batches import Documents, Rows
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.prompts import Prompter
+from rgalign.seeding import derived
 
-# Preference pairs, and what the reference model makes of them: what RG-DPO learns from.
+# A run's training data: what RG-SFT learns to write, and RG-DPO's pairs.
+
+
+def best_queries(context: Context, scored: pd.DataFrame) -> pd.DataFrame:
+    """RG-SFT's targets: one query a session of train's part (`best_of_n`). Candidates of other sessions are ignored."""
+    settings, lists = context.params.alignment.sft, context.clicked_lists
+    seed = derived(context.params.run.seed, "best of n")
+    scored = scored[scored["session_id"].isin(lists.session_id.tolist())]
+    return best_of_n(scored, train=lists, select=settings.select, min_reward=settings.min_reward, seed=seed)
+
+
+def preference_pairs(context: Context, start: Reasoner, scored: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """RG-DPO's pairs for this reasoner, and what each filter left (`pairs`). Other sessions' candidates are ignored."""
+    settings, lists = context.params.alignment.dpo, context.clicked_lists
+    scored = scored[scored["session_id"].isin(lists.session_id.tolist())]
+    prompter, prompts = context.recipe.prompter(context.shop, start), context.prompts_by_session(start)
+    how = {"min_margin": settings.min_margin, "margin_quantile": settings.margin_quantile}
+    return pairs(scored, prompts, prompter, train=lists, **how)
+
+
+def no_pairs() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The empty tables of `preference_pairs`, where the step is switched off."""
+    return pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=["filter", "of", "left"])
+
+
+def no_reference() -> pd.DataFrame:
+    """The empty table of `reference_log_probabilities`."""
+    return pd.DataFrame(columns=[*LOG_PROBABILITIES, "checkpoint", "pairs"])
+
+
+# Preference pairs as token ids, and their log-probabilities by the reference model.
 
 SIDES = ("chosen", "rejected")
 LOG_PROBABILITIES = ("reference_chosen", "reference_rejected")
@@ -31,7 +63,7 @@ LOG_PROBABILITIES = ("reference_chosen", "reference_rejected")
 class Pairs:
     """Preference pairs: two queries of one prompt, as token ids with the end id last, and their rewards (pairs,).
 
-    Raises ValueError that lists all faults.
+    Raises ValueError that lists all errors.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -71,58 +103,57 @@ class Pairs:
 def reference_log_probabilities(
     reasoner: Reasoner, pairs: Pairs, *, pairs_per_batch: int = 32, progress: bool = True
 ) -> pd.DataFrame:
-    """What `dpo` compares the policy with, one row a pair; to be stored as parquet.
+    """The log-probabilities that RG-DPO compares the policy with, one row a pair; to be stored as parquet.
 
     Columns: reference_chosen, reference_rejected (float32: nats, summed over the query's tokens); checkpoint, pairs
-    (digests of what they were made from, the same in every row, so that no other model's are taken for them).
+    (digests of what they were made from, the same in every row, so that another model's reference is refused).
     """
     rows = _documents(pairs)
     layout = layout_for(reasoner.model, rows, pad=reasoner.tokenizer.pad_token_id)
-    how = dict(queries=2, rows_per_batch=pairs_per_batch, title="reference", progress=progress)
-    both = said_of(reasoner, rows, collate=layout.collate, said=layout.said, width=layout.width, **how)
+    both = batched(reasoner, rows, layout, rows_per_batch=pairs_per_batch, title="reference", progress=progress)
     columns = dict(zip(LOG_PROBABILITIES, both, strict=True))
     return pd.DataFrame({**columns, "checkpoint": fingerprint(reasoner), "pairs": pairs.digest()})
 
 
-def reference_faults(reference: pd.DataFrame, checkpoint: str, pairs: Pairs) -> list[str]:
+def reference_errors(reference: pd.DataFrame, checkpoint: str, pairs: Pairs) -> list[str]:
     """Why this is not the reference of this checkpoint (a fingerprint) and these pairs; empty where it is."""
-    anew = "make it anew: reference_log_probabilities(reasoner, pairs)"
+    again = "compute it again: reference_log_probabilities(reasoner, pairs)"
     if lacking := [name for name in (*LOG_PROBABILITIES, "checkpoint", "pairs") if name not in reference]:
-        return [f"the reference has no column {', '.join(lacking)}; {anew}"]
+        return [f"the reference has no column {', '.join(lacking)}; {again}"]
     if len(reference) != len(pairs):
-        return [f"the reference has {len(reference)} rows for {len(pairs)} pairs; {anew}"]
-    faults = []
+        return [f"the reference has {len(reference)} rows for {len(pairs)} pairs; {again}"]
+    errors = []
     for name, own in (("checkpoint", checkpoint), ("pairs", pairs.digest())):
         if others := sorted(set(reference[name]) - {own}):
-            faults.append(f"the reference is of {name} {others[0][:12]}; given is {name} {own[:12]}; {anew}")
+            errors.append(f"the reference is of {name} {others[0][:12]}; given is {name} {own[:12]}; {again}")
     if bad := int((~np.isfinite(reference[list(LOG_PROBABILITIES)].to_numpy())).sum()):
-        faults.append(f"{bad} log-probabilities of the reference are not finite; {anew}")
-    return faults
+        errors.append(f"{bad} log-probabilities of the reference are not finite; {again}")
+    return errors
 
 
-class PairDocuments(training.Rows):
+class PairDocuments(Rows):
     """One pair a row: two documents of one prompt, chosen first, their reference log-probabilities and rewards."""
 
     def __init__(self, pairs: Pairs, reference: pd.DataFrame):
         documents = _documents(pairs)
-        said = reference[list(LOG_PROBABILITIES)].to_numpy().tolist()
+        log_p = reference[list(LOG_PROBABILITIES)].to_numpy().tolist()
         rewards = np.stack([pairs.reward_chosen, pairs.reward_rejected], axis=1).tolist()
-        rows = zip(documents, said, rewards, strict=True)
+        rows = zip(documents, log_p, rewards, strict=True)
         super().__init__([{**both, "reference": own, "reward": reward} for both, own, reward in rows])
 
 
 def _documents(pairs: Pairs) -> list[dict]:
-    """One pair a row: documents, chosen and rejected, each as of `training.Documents`."""
-    sides = [training.Documents(pairs.prompts, getattr(pairs, side)).rows for side in SIDES]
+    """One pair a row: documents, chosen and rejected, rows of Documents."""
+    sides = [Documents(pairs.prompts, getattr(pairs, side)).rows for side in SIDES]
     return [{"documents": both} for both in zip(*sides, strict=True)]
 
 
-def chosen_tokens(rows: Sequence[dict]) -> dict[str, Tensor]:
-    """chosen_tokens (), float32: mean tokens of the chosen queries of a step, of which a batch may be a piece."""
+def mean_chosen_tokens(rows: Sequence[dict]) -> dict[str, Tensor]:
+    """chosen_tokens (), float32: mean tokens of the chosen queries of a step, for each of its micro-batches."""
     return {"chosen_tokens": query_tokens(rows)[: len(rows)].float().mean()}
 
 
-def paired(rows: Sequence[dict], pad: int, layout: Layout) -> dict[str, Tensor]:
+def collate_pairs(rows: Sequence[dict], pad: int, layout: Layout) -> dict[str, Tensor]:
     """A batch of this layout, and beside it reference, reward and tokens of the queries, (2 * pairs,): chosen first."""
     both = [(row, side) for side in (0, 1) for row in rows]
     more = {name: torch.tensor([row[name][side] for row, side in both]) for name in ("reference", "reward")}
@@ -136,14 +167,14 @@ COLUMNS = [
 
 
 def best(candidates: pd.DataFrame, seed: int) -> pd.Series:
-    """What the reward model likes best; the first of equals."""
+    """The candidate with the highest reward; the first of equal ones."""
     return candidates["reward"]
 
 
 def random(candidates: pd.DataFrame, seed: int) -> pd.Series:
-    """Any, as likely as it was written: the control that learns as much and is not ranked [C].
+    """A random candidate, as likely as it was sampled: the control with as much data and without rewards [C].
 
-    Of independent exponential waiting times, the first to end is i with a chance in proportion to its rate.
+    Of independent exponential waiting times, the first to end is i with a probability in proportion to its rate.
     """
     waited = np.random.default_rng(seed).exponential(size=len(candidates)) / candidates["count"]
     return -waited
@@ -155,18 +186,18 @@ SELECTIONS: dict[str, Callable[[pd.DataFrame, int], pd.Series]] = {"best": best,
 def best_of_n(
     scored: pd.DataFrame, *, train: Lists, select: str = "best", min_reward: float | None = None, seed: int
 ) -> pd.DataFrame:
-    """One row of `scored` a session: what RG-SFT learns to write. Empty queries and those without a reward are out.
+    """One row of `scored` a session: what RG-SFT learns to write. Empty queries and those without a reward are ignored.
 
     train       the lists whose sessions these must be: development users and other parts are refused
     select      a name of SELECTIONS
     min_reward  nats; sessions whose best query is below are left out, whatever is selected, so that the control learns
-                from the same sessions; None: none is
-    Sessions keep their order. Raises ValueError that lists all faults.
+                from the same sessions; None: none is left out
+    Sessions keep their order. Raises ValueError.
     """
-    refuse_strangers("best_of_n", scored["session_id"], train=train)
+    assert_sessions_of("best_of_n", scored["session_id"], train=train)
     if select not in SELECTIONS:
         raise ValueError(f"select is {select!r}; expected {' | '.join(SELECTIONS)}{nearest(select, SELECTIONS)}")
-    kept = scored[written(scored) & scored["reward"].notna()]
+    kept = scored[nonempty(scored) & scored["reward"].notna()]
     if min_reward is not None:
         kept = kept[kept.groupby("session_id")["reward"].transform("max") >= min_reward]
     value = SELECTIONS[select](kept, seed).to_numpy()
@@ -185,19 +216,20 @@ def pairs(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Preference pairs (COLUMNS), a session's best query against its worst, and what each filter left.
 
-    prompts          session_id -> token ids;  prompter: of the model that is to be aligned, which reads prompts and
-                     queries: queries that have the same tokens for it are one query, and its best reward counts
+    prompts          session_id -> token ids;  prompter: of the model to be aligned: queries of the same tokens are one
+                     query, whose best reward counts
     train            the lists whose sessions these must be: development users and other parts are refused
     min_margin       nats; a pair's margin exceeds it [C]
-    margin_quantile  of all margins so far; narrower pairs go; 0.5: the wider half stays [C]
+    margin_quantile  of all margins so far; pairs below are left out; 0.5: the upper half stays [C]
     Columns of the second: filter, of (queries | pairs), left.
     `prompt` is text from which `prompter`'s tokenizer makes the prompt's ids again (`prompt_text`); chosen and rejected
-    are the queries as written. Raises ValueError that lists all faults.
+    are the queries as written. Raises ValueError for sessions without a prompt.
     """
-    refuse_strangers("pairs", scored["session_id"], train=train)
-    _check(scored, prompts, min_margin, margin_quantile)
+    assert_sessions_of("pairs", scored["session_id"], train=train)
+    if missing := [session for session in scored["session_id"].unique() if session not in prompts]:
+        raise ValueError(f"no pairs can be made: {len(missing)} sessions have no prompt (first: {missing[0]!r})")
     left = [("written", "queries", len(scored))]
-    kept = scored[written(scored)]
+    kept = scored[nonempty(scored)]
     ids = kept["query"].map({text: tuple(prompter.queries([text])[0]) for text in kept["query"].unique()})
     kept = kept[ids.map(len) > 1]  # one token: the end
     left.append(("not empty", "queries", len(kept)))
@@ -224,7 +256,7 @@ def prompt_text(prompter: Prompter, ids: Sequence[int]) -> str:
 
     Tokenised again it gives the same ids wherever decoding loses nothing: with the tiny tokenizer always, but for a
     word that it does not know, which stays unknown; a text in which a customer wrote out a control token does not. A
-    begin token that the tokenizer puts in front of every text is left out, so that it does not come twice.
+    begin token that the tokenizer adds to every text is left out, so that it is not there twice.
     """
     tokenizer = prompter.tokenizer
     added = tokenizer("")["input_ids"][:1]
@@ -233,7 +265,7 @@ def prompt_text(prompter: Prompter, ids: Sequence[int]) -> str:
 
 
 def to_pairs(frame: pd.DataFrame, prompts: Mapping[str, Sequence[int]], prompter: Prompter) -> Pairs:
-    """What `pairs` found, or a parquet table of it, as token ids for RG-DPO. Arguments as of `pairs`."""
+    """What `pairs` found, or a parquet table of it, as token ids for RG-DPO. prompts, prompter: see `pairs`."""
     chosen, rejected = (prompter.queries(frame[side].tolist()) for side in ("chosen", "rejected"))
     rewards = (frame[f"reward_{side}"].to_numpy(dtype=float) for side in ("chosen", "rejected"))
     return Pairs([prompts[session] for session in frame["session_id"]], chosen, rejected, *rewards)
@@ -248,17 +280,3 @@ def _best_and_worst(kept: pd.DataFrame) -> pd.DataFrame:
     worst = ranked[(rank == last) & (last > 0)]
     found = worst.merge(ranked[rank == 0], on=["session", "session_id"], suffixes=("_rejected", "_chosen"))
     return found.rename(columns={"query_chosen": "chosen", "query_rejected": "rejected"})
-
-
-def _check(
-    scored: pd.DataFrame, prompts: Mapping[str, Sequence[int]], min_margin: float, margin_quantile: float
-) -> None:
-    faults = []
-    if not 0 <= margin_quantile <= 1:
-        faults.append(f"margin_quantile is {margin_quantile}; expected 0 to 1")
-    if not min_margin >= 0:
-        faults.append(f"min_margin is {min_margin}; expected 0 or more")
-    if missing := [session for session in scored["session_id"].unique() if session not in prompts]:
-        faults.append(f"{len(missing)} sessions have no prompt (first: {missing[0]!r})")
-    if faults:
-        raise ValueError("no pairs can be made:\n" + "\n".join(f"  {fault}" for fault in faults))

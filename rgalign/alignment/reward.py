@@ -1,13 +1,15 @@
 """The reward model: how much a query helps the ranker to find what was clicked (METHOD.md 2.3, step 1).
 
-It is QE-Rec, trained on queries of several LLMs (`cross_sampling`) and frozen.
+It is QE-Rec, trained with multi-LLM cross-sampling and frozen: a session's query comes from one of several LLMs at
+random [P], so that the model scores the query and not one LLM's style. It reads a query by its text alone, embedded
+like a KB intent [C]: the state after prompt and query depends so much on the prompt that the query hardly matters.
 
 folder/<name>/seed-<seed>/   config.json, weights.safetensors (ranker.store), null.safetensors with the form's name
 name: ALL, ONE; fold-<i>/ALL was trained without the users of fold i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,24 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from rgalign.alignment.candidates import written
-from rgalign.alignment.cross_sampling import cross_sampled, null_query, with_all_queries, with_each_query
-from rgalign.data.lists import Lists, QueryIntents, QueryLists, with_queries, with_texts
+from rgalign.alignment.candidates import nonempty
+from rgalign.data.lists import Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
 from rgalign.errors import nearest
 from rgalign.ranker import store
-from rgalign.ranker.fit import fit, refuse_other_parts, score
+from rgalign.ranker.fit import Loss, fit, refuse_other_parts, score
 from rgalign.ranker.store import StoreError
 from rgalign.ranker.three_tower import ThreeTower
 from rgalign.ranker.train import Parts, PartsOf, build, fitting, loss_of, parts_of, runtime_of
+from rgalign.reasoner.embed import embed
+from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.prompts import Prompter
 from rgalign.run.artifacts import atomic
 from rgalign.run.distributed import each
 
-RANKER = "qe_rec"  # whose architecture and settings it has
+RANKER = "qe_rec"  # its architecture and settings
 NULL = "null.safetensors"
 ALL, ONE = "all", "one"  # cross-sampled from every model; from one alone, the control
 
@@ -63,11 +67,11 @@ REWARDS: dict[str, Reward] = {"list": over_list, "kb": over_kb}  # the next one 
 
 @dataclass(frozen=True, eq=False)
 class RewardModel:
-    """A frozen ranker that says what a query is worth.
+    """A frozen ranker that gives queries their rewards.
 
     intents  the KB with its texts embedded by the model that embeds the queries
-    null     (query_dim,) float16, the query that says nothing
-    form     name of REWARDS that counts unless another is asked for
+    null     (query_dim,) float16, the null query
+    form     name of REWARDS, the default of the methods
     Raises ValueError for an unknown form.
     """
 
@@ -92,7 +96,7 @@ class RewardModel:
 
         lists       one a row; a list may come many times, each time with another query
         query       (rows, query_dim)
-        timestamps  (rows,) datetime64, when the session was, for `kb`: later intents do not count; None: all do
+        timestamps  (rows,) datetime64 of the session, for `kb`: later intents do not count; None: all do
         Several clicks share the mass, as in ListNet. NaN without a click.
         """
         null = self.null.expand(len(lists), -1)
@@ -109,16 +113,16 @@ class RewardModel:
         timestamps: np.ndarray | None = None,
         rows_per_batch: int = 2048,
     ) -> np.ndarray:
-        """log p(clicked | x, q), (rows,) float32 in nats; arguments as of `reward`."""
-        says, heard = _reward_of(form or self.form), with_queries(lists, query)
+        """log p(clicked | x, q), (rows,) float32 in nats; arguments: see `reward`."""
+        reward, conditioned = _reward_of(form or self.form), with_queries(lists, query)
         device = next(self.ranker.parameters()).device
         intents, found = self.intents.to(device), [torch.zeros(0)]
         with torch.inference_mode():
-            for rows in torch.arange(len(heard)).split(rows_per_batch):
+            for rows in torch.arange(len(conditioned)).split(rows_per_batch):
                 exists = None
                 if timestamps is not None:
                     exists = torch.from_numpy(self.intents.existing(timestamps[rows.numpy()])).to(device)
-                found.append(says(self.ranker, heard.take(rows).to(device), intents, exists).cpu())
+                found.append(reward(self.ranker, conditioned.take(rows).to(device), intents, exists).cpu())
         return torch.cat(found).numpy()
 
     def probabilities(self, lists: Lists, query: Tensor | np.ndarray) -> np.ndarray:
@@ -127,7 +131,7 @@ class RewardModel:
         return scores.softmax(dim=1).numpy()
 
 
-def scored(
+def score_candidates(
     model: RewardModel,
     candidates: pd.DataFrame,
     lists: Lists,
@@ -138,7 +142,7 @@ def scored(
 ) -> pd.DataFrame:
     """The candidates with a column `reward`, in nats; NaN for an empty query and for a session without a click.
 
-    lists       the sessions of all candidates, each once; timestamps (lists,), as of `RewardModel.reward`
+    lists       the sessions of all candidates, each once; timestamps (lists,), see `RewardModel.reward`
     queries     vectors by text
     The same query in the same session has the same reward, whoever wrote it. Raises ValueError for unknown sessions.
     """
@@ -147,7 +151,7 @@ def scored(
         first = candidates["session_id"].to_numpy()[row < 0][0]
         raise ValueError(f"{(row < 0).sum()} candidates are of sessions that the lists do not have (first: {first!r})")
     asked = pd.DataFrame({"row": row, "query": candidates["query"].to_numpy(dtype=object)})
-    different = asked[written(candidates)].drop_duplicates()
+    different = asked[nonempty(candidates)].drop_duplicates()
     rows = different["row"].to_numpy(copy=True)  # pandas lends it read-only
     at = None if timestamps is None else timestamps[rows]
     reward = model.reward(lists.take(rows), queries.rows(different["query"]), form=form, timestamps=at)
@@ -176,12 +180,12 @@ def train_reward_models(
     parts       one for all models, or each model's own by its name
     candidates  of train's and dev's sessions (alignment.candidates.write)
     queries     their vectors by text; intents: the KB's by intent_id, of the same model
-    models      a model's name and seed -> the sources whose queries it hears: ALL has every one, the control ONE a
-                single one
-    settings    QE-Rec's;  null_share  as of `cross_sampling.with_all_queries`
+    models      a model's name and seed -> the sources whose queries it is trained on: ALL has every one, the control
+                ONE a single one
+    settings    QE-Rec's;  null_share  see `with_all_queries`
     workers     trained at once, on a CPU
-    Training stops by GAUC on the development users' lists, each once a source with its first query [C]: without a draw,
-    so that epochs are compared on the same, and no source counts more than another.
+    Early stopping is by GAUC on the development users' lists, each once a source with its first query [C]: nothing is
+    sampled, so that epochs are compared on the same lists, and no source counts more than another.
     """
     _reward_of(form)
     every = {name: parts_of(parts, name) for name, _ in models}
@@ -215,8 +219,8 @@ def _train_one(
     null = null_query(parts.train, candidates, queries)
     train = with_all_queries(parts.train, candidates, queries, null=null, null_share=null_share)
     dev = with_each_query(parts.dev, candidates, queries, first=True)
-    heard = replace(parts, train=with_each_query(parts.train, candidates, queries))  # all that whitening is made from
-    ranker = build(RANKER, heard, settings, positions=positions, seed=seed)
+    read = replace(parts, train=with_each_query(parts.train, candidates, queries))  # what whitening is fitted on
+    ranker = build(RANKER, read, settings, positions=positions, seed=seed)
     how = {**fitting(settings), "progress": progress}
     accelerator = accelerator or Accelerator(cpu=True, mixed_precision=precision)
     loss = cross_sampled(loss_of(RANKER, settings))
@@ -234,7 +238,7 @@ def save_reward_model(folder: str | Path, model: RewardModel) -> None:
 
 
 def load_reward_model(folder: str | Path, intents: QueryIntents, *, device: str = "cpu") -> RewardModel:
-    """What `save_reward_model` wrote. device: where it judges, as of `store.load`. Raises StoreError."""
+    """What `save_reward_model` wrote. device: see `store.load`. Raises StoreError."""
     ranker = store.load(folder, device=device)
     try:
         with safe_open(Path(folder) / NULL, "pt") as file:
@@ -252,3 +256,126 @@ def _reward_of(form: str) -> Reward:
     if form not in REWARDS:
         raise ValueError(f"form is {form!r}; expected {' | '.join(REWARDS)}{nearest(form, REWARDS)}")
     return REWARDS[form]
+
+
+# Multi-LLM cross-sampling: a list's query comes from one of several LLMs at random.
+
+
+def query_vectors(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    texts: Sequence[str],
+    *,
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> Vectors:
+    """The vectors of the different texts, by text: each is embedded like the title of a KB intent [C].
+
+    reasoner, prompter  those that embed the KB's own texts, so that both are in one space
+    An empty text has no vector.
+    """
+    different = [text for text in dict.fromkeys(texts) if text.strip()]
+    frame = pd.DataFrame({"intent_id": "query", "title": different, "description": ""}, dtype=object)
+    how = {"prefix": len(prompter.head), "tokens_per_batch": tokens_per_batch, "progress": progress}
+    return Vectors(different, embed(reasoner, prompter.embedded_intents(frame), **how))
+
+
+@dataclass(frozen=True)
+class CrossSampled(QueryLists):
+    """Impression lists with several queries each; `drawn` samples one of them.
+
+    bank    (queries, query_dim) float16, shared by all lists; row 0 is the null query
+    places  (lists, slots) rows of the bank; slot 0 is the null query, unused slots are too
+    chance  (lists, slots) float32, a row's sum is 1: the probability of each slot; unused ones have 0
+    query   the sampled query; the null query at first
+    """
+
+    bank: Tensor
+    places: Tensor
+    chance: Tensor
+
+    def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "CrossSampled":
+        own = torch.as_tensor(indices, device=self.places.device).long()
+        return replace(super().take(indices), places=self.places[own], chance=self.chance[own])
+
+    def drawn(self) -> "CrossSampled":
+        """The lists with a query each, sampled from torch's random state (`fit` seeds it)."""
+        slot = torch.multinomial(self.chance, 1)
+        return replace(self, query=self.bank[self.places.gather(1, slot).squeeze(1)])
+
+
+def cross_sampled(base: Loss) -> Loss:
+    """`base` of a batch's lists, each with a sampled query."""
+
+    def loss(ranker: nn.Module, lists: CrossSampled, intents: Intents) -> Tensor:
+        return base(ranker, lists.drawn(), intents)
+
+    return loss
+
+
+def null_query(lists: Lists, candidates: pd.DataFrame, queries: Vectors) -> Tensor:
+    """(query_dim,) float16: the mean vector of all queries written for these lists (train).
+
+    Raises ValueError where nothing was written.
+    """
+    vectors = queries.rows(_written_for(lists, candidates)["query"])
+    if not len(vectors):
+        sources = ", ".join(sorted(candidates["source"].unique()))
+        raise ValueError(
+            f"every candidate is empty (written by: {sources}): there is nothing to reward. Look at the queries of "
+            "notebook 02; a reasoner that writes nothing needs more pre-training, or alignment.loop.rounds 0"
+        )
+    return torch.from_numpy(vectors.astype(np.float32).mean(axis=0).astype(np.float16))
+
+
+def with_all_queries(
+    lists: Lists, candidates: pd.DataFrame, queries: Vectors, *, null: Tensor, null_share: float
+) -> CrossSampled:
+    """The lists with a click, each with all queries that were written for it.
+
+    candidates  columns session_id, source, query, count (alignment.candidates); empty queries and other sessions are
+                left out; a list that has none left always has the null query
+    queries     vectors by text (`query_vectors`)
+    null_share  probability of the null query [C]; else a source is sampled uniformly, and one of its queries, as often
+                as it wrote it [C]
+    Raises ValueError for a share outside 0 <= null_share < 1, and for a list that no source wrote a query for.
+    """
+    lists = lists.take(lists.clicked.any(dim=1).nonzero().squeeze(1))
+    if not 0 <= null_share < 1:
+        raise ValueError(f"null_share is {null_share!r}; expected a share, 0 <= null_share < 1")
+    if missing := sorted(set(lists.session_id.tolist()) - set(candidates["session_id"])):
+        raise ValueError(
+            f"{len(missing)} of {len(lists)} sessions of {lists.part} have no candidate (first: {missing[0]!r}); "
+            "write candidates for them too"
+        )
+    own = _written_for(lists, candidates)
+    row = pd.Index(lists.session_id).get_indexer(own["session_id"])
+    slot = own.groupby("session_id").cumcount().to_numpy() + 1
+    of_source = own["count"] / own.groupby(["session_id", "source"])["count"].transform("sum")
+    share = (of_source / own.groupby("session_id")["source"].transform("nunique")).to_numpy()
+    places = np.zeros((len(lists), slot.max(initial=0) + 1), dtype=np.int64)
+    chance = np.zeros(places.shape, dtype=np.float32)
+    places[row, slot] = pd.Index(queries.ids).get_indexer(own["query"]) + 1
+    chance[row, slot] = (1 - null_share) * share
+    chance[:, 0] = np.where(chance[:, 1:].any(axis=1), null_share, 1)
+    bank = torch.cat([null[None], torch.from_numpy(queries.values)])
+    plain = with_queries(lists, null.expand(len(lists), -1))
+    kept = {field.name: getattr(plain, field.name) for field in fields(plain)}
+    return CrossSampled(**kept, bank=bank, places=torch.from_numpy(places), chance=torch.from_numpy(chance))
+
+
+def with_each_query(lists: Lists, candidates: pd.DataFrame, queries: Vectors, *, first: bool = False) -> QueryLists:
+    """The lists once for every query that was written for them.
+
+    first  of every source the first one alone: the greedy query, unless it is empty
+    """
+    own = _written_for(lists, candidates)
+    if first:
+        own = own.drop_duplicates(["session_id", "source"])
+    rows = pd.Index(lists.session_id).get_indexer(own["session_id"])
+    return with_queries(lists.take(rows), queries.rows(own["query"]))
+
+
+def _written_for(lists: Lists, candidates: pd.DataFrame) -> pd.DataFrame:
+    """The candidates of these lists, in their order, without empty queries."""
+    return candidates[nonempty(candidates) & candidates["session_id"].isin(lists.session_id.tolist()).to_numpy()]

@@ -1,87 +1,61 @@
-"""RG-SFT: supervised fine-tuning on the queries that the reward model likes best (METHOD.md 2.3, stage 2)."""
+"""RG-SFT: supervised fine-tuning on each session's best query by reward (METHOD.md 2.3, step 2)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
-from rgalign.alignment.logprobs import query_log_probabilities, trainable, tuned
-from rgalign.reasoner import training
+from rgalign.alignment import launched
+from rgalign.alignment.context import Context
+from rgalign.alignment.logprobs import query_log_probabilities
+from rgalign.params_schema import Sft
+from rgalign.reasoner.batches import Documents, document_errors, raise_all, right_padded
 from rgalign.reasoner.model import Reasoner, fingerprint
+from rgalign.reasoner.trainer import Schedule, Setup, Task, fit
+
+
+def train_sft(context: Context, start: Reasoner, best: pd.DataFrame, work: Path) -> tuple[Reasoner, pd.DataFrame]:
+    """RG-SFT of a run: the reasoner learns to write each session's best query (preferences.best_queries).
+
+    Returns the tuned reasoner and its curve. work: folder of checkpoints, gone at the end.
+    """
+    if context.recipe.launcher:
+        return launched.tune(context, "sft", start, work, tables={"best": best})[:2]
+    prompts = context.prompts_by_session(start)
+    queries = context.recipe.prompter(context.shop, start).queries(best["query"].tolist())
+    settings, setup = context.params.alignment.sft, context.setup("sft", work)
+    return sft(start, [prompts[session] for session in best["session_id"]], queries, settings, setup)
 
 
 def sft(
-    reasoner: Reasoner,
-    prompts: Sequence[Sequence[int]],
-    queries: Sequence[Sequence[int]],
-    *,
-    folder: Path,
-    seed: int,
-    lora: Mapping[str, Any] | None = None,
-    epochs: float = 2.0,
-    learning_rate: float = 6e-4,
-    documents_per_batch: int = 48,
-    neftune: float = 5.0,
-    warmup: float = 0.05,
-    weight_decay: float = 0.01,
-    engine: training.Engine = training.PLAIN,
-    progress: bool = True,
-    callbacks: Sequence[TrainerCallback] = (),
+    reasoner: Reasoner, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]], settings: Sft, setup: Setup
 ) -> tuple[Reasoner, pd.DataFrame]:
     """A reasoner tuned to write these queries, and its curve: step, loss, seconds.
 
     prompts, queries  token ids (Prompter.sessions, Prompter.queries), end id last
-    folder            work folder, seed, warmup, engine and all else of the loop: as of `training.train`
-    lora              as of `tuning.trainable`; None: all weights
-    neftune           alpha of the noise on embeddings [P: NEFTune; C: 5]; 0: none
-    The loss is the mean of -log p over the batch's query tokens, in nats. Raises ValueError that lists all faults.
+    The loss is the mean of -log p over the batch's query tokens, in nats. Raises ValueError that lists all errors.
     """
-    faults = training.document_faults(reasoner, prompts, queries)
-    if documents_per_batch < 1 or epochs <= 0:
-        faults.append(f"documents_per_batch is {documents_per_batch}, epochs {epochs}; both must be positive")
-    if not neftune >= 0:
-        faults.append(f"neftune is {neftune}; expected 0 (no noise) or more")
-    if faults:
-        raise ValueError("RG-SFT cannot begin:\n" + "\n".join(f"  {fault}" for fault in faults))
-    documents, model = training.Documents(prompts, queries), trainable(reasoner, lora, seed=seed)
-    curve = training.train(
-        model,
-        documents,
-        partial(training.right_padded, pad=reasoner.tokenizer.pad_token_id),
-        query_loss,
-        folder=folder,
-        identity={
-            "stage": "sft",
-            "reasoner": fingerprint(reasoner),
-            "documents": documents.digest(),
-            "lora": lora and dict(lora),
-        },
-        seed=seed,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        documents_per_batch=documents_per_batch,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        neftune=neftune or None,
-        weight=query_tokens,
-        engine=engine,
-        title="RG-SFT",
-        progress=progress,
-        callbacks=callbacks,
+    raise_all("RG-SFT", document_errors(reasoner, prompts, queries))
+    collate = partial(right_padded, pad=reasoner.tokenizer.pad_token_id)
+    task = Task("RG-SFT", Documents(prompts, queries), collate, query_loss, weight=query_tokens)
+    schedule = Schedule(
+        settings.epochs,
+        settings.learning_rate,
+        settings.documents_per_batch,
+        settings.weight_decay,
+        neftune=settings.neftune,
     )
-    return tuned(reasoner, model), curve
+    return fit(reasoner, task, schedule, setup, identity={"reasoner": fingerprint(reasoner)})
 
 
 def query_tokens(row: dict) -> int:
-    """Tokens of a row of `training.Documents` that the loss is a mean over."""
+    """Tokens of a row of Documents that the loss is a mean over."""
     return len(row["input_ids"]) - row["prompt"]
 
 
 def query_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict]:
-    """Mean of -log p per query token of the batch, in nats, as an objective of `training.train`."""
+    """Mean of -log p per query token of a batch of `right_padded`, in nats."""
     tokens = (batch["length"] - batch["prompt"]).sum()
     return -query_log_probabilities(model, batch).sum() / tokens, {}

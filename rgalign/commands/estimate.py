@@ -177,7 +177,7 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
             both = tokens_of_pair(params, size)
             rows.append(("06_rg_dpo", "reference", pairs * both, 0, forward))
             rows.append(("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning))
-        if writes and (how.sft.use or how.dpo.use) and how.cl.space == "retrained":
+        if writes and (how.sft.use or how.dpo.use):
             moved = "embed train and valid for the retraining"
             rows.append(("07_rg_cl", moved, sessions.seen * embedded, sessions.seen * asked, forward))
         if how.cl.use:

@@ -127,12 +127,12 @@ def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
     from rgalign.data.labels import LabelError
     from rgalign.reasoner.settings import shown_features
 
-    settings, drop = {"features": None}, []
+    named, drop = None, []
     if run is not None:
         params = load_run(run)
-        settings, drop = params.reasoner.model_dump(mode="json"), params.data.features.drop
+        named, drop = params.reasoner.features, params.data.features.drop
     try:
-        return shown_features(settings, meta, drop)
+        return shown_features(named, meta, drop)
     except ValueError as error:
         raise LabelError(str(error)) from None
 

@@ -16,18 +16,19 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from rgalign.alignment import candidate_shards, launched, rewarding, steps
+from rgalign.alignment import launched, rewarding
 from rgalign.alignment.context import Context
-from rgalign.alignment.monitor import Dashboard, Lookout
+from rgalign.alignment.contrastive import train_contrastive
+from rgalign.alignment.dpo import train_dpo
+from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
+from rgalign.alignment.sft import train_sft
 from rgalign.data import vectors
 from rgalign.params import Params, load
 from rgalign.ranker import fit
 from rgalign.ranker.launched import alone, deal, train_share
-from rgalign.reasoner.embed import embed_share
-from rgalign.reasoner.model import Reasoner
-from rgalign.reasoner.sharded import is_sharded
-from rgalign.reasoner.source import take_over
-from rgalign.reasoner.trainer import TrainingError
+from rgalign.reasoner.embed import embed_own_shards
+from rgalign.reasoner.model import Reasoner, import_reasoner
+from rgalign.reasoner.trainer import TrainingError, is_sharded
 from rgalign.report import summaries as look
 from rgalign.run import distributed
 from rgalign.run.artifacts import ArtifactError, write_table, write_text
@@ -84,14 +85,14 @@ def _context(arguments: Mapping[str, Any]) -> tuple[Context, Callable[[dict], Re
     """The run as its alignment sees it, and how to read a reasoner that was handed over."""
     params, run = _params(arguments), Path(arguments["run"])
     how = {"dtype": params.reasoner.dtype, "device": params.run.device}
-    return Context.at(params, lambda artifact: run / artifact), lambda said: take_over(said, **how)
+    return Context.at(params, lambda artifact: run / artifact), lambda said: import_reasoner(said, **how)
 
 
 def write(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Candidate queries of this process's shards (alignment.candidate_shards)."""
+    """Candidate queries of this process's shards (alignment.rewarding)."""
     context, read = _context(arguments)
     models = {name: read(said) for name, said in arguments["models"].items()}
-    return candidate_shards.write_share(folder, context, models, arguments["how"])
+    return rewarding.write_own_shards(folder, context, models, arguments["how"])
 
 
 def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
@@ -102,7 +103,7 @@ def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
     def train_one(number: int, place: Path) -> pd.DataFrame:
         name, seed, heard = arguments["models"][number]
         how = {"folder": place, "accelerator": accelerator, "progress": distributed.index() == 0}
-        return rewarding.train_on(context, candidates, queries, models={(name, seed): heard}, **how)
+        return rewarding.train_run_models(context, candidates, queries, models={(name, seed): heard}, **how)
 
     with alone(context.params.run.device, context.params.run.precision) as accelerator:
         return deal(folder, len(arguments["models"]), train_one)
@@ -116,33 +117,33 @@ def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in arguments["tables"]}
     looks: dict[int, dict[str, float]] = {}
     if arguments["step"] == "sft":
-        tuned, curve = steps.tune_by_best(context, start, tables["best"], work)
+        tuned, curve = train_sft(context, start, tables["best"], work)
     elif arguments["step"] == "dpo":
         if arguments["watched"] and is_sharded():
             print("RG-DPO is not looked at while it trains: its weights are shared out", flush=True)
-        watch = _dashboard(context, start) if arguments["watched"] and not is_sharded() else None
-        tuned, curve, reference = steps.tune_by_pairs(context, start, tables["pairs"], work, watch)
-        looks = watch.rows if watch else looks
+        monitor = _monitor(context, start) if arguments["watched"] and not is_sharded() else None
+        tuned, curve, reference = train_dpo(context, start, tables["pairs"], work, monitor)
+        looks = monitor.rows if monitor else looks
         if distributed.index() == 0:
             write_table(folder / "reference.parquet", reference)
     else:
         ids = arguments["learners"]
-        learners = None if ids is None else context.rows_of(context.learners, ids)
-        tuned, curve = steps.pull_to_clicks(context, start, tables.get("best"), work, learners=learners)
+        lists = None if ids is None else context.rows_of(context.clicked_lists, ids)
+        tuned, curve = train_contrastive(context, start, tables.get("best"), work, lists=lists)
     if distributed.index() == 0:
         context.save(tuned, folder / launched.TUNED)
         write_table(folder / launched.CURVE, curve)
     return {"looks": looks}
 
 
-def _dashboard(context: Context, start: Reasoner) -> Dashboard:
-    """Notebook 06's watch."""
+def _monitor(context: Context, start: Reasoner) -> RewardHackingMonitor:
+    """Notebook 06's monitor."""
     rewarder = rewarding.Rewarder.load(context, context.run / "models" / "reward")
-    lookout = Lookout.of(context, rewarder, look.hits_by_click(context, context.main()))
-    return Dashboard(lookout, start, context.params.alignment.dpo.tolerance)
+    probe = ProbeSet.of(context, rewarder, look.hits_by_click(context, context.main()))
+    return RewardHackingMonitor(probe, start, context.params.alignment.dpo.tolerance)
 
 
-JOBS = {"embed": embed_share, "write": write, "tune": tune, "rank": train_share, "reward": reward}
+JOBS = {"embed": embed_own_shards, "write": write, "tune": tune, "rank": train_share, "reward": reward}
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1])))

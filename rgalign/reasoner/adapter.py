@@ -1,15 +1,23 @@
-"""peft adapters: put on the model they were trained on, and on no other."""
+"""peft adapters: loaded on the model that they were trained on alone; and what of a model a stage trains."""
 
+import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from rgalign.params_schema import Lora
 from rgalign.reasoner.folder import ADAPTER_WEIGHTS, ReasonerError, adapter_faults
+from rgalign.seeding import seeded
+
+if TYPE_CHECKING:
+    from rgalign.reasoner.model import Reasoner
 
 
 def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> nn.Module:
@@ -107,3 +115,49 @@ def ready_to_save(model: PeftModel, *, embeddings: bool = False) -> PeftModel:
     before = getattr(model.save_pretrained, "keywords", {}).get("save_embedding_layers", False)
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=embeddings or before)
     return model
+
+
+def trainable(reasoner: "Reasoner", lora: Lora | None, *, seed: int) -> nn.Module:
+    """A deep copy of the reasoner's model, ready to be trained.
+
+    lora  low-rank matrices beside the frozen weights (Hu et al. 2022), the first drawn from `seed`, the second zero, so
+          that the model is unchanged at first. None: all weights, in float32 whatever their type: a step of AdamW is
+          smaller than the spacing of bfloat16 (engine.precision bf16 multiplies in bfloat16 all the same)
+    An adapter of an earlier stage is trained on. Raises ValueError for an encoder with lora, and where lora's rank or
+    alpha differ from that adapter's.
+    """
+    model = copy.deepcopy(reasoner.model)
+    config = lora and LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    if isinstance(model, PeftModel):
+        own = model.peft_config[model.active_adapter]
+        if config and (config.r, config.lora_alpha) != (own.r, own.lora_alpha):
+            raise ValueError(
+                f"the reasoner has an adapter of rank {own.r} and alpha {own.lora_alpha}, which would be trained on; "
+                f"lora asks for rank {config.r} and alpha {config.lora_alpha}: use the same in every stage, or merge "
+                "it first"
+            )
+        model.set_adapter(model.active_adapter)  # read from a folder it is frozen
+    elif config is None:
+        for weight in model.parameters():  # in place: tied weights stay tied
+            weight.data = weight.data.float()
+        return model.requires_grad_(True).train()
+    elif reasoner.kind != "causal":
+        raise ValueError(f"{reasoner.name} is an encoder, which takes no adapter; set lora to None: all weights")
+    else:
+        with seeded(seed):
+            model = get_peft_model(model, config)
+    return ready_to_save(model).train()
+
+
+def tuned(reasoner: "Reasoner", model: nn.Module) -> "Reasoner":
+    """The reasoner with this trained model in place of its own, in eval mode; its weights in the type of its own."""
+    if not isinstance(model, PeftModel):
+        for weight, own in zip(model.parameters(), reasoner.model.parameters(), strict=True):
+            weight.data = weight.data.to(own.dtype)
+    return replace(reasoner, model=model.eval())

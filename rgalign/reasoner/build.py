@@ -22,29 +22,32 @@ from rgalign.data.schema import YAML_FILE, Table, is_there, read_yaml
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.params import Params
+from rgalign.params_schema import Reasoner as ReasonerSettings
+from rgalign.params_schema import TinyModel
 from rgalign.reasoner import generate, tokenizer, verbalize
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.embed import Prompts, embed_by_processes, embed_to_shards, gather
 from rgalign.reasoner.folder import positions
-from rgalign.reasoner.model import Reasoner, ReasonerError, look, save, tiny
+from rgalign.reasoner.model import Reasoner, ReasonerError, load_saved, look, name_source, save, tiny
 from rgalign.reasoner.pretrain import pretrain
 from rgalign.reasoner.prompts import PROMPT, PROMPT_QUERY, Prompter, intent_texts
 from rgalign.reasoner.settings import TINY, prompter, shown_features
-from rgalign.reasoner.source import load_saved, name_source
+from rgalign.reasoner.trainer import Setup
 from rgalign.run.distributed import each
 from rgalign.seeding import seeded
 
-# What the language models of a run may learn from: train without development users, and no words of users judged.
+# Data that a run's language models may be trained on: train without development users, and no text of users in valid
+# or test.
 
 
 def learnable(dataset: Dataset, folder: Path, encoded: Path) -> tuple[Dataset, dict[str, int]]:
-    """The data set with nothing else in it, and how many transcripts that leaves and takes away; empty without any.
+    """The data set with nothing else in it, and the numbers of transcripts kept and left out; empty without any.
 
     dataset  with its transcripts, of train and valid;  folder  it was read from;  encoded  tables/encoded
-    Sessions stay where they are of train and no development user's. A transcript that names a session stays where that
-    session does and its user has none in valid or test either [C]: what she typed earlier may tell what she will want.
-    Test is asked for its users' ids alone. A transcript that names no session is of nobody whom the run judges (other
-    shops' chats, say); whoever gives it answers for that.
+    Kept are sessions of train whose user is no development user; of transcripts that name a session, those of kept
+    sessions whose user has none in valid or test [C]: what a user typed earlier may reveal what they ask later. Of test
+    only the users' ids are read. A transcript that names no session must be of no user of the run (other shops' chats,
+    say); whoever provides it is responsible for that.
     """
     developing = set(shards.load_lists(encoded, "dev").user_id)
     sessions = dataset.sessions
@@ -62,8 +65,8 @@ def learnable(dataset: Dataset, folder: Path, encoded: Path) -> tuple[Dataset, d
 
 # A control without a language model: the prompts' words as TF-IDF, reduced by a truncated SVD (LSA).
 #
-# Fitted on the transcripts that the tiny model is pre-trained on (not on the KB), so that it tells what language
-# modelling adds to having read them.
+# Fitted on the transcripts that the tiny model is pre-trained on (not on the KB), so that it shows what language
+# modelling adds.
 
 Ids = Sequence[Sequence[int]]
 
@@ -95,10 +98,10 @@ def _same(ids: Sequence[int]) -> Sequence[int]:
 
 
 MAIN, KB_LM = "main", "kb_lm"
-PROMPT_ALONE = "prompt_alone"  # vectors of the prompt whatever reasoner.embed says
+PROMPT_ALONE = "prompt_alone"  # vectors of the prompt, whatever reasoner.embed is
 TEXT = "text"  # vectors of the text columns alone and of titles alone (ranker.untrained)
 ADAPTER = "adapter_config.json"  # of a folder that holds an adapter alone
-KB_ALONE_REPEATS = 200  # times the KB is read by the control that reads nothing else: some 20,000 documents [C]
+KB_ALONE_REPEATS = 200  # of the KB for the control that is trained on it alone: some 20,000 documents [C]
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Recipe:
     settings  the section `reasoner`;  drop  data.features.drop;  device, launcher  those of run
     """
 
-    settings: Mapping[str, Any]
+    settings: ReasonerSettings
     drop: Sequence[str] = ()
     device: str = "cpu"
     launcher: str | None = None
@@ -116,16 +119,16 @@ class Recipe:
     @classmethod
     def of(cls, params: Params) -> "Recipe":
         """By a run's params."""
-        return cls(params.reasoner.model_dump(), params.data.features.drop, params.run.device, params.run.launcher)
+        return cls(params.reasoner, params.data.features.drop, params.run.device, params.run.launcher)
 
     @property
     def own(self) -> bool:
         """The main model is built here."""
-        return self.settings["model"] == TINY
+        return self.settings.model == TINY
 
     def columns(self, folder: Path) -> list[str]:
         """The feature columns of a data set folder that a prompt shows (settings.shown_features)."""
-        return shown_features(self.settings, read_yaml(folder / YAML_FILE), self.drop)
+        return shown_features(self.settings.features, read_yaml(folder / YAML_FILE), self.drop)
 
     def prompter(
         self, dataset: Dataset, reasoner: Reasoner, *, texts: bool = True, embed: str | None = None
@@ -149,13 +152,13 @@ def build_models(
 ) -> pd.DataFrame:
     """Build every model of the run and save it below `folder`, or name it there. Returns the curves of pre-training.
 
-    A pretrained model's folder, tokenizer and prompts are tried before anything is trained; its weights are left alone.
+    A pretrained model's folder, tokenizer and prompts are checked before anything is trained; its weights are not read.
     dataset  without its test split; clicks are not read
     vectors  the sets of vectors that will be asked for (ranker.variants)
     work     for checkpoints, by which a killed call goes on where it stood
     workers  tiny models trained at once, on a CPU
-    aligned  reasoner of the run that this one goes on from: it becomes the main one, and keeps its tokenizer, to which
-             new words are unknown;  last  folder of all that run's models: its other LLMs are taken as they are
+    aligned  reasoner of the run that this one continues: it becomes the main one, and keeps its tokenizer, to which new
+             words are unknown;  last  folder of all that run's models: its other LLMs are copied
     Curves: model, step, loss (nats a token), seconds; empty where nothing was trained.
     Raises ReasonerError, ValueError.
     """
@@ -168,7 +171,7 @@ def build_models(
             del wanted[other]
     for name, (source, _, _) in wanted.items():
         if source != TINY:
-            _take(recipe, dataset, source, folder / name, adapter=settings["adapter"] if name == MAIN else None)
+            _take(recipe, dataset, source, folder / name, adapter=settings.adapter if name == MAIN else None)
     own = {name: how for name, (source, *how) in wanted.items() if source == TINY}
     if not own:
         return pd.DataFrame({"model": [], "step": [], "loss": []})
@@ -181,14 +184,14 @@ def build_models(
     return pd.concat([curve.assign(model=name) for name, curve in zip(own, curves, strict=True)])
 
 
-def _wanted(recipe: Recipe, vectors: Collection[str]) -> dict[str, tuple[str, int, dict[str, Any]]]:
+def _wanted(recipe: Recipe, vectors: Collection[str]) -> dict[str, tuple[str, int, TinyModel]]:
     """name -> source, seed and size of every model of the run."""
     settings = recipe.settings
     if KB_LM in vectors and not recipe.own:
-        raise ReasonerError(f"vectors {KB_LM} need reasoner.model tiny; {settings['model']} is pretrained on more")
-    wanted = {MAIN: (settings["model"], settings["seed"], settings["tiny"])}
-    for number, other in enumerate(settings["others"], start=1):
-        wanted[f"other-{number}"] = (other["model"], other["seed"], other["tiny"])
+        raise ReasonerError(f"vectors {KB_LM} need reasoner.model tiny; {settings.model} is pretrained on more")
+    wanted = {MAIN: (settings.model, settings.seed, settings.tiny)}
+    for number, other in enumerate(settings.others, start=1):
+        wanted[f"other-{number}"] = (other.model, other.seed, other.tiny)
     return wanted | ({KB_LM: wanted[MAIN]} if KB_LM in vectors else {})
 
 
@@ -197,15 +200,15 @@ def _go_on(recipe: Recipe, aligned: Path, main: Path, folder: Path) -> None:
     if not (aligned / ADAPTER).is_file():
         shutil.copytree(aligned, folder)
         return
-    if recipe.settings["quantize"]:
+    if recipe.settings.quantize:
         raise ReasonerError(f"{aligned} is an adapter of a quantised model, into which it cannot be merged")
-    before = load_saved(main, kind=recipe.settings["kind"], dtype=recipe.settings["dtype"], device=recipe.device)
+    before = load_saved(main, kind=recipe.settings.kind, dtype=recipe.settings.dtype, device=recipe.device)
     save(replace(before, model=adapted(before.model, aligned, before.name, merge=True)), folder)
 
 
 def _take(recipe: Recipe, dataset: Dataset, model: str, folder: Path, adapter: str | None) -> None:
-    """Name a hub model or folder as the params say, once it is known that it can be prompted."""
-    how = {key: recipe.settings[key] for key in ("kind", "dtype", "quantize")}
+    """Record a hub model or folder, after checking that it can be prompted."""
+    how = recipe.settings.model_dump(include={"kind", "dtype", "quantize"})
     found = look(model, adapter=adapter, device=recipe.device, **how)
     most = positions(found.config)
     prompter(recipe.settings, dataset.meta, dataset.intents, found.tokenizer, drop=recipe.drop, positions=most)
@@ -214,7 +217,7 @@ def _take(recipe: Recipe, dataset: Dataset, model: str, folder: Path, adapter: s
 
 def load_models(recipe: Recipe, folder: Path) -> dict[str, Reasoner]:
     """name -> the reasoner that `build_models` saved or named."""
-    how = {"kind": recipe.settings["kind"], "dtype": recipe.settings["dtype"], "device": recipe.device}
+    how = {"kind": recipe.settings.kind, "dtype": recipe.settings.dtype, "device": recipe.device}
     return {path.name: load_saved(path, **how) for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
@@ -245,7 +248,7 @@ class Embedding:
             return Vectors(ids, embed(self.words, list(sequences)))
         how = {"pooling": self.pooling, "tokens_per_batch": self.tokens_per_batch, "prefix": len(self.prompter.head)}
         if self.recipe is not None and self.recipe.launcher:
-            where = {"dtype": self.recipe.settings["dtype"], "device": self.recipe.device}
+            where = {"dtype": self.recipe.settings.dtype, "device": self.recipe.device}
             embed_by_processes(work, self.reasoner, ids, sequences, launcher=self.recipe.launcher, **where, **how)
         else:
             embed_to_shards(work, self.reasoner, ids, sequences, **how)
@@ -265,8 +268,8 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
         raise ReasonerError("vectors prompt_query need a model that writes; an encoder does not")
     chosen = models[KB_LM] if name == KB_LM else main
     if name == "random_lm":
-        chosen = untrained(main, settings["seed"])
-    # A control differs from its parent in what is controlled alone: but for these it embeds what the setting says.
+        chosen = untrained(main, settings.seed)
+    # A control differs from its parent in one thing alone: except for these, it embeds what reasoner.embed says.
     own = {PROMPT_QUERY: PROMPT_QUERY, PROMPT_ALONE: PROMPT, "lsa": PROMPT, "mean": PROMPT, TEXT: PROMPT}
     if name == TEXT:
         recipe = _of_texts(recipe, dataset.meta)
@@ -274,27 +277,27 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     words = None
     if name == "lsa":
         documents = [[*prompt, *query] for prompt, query in zip(*_documents(dataset, put), strict=True)]
-        words = fit(documents, dim=main.hidden_size, seed=settings["seed"])
+        words = fit(documents, dim=main.hidden_size, seed=settings.seed)
     return Embedding(
         chosen,
         put,
         pooling="mean" if name == "mean" else None,
         words=words,
         titles_alone=name == TEXT,
-        tokens_per_batch=settings["embed_tokens_per_batch"],
+        tokens_per_batch=settings.embed_tokens_per_batch,
         recipe=recipe,
     )
 
 
 def _of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:
-    """The recipe of prompts that show the text columns alone; as it is where no column shown is text."""
-    shown = shown_features(recipe.settings, meta, recipe.drop)
+    """The recipe of prompts that show the text columns alone; unchanged where no column shown is text."""
+    shown = shown_features(recipe.settings.features, meta, recipe.drop)
     texts = tuple(column for column in shown if meta["features"][column] == "text")
-    return replace(recipe, settings={**recipe.settings, "features": texts}) if texts else recipe
+    return replace(recipe, settings=recipe.settings.model_copy(update={"features": texts})) if texts else recipe
 
 
 def untrained(reasoner: Reasoner, seed: int) -> Reasoner:
-    """The same architecture and tokenizer with weights drawn anew: the control qe_rec/random_lm."""
+    """The same architecture and tokenizer with new random weights: the control qe_rec/random_lm."""
     plain = reasoner.plain
     config = copy.deepcopy(plain.config)
     if hasattr(config, "quantization_config"):  # random weights need no packing
@@ -308,48 +311,48 @@ def untrained(reasoner: Reasoner, seed: int) -> Reasoner:
 def _vocabulary(recipe: Recipe, dataset: Dataset):
     """The tiny models' tokenizer: one for all of a run, so that their queries are written in the same words."""
     settings = recipe.settings
-    if not recipe.own and all(other["model"] != TINY for other in settings["others"]):
+    if not recipe.own and all(other.model != TINY for other in settings.others):
         return None
     counts = tokenizer.count_words(
-        features=shown_features(settings, dataset.meta, recipe.drop),
+        features=shown_features(settings.features, dataset.meta, recipe.drop),
         kinds=dataset.meta["features"],
         intents=_known_intents(dataset),
         sessions=_train(dataset),
         transcripts=_transcripts(dataset),
     )
-    enough = settings["tiny"]["min_count"]
-    told = verbalize.compact_text(settings["instruction"] or "").split()
+    enough = settings.tiny.min_count
+    told = verbalize.compact_text(settings.instruction or "").split()
     return tokenizer.build(counts | Counter(dict.fromkeys(told, enough)), min_count=enough)
 
 
 def _tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder: Path) -> pd.DataFrame:
-    reasoner = tiny(words, **{key: size[key] for key in ("hidden", "layers", "heads")}, seed=seed)
-    how = dict(recipe.settings["pretraining"])
-    own_repeats = how.pop("kb_repeats")
-    repeats = KB_ALONE_REPEATS if kb_only else own_repeats
+    reasoner = tiny(words, hidden=size.hidden, layers=size.layers, heads=size.heads, seed=seed)
+    how = recipe.settings.pretraining
+    repeats = KB_ALONE_REPEATS if kb_only else how.kb_repeats
     put = prompter(recipe.settings, dataset.meta, dataset.intents, words, drop=recipe.drop)
     prompts, asked = ([], []) if kb_only else _documents(dataset, put)
-    how["prompt_weight"] = prompt_weight(how["prompt_weight"], asked=kb_only or is_asked(dataset))
+    weight = prompt_weight(how.prompt_weight, asked=kb_only or is_asked(dataset))
+    how = how.model_copy(update={"prompt_weight": weight})
     known = _known_intents(dataset)
     titles = put.queries(intent_texts(known))
     prompts = prompts + put.intents(known) * repeats
     asked = asked + titles * repeats
-    trained, curve = pretrain(reasoner, prompts, asked, folder=work, seed=seed, **how)
+    trained, curve = pretrain(reasoner, prompts, asked, how, Setup(folder=work, seed=seed))
     save(trained, folder)
     return curve.drop(columns="seconds")  # they differ from run to run
 
 
 def prompt_weight(given: float | None, *, asked: bool) -> float:
-    """reasoner.pretraining.prompt_weight as given; empty: 0, or 1 where nobody asks anything in the documents, so that
-    the sessions' own text is all there is."""
+    """reasoner.pretraining.prompt_weight as given; empty: 0, or 1 where no document has a question, so that the
+    sessions' own text is all there is."""
     return given if given is not None else (0.0 if asked else 1.0)
 
 
 def _documents(dataset: Dataset, put: Prompter) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and queries of the transcripts; without any, the prompts of train's sessions, each asked to say itself.
+    """Prompts and queries of the transcripts; without any, the prompts of train's sessions, each with itself as query.
 
-    Where nobody asks anything, the state at a prompt's end learns nothing unless it must hold what the prompt said; so
-    these are the one kind of document that max_new_tokens does not cut: they are no queries [C].
+    Without questions, the state at a prompt's end learns nothing unless it must encode the prompt; so max_new_tokens
+    does not truncate these documents: they are no queries [C].
     """
     transcripts = _transcripts(dataset)
     if transcripts is not None:

@@ -22,19 +22,18 @@ from transformers.cache_utils import DynamicLayer
 
 from rgalign.data import vectors as store
 from rgalign.data.vectors import Vectors
+from rgalign.reasoner.batches import retry_smaller
 from rgalign.reasoner.generate import has_plain_cache
-from rgalign.reasoner.model import Reasoner, fingerprint
+from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint, import_reasoner
 from rgalign.reasoner.prompts import Prompter
-from rgalign.reasoner.source import hand_over, take_over
-from rgalign.reasoner.trainer import in_halves
 from rgalign.run import distributed
 from rgalign.run.artifacts import atomic, write_arrow
 
 # Token sequences to vectors: last-token pooling by length, no token computed twice, little padding.
 #
 # METHOD.md 2.1: the embedding is the final hidden state of the last real token [P]. Batches are padded on the right: in
-# a causal model no token looks to its right, so no attention mask is needed, and padding is left out by position, never
-# by id (the end token may be the pad token).
+# a causal model no token attends to its right, so no attention mask is needed, and padding is left out by position,
+# never by id (the end token may be the pad token).
 
 POOLINGS = ("last", "mean", "cls")
 TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 16_384}  # a CPU is quickest while a batch fits its caches
@@ -42,7 +41,7 @@ TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 16_384}  # a CPU is quickest while a b
 
 @dataclass(frozen=True)
 class _Prefix:
-    """What the shared first tokens leave behind: keys and values of each layer, and the sum of their last states."""
+    """The shared first tokens: keys and values of each layer, and the sum of their last states."""
 
     tokens: int
     cache: DynamicCache
@@ -91,7 +90,7 @@ def embed(
             lengths = np.array([len(ids) for ids in unique]) - (shared.tokens if shared else 0)
             encode = partial(_encode, reasoner, unique, shared=shared, pooling=pooling)
             for batch in _batches(lengths, budget):
-                for rows, values in in_halves(encode, batch, "embed"):
+                for rows, values in retry_smaller(encode, batch, "embed"):
                     vectors[rows] = values
                     bar.update(len(rows))
     finally:
@@ -110,7 +109,7 @@ def _batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
 
 
 def _run_prefix(reasoner: Reasoner, sequences: list[tuple[int, ...]], prefix: int) -> _Prefix | None:
-    """Runs the shared ids; None where nothing is won or the model's cache is not made of plain keys and values."""
+    """Runs the shared ids; None where nothing is gained or the model's cache is not made of plain keys and values."""
     if reasoner.kind != "causal" or len(sequences) < 2:
         return None
     # A sequence that is the prefix alone still needs a token of its own to pool.
@@ -199,15 +198,15 @@ def _check(reasoner: Reasoner, sequences: Sequence[Sequence[int]], prefix: int, 
 
 
 ROWS_PER_SHARD = 20_000
-SESSIONS_AT_ONCE = 4_096  # whose prompts are made together
-ROWS_BY_PROCESSES = 2_000  # in a shard that several processes share out; fixed, so that their number changes no byte
+SESSIONS_AT_ONCE = 4_096  # prompts made together
+ROWS_BY_PROCESSES = 2_000  # in a shard, where several processes embed; fixed, so that their number changes no byte
 SEQUENCES = "sequences.parquet"
 LABEL, VECTORS = "shard.json", "vectors"
 
 
 class Prompts(Sequence):
-    """The prompts of a frame's sessions, made when they are asked for: those of many sessions, with the words that they
-    are made of, take ten times the memory of the frame."""
+    """The prompts of a frame's sessions, made on demand: all at once, with their words, they take ten times the memory
+    of the frame."""
 
     def __init__(self, prompter: Prompter, frame: pd.DataFrame):
         self._prompter, self._frame = prompter, frame
@@ -239,9 +238,9 @@ def embed_to_shards(
 ) -> int:
     """Embed sequences into `folder/shard-00000`, ..; returns how many shards this process made.
 
-    A shard that is there, of this very model, ids, sequences and options, is not made again; one of anything else is
-    replaced. Process i makes the shards i, i + processes, ..: every process is called with the same arguments but
-    process_index. A killed process leaves no half shard. options are those of `embed`. Raises ValueError.
+    A finished shard of this very model, ids, sequences and options is kept; any other is replaced. Process i makes the
+    shards i, i + processes, ..: every process is called with the same arguments except process_index. A killed process
+    leaves no half shard. options are those of `embed`. Raises ValueError.
     """
     folder = Path(folder)
     faults = []
@@ -286,29 +285,29 @@ def embed_by_processes(
 ) -> None:
     """`embed_to_shards` by the processes that the launcher starts; the same bytes for any number of them.
 
-    The job's own folder lies beside the shards' and goes when it is done. A lost process costs the shard that it was
-    making. dtype, device: with which they read the reasoner. Raises ProcessesError, ReasonerError.
+    The job's own folder is beside the shards' and removed in the end. A lost process costs the shard that it was at.
+    dtype, device: of the reasoner in the processes. Raises ProcessesError, ReasonerError.
     """
     job = folder.with_name(f"{folder.name}-job")
     tokens = pa.array([list(map(int, row)) for row in sequences], pa.list_(pa.int32()))
     write_arrow(job / SEQUENCES, pa.table({"id": pa.array(list(map(str, ids)), pa.string()), "tokens": tokens}))
-    arguments = {"reasoner": hand_over(reasoner, job / "reasoner"), "dtype": dtype, "device": device}
+    arguments = {"reasoner": export_reasoner(reasoner, job / "reasoner"), "dtype": dtype, "device": device}
     arguments |= {"shards": str(folder.absolute()), "threads": torch.get_num_threads(), "options": options}
     distributed.run("embed", job, launcher, arguments)
     shutil.rmtree(job)
 
 
-def embed_share(job: Path, arguments: dict[str, Any]) -> dict[str, int]:
+def embed_own_shards(job: Path, arguments: dict[str, Any]) -> dict[str, int]:
     """This process's part of `embed_by_processes`."""
     table = pq.read_table(job / SEQUENCES)
     ids, sequences = table["id"].to_pylist(), table["tokens"].to_pylist()
-    reasoner = take_over(arguments["reasoner"], dtype=arguments["dtype"], device=arguments["device"])
-    share = {
+    reasoner = import_reasoner(arguments["reasoner"], dtype=arguments["dtype"], device=arguments["device"])
+    part = {
         "process_index": distributed.index(),
         "processes": distributed.count(),
         "rows_per_shard": ROWS_BY_PROCESSES,
     }
-    how = {**arguments["options"], **share, "progress": distributed.index() == 0}
+    how = {**arguments["options"], **part, "progress": distributed.index() == 0}
     return {"shards": embed_to_shards(arguments["shards"], reasoner, ids, sequences, **how)}
 
 
@@ -343,7 +342,7 @@ def _label(shard: Path) -> dict[str, Any] | None:
 
 
 def _digest(reasoner: Reasoner, ids: Sequence[str], sequences: Sequence, rows: int, options: dict[str, Any]) -> str:
-    # Budget, progress and a shared prefix change the speed, never the meaning of a vector.
+    # Budget, progress and a shared prefix change the speed, not the vectors.
     meaning = {"model": fingerprint(reasoner), "rows": rows, "pooling": options.get("pooling") or reasoner.pooling}
     hashed = hashlib.sha256(json.dumps([meaning, list(map(str, ids))]).encode())
     for sequence in sequences:

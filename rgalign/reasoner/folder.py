@@ -1,8 +1,9 @@
-"""Model folders, read with care: local files alone, safetensors alone, and never code that lies beside the weights."""
+"""Model folders, checked before use: only local files, only safetensors, never code beside the weights."""
 
 import inspect
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,18 @@ from transformers.models.auto.modeling_auto import (
 from rgalign.reasoner.chat_template import controls, frame
 from rgalign.run.external_inputs import PICKLED, model_folder
 
-# Which files of a folder make one whole model or adapter; what else lies there is told by name, with the mend.
+# Which files of a folder make one whole model or adapter; anything else is an error that says how to fix it.
 #
-# Only names, sizes and headers are looked at, no weight is read.
+# Only names, sizes and headers are checked, no weight is read.
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # one file, or the parts that the index names
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LFS = b"version https://git-lfs.github.com/spec/"  # how a file begins that git clone left to git-lfs
-READ = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # what is read of a model's folder
+READ = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # the files of a model's folder that are read
 
 
 class ReasonerError(ValueError):
-    """A reasoner cannot be had as asked; the message lists everything that is wrong and the next thing to type."""
+    """A reasoner cannot be loaded as asked; the message lists everything that is wrong and the next command."""
 
 
 def read_json(path: Path) -> Any:
@@ -53,7 +54,7 @@ def pointer_faults(folder: Path) -> list[str]:
 
 
 def foreign_faults(folder: Path) -> list[str]:
-    """What makes a folder something else than one whole model: an adapter alone or beside one, or GGUF alone."""
+    """Why a folder is not one whole model: an adapter alone or beside one, or GGUF alone."""
     if (folder / ADAPTER_CONFIG).is_file():
         if not (_whole(folder) or (folder / INDEX).is_file()):
             base = _base(folder)
@@ -149,8 +150,8 @@ VOCABULARIES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-# Texts by which two readings of a tokenizer are compared: digits, blanks, new lines, capitals, contractions, accents in
-# both forms, other scripts, emoji, punctuation: what pre-tokenizers and normalizers treat differently.
+# Texts on which two loaded tokenizers are compared: digits, blanks, new lines, capitals, contractions, accents in both
+# forms, other scripts, emoji, punctuation: what pre-tokenizers and normalizers treat differently.
 PROBES = (
     "where is order 12345, please? it'll cost 1,000.00",
     " a  blank, two   and three\tone tab\n\nnew lines \n",
@@ -170,7 +171,7 @@ def refuse(subject: str, faults: list[str]) -> None:
 
 
 def locate(model: str, subject: str = "model") -> Path:
-    """Where a model lies (outside.model_folder). Raises ReasonerError that says how to get what is missing."""
+    """The folder of a model (external_inputs.model_folder). Raises ReasonerError that says how to get it."""
     if (folder := model_folder(model)) is not None:
         return folder
     raise ReasonerError(
@@ -311,8 +312,8 @@ def _ids_of_file(path: Path) -> list[list[int]]:
 def vocabulary_faults(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str]:
     """Tokens that a prompt may hold and that the model has no row for; a special token that no prompt can hold is none.
 
-    rows  of the embeddings. Prompts hold data, from which special tokens are taken out, and what the chat template and
-    the tokenizer put around it (Prompter). Gemma 3's tokenizers have an image's place, its text models no row for it.
+    rows  of the embeddings. Prompts hold data, from which special tokens are removed, and what chat template and
+    tokenizer add (Prompter). Gemma 3's tokenizers have an image token, its text models no row for it.
     """
     if len(tokenizer) <= rows:
         return []
@@ -343,7 +344,7 @@ def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **opt
     """The model of a folder, ready to score. Raises ReasonerError where weights are missing or do not fit its config.
 
     auto   an AutoModel class
-    spare  beginnings of parameter names that may be missing from the file, because nobody reads them
+    spare  prefixes of parameter names that may be missing from the file, because they are not used
     """
     try:
         model, report = auto.from_pretrained(
@@ -364,3 +365,82 @@ def _tokenizer_faults(folder: Path) -> list[str]:
     if settings.is_file() and "AutoTokenizer" in (read_json(settings).get("auto_map") or {}):
         return ["its tokenizer is code in the model's folder, which is never run"]
     return []
+
+
+# Sentence-transformers folders, read without sentence-transformers: pooling, normalisation, length.
+
+MODULES = "modules.json"
+POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # theirs: ours
+OLD_NAMES = {  # before sentence-transformers 6 each mode was a switch
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a sentence-transformers folder says about itself; `max_tokens` is None where it sets no limit."""
+
+    transformer: Path
+    pooling: str
+    normalize: bool
+    max_tokens: int | None
+
+
+def read_encoder(folder: Path) -> Encoder:
+    """Reads modules.json and the folders it names.
+
+    Prompts in config_sentence_transformers.json are not applied [C]: a prompt is the Prompter's business. Raises
+    ReasonerError for a folder without modules.json, and for modules or poolings that are not understood.
+    """
+    if not (folder / MODULES).is_file():
+        raise ReasonerError(
+            f"{folder} has no {MODULES}: an encoder is a sentence-transformers folder; for a causal language model "
+            "set kind: causal"
+        )
+    modules = [(str(m["type"]).rsplit(".", 1)[-1], folder / m["path"]) for m in read_json(folder / MODULES)]
+    names = [name for name, _ in modules]
+    if names[:2] != ["Transformer", "Pooling"] or names[2:] not in ([], ["Normalize"]):
+        raise ReasonerError(
+            f"{folder} is built of {', '.join(names)}; understood is Transformer, Pooling and, optionally, Normalize"
+        )
+    settings_file = modules[0][1] / "sentence_bert_config.json"
+    settings = read_json(settings_file) if settings_file.is_file() else {}
+    pooling = _pooling(read_json(modules[1][1] / "config.json"))
+    faults = []
+    if pooling not in POOLINGS:
+        faults.append(f"its pooling is {pooling}; understood is one of {', '.join(POOLINGS)}")
+    if settings.get("do_lower_case"):
+        faults.append("it lower-cases text before its tokenizer, which is not understood (do_lower_case)")
+    refuse(str(folder), faults)
+    return Encoder(modules[0][1], POOLINGS[pooling], "Normalize" in names, settings.get("max_seq_length"))
+
+
+def write_encoder(folder: Path, *, hidden_size: int, pooling: str, normalize: bool, max_tokens: int | None) -> None:
+    """Writes the files that `read_encoder` reads beside a saved transformer; sentence-transformers reads them too."""
+    theirs = {ours: name for name, ours in POOLINGS.items()}[pooling]
+    modes = {name: mode == theirs for name, mode in OLD_NAMES.items()}
+    paths = {"Transformer": "", "Pooling": "1_Pooling"} | ({"Normalize": "2_Normalize"} if normalize else {})
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (name, path) in enumerate(paths.items())
+    ]
+    (folder / "1_Pooling").mkdir()
+    _write_json(folder / MODULES, modules)
+    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden_size, **modes})
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+
+
+def _pooling(config: dict) -> str:
+    if "pooling_mode" in config:
+        mode = config["pooling_mode"]
+        return mode if isinstance(mode, str) else " + ".join(mode)
+    return " + ".join(mode for name, mode in OLD_NAMES.items() if config.get(name)) or "none"
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

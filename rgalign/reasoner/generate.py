@@ -1,4 +1,4 @@
-"""Latent queries: what the reasoner writes for a session, sampled or greedy, with its log-probability.
+"""Latent queries: text that the reasoner writes for a session, sampled or greedy, with its log-probability.
 
 A prompt goes through the model once; its keys and values are then repeated for its samples (prefill, METHOD.md 2.1).
 """
@@ -16,18 +16,18 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from rgalign.reasoner.batches import is_out_of_memory, retry_smaller
 from rgalign.reasoner.model import Reasoner, ReasonerError
 from rgalign.reasoner.prompts import PROMPT_QUERY, Prompter
-from rgalign.reasoner.trainer import in_halves, is_out_of_memory
 
-# Reading prompts and then token by token what is written behind them: with the model's cache, or without.
+# Decoding token by token: with the model's cache, or without.
 #
 # Most models keep keys and values, which can be repeated for the samples of a prompt. Hybrids (linear attention,
-# convolutions, Mamba layers) keep states beside them; where those cannot be repeated, or a model keeps nothing at all,
-# the whole text is read again for every token: the same queries, slower.
+# convolutions, Mamba layers) keep states as well; where those cannot be repeated, or there is no cache, the whole text
+# is run again for every token: the same queries, slower.
 
 KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)  # by their very type: subclasses hold more
-PROBED = 8  # tokens of the prompt that a cache is tried with
+PROBED = 8  # tokens of the prompt that a cache is tested with
 # Root mean square of the difference between logits with and without the cache, in their standard deviations: bfloat16
 # is within a few hundredths, a cache that mixes up rows or counts padding is about 1 apart [C].
 CACHE_GAP = 0.1
@@ -37,7 +37,7 @@ _HOLDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # models with 
 
 
 class State(Protocol):
-    """Texts as far as they are read. logits (rows, vocabulary): of each text's next token."""
+    """Texts as far as they have been run. logits (rows, vocabulary): of each text's next token."""
 
     logits: Tensor
 
@@ -49,8 +49,8 @@ class State(Protocol):
 
 
 def begin(model: nn.Module, ids: Tensor, mask: Tensor) -> State:
-    """The state behind prompts; ids, mask (rows, length), padded on the left. Without a cache where it cannot be used,
-    which is found out by trying, once a model."""
+    """The state after prompts; ids, mask (rows, length), padded on the left. Without a cache where it cannot be used,
+    which is tested once for each model."""
     state = Cached(model, ids, mask)
     if has_plain_cache(state.cache) or _cache_holds(model, ids, mask):
         return state
@@ -63,7 +63,7 @@ def has_plain_cache(cache: object, kinds: tuple[type, ...] = KEYS_AND_VALUES) ->
 
 
 class Cached:
-    """A state that reads every token once, and keeps what the model keeps of it."""
+    """A state that runs every token once, with the model's cache."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
         self.model, self.mask = model, mask
@@ -92,7 +92,7 @@ class Cached:
 
 
 class Whole:
-    """A state that reads whole texts again and again, padded on the right, where no causal model looks."""
+    """A state without a cache: whole texts are run for every token, padded on the right."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
         self.model, self.length = model, mask.sum(1)
@@ -120,7 +120,7 @@ class Whole:
 
 
 def _cache_holds(model: nn.Module, ids: Tensor, mask: Tensor) -> bool:
-    """Whether rows of the model's cache can be repeated, mixed and padded: found by doing it, beside `Whole`."""
+    """Whether rows of the model's cache can be repeated, reordered and padded: tested against `Whole`."""
     if model not in _HOLDS:
         known = ids[0][mask[0].bool()][-PROBED:]
         half = known[len(known) // 2 :]
@@ -177,9 +177,9 @@ def sample(
     prompts  token ids (Prompter.sessions); top_p  the smallest set of tokens that holds this share of the probability
     Columns: row (place in prompts), candidate (0.. in order of drawing), query (may be ""), log_probability (nats, sum
     over the query's tokens, the end token included, of the untempered model; of the first drawn), tokens (their
-    number), count (how often it was drawn). A draw depends on seed, row and its own number alone: more samples, prompts
-    or new tokens leave it as it begins; torch's state is neither read nor moved. first_row: the number that the first
-    prompt's draws go by, where these are a part of more. tokens_per_batch: in the cache at once; default: by device.
+    number), count (how often it was drawn). A draw depends on seed, row and its own number alone, not on the number of
+    samples, prompts or new tokens; torch's random state is neither read nor changed. first_row: the number of the
+    first prompt's draws, where these prompts are a part of more. tokens_per_batch: in the cache; default: by device.
     Raises ValueError with every fault of the arguments, ReasonerError for an encoder.
     """
     faults = [f"samples is {samples}; expected 1 or more"] if samples < 1 else []
@@ -203,7 +203,7 @@ def greedy(
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The query of each prompt that takes the likeliest token at every step; columns and errors as of `sample`."""
+    """The query of each prompt that takes the likeliest token at every step; columns and errors: see `sample`."""
     _check(reasoner, prompts, max_new_tokens, [])
 
     def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
@@ -317,7 +317,7 @@ def _write(
                 return list(zip(draws.tolist(), tokens.tolist(), log_probability.tolist(), strict=True))
 
             for batch in _batches(prompts, samples, max_new_tokens, budget):
-                for rows, lines in in_halves(write, batch, "queries"):
+                for rows, lines in retry_smaller(write, batch, "queries"):
                     written += lines
                     bar.update(len(rows))
     finally:

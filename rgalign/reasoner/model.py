@@ -5,13 +5,16 @@ architecture for laptops [C].
 """
 
 import hashlib
+import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,8 +28,8 @@ from transformers import (
 )
 
 from rgalign.reasoner.adapter import adapted, read_adapter
-from rgalign.reasoner.encoder import Encoder, read_encoder, write_encoder
 from rgalign.reasoner.folder import (
+    Encoder,
     ReasonerError,
     causal_faults,
     folder_faults,
@@ -34,11 +37,14 @@ from rgalign.reasoner.folder import (
     load_weights,
     locate,
     positions,
+    read_encoder,
+    read_json,
     refuse,
     vocabulary_faults,
+    write_encoder,
 )
 from rgalign.run.artifacts import atomic, digest
-from rgalign.run.external_inputs import given_folder
+from rgalign.run.external_inputs import content, given_folder
 from rgalign.seeding import seeded
 
 __all__ = ["Reasoner", "ReasonerError", "fingerprint", "load", "look", "save", "tiny"]
@@ -283,3 +289,81 @@ def _device_fault(device: str) -> str | None:
     module = getattr(torch, kind.type, None)
     count = module.device_count() if hasattr(module, "device_count") else 0
     return None if (kind.index or 0) < count else f"device {device!r} is not on this machine; auto takes what there is"
+
+
+# The models of a run on disk: one that was trained here is saved, of a pretrained one only the source is recorded.
+#
+# models/reasoner/<name>/              a reasoner (`save`), or
+# models/reasoner/<name>/source.json   model, adapter, kind, dtype, quantize, and the digests of their folders
+#
+# A copy of such a model would be gigabytes, and a quantised one with an adapter cannot be written back whole.
+
+SOURCE = "source.json"
+# model -> where its weights were read from. By the very object: a copy, which may be trained, is not among them.
+_READ_FROM: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary()
+
+
+def name_source(folder: Path, model: str, *, adapter: str | None = None, **how: Any) -> None:
+    """Write the folder that refers to a pretrained model. how: the arguments of `load` except device."""
+    source = {"model": model, "adapter": adapter, **how, "content": _contents(model, adapter)}
+    with atomic(folder) as temporary:
+        temporary.mkdir()
+        (temporary / SOURCE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+
+
+def load_saved(folder: Path, *, kind: str = "causal", dtype: str = "float32", device: str = "auto") -> Reasoner:
+    """The reasoner of a folder of models/reasoner. kind, dtype: of one that was trained here; else they are stored.
+
+    Raises ReasonerError, also where a pretrained model has changed since the run read it.
+    """
+    if not (folder / SOURCE).is_file():
+        return read_from(load(str(folder), kind=kind, dtype=dtype, device=device), folder)
+    source = read_json(folder / SOURCE)
+    was = source.pop("content")
+    now = _contents(source["model"], source["adapter"])
+    if changed := [name for name in was if was[name] != now[name]]:
+        lines = "\n".join(f"  {source[name]}  ({name})" for name in changed)
+        raise ReasonerError(
+            f"{folder} names what has changed since notebook 02 read it:\n{lines}\nPut back what was there, or run "
+            "02_reasoner and all that follows again"
+        )
+    return read_from(load(**source, device=device), folder)
+
+
+def read_from(reasoner: Reasoner, folder: Path, adapter: Path | None = None) -> Reasoner:
+    """The reasoner itself, whose folder is now known to `export_reasoner`."""
+    _READ_FROM[reasoner.model] = {"folder": str(folder.absolute()), "adapter": adapter and str(adapter.absolute())}
+    return reasoner
+
+
+def place_of(reasoner: Reasoner) -> dict[str, str | None] | None:
+    """The folders of this very model (`read_from`), if they still exist."""
+    place = _READ_FROM.get(reasoner.model)
+    return place if place and all(Path(path).is_dir() for path in place.values() if path) else None
+
+
+def export_reasoner(reasoner: Reasoner, folder: Path) -> dict[str, str | None]:
+    """Where another process finds these weights, for `import_reasoner`; saved into `folder` if they are in none."""
+    place = place_of(reasoner)
+    if place is None:
+        if isinstance(reasoner.model, PeftModel):
+            raise ReasonerError(f"the adapter of {reasoner.name} lies in no folder; other processes cannot read it")
+        save(reasoner, folder)
+        place = {"folder": str(folder.absolute()), "adapter": None}
+    return {**place, "name": reasoner.name, "kind": reasoner.kind}
+
+
+def import_reasoner(place: dict[str, str | None], *, dtype: str, device: str) -> Reasoner:
+    """The reasoner at the place that `export_reasoner` returned."""
+    base = load_saved(Path(place["folder"]), kind=place["kind"], dtype=dtype, device=device)
+    # the base that an adapter names: the folder is only where the weights were read from
+    base.model.name_or_path = base.model.config.name_or_path = place["name"]
+    base = replace(base, name=place["name"])
+    if place["adapter"] is None:
+        return base
+    return replace(base, model=adapted(base.model, Path(place["adapter"]), base.name, merge=False))
+
+
+def _contents(model: str, adapter: str | None) -> dict[str, str]:
+    found = {"model": content(locate(model))}
+    return found | ({"adapter": content(locate(adapter, "adapter"))} if adapter else {})

@@ -7,6 +7,7 @@ import pandas as pd
 
 from rgalign.data.schema import personal
 from rgalign.errors import nearest, safe_repr
+from rgalign.params_schema import Reasoner
 from rgalign.reasoner.prompts import PROMPT, Prompter, has_ask
 
 TINY = "tiny"
@@ -21,17 +22,16 @@ INSTRUCTION = (  # [C]: the paper shows no prompt
 
 
 def shown_features(
-    settings: Mapping[str, Any], meta: Mapping[str, Any], drop: Sequence[str] = (), *, texts: bool = True
+    named: Sequence[str] | None, meta: Mapping[str, Any], drop: Sequence[str] = (), *, texts: bool = True
 ) -> list[str]:
     """Feature columns that a prompt shows, in order: what `reasoner.features` names, else the data set's own choice
     without its personal columns (data.personal): only who names one in `reasoner.features` shows it.
 
-    settings  the reasoner's params; meta  dataset.yaml's; drop  data.features.drop: never shown
-    texts     False leaves out the columns of kind text (the control qe_rec/no_text)
+    named  reasoner.features; meta  dataset.yaml's; drop  data.features.drop: never shown
+    texts  False leaves out the columns of kind text (the control qe_rec/no_text)
     Raises ValueError naming every unknown column and where none is left.
     """
     kinds = meta["features"]
-    named = settings["features"]
     names = list(named if named is not None else meta.get("prompt_features") or kinds)
     if unknown := [name for name in names if name not in kinds]:
         lines = "\n".join(f"  {safe_repr(name)}{nearest(name, kinds)}" for name in unknown)
@@ -46,7 +46,7 @@ def shown_features(
 
 
 def prompter(
-    settings: Mapping[str, Any],
+    settings: Reasoner,
     meta: Mapping[str, Any],
     intents: pd.DataFrame,
     tokenizer,
@@ -65,24 +65,24 @@ def prompter(
     Prompter's faults, and where prompt and query are longer than the model's positions.
     """
     own = has_ask(tokenizer)
-    instruction = settings["instruction"]
+    instruction = settings.instruction
     if instruction is None:  # the tiny model knows no words but the shop's; an embedder is told nothing
-        instruction = "" if own or settings["kind"] == "encoder" else INSTRUCTION
+        instruction = "" if own or settings.kind == "encoder" else INSTRUCTION
     made = Prompter(
         tokenizer,
-        features=shown_features(settings, meta, drop, texts=texts),
+        features=shown_features(settings.features, meta, drop, texts=texts),
         kinds=meta["features"],
         layout="compact" if own else "lines",
         instruction=instruction,
-        max_tokens=settings["max_tokens"],
-        max_new_tokens=settings["queries"]["max_new_tokens"],
-        embed=settings["embed"] if embed is None else embed,
+        max_tokens=settings.max_tokens,
+        max_new_tokens=settings.queries.max_new_tokens,
+        embed=settings.embed if embed is None else embed,
         titles=dict(zip(intents["intent_id"], intents["title"].fillna(""), strict=True)),
-        ask=settings["kind"] == "causal",
+        ask=settings.kind == "causal",
         ends=ends,
     )
     if positions is not None:
-        _check_positions(made, settings["kind"] == "causal", positions)
+        _check_positions(made, settings.kind == "causal", positions)
     return made
 
 

@@ -1,4 +1,4 @@
-"""The tiny model's tokenizer: one token a word, one token a feature value, built in a deterministic way.
+"""The tiny model's tokenizer: one token a word, one token a feature value, built deterministically.
 
 Training BPE is not deterministic over runs (threads; a silent mismatch cost 0.01 GAUC), counting words is.
 """

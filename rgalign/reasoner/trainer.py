@@ -1,188 +1,62 @@
-"""transformers.Trainer as the training stages use it: any objective, a step in pieces, one process or several.
+"""transformers.Trainer for every stage that trains a language model: silent, seeded, resumable to the same bytes.
 
-A step that a device has no memory for is run anew in smaller pieces; what a step is does not depend on its pieces.
+A stage is a `Task`: rows, how a batch is made of them, and a loss. `fit` trains a copy of the reasoner on it, by one
+process or several. A step that the device has no memory for is run again in smaller micro-batches.
 """
 
-import gc
 import json
 import logging
 import math
+import os
+import random
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
 
+from rgalign.params_schema import Lora
+from rgalign.reasoner.adapter import trainable, tuned
+from rgalign.reasoner.batches import (
+    MicroBatch,
+    MicroBatcher,
+    Rows,
+    StepRows,
+    empty_cache,
+    is_out_of_memory,
+    tokens_of,
+)
+from rgalign.reasoner.model import Reasoner
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_text
 
-# What to do when a device's memory is too small for a batch: halves of it, and a word in the log.
-
-Row, Result = TypeVar("Row"), TypeVar("Result")
-# as devices, the CPU's allocator and cuBLAS (its own workspace) say it
-NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
-
-logger = logging.getLogger(__name__)
-
-
-def in_halves(
-    job: Callable[[Sequence[Row]], Result], rows: Sequence[Row], what: str
-) -> Iterator[tuple[Sequence[Row], Result]]:
-    """(part, job(part)) for parts that make up `rows`, in order: all of it, or halves of what did not fit.
-
-    what  for the log. A single row that does not fit raises what the device raised.
-    """
-    waiting = [rows]
-    while waiting:
-        part = waiting.pop()
-        try:
-            result = job(part)
-        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if len(part) < 2 or not is_out_of_memory(error):
-                raise
-            result = None
-        if result is None:  # outside of the handler, whose traceback holds on to the batch
-            half = len(part) // 2
-            logger.warning("%s: out of memory with %d rows at once; going on with %d", what, len(part), half)
-            let_go()
-            waiting += [part[half:], part[:half]]
-            continue
-        yield part, result
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or the machine, had no room for what was asked."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(words in str(error).lower() for words in NO_ROOM)
-
-
-def let_go() -> None:
-    """Give back what of a card's memory nobody uses any more; what has failed may hang on in a cycle."""
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-# The pieces that a training step is run in: which rows each process has, how many at once, and what they weigh.
-#
-# A step's documents are the same however it is run. They are shared out over the processes, each of which runs its own
-# in pieces that fit `tokens_per_batch`; every piece's loss is weighted so that the sum is the mean over the step.
-
-Weight = Callable[[dict], int]
-
-
-class Step:
-    """A step's rows as the loader hands them on: an object, as whoever moves a batch looks at each number of a list."""
-
-    def __init__(self, rows: list[dict]):
-        self.rows = rows
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows that are run at once: their batch, how many they are, how many padded tokens, and their weight in the step's
-    mean."""
-
-    batch: dict[str, Tensor]
-    rows: int
-    tokens: int
-    share: float
-
-    def as_inputs(self) -> dict[str, Any]:
-        """What Trainer takes for a batch."""
-        return {**self.batch, "share": self.share}
-
-
-@dataclass(frozen=True)
-class Share:
-    """A step's rows -> the pieces of this process.
-
-    collate rows of a piece -> the objective's batch
-    weight  what a row counts in the objective's mean (query tokens, pairs); None: the objective evens itself out over
-            the processes (alignment.gather), and is not run in pieces; its batch has `counted`, the rows that do
-    width   (row) -> tokens of its widest document, and documents in a row
-    whole   (rows of the step) -> what every piece's batch must know of them all; None: nothing
-    """
-
-    collate: Callable[[list], dict[str, Tensor]]
-    weight: Weight | None
-    width: Callable[[dict], tuple[int, int]]
-    tokens_per_batch: int | None
-    whole: Callable[[list], dict[str, Tensor]] | None = None
-
-    def __call__(self, rows: list[dict]) -> list[Piece]:
-        count, index = distributed.count(), distributed.index()
-        own = [_part(rows, count, each) for each in range(count)]
-        pieces = [self._pieces(part or rows[:1]) for part in own]  # fewer rows than processes: one that weighs 0
-        most = max(map(len, pieces))  # sharded weights are gathered in every piece: all processes have equally many
-        mine = pieces[index] + [pieces[index][-1]] * (most - len(pieces[index]))
-        real = len(pieces[index]) if own[index] else 0
-        known = self.whole(rows) if self.whole else {}
-        return [
-            Piece(
-                batch={**self.collate(piece), **known, **self._counted(piece, number < real)},
-                rows=len(piece),
-                tokens=self._tokens(piece),
-                share=self._share(piece, rows, count) * (number < real),
-            )
-            for number, piece in enumerate(mine)
-        ]
-
-    def smaller(self, piece: Piece) -> "Share":
-        """The same with half the tokens at once that this piece has: a step's other pieces may have been wider."""
-        return replace(self, tokens_per_batch=piece.tokens // 2)
-
-    def _pieces(self, rows: list[dict]) -> list[list[dict]]:
-        if self.tokens_per_batch is None or self.weight is None:
-            return [rows]
-        order = sorted(rows, key=lambda row: -self.width(row)[0])  # the longest first, and stable
-        pieces = []
-        while order:
-            size = max(1, self.tokens_per_batch // self._tokens(order[:1]))
-            pieces.append(order[:size])
-            order = order[size:]
-        return pieces
-
-    def _tokens(self, piece: list[dict]) -> int:
-        """Padded tokens of rows that are run at once."""
-        widest, documents = max(map(self.width, piece))
-        return widest * documents * len(piece)
-
-    def _counted(self, piece: list[dict], real: bool) -> dict[str, Tensor]:
-        return {} if self.weight is not None else {"counted": torch.tensor(len(piece) * real)}
-
-    def _share(self, piece: list[dict], rows: list[dict], count: int) -> float:
-        if self.weight is None:
-            return 1.0
-        # processes' gradients are averaged: count times the piece's part of the step makes that the step's mean
-        return count * sum(map(self.weight, piece)) / sum(map(self.weight, rows))
-
-
-def _part(rows: list[dict], count: int, index: int) -> list[dict]:
-    """Rows of one of `count` processes: neighbours, as many as the others have or one more."""
-    least, more = divmod(len(rows), count)
-    first = index * least + min(index, more)
-    return rows[first : first + least + (index < more)]
-
-
-Objective = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
+# (model, batch) -> the loss to be minimised, and what else is worth a column in the curve
+Loss = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
 
 COMPLETE = "complete"  # mark in a checkpoint's folder, written last: a killed writer leaves none
 SETTINGS = "settings.json"  # what the checkpoints beside it belong to
-CHECKPOINTS, LOGS = 8, 40  # a run has about so many; a checkpoint falls on a log, so that a resumed curve is the same
+CHECKPOINTS, LOGS = 8, 40  # about so many in a training; a checkpoint falls on a log, so that a resumed curve is equal
 CHECKPOINTING = "activation_checkpointing"  # as newer releases of transformers call it
 if not hasattr(TrainingArguments, CHECKPOINTING):
     CHECKPOINTING = "gradient_checkpointing"
 OPTIMIZERS = {"adamw_8bit": "adamw_bnb_8bit"}  # transformers' names; adamw is its default
+TRAINER_LOGS = ("epoch", "grad_norm", "learning_rate", "train_runtime")  # what Trainer adds by itself
 
 logger = logging.getLogger(__name__)
 
@@ -193,10 +67,10 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Engine:
-    """How a step is run; alignment.engine and run.precision say so.
+    """How a step is run: alignment.engine and run.precision.
 
-    precision               no | bf16: autocast of what is multiplied
-    gradient_checkpointing  a layer's states are made again in the backward pass
+    precision               no | bf16: autocast of matrix products
+    gradient_checkpointing  a layer's states are computed again in the backward pass
     tokens_per_batch        padded tokens that a process runs at once; None: all of its documents
     optimizer               adamw | adamw_8bit (bitsandbytes, CUDA)
     """
@@ -207,69 +81,167 @@ class Engine:
     optimizer: str = "adamw"
 
 
-PLAIN = Engine()
+@dataclass(frozen=True)
+class Setup:
+    """Where and how a training runs, whatever it learns.
+
+    folder  work folder: checkpoints of a killed call, from which the same call goes on to the same weights; those of
+            other settings are removed, and it is gone at the end
+    lora    low-rank adapter (adapter.trainable); None: all weights are trained
+    warmup  share of the steps in which the learning rate rises. The customary 0.05 [C] keeps AdamW's first steps small,
+            whose averages are of a few batches
+    """
+
+    folder: Path
+    seed: int
+    lora: Lora | None = None
+    engine: Engine = Engine()
+    warmup: float = 0.05
+    progress: bool = True
+    callbacks: Sequence[TrainerCallback] = ()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW's settings. learning_rate: its peak, after the warm-up; then it falls to zero as a cosine.
+
+    neftune  NEFTune's alpha: noise on embeddings in training (Jain et al. 2023); 0: none
+    """
+
+    epochs: float
+    learning_rate: float
+    documents_per_batch: int
+    weight_decay: float = 0.01
+    neftune: float = 0.0
+    beta2: float = 0.999
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: a title for the log, rows (read in random order), and a loss.
+
+    collate                 rows -> the batch that `loss` gets
+    weight, width, of_step  of a row and of a step: see batches.MicroBatcher; width None: that of a row of Documents
+    """
+
+    title: str
+    rows: Rows
+    collate: Callable[[list], dict[str, Tensor]]
+    loss: Loss
+    weight: Callable[[dict], int] | None = None
+    width: Callable[[dict], tuple[int, int]] = tokens_of
+    of_step: Callable[[list], dict[str, Tensor]] | None = None
+
+
+def fit(
+    reasoner: Reasoner,
+    task: Task,
+    schedule: Schedule,
+    setup: Setup,
+    *,
+    identity: Mapping[str, Any],
+    modules: Mapping[str, nn.Module] | None = None,
+    check: Callable[[nn.Module], None] | None = None,
+) -> tuple[Reasoner, pd.DataFrame]:
+    """Train a copy of the reasoner. Returns it, and its curve: step, loss, the loss's other values, seconds.
+
+    identity  what checkpoints belong to beside rows and settings: fingerprint of the model, settings of the loss (JSON)
+    modules   name -> module that is trained with the model, in place, as its attribute of that name while it trains
+    check     is called with the model before the first step, and may raise
+    Runs on the model's device. Called in several processes, with the same arguments in all of them, these divide each
+    step among them. Random states and accelerate's state stay the caller's.
+    Raises TrainingError when the loss is not finite, or where memory is short and a step cannot be divided.
+    """
+    model, engine = trainable(reasoner, setup.lora, seed=setup.seed), setup.engine
+    for name, module in (modules or {}).items():
+        setattr(model, name, module)  # as part of the model, Trainer trains, saves and resumes it
+    if check:
+        check(model)
+    batcher = MicroBatcher(task.collate, task.weight, task.width, engine.tokens_per_batch, task.of_step)
+    wrapped = loss_as_forward(model, task.loss) if distributed.several() else nullcontext()
+    with borrowed_state(), wrapped:
+        arguments = _arguments(len(task.rows), reasoner.device, schedule, setup)
+        callbacks = [MarkComplete(), *setup.callbacks]
+        trainer = StepTrainer(task, batcher, model, arguments, train_dataset=task.rows, callbacks=callbacks)
+        trainer.remove_callback(PrinterCallback)
+        if setup.progress and distributed.index() == 0:
+            trainer.add_callback(ProgressBar(task.title))
+        settings = asdict(schedule) | {"seed": setup.seed, "warmup": setup.warmup, "engine": asdict(engine)}
+        settings |= {"title": task.title, "rows": task.rows.digest(), "lora": setup.lora and setup.lora.model_dump()}
+        settings |= {"processes": distributed.count(), **identity}
+        trainer.train(resume_from_checkpoint=_last_checkpoint(setup.folder, settings))
+        unshard(model, trainer.model_wrapped, trainer.accelerator)
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        model.__dict__.pop("forward", None)  # what accelerate put there for autocast
+    if engine.gradient_checkpointing:
+        getattr(model, f"{CHECKPOINTING}_disable")()
+    distributed.wait_for_all()
+    if distributed.index() == 0:
+        shutil.rmtree(setup.folder)
+    for name in modules or {}:
+        delattr(model, name)
+    curve = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
+    columns = ["step", "loss", *sorted(set(curve) - {"step", "loss", "seconds", *TRAINER_LOGS}), "seconds"]
+    return tuned(reasoner, model), curve[columns]
 
 
 class StepTrainer(Trainer):
-    """The objective's loss over the pieces of `Share`; its other values, as means since the last log, and the seconds
-    of all calls in the log.
+    """The task's loss over the micro-batches of a step; its other values are logged as means since the last log, with
+    the seconds of all calls."""
 
-    title  of what is trained, for the log
-    """
-
-    def __init__(self, objective: Objective, share: Share, title: str, *arguments, **more):
-        super().__init__(*arguments, data_collator=lambda rows: {"step": Step(rows)}, **more)
-        self.objective, self.share, self.title = objective, share, title
-        self.seen, self.steps = defaultdict(list), 0
+    def __init__(self, task: Task, batcher: MicroBatcher, *arguments, **more):
+        super().__init__(*arguments, data_collator=lambda rows: {"step": StepRows(rows)}, **more)
+        self.task, self.batcher = task, batcher
+        self.values, self.steps = defaultdict(list), 0
 
     def get_train_dataloader(self) -> DataLoader:
-        """Every process reads every step's rows, in one order; `Share` takes its own."""
+        """Every process reads every step's rows, in one order; the batcher takes its own."""
         loader = super().get_train_dataloader()
-        if distributed.several():  # accelerate would deal the batches out
-            dealer = loader.batch_sampler
-            dealer.num_processes, dealer.process_index, dealer.even_batches = 1, 0, False
+        if distributed.several():  # accelerate would divide the batches among the processes
+            sampler = loader.batch_sampler
+            sampler.num_processes, sampler.process_index, sampler.even_batches = 1, 0, False
         return loader
 
     def train(self, *arguments, **more):
         self.began = time.perf_counter()
         return super().train(*arguments, **more)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Step], num_items_in_batch=None) -> Tensor:
-        """The step's loss. A step that finds no memory is begun anew in smaller pieces, with the random numbers that it
-        began with: as if `tokens_per_batch` had been that small. Later steps begin with the smaller pieces."""
-        drawn, loss = random_states(self.args.device), None
+    def training_step(self, model: nn.Module, inputs: dict[str, StepRows], num_items_in_batch=None) -> Tensor:
+        """The step's loss. A step that runs out of memory is repeated in smaller micro-batches from the same random
+        state, as if `tokens_per_batch` had been that small. Later steps begin with the smaller ones."""
+        state, loss = random_states(self.args.device), None
         while loss is None:
-            self.fresh = defaultdict(list)
+            self.step_values = defaultdict(list)
             loss = self._attempt(model, inputs["step"].rows)
             if loss is None:
-                model.zero_grad()  # of the pieces that did fit
-                let_go()
-                set_random_states(self.args.device, drawn)
-        for name, values in self.fresh.items():
-            self.seen[name] += values
+                model.zero_grad()  # of the micro-batches that did fit
+                empty_cache()
+                set_random_states(self.args.device, state)
+        for name, values in self.step_values.items():
+            self.values[name] += values
         self.steps += 1
         return loss
 
     def _attempt(self, model: nn.Module, rows: list[dict]) -> Tensor | None:
-        """The loss of all pieces of a step; None: one found no memory, and `share` makes smaller ones from now on."""
-        *before, last = self.share(rows)
-        piece, losses = last, []
+        """The loss of all micro-batches; None: one ran out of memory, and they are smaller from now on."""
+        *before, last = self.batcher(rows)
+        batch, losses = last, []
         try:
-            for piece in before:
-                with self._adding_up(model):
-                    losses.append(super().training_step(model, piece.as_inputs()))
-            piece = last
-            return sum(losses, super().training_step(model, piece.as_inputs()))
+            for batch in before:
+                with self._accumulating(model):
+                    losses.append(super().training_step(model, batch.as_inputs()))
+            batch = last
+            return sum(losses, super().training_step(model, batch.as_inputs()))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._make_smaller(piece, error)
-        return None  # outside of the handler, whose traceback holds on to the batch
+            self._make_smaller(batch, error)
+        return None  # outside of the handler, whose traceback still references the batch
 
     @contextmanager
-    def _adding_up(self, model: nn.Module) -> Iterator[None]:
-        """Inside, a piece's gradients are only added to those of the pieces before it: nothing is sent to other
-        processes, and DeepSpeed, which steps wherever accelerate says that gradients are complete, takes no step."""
+    def _accumulating(self, model: nn.Module) -> Iterator[None]:
+        """Inside, gradients are only added up: nothing is sent to other processes, and DeepSpeed, which steps wherever
+        accelerate says that gradients are complete, takes no step."""
         state = self.accelerator.gradient_state
         complete = state.sync_gradients
         state._set_sync_gradients(False)
@@ -279,30 +251,30 @@ class StepTrainer(Trainer):
         finally:
             state._set_sync_gradients(complete)
 
-    def _make_smaller(self, piece: Piece, error: Exception) -> None:
-        """Half of this piece at once from now on. Raises what is to be said where a piece cannot be halved."""
-        if distributed.several():  # the others are in the middle of the step, and wait
-            raise TrainingError(f"{self.title}: {error}\nLower alignment.engine.tokens_per_batch") from error
-        if self.share.weight is None:
-            raise TrainingError(
-                f"{self.title}: {error}\nIts {piece.rows} documents are run at once: lower its documents_per_batch"
-            ) from error
-        if piece.rows == 1:
+    def _make_smaller(self, batch: MicroBatch, error: Exception) -> None:
+        """Half of this micro-batch at once from now on. Raises where it cannot be halved."""
+        title = self.task.title
+        if distributed.several():  # the other processes are in the middle of the step, and wait
+            raise TrainingError(f"{title}: {error}\nLower alignment.engine.tokens_per_batch") from error
+        if self.batcher.weight is None:
+            message = f"Its {batch.rows} documents are run at once: lower its documents_per_batch"
+            raise TrainingError(f"{title}: {error}\n{message}") from error
+        if batch.rows == 1:
             raise error
-        self.share = self.share.smaller(piece)
+        self.batcher = self.batcher.smaller(batch)
         logger.warning(
             "%s: out of memory with %d rows of %d tokens at once; going on with pieces of %d tokens",
-            *(self.title, piece.rows, piece.tokens, self.share.tokens_per_batch),
+            *(title, batch.rows, batch.tokens, self.batcher.tokens_per_batch),
         )
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
         batch = dict(inputs)
-        share = batch.pop("share")
+        weight = batch.pop("loss_weight")
         with self.accelerator.autocast():
-            loss, values = model(batch=batch) if distributed.several() else self.objective(model, batch)
+            loss, values = model(batch=batch) if distributed.several() else self.task.loss(model, batch)
         for name, value in values.items():
-            self.fresh[name].append(value.detach() * share)
-        loss = loss * share
+            self.step_values[name].append(value.detach() * weight)
+        loss = loss * weight
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -313,40 +285,29 @@ class StepTrainer(Trainer):
             )
         if not hasattr(self, "before"):  # the seconds of a call that was killed
             self.before = max((entry.get("seconds", 0) for entry in self.state.log_history), default=0)
-        pieces = {name: len(values) / self.steps for name, values in self.seen.items()}
-        means = {name: float(over_processes(torch.stack(self.seen[name]).mean()) * pieces[name]) for name in pieces}
-        self.seen.clear()
+        parts = {name: len(values) / self.steps for name, values in self.values.items()}
+        means = {
+            name: float(_mean_over_processes(torch.stack(self.values[name]).mean()) * parts[name]) for name in parts
+        }
+        self.values.clear()
         self.steps = 0
         super().log({**logs, **means, "seconds": self.before + time.perf_counter() - self.began}, start_time)
 
 
-def random_states(device: torch.device) -> list[Tensor]:
-    """Where torch's random numbers stand: those of the CPU, and of a card's own."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def set_random_states(device: torch.device, states: list[Tensor]) -> None:
-    """Draw on from `random_states` of this device."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-
-
-def over_processes(value: Tensor) -> Tensor:
-    """The mean of a scalar over the processes."""
+def _mean_over_processes(value: Tensor) -> Tensor:
     return distributed.summed(value.clone()) / distributed.count() if distributed.several() else value
 
 
 @contextmanager
-def objective_as_forward(model: nn.Module, objective: Objective) -> Iterator[None]:
-    """Inside, model(batch=..) is the objective: what wraps a model for several processes sees its forward alone."""
+def loss_as_forward(model: nn.Module, loss: Loss) -> Iterator[None]:
+    """Inside, model(batch=..) is the loss: what wraps a model for several processes intercepts its forward alone."""
     plain = model.forward
 
     def forward(*arguments, batch: dict[str, Tensor] | None = None, **more):
         if batch is None:
             return plain(*arguments, **more)
-        loss, values = objective(model, batch)
-        return loss, {name: value.detach() for name, value in values.items()}
+        found, values = loss(model, batch)
+        return found, {name: value.detach() for name, value in values.items()}
 
     model.forward = forward
     try:
@@ -355,8 +316,8 @@ def objective_as_forward(model: nn.Module, objective: Objective) -> Iterator[Non
         model.__dict__.pop("forward", None)
 
 
-class Mark(TrainerCallback):
-    """Marks a checkpoint as whole once everything of it is written, by all processes."""
+class MarkComplete(TrainerCallback):
+    """Marks a checkpoint as complete once all processes have written their part of it."""
 
     def on_save(self, args, state, control, **_) -> None:
         distributed.wait_for_all()
@@ -364,7 +325,7 @@ class Mark(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
-class Bar(TrainerCallback):
+class ProgressBar(TrainerCallback):
     """A progress bar over steps, with the last logged loss."""
 
     def __init__(self, title: str):
@@ -384,41 +345,28 @@ class Bar(TrainerCallback):
         self.bar.close()
 
 
-def trainer_arguments(
-    folder: Path,
-    documents: int,
-    device: torch.device,
-    *,
-    epochs: float,
-    learning_rate: float,
-    warmup: float,
-    weight_decay: float,
-    documents_per_batch: int,
-    seed: int,
-    beta2: float,
-    neftune: float | None,
-    engine: Engine,
-) -> TrainingArguments:
+def _arguments(documents: int, device: torch.device, schedule: Schedule, setup: Setup) -> TrainingArguments:
+    engine = setup.engine
     if engine.optimizer in OPTIMIZERS and device.type != "cuda":
         raise TrainingError(f"alignment.engine.optimizer {engine.optimizer} runs on CUDA alone; found {device}")
-    steps = max(1, round(epochs * -(-documents // documents_per_batch)))
+    steps = max(1, round(schedule.epochs * -(-documents // schedule.documents_per_batch)))
     logged, more = max(1, steps // LOGS), {}
     if engine.gradient_checkpointing:
         more |= {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}}
     if engine.optimizer in OPTIMIZERS:
         more["optim"] = OPTIMIZERS[engine.optimizer]
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(setup.folder),
         max_steps=steps,
-        per_device_train_batch_size=documents_per_batch,
-        learning_rate=learning_rate,
-        adam_beta2=beta2,
+        per_device_train_batch_size=schedule.documents_per_batch,
+        learning_rate=schedule.learning_rate,
+        adam_beta2=schedule.beta2,
         lr_scheduler_type="cosine",
-        warmup_steps=round(warmup * steps),
-        weight_decay=weight_decay,
-        neftune_noise_alpha=neftune,
-        seed=seed,
-        data_seed=seed,
+        warmup_steps=round(setup.warmup * steps),
+        weight_decay=schedule.weight_decay,
+        neftune_noise_alpha=schedule.neftune or None,
+        seed=setup.seed,
+        data_seed=setup.seed,
         logging_steps=logged,
         logging_nan_inf_filter=False,
         save_steps=logged * max(1, LOGS // CHECKPOINTS),
@@ -431,24 +379,95 @@ def trainer_arguments(
         bf16=engine.precision == "bf16",
         **more,
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # a process has one card; Trainer would deal a batch out to all it sees
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one GPU a process; Trainer would use all that it sees
     return arguments
 
 
-def last_checkpoint(folder: Path, identity: dict) -> str | None:
-    """The newest whole checkpoint of this very call; all others are removed, and the folder is made."""
+def _last_checkpoint(folder: Path, settings: dict) -> str | None:
+    """The newest complete checkpoint of this very call; all others are removed, and the folder is made."""
     if distributed.index() == 0:
-        _swept(folder, json.dumps(identity, sort_keys=True))
+        label, text = folder / SETTINGS, json.dumps(settings, sort_keys=True)
+        if not label.exists() or label.read_text(encoding="utf-8") != text:
+            shutil.rmtree(folder, ignore_errors=True)
+            write_text(label, text)
+        for checkpoint in folder.glob("checkpoint-*"):
+            if not (checkpoint / COMPLETE).exists():
+                shutil.rmtree(checkpoint)
     distributed.wait_for_all()
-    whole = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return str(whole[-1]) if whole else None
+    complete = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return str(complete[-1]) if complete else None
 
 
-def _swept(folder: Path, text: str) -> None:
-    said = folder / SETTINGS
-    if not said.exists() or said.read_text(encoding="utf-8") != text:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(said, text)
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / COMPLETE).exists():
-            shutil.rmtree(checkpoint)
+# Weights that several processes share (FSDP, DeepSpeed ZeRO-3), made whole again after training.
+
+
+def is_sharded() -> bool:
+    """Whether `accelerate launch` was told to shard the weights (its own environment variables say so)."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(name, "false").lower() == "true" for name in names)
+
+
+@torch.no_grad()
+def unshard(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator) -> None:
+    """Make a trained model's weights whole, to be saved; under ZeRO-3 in the first process alone.
+
+    Called in all processes. wrapped: what accelerate made of the model; neither is to be run again. FSDP's tensors are
+    not taken from accelerator.get_state_dict: it gives them to the first process alone, and tied ones twice.
+    """
+    if hasattr(next(model.parameters()), "ds_id"):
+        state = accelerator.get_state_dict(wrapped)
+        for name, weight in model.named_parameters() if state else ():
+            weight.data = state[name]
+    whole: dict[DTensor, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if isinstance(weight, DTensor):
+                if weight not in whole:
+                    whole[weight] = nn.Parameter(weight.full_tensor(), requires_grad=weight.requires_grad)
+                module._parameters[name] = whole[weight]
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """torch's random states: of the CPU, and of this GPU."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_random_states(device: torch.device, states: list[Tensor]) -> None:
+    """Restore `random_states` of this device."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """Afterwards the random states of python, numpy and torch are as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def borrowed_state() -> Iterator[None]:
+    """Trainer seeds python, numpy and torch and sets accelerate up again; afterwards all is as it was.
+
+    transformers' own progress bars and remarks are silent meanwhile.
+    """
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState, GradientState)]
+    with kept_random_states():
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()
+            for state, was in shared:
+                state._shared_state.clear()
+                state._shared_state.update(was)

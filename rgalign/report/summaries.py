@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rgalign.alignment.context import Context
-from rgalign.alignment.monitor import Hits, Lookout
+from rgalign.alignment.monitor import Hits, ProbeSet
 from rgalign.data.features import UNKNOWN
 from rgalign.data.lists import Intents, Lists
 from rgalign.data.schema import HIDDEN, masked, personal
@@ -239,7 +239,7 @@ def hits_by_click(context: Context, reader: Reasoner) -> Hits:
 
     reader  by whose embeddings they are judged where evaluation.ihr_judge says so: the reasoner before its alignment
     """
-    lists = Lookout.of(context).valid
+    lists = ProbeSet.of(context).valid
     prompter = context.recipe.prompter(context.shop, reader)
     judge = query_judge(context.params.evaluation.ihr_judge, reader, prompter, context.shop.intents)
     bench = Judge.of(context.shop, lists, context.parts.intents, ())
@@ -278,14 +278,14 @@ def row(step: str, figures: Mapping[str, float], seconds: float) -> pd.DataFrame
     ].rename_axis("step")
 
 
-def before_and_after(lookout: Lookout, models: Mapping[str, Reasoner], sessions: int = 6) -> pd.DataFrame:
+def before_and_after(probe: ProbeSet, models: Mapping[str, Reasoner], sessions: int = 6) -> pd.DataFrame:
     """The same sessions' greedy queries by several reasoners, beside what was clicked: index session_id."""
-    context, lists = lookout.context, lookout.valid
+    context, lists = probe.context, probe.valid
     titles = context.shop.intents["title"].fillna("").to_numpy(dtype=object)
     clicked = titles[lists.candidates.long().gather(1, lists.clicked.int().argmax(1, keepdim=True)).squeeze(1).numpy()]
     table: dict[str, Any] = {"clicked": clicked}
     for name, reasoner in models.items():
-        table[name] = lookout.written(reasoner)["query"].to_numpy()
+        table[name] = probe.written(reasoner)["query"].to_numpy()
     index = pd.Index(lists.session_id, name="session_id")
     return pd.DataFrame(table, index=index).head(sessions)
 

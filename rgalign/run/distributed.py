@@ -110,8 +110,8 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def agreed(value: bool) -> bool:
-    """What the first process says, in all of them."""
+def broadcast(value: bool) -> bool:
+    """The first process's value, in all of them."""
     if not several():
         return value
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
@@ -125,6 +125,54 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     if several():
         dist.all_reduce(values)
     return values
+
+
+def all_gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, by rank: (own rows, ..) -> (rows of all, ..). Processes may have different numbers.
+
+    Differentiable: the gradient of any process's loss with respect to a row reaches the process that owns it. Without
+    that, in-batch losses of several processes would have other gradients than those of one.
+    """
+    if not several():
+        return rows
+    own = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, own)
+    return _AllGather.apply(rows, [int(count) for count in counts])
+
+
+def weighted_all_reduce(mean: torch.Tensor, count: int) -> torch.Tensor:
+    """This process's mean over `count` items, weighted so that its average over processes is the mean over all items.
+
+    Where no process has any it is 0.
+    """
+    if not several():
+        return mean
+    total = torch.tensor(count, device=mean.device)
+    dist.all_reduce(total)
+    return mean * (count * dist.get_world_size() / total.clamp(min=1))
+
+
+class _AllGather(torch.autograd.Function):
+    """all_gather of different numbers of rows; its gradient is the sum over processes, each taking its own rows.
+
+    torch.distributed.nn.functional.all_gather does so for equal numbers, and is deprecated since torch 2.13.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        ctx.counts = counts
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total.split(ctx.counts)[dist.get_rank()], None
 
 
 def planned(launcher: str) -> int | None:

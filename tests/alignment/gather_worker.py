@@ -1,12 +1,12 @@
-"""What each of two processes does in test_info_nce: imported by it anew, so it imports little."""
+"""What each of two processes does in test_info_nce: imported by it again, so it imports little."""
 
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from rgalign.alignment.gather import evened, gathered
 from rgalign.alignment.info_nce import contrastive_loss
+from rgalign.run.distributed import all_gather_with_grad, weighted_all_reduce
 
 DIM, KB = 5, 9
 
@@ -45,8 +45,8 @@ def work(rank: int, folder: str, splits: list[int], how: list[dict]) -> None:
         for name, value in (("loss", loss), ("gradient", given["weights"].grad)):
             dist.all_reduce(value)
             found[f"{name} {number}"] = value / len(splits)
-    found["clicked"] = gathered(given["clicked"][rows])
-    found["mean"] = evened(given["sessions"][rows].mean(), given["sessions"][rows].numel())
+    found["clicked"] = all_gather_with_grad(given["clicked"][rows])
+    found["mean"] = weighted_all_reduce(given["sessions"][rows].mean(), given["sessions"][rows].numel())
     dist.all_reduce(found["mean"])
     if rank == 0:
         torch.save(found, Path(folder) / "found.pt")

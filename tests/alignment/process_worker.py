@@ -8,9 +8,8 @@ import small_pairs
 import test_contrastive as cl
 import torch
 from accelerate import PartialState
+from small_trainings import contrastive, sft
 
-from rgalign.alignment.contrastive import contrastive
-from rgalign.alignment.sft import sft
 from rgalign.reasoner.model import save
 from rgalign.reasoner.trainer import Engine
 from rgalign.run import distributed

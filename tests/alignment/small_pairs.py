@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from small_trainings import dpo
 from transformers import TrainerCallback
 
-from rgalign.alignment.dpo import Pairs, dpo, reference_log_probabilities
+from rgalign.alignment.preferences import Pairs, reference_log_probabilities
 from rgalign.reasoner.model import Reasoner, tiny
 from rgalign.reasoner.tokenizer import build
 

@@ -10,15 +10,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from rgalign.alignment import steps
-from rgalign.alignment.context import MAIN, Context, hand_on, load_aligned
-from rgalign.alignment.logprobs import trainable, tuned
+from rgalign.alignment.context import MAIN, Context, copy_folder, load_aligned
 from rgalign.data import tables
+from rgalign.params_schema import Lora
+from rgalign.reasoner.adapter import trainable, tuned
 from rgalign.reasoner.model import fingerprint
 from rgalign.run.artifacts import digest
 from rgalign.run.stages import open_stage
 
-LORA = {"rank": 2, "alpha": 4}
+LORA = Lora(rank=2, alpha=4)
 
 
 def moved(reasoner, lora=LORA, seed=0):
@@ -32,7 +32,7 @@ def moved(reasoner, lora=LORA, seed=0):
 
 
 def test_learners_have_a_click_and_are_nobody_elses(context):
-    learners, parts = context.learners, context.parts
+    learners, parts = context.clicked_lists, context.parts
     sessions = context.shop.sessions.set_index("session_id")
     clicked = tables.read(context.run / "tables/dataset").impressions.groupby("session_id").clicked.max()
     own = set(learners.session_id)
@@ -61,7 +61,7 @@ def test_of_the_shop_it_holds_what_prompts_show_and_the_clicks(context):
 
 
 def test_rows_of_follows_the_sessions_asked_for(context):
-    lists = context.learners
+    lists = context.clicked_lists
     asked = [lists.session_id[i] for i in (3, 0, 3)]
     assert context.rows_of(lists, asked).session_id.tolist() == asked
     assert torch.equal(context.rows_of(lists, asked).candidates[2], lists.candidates[3])
@@ -77,12 +77,12 @@ def test_without_real_positions_none_are_learnt(context):
 
 def test_vectors_of_the_unaligned_reasoner_are_those_of_notebook_02(context):
     for lists in (context.parts.train, context.parts.valid):
-        made = steps.with_own_vectors(context, context.main(), lists)
+        made = context.with_vectors_of(context.main(), lists)
         torch.testing.assert_close(made.query.float(), lists.query.float(), atol=2e-3, rtol=2e-3)
 
 
 def test_handing_on_copies_every_byte(context, tmp_path):
-    hand_on(context.models / MAIN, tmp_path / "sft")
+    copy_folder(context.models / MAIN, tmp_path / "sft")
     assert digest(tmp_path / "sft") == digest(context.models / MAIN)
     (tmp_path / "sft" / "config.json").write_text("{}")
     assert digest(tmp_path / "sft") != digest(context.models / MAIN), "a copy, not the thing itself"
@@ -92,7 +92,7 @@ def test_handing_on_copies_every_byte(context, tmp_path):
 def test_an_adapter_is_saved_alone_and_belongs_to_the_runs_reasoner(context, tmp_path, off_before):
     start = context.main()
     if off_before:
-        hand_on(context.models / MAIN, tmp_path / "sft")
+        copy_folder(context.models / MAIN, tmp_path / "sft")
         start = context.load(tmp_path / "sft")
     first = moved(start)
     context.save(first, tmp_path / "dpo")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import small_rewards as shop
 
-from rgalign.alignment import rewarding
+from rgalign.alignment import closed_loop, rewarding
 from rgalign.data.vectors import Vectors
 from rgalign.params import ParamsError, check
 from rgalign.ranker.fit import with_click
@@ -24,15 +24,15 @@ class Small:
         lists = shop.lists("train", 60)
         user_id = np.array([f"u{i % users}" for i in range(60)])
         self.parts = SimpleNamespace(train=type(lists)(**{**vars(lists), "user_id": user_id}))
-        self.learners = with_click(self.parts.train)
-        self.heard: dict[str, set] = {}
+        self.clicked_lists = with_click(self.parts.train)
+        self.users_of: dict[str, set] = {}
 
     def sessions(self, lists):
         return pd.DataFrame({"session_id": lists.session_id, "user_id": lists.user_id})
 
     def save(self, reasoner, folder: Path):
         folder.mkdir()
-        self.heard[folder.name] = reasoner
+        self.users_of[folder.name] = reasoner
 
     def load(self, folder: Path):
         return folder.name
@@ -46,12 +46,12 @@ class Small:
 
 @pytest.fixture
 def aligned(monkeypatch):
-    """RG-CL as nothing but the users it has heard."""
+    """RG-CL as nothing but the users that it is trained on."""
 
-    def pull_to_clicks(context, start, best, work, learners):
-        return set(learners.user_id.tolist()), pd.DataFrame()
+    def train_contrastive(context, start, best, work, lists):
+        return set(lists.user_id.tolist()), pd.DataFrame()
 
-    monkeypatch.setattr(rewarding, "pull_to_clicks", pull_to_clicks)
+    monkeypatch.setattr(closed_loop, "train_contrastive", train_contrastive)
 
 
 def served(context) -> Vectors:
@@ -61,27 +61,27 @@ def served(context) -> Vectors:
 
 def test_users_are_whole_and_halved():
     context = Small(users=30)
-    fold = rewarding.fold_of(context, context.parts.train)
+    fold = rewarding.fold_of(context, context.parts.train, 2)
     by_user = pd.Series(fold).groupby(context.parts.train.user_id).nunique()
     assert (by_user == 1).all()
     assert 0.25 < fold.mean() < 0.75
-    again = rewarding.fold_of(context, context.parts.train.take(np.arange(60)[::-1].copy()))
+    again = rewarding.fold_of(context, context.parts.train.take(np.arange(60)[::-1].copy()), 2)
     assert again.tolist() == fold[::-1].tolist()
 
 
 def test_a_training_sessions_vector_is_of_the_model_that_has_not_heard_its_user(aligned, tmp_path):
     context = Small(users=30)
-    rewarding.align_folds(context, None, None, tmp_path / "folds", tmp_path / "work")
-    everyone = set(context.learners.user_id.tolist())
-    assert context.heard["fold-0"] | context.heard["fold-1"] == everyone
-    assert not context.heard["fold-0"] & context.heard["fold-1"]
+    closed_loop.train_folds(context, None, None, tmp_path / "folds", tmp_path / "work")
+    everyone = set(context.clicked_lists.user_id.tolist())
+    assert context.users_of["fold-0"] | context.users_of["fold-1"] == everyone
+    assert not context.users_of["fold-0"] & context.users_of["fold-1"]
     given = served(context)
-    found = rewarding.with_folds(context, given, tmp_path / "folds", tmp_path / "work")
+    found = closed_loop.cross_fitted(context, given, tmp_path / "folds", tmp_path / "work")
     assert found.ids.tolist() == given.ids.tolist()
     user_of = dict(zip(context.parts.train.session_id, context.parts.train.user_id, strict=True))
     for session, (number, _) in zip(found.ids.tolist(), found.values.tolist(), strict=True):
         if session in user_of:  # also those without a click, of which nothing was heard
-            assert user_of[session] not in context.heard[f"fold-{number:.0f}"]
+            assert user_of[session] not in context.users_of[f"fold-{number:.0f}"]
         else:
             assert number == SERVING
 
@@ -89,10 +89,10 @@ def test_a_training_sessions_vector_is_of_the_model_that_has_not_heard_its_user(
 @pytest.mark.parametrize("off", [{"loop": {"cross_fit": False}}, {"cl": {"use": False}}])
 def test_switched_off_it_leaves_an_empty_folder_and_the_vectors_as_they_were(off, aligned, tmp_path):
     context = Small(users=30, **off)
-    rewarding.align_folds(context, None, None, tmp_path / "folds", tmp_path / "work")
+    closed_loop.train_folds(context, None, None, tmp_path / "folds", tmp_path / "work")
     assert not list((tmp_path / "folds").iterdir())
     given = served(context)
-    assert rewarding.with_folds(context, given, tmp_path / "folds", tmp_path / "work") is given
+    assert closed_loop.cross_fitted(context, given, tmp_path / "folds", tmp_path / "work") is given
 
 
 def test_a_second_round_which_would_have_heard_all_is_refused():

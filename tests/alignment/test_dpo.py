@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ import torch
 from small_pairs import CHOSEN, LORA, PROMPTS, REJECTED, TOKENIZER, Kill, Killed, Onlooker, align, text
 from trl import DPOConfig, DPOTrainer
 
-from rgalign.alignment.dpo import Pairs, _ahead, reference_log_probabilities
+from rgalign.alignment.dpo import _accuracy
 from rgalign.alignment.objectives import PairLogProbabilities
-from rgalign.params import ROOT
+from rgalign.alignment.preferences import Pairs, reference_log_probabilities
+from rgalign.params import ROOT, ParamsError, check
 from rgalign.reasoner.model import fingerprint
 from rgalign.reasoner.trainer import CHECKPOINTING
 from rgalign.run.artifacts import write_table
@@ -73,7 +75,7 @@ def test_a_margin_within_rounding_counts_half(length_normalised):
     nats = torch.tensor([0.0, 3e-6, -3e-6, 0.5, -0.5])
     zero, tokens = torch.zeros(5), torch.full((5,), 10.0)
     pairs = PairLogProbabilities(nats - 20, zero - 20, zero - 20, zero - 20, tokens, tokens, zero, zero)
-    assert _ahead(pairs.per_token() if length_normalised else pairs).tolist() == [0.5, 0.5, 0.5, 1, 0]
+    assert _accuracy(pairs.per_token() if length_normalised else pairs).tolist() == [0.5, 0.5, 0.5, 1, 0]
 
 
 @pytest.mark.parametrize("lora", [None, {**LORA, "dropout": 0.0}], ids=["all weights", "LoRA"])
@@ -199,9 +201,14 @@ def test_all_faults_of_pairs_at_once():
     assert "1 of reward_chosen are not finite" in str(error.value)
 
 
-def test_all_faults_of_settings_at_once(tmp_path):
-    wrong = dict(objective="dop", beta=0, sft_weight=-1, pairs_per_batch=0, epochs=0, watch_steps=0)
-    text = refusal(tmp_path, **wrong)
-    for part in ["'dop'", "did you mean 'dpo'", "beta is 0", "sft_weight is -1", "pairs_per_batch is 0", "epochs is 0"]:
+def test_all_errors_at_once(tmp_path):
+    text = refusal(tmp_path, objective="dop", reference=pd.DataFrame({"reference_chosen": [0.0]}))
+    for part in ["'dop'", "did you mean 'dpo'", "no column reference_rejected"]:
         assert part in text
-    assert "watch_steps is 0" in text
+
+
+def test_all_errors_of_settings_at_once():
+    with pytest.raises(ParamsError) as error:
+        check({"alignment": {"dpo": {"beta": 0, "sft_weight": -1, "pairs_per_batch": 0, "epochs": 0}}})
+    for name, bound in {"beta": "than 0", "sft_weight": "to 0", "pairs_per_batch": "to 1", "epochs": "than 0"}.items():
+        assert re.search(rf"alignment\.dpo\.{name} .*{bound}", str(error.value))

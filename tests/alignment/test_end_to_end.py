@@ -7,9 +7,9 @@ import pytest
 import small_rewards as shop
 import torch
 from small_pairs import TOKENIZER
+from small_trainings import end_to_end
 from transformers import TrainerCallback
 
-from rgalign.alignment.closed_loop import end_to_end
 from rgalign.data.lists import with_queries, with_texts
 from rgalign.params import ParamsError, check
 from rgalign.ranker.fit import with_click

@@ -17,9 +17,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from rgalign.alignment.logprobs import APART, BEHIND_ONE, layout_for
+from rgalign.alignment.logprobs import PREFIX_SHARED, SEPARATE, layout_for
+from rgalign.reasoner.batches import Documents
 from rgalign.reasoner.trainer import CHECKPOINTING
-from rgalign.reasoner.training import Documents
 
 ROWS = [
     {"documents": list(both)}
@@ -65,32 +65,32 @@ def alone(model, prompt: list[int], query: list[int]) -> float:
     return sum(float(log_p[len(prompt) + place - 1, token]) for place, token in enumerate(query))
 
 
-@pytest.mark.parametrize("layout", [APART, BEHIND_ONE], ids=["apart", "behind one"])
+@pytest.mark.parametrize("layout", [SEPARATE, PREFIX_SHARED], ids=["separate", "prefix shared"])
 @pytest.mark.parametrize("model", [qwen3, llama, gpt2, mistral])
 def test_each_query_is_as_likely_as_it_is_alone(model, layout):
     model = made(model, **({"sliding_window": None} if model is mistral else {}))
     with torch.no_grad():
-        found = layout.said(model, layout.collate(ROWS, 0))
+        found = layout.log_probabilities(model, layout.collate(ROWS, 0))
         expected = [
             alone(model, *document) for queries in (CHOSEN, REJECTED) for document in zip(PROMPTS, queries, strict=True)
         ]
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
-    assert layout_for(model, ROWS, pad=0) is BEHIND_ONE
+    assert layout_for(model, ROWS, pad=0) is PREFIX_SHARED
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_gradient_is_that_of_two_documents(checkpointing):
     weight = torch.linspace(-1, 1, 2 * len(ROWS))
     found = []
-    for layout in (APART, BEHIND_ONE):
+    for layout in (SEPARATE, PREFIX_SHARED):
         model = made(llama).double().train()
         if checkpointing:
             getattr(model, f"{CHECKPOINTING}_enable")()
-        (layout.said(model, layout.collate(ROWS, 0)) * weight).sum().backward()
+        (layout.log_probabilities(model, layout.collate(ROWS, 0)) * weight).sum().backward()
         found.append([value.grad for value in model.parameters()])
-    for apart, one in zip(*found, strict=True):
-        torch.testing.assert_close(one, apart, atol=1e-5, rtol=1e-4)
+    for separate, shared in zip(*found, strict=True):
+        torch.testing.assert_close(shared, separate, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_the_gradient_is_that_of_two_documents(checkpointing):
     ids=["a mask of other numbers", "a sliding window", "a state", "a mask of two dimensions"],
 )
 def test_who_looks_past_the_mask_reads_the_prompt_twice(model, how):
-    assert layout_for(made(model, **how), ROWS, pad=0) is APART
+    assert layout_for(made(model, **how), ROWS, pad=0) is SEPARATE
 
 
 def test_who_drops_the_mask_is_found_out_by_what_it_says():
     model = made(llama)
     forward = model.forward
     model.forward = lambda *given, attention_mask=None, **more: forward(*given, **more)
-    assert layout_for(model, ROWS, pad=0) is APART
+    assert layout_for(model, ROWS, pad=0) is SEPARATE
 
 
 def test_no_position_is_past_the_documents():
@@ -115,7 +115,7 @@ def test_no_position_is_past_the_documents():
     sides = [Documents(prompts, queries).rows for queries in (chosen, rejected)]
     rows, model = [{"documents": list(both)} for both in zip(*sides, strict=True)], made(gpt2)
     with torch.no_grad():
-        found = BEHIND_ONE.said(model, BEHIND_ONE.collate(rows, 0))
+        found = PREFIX_SHARED.log_probabilities(model, PREFIX_SHARED.collate(rows, 0))
         expected = [
             alone(model, *document) for queries in (chosen, rejected) for document in zip(prompts, queries, strict=True)
         ]
@@ -129,7 +129,7 @@ def test_trying_leaves_the_model_in_its_mode():
 
 
 def test_a_row_is_as_wide_as_its_batch():
-    for layout in (APART, BEHIND_ONE):
+    for layout in (SEPARATE, PREFIX_SHARED):
         for row in ROWS:
             tokens, documents = layout.width(row)
             assert layout.collate([row], 0)["ids"].shape == (documents, tokens)

@@ -9,8 +9,8 @@ import pytest
 import small_run
 import torch
 
-from rgalign.alignment import closed_loop, steps
-from rgalign.alignment.closed_loop import Turn
+from rgalign.alignment import closed_loop, contrastive
+from rgalign.alignment.closed_loop import LoopIteration
 from rgalign.alignment.info_nce import RankingSpace
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker import store
@@ -31,10 +31,10 @@ def gauc(model, lists, intents) -> float:
     return gauc_of_lists(score(model, lists, intents), lists.clicked.numpy(), lists.shown.numpy()).value
 
 
-def closed(context, tmp_path, name: str = "turn-1") -> Turn:
-    """A round's end, with the reasoner from before the alignment."""
+def closed(context, tmp_path, name: str = "turn-1") -> LoopIteration:
+    """The end of an iteration, with the reasoner from before the alignment."""
     main = context.main()
-    return closed_loop.close(context, main, main, tmp_path / name, tmp_path / "work")
+    return closed_loop.finish_iteration(context, main, main, tmp_path / name, tmp_path / "work")
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def moved(context):
 
 
 def retrained(context, reasoner, tmp_path):
-    """What `loop.retrain` made of the run for this reasoner, and its curves."""
+    """What `retrain_rankers` made of the run for this reasoner, and its curves."""
     to, folder = tmp_path / "embeddings", tmp_path / "rankers"
-    curves = closed_loop.retrain(context, context.main(), reasoner, to, folder, tmp_path / "work")
+    curves = closed_loop.retrain_rankers(context, context.main(), reasoner, to, folder, tmp_path / "work")
     return context.reading(to, folder), curves
 
 
@@ -94,7 +94,7 @@ def test_a_retraining_that_was_killed_leaves_nothing_half_written_and_ends_as_if
     def made(name: str) -> Path:
         with atomic(tmp_path / name) as folder:
             parts = folder / "embeddings", folder / "rankers"
-            closed_loop.retrain(context, context.main(), moved, *parts, tmp_path / "work")
+            closed_loop.retrain_rankers(context, context.main(), moved, *parts, tmp_path / "work")
         return tmp_path / name
 
     whole = made("whole")
@@ -110,13 +110,6 @@ def test_a_retraining_that_was_killed_leaves_nothing_half_written_and_ends_as_if
     assert digest(made("again")) == digest(whole)
 
 
-def test_in_the_old_order_the_rankers_are_copied(context, moved, tmp_path):
-    found, curves = retrained(with_params(context, cl__space="before"), moved, tmp_path)
-    assert curves.empty
-    assert digest(found.rankers_folder / "seed-0") == digest(context.rankers_folder / "seed-0")
-    assert digest(found.embeddings) == digest(context.embeddings)
-
-
 def test_where_the_reasoner_has_not_moved_the_rankers_are_trained_again_all_the_same(context, tmp_path):
     """So that a control without RG-SFT and RG-DPO trains its rankers as often as the recipe does."""
     found, curves = retrained(context, context.main(), tmp_path)
@@ -130,17 +123,19 @@ def test_rg_cl_pulls_into_the_space_of_the_retrained_rankers(context, moved, mon
     found, _ = retrained(context, moved, tmp_path)
     seen = []
 
-    def spy(start, prompts, *, spaces, **how):
+    def spy(start, sessions, spaces, *how):
         seen.extend(spaces)
         return start, None
 
-    monkeypatch.setattr(steps, "contrastive", spy)
-    steps.pull_to_clicks(found, moved, None, tmp_path / "cl")
+    monkeypatch.setattr(contrastive, "contrastive", spy)
+    contrastive.train_contrastive(found, moved, None, tmp_path / "cl")
     (space,) = seen
-    assert space.digest() == RankingSpace.of(found.rankers[0], found.parts.intents, found.learners).digest()
-    others = RankingSpace.of(context.rankers[0], context.parts.intents, context.learners)
+    assert space.digest() == RankingSpace.of(found.rankers[0], found.parts.intents, found.clicked_lists).digest()
+    others = RankingSpace.of(context.rankers[0], context.parts.intents, context.clicked_lists)
     assert space.digest() != others.digest()
-    turn = closed_loop.close(with_loop(found, ranker="frozen"), moved, moved, tmp_path / "turn", tmp_path / "work")
+    turn = closed_loop.finish_iteration(
+        with_loop(found, ranker="frozen"), moved, moved, tmp_path / "turn", tmp_path / "work"
+    )
     assert digest(turn.state.embeddings / "intents") == digest(found.embeddings / "intents")
     same = [
         name
@@ -223,18 +218,22 @@ def test_rounds_end_when_the_development_users_gain_no_more(context, monkeypatch
     said, begun_from = iter(dev), []
     monkeypatch.setattr(closed_loop, "gauc", lambda context: {"dev": 0.4})
 
-    def turn(folder) -> Turn:
-        return Turn(folder.name, None, None, pd.DataFrame(), next(said), 0.1, 1.0)
+    def turn(folder) -> LoopIteration:
+        return LoopIteration(folder.name, None, None, pd.DataFrame(), next(said), 0.1, 1.0)
 
-    monkeypatch.setattr(closed_loop, "close", lambda context, reads_kb, reasoner, folder, work, folds: turn(folder))
     monkeypatch.setattr(
-        closed_loop, "again", lambda context, last, form, folder, work: begun_from.append(last.dev) or turn(folder)
+        closed_loop, "finish_iteration", lambda context, reads_kb, reasoner, folder, work, folds: turn(folder)
     )
-    best, table = closed_loop.rounds(with_params(context, loop__rounds=most), None, None, None, "list", tmp_path)
+    monkeypatch.setattr(
+        closed_loop,
+        "next_iteration",
+        lambda context, last, form, folder, work: begun_from.append(last.dev) or turn(folder),
+    )
+    best, table = closed_loop.run_loop(with_params(context, loop__rounds=most), None, None, None, "list", tmp_path)
     assert table["round"].tolist() == list(range(1, played + 1))
     assert table.dev.tolist() == dev[:played]
     assert table["round"][table.kept].tolist() == [kept]
-    assert best.reasoner == f"turn-{kept}"
+    assert best.reasoner == f"iteration-{kept}"
     assert begun_from == dev[: played - 1], "every further round goes on from the best so far"
 
 
@@ -243,16 +242,16 @@ def test_a_second_round_has_the_order_of_the_first(context, monkeypatch, tmp_pat
     RG-DPO is left out, as in notebook 06."""
     own = with_params(context, loop__ranker="frozen", dpo__min_margin=99.0, cl__lm_weight=0.1)
     first = closed(own, tmp_path)
-    seen, pull = [], closed_loop.pull_to_clicks
+    seen, train = [], closed_loop.train_contrastive
 
     def spy(context, reasoner, best, work):
         seen.append((context, fingerprint(reasoner), len(best)))
-        return pull(context, reasoner, best, work)
+        return train(context, reasoner, best, work)
 
-    monkeypatch.setattr(closed_loop, "pull_to_clicks", spy)
-    second = closed_loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    monkeypatch.setattr(closed_loop, "train_contrastive", spy)
+    second = closed_loop.next_iteration(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     ((pulled, tuned, targets),) = seen
-    assert 0 < targets <= len(context.learners)
+    assert 0 < targets <= len(context.clicked_lists)
     assert tuned != fingerprint(context.main()), "by RG-SFT"
     assert fingerprint(second.reads_kb) == tuned
     prompter = context.recipe.prompter(context.shop, second.reads_kb)
@@ -272,10 +271,10 @@ def test_a_second_round_that_tunes_nothing_hands_the_rankers_on_to_rg_cl(context
     own = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.0)
     first, seen = closed(own, tmp_path), []
     monkeypatch.setattr(
-        closed_loop, "pull_to_clicks", lambda context, reasoner, *rest: seen.append(context) or (reasoner, None)
+        closed_loop, "train_contrastive", lambda context, reasoner, *rest: seen.append(context) or (reasoner, None)
     )
     first = replace(first, reads_kb=moved)  # another than the one that RG-CL has made of it
-    second = closed_loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    second = closed_loop.next_iteration(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     ((pulled),) = seen
     assert digest(pulled.rankers_folder) == digest(first.state.rankers_folder)
     assert digest(pulled.embeddings) == digest(first.state.embeddings)
@@ -286,33 +285,33 @@ def test_the_language_term_alone_is_reason_enough_to_write_candidates_again(cont
     own = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.1)
     first, targets = closed(own, tmp_path), []
     monkeypatch.setattr(
-        closed_loop, "pull_to_clicks", lambda context, reasoner, best, work: targets.append(best) or (reasoner, None)
+        closed_loop, "train_contrastive", lambda context, reasoner, best, work: targets.append(best) or (reasoner, None)
     )
-    closed_loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    closed_loop.next_iteration(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
     assert len(targets[0])
     silent = with_params(context, loop__ranker="frozen", sft__use=False, dpo__use=False, cl__lm_weight=0.0)
-    closed_loop.again(silent, first, "list", tmp_path / "turn-3", tmp_path / "work")
+    closed_loop.next_iteration(silent, first, "list", tmp_path / "turn-3", tmp_path / "work")
     assert targets[1] is None
 
 
 @pytest.mark.parametrize("looks", [0, 2])
-def test_rg_dpo_is_watched_in_later_rounds_too(context, monkeypatch, tmp_path, looks):
+def test_rg_dpo_is_monitored_in_later_rounds_too(context, monkeypatch, tmp_path, looks):
     """From the rankers of the round before and the reward model of its own."""
     own = with_params(
         context, loop__ranker="frozen", sft__use=False, cl__use=False, dpo__min_margin=0.0, dpo__looks=looks
     )
-    first, watches = closed(own, tmp_path), []
+    first, monitors = closed(own, tmp_path), []
 
-    def spy(context, reasoner, pairs, work, watch):
-        watches.append((reasoner, watch))
+    def spy(context, reasoner, pairs, work, monitor):
+        monitors.append((reasoner, monitor))
         return reasoner, None, None
 
-    monkeypatch.setattr(closed_loop, "tune_by_pairs", spy)
-    closed_loop.again(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
-    ((reasoner, watch),) = watches
+    monkeypatch.setattr(closed_loop, "train_dpo", spy)
+    closed_loop.next_iteration(own, first, "list", tmp_path / "turn-2", tmp_path / "work")
+    ((reasoner, monitor),) = monitors
     if looks:
-        assert watch.start is reasoner
-        assert watch.lookout.context.rankers_folder == first.state.rankers_folder
-        assert np.isfinite([watch.rows[0]["ranking"], watch.rows[0]["reward"]]).all()
+        assert monitor.start is reasoner
+        assert monitor.probe.context.rankers_folder == first.state.rankers_folder
+        assert np.isfinite([monitor.rows[0]["ranking"], monitor.rows[0]["reward"]]).all()
     else:
-        assert watch is None
+        assert monitor is None

@@ -11,21 +11,19 @@ from small_pairs import TOKENIZER, reasoner
 from torch.nn import functional
 
 from rgalign.alignment import reward as rewards
-from rgalign.alignment.cross_sampling import (
-    cross_sampled,
-    null_query,
-    query_vectors,
-    with_all_queries,
-    with_each_query,
-)
 from rgalign.alignment.reward import (
     ALL,
     ONE,
     RewardModel,
+    cross_sampled,
     load_reward_model,
+    null_query,
+    query_vectors,
     save_reward_model,
-    scored,
+    score_candidates,
     train_reward_models,
+    with_all_queries,
+    with_each_query,
 )
 from rgalign.data.lists import QueryLists, with_queries
 from rgalign.ranker.fit import listnet
@@ -125,7 +123,7 @@ def test_candidates_are_scored_in_their_sessions():
     candidates = shop.candidates(lists).sample(frac=1, random_state=1)
     clicked_late = (lists.clicked & (lists.candidates >= shop.KB - 2)).any(dim=1).numpy()
     timestamps = np.where(clicked_late, LATER, NOW)
-    table = scored(model, candidates, lists, QUERIES, form="kb", timestamps=timestamps)
+    table = score_candidates(model, candidates, lists, QUERIES, form="kb", timestamps=timestamps)
     assert table.drop(columns="reward").equals(candidates)
     empty, no_click = table["query"] == "", table["session_id"] == "train14"
     assert (table["reward"].isna() == (empty | no_click)).all()
@@ -136,7 +134,7 @@ def test_candidates_are_scored_in_their_sessions():
         assert row.reward == pytest.approx(alone, abs=1e-5)
     assert (table.dropna().groupby(["session_id", "query"])["reward"].nunique() == 1).all()
     with pytest.raises(ValueError, match="do not have"):
-        scored(model, candidates, lists.take(range(10)), QUERIES)
+        score_candidates(model, candidates, lists.take(range(10)), QUERIES)
 
 
 # --- the draw
@@ -255,7 +253,7 @@ def trained(tmp_path_factory, one_thread):
 def test_right_queries_gain_and_wrong_ones_lose(trained, name, form):
     model = load_reward_model(trained[0] / name / "seed-3", shop.kb())
     dev = trained[1].dev
-    table = scored(model, shop.candidates(dev, seed=9, right=0.5), dev, QUERIES, form=form).dropna()
+    table = score_candidates(model, shop.candidates(dev, seed=9, right=0.5), dev, QUERIES, form=form).dropna()
     group = dict(zip(dev.session_id, shop.group_of(dev), strict=True))
     right = table["query"].str[0].astype(int) == table["session_id"].map(group)
     assert table["reward"][right].mean() > 0.3

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import small_run
 
-from rgalign.alignment import closed_loop, reward, rewarding, steps
+from rgalign.alignment import closed_loop, preferences, reward, rewarding
 from rgalign.alignment.context import Context
 from rgalign.run.artifacts import digest
 
@@ -23,8 +23,8 @@ def test_rankers_of_a_run_stand_on_its_device(context, rewarded):
     """Told with torch's `meta`, which holds no numbers: a test has no GPU."""
     run = context.params.run.model_copy(update={"device": "meta"})
     own = Context.at(context.params.model_copy(update={"run": run}), lambda artifact: context.run / artifact)
-    judge = rewarding.Rewarder.of(rewarding.Reader(own, context.main()), rewarded[1]).model.ranker
-    again = closed_loop.going_on(own, context.rankers_folder).rankers
+    judge = rewarding.Rewarder.of(rewarding.QueryEmbedder(own, context.main()), rewarded[1]).model.ranker
+    again = closed_loop.with_trained_rankers(own, context.rankers_folder).rankers
     for ranker in (judge, *own.rankers.values(), *again.values()):
         assert {weight.device.type for weight in ranker.parameters()} == {"meta"}
 
@@ -44,10 +44,10 @@ def spy(monkeypatch, target, name, result):
 def test_reasoner_and_rankers_that_learn_together_are_run_as_params_say(context, monkeypatch, tmp_path):
     own = with_params(context, cl__neftune=3.0, engine__gradient_checkpointing=True)
     calls = spy(monkeypatch, closed_loop, "end_to_end", (None, list(context.rankers.values()), None))
-    closed_loop.learn_together(own, context.main(), tmp_path, tmp_path / "work")
-    ((_, how),) = calls
-    assert how["neftune"] == 3.0
-    assert how["engine"].gradient_checkpointing
+    closed_loop.train_end_to_end(own, context.main(), tmp_path, tmp_path / "work")
+    (((_, _, settings, setup), _),) = calls
+    assert settings.neftune == 3.0
+    assert setup.engine.gradient_checkpointing
 
 
 def test_candidates_are_of_train_and_development_sessions_with_a_click(context, rewarded):
@@ -61,7 +61,7 @@ def test_candidates_are_of_train_and_development_sessions_with_a_click(context, 
 
 @pytest.mark.parametrize(("llms", "names", "samples"), [("all", ["main", "other-1"], 2), ("one", ["main"], 5)])
 def test_one_llm_writes_as_many_as_all_would(context, monkeypatch, tmp_path, llms, names, samples):
-    calls = spy(monkeypatch, rewarding.writing, "write", None)
+    calls = spy(monkeypatch, rewarding.generation, "generate_candidates", None)
     rewarding.write_candidates(with_params(context, candidates__llms=llms), context.language_models(), tmp_path)
     (((models, prompters, _), how),) = calls
     assert [sorted(models), sorted(prompters), how["samples"]] == [names, names, samples]
@@ -74,8 +74,8 @@ def test_what_an_llm_from_elsewhere_had_written_before_a_kill_is_kept(context, m
     whole = rewarding.write_candidates(context, models, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
     monkeypatch.setattr(rewarding, "TINY", "another model")
-    monkeypatch.setattr(rewarding.candidate_shards, "SESSIONS_PER_SHARD", 30)
-    write, first_rows = rewarding.writing.write, []
+    monkeypatch.setattr(rewarding, "SESSIONS_PER_SHARD", 30)
+    write, first_rows = rewarding.generation.generate_candidates, []
 
     def killed_at_the_third(*given, first_row, **how):
         first_rows.append(first_row)
@@ -83,7 +83,7 @@ def test_what_an_llm_from_elsewhere_had_written_before_a_kill_is_kept(context, m
             raise KeyboardInterrupt
         return write(*given, first_row=first_row, **how)
 
-    monkeypatch.setattr(rewarding.writing, "write", killed_at_the_third)
+    monkeypatch.setattr(rewarding.generation, "generate_candidates", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         rewarding.write_candidates(context, models, tmp_path)
     again = rewarding.write_candidates(context, models, tmp_path)
@@ -106,7 +106,7 @@ def test_which_models_are_trained(context, rewarded, monkeypatch, tmp_path, sour
     calls = spy(monkeypatch, rewarding, "train_reward_models", pd.DataFrame())
     own = with_params(context, reward__compared=compared, reward__folds=folds)
     candidates = rewarded[0][rewarded[0].source.isin(sources)]
-    rewarding.train_models(own, rewarding.Reader(own, own.main()), candidates, tmp_path)
+    rewarding.train_models(own, rewarding.QueryEmbedder(own, own.main()), candidates, tmp_path)
     assert [how["models"] for _, how in calls] == [expected]
 
 
@@ -130,9 +130,9 @@ def test_no_sessions_reward_is_of_a_model_that_learnt_from_its_user(context, rew
 
     monkeypatch.setattr(reward, "_train_one", train_one)
     candidates = rewarded[0].drop(columns="reward")
-    reader = rewarding.Reader(own, own.main())
-    rewarding.train_models(own, reader, candidates, tmp_path)
-    rewarder = rewarding.Rewarder.of(reader, tmp_path)
+    embedder = rewarding.QueryEmbedder(own, own.main())
+    rewarding.train_models(own, embedder, candidates, tmp_path)
+    rewarder = rewarding.Rewarder.of(embedder, tmp_path)
     names = {id(model): f"fold-{i}/all" for i, model in enumerate(rewarder.folds)} | {id(rewarder.model): "all"}
 
     def judge(self, lists, query, **how):
@@ -151,7 +151,7 @@ def test_no_sessions_reward_is_of_a_model_that_learnt_from_its_user(context, rew
         assert {users[each] for each in learnt[name][0]} | {users[each] for each in judged[name]} <= everyone
         assert learnt[name][1] == learnt["all"][1], "each stops by all development users"
     monkeypatch.undo()
-    lists = context.learners.take(np.arange(5))
+    lists = context.clicked_lists.take(np.arange(5))
     texts = scored.dropna(subset="reward").drop_duplicates("session_id").set_index("session_id")
     asked = texts["query"].reindex(lists.session_id).fillna("").tolist()
     expected = texts["reward"].reindex(lists.session_id).to_numpy()
@@ -162,11 +162,11 @@ def test_in_sample_rewards_are_those_of_one_fold(context, rewarded, tmp_path):
     """The model trained on all has the same bytes and gives the same rewards, whatever the folds."""
     candidates, folder = rewarded[0].drop(columns="reward"), rewarded[1]
     own = with_params(context, reward__folds=1)
-    reader = rewarding.Reader(own, own.main())
-    rewarding.train_models(own, reader, candidates, tmp_path)
+    embedder = rewarding.QueryEmbedder(own, own.main())
+    rewarding.train_models(own, embedder, candidates, tmp_path)
     assert digest(tmp_path / "all") == digest(folder / "all")
     assert not list(tmp_path.glob("fold-*"))
-    one = rewarding.Rewarder.of(reader, tmp_path).scored(candidates)
+    one = rewarding.Rewarder.of(embedder, tmp_path).scored(candidates)
     crossed = rewarding.Rewarder.load(context, folder)
     pd.testing.assert_frame_equal(crossed.in_sample.scored(candidates), one)
     found = crossed.scored(candidates)
@@ -179,14 +179,16 @@ def test_in_sample_rewards_are_those_of_one_fold(context, rewarded, tmp_path):
 def test_a_run_whose_users_all_fall_into_one_fold_is_told_what_to_set(context, rewarded, tmp_path):
     parts, count = context.parts, len(context.parts.train)
     own = replace(context, parts=replace(parts, train=replace(parts.train, user_id=np.array(["u"] * count))))
-    reader = rewarding.Reader(own, own.main())
+    embedder = rewarding.QueryEmbedder(own, own.main())
     with pytest.raises(ValueError, match=r"alignment\.reward\.folds is 2, and all users of train .* set it to 1"):
-        rewarding.train_models(own, reader, rewarded[0].drop(columns="reward"), tmp_path)
+        rewarding.train_models(own, embedder, rewarded[0].drop(columns="reward"), tmp_path)
 
 
-def test_rivals_are_those_that_were_trained(context, rewarded):
-    reader = rewarding.Reader(context, context.main())
-    assert rewarding.rivals(reader, rewarded[1], rewarded[0].head(3)) == {}, "compared is false in this run"
+def test_the_models_to_compare_with_are_those_that_were_trained(context, rewarded):
+    embedder = rewarding.QueryEmbedder(context, context.main())
+    assert rewarding.rewards_of_others(embedder, rewarded[1], rewarded[0].head(3)) == {}, (
+        "compared is false in this run"
+    )
 
 
 def test_the_reward_of_a_text_is_that_of_the_candidate_and_silence_has_none(context, rewarded, rewarder):
@@ -201,8 +203,8 @@ def test_the_reward_of_a_text_is_that_of_the_candidate_and_silence_has_none(cont
 
 
 def test_the_chosen_form_is_the_one_that_counts(context, rewarded, tmp_path):
-    reader, some = rewarding.Reader(context, context.main()), rewarded[0].head(20)
-    both = rewarding.both_forms(reader, rewarded[1], some)
+    embedder, some = rewarding.QueryEmbedder(context, context.main()), rewarded[0].head(20)
+    both = rewarding.rewards_by_form(embedder, rewarded[1], some)
     assert set(both) == {"list", "kb"}
     assert not np.allclose(both["list"], both["kb"], equal_nan=True)
     folder = tmp_path / "reward"
@@ -217,14 +219,17 @@ def test_the_chosen_form_is_the_one_that_counts(context, rewarded, tmp_path):
 
 
 def test_sessions_whose_every_query_is_empty_teach_nothing_and_stop_nothing(context, rewarded, tmp_path):
-    silent = set(context.learners.session_id[:3])
+    silent = set(context.clicked_lists.session_id[:3])
     candidates = rewarded[0].drop(columns="reward")
     candidates.loc[candidates.session_id.isin(silent), "query"] = ""
-    reader = rewarding.Reader(context, context.main())
-    rewarding.train_models(context, reader, candidates, tmp_path)
-    scored = rewarding.Rewarder.of(reader, tmp_path).scored(candidates)
+    embedder = rewarding.QueryEmbedder(context, context.main())
+    rewarding.train_models(context, embedder, candidates, tmp_path)
+    scored = rewarding.Rewarder.of(embedder, tmp_path).scored(candidates)
     assert scored.loc[scored.session_id.isin(silent), "reward"].isna().all()
-    for table in (steps.best_queries(context, scored), steps.preference_pairs(context, reader.reasoner, scored)[0]):
+    for table in (
+        preferences.best_queries(context, scored),
+        preferences.preference_pairs(context, embedder.reasoner, scored)[0],
+    ):
         assert len(table) > 0
         assert not silent & set(table.session_id)
 
@@ -232,7 +237,7 @@ def test_sessions_whose_every_query_is_empty_teach_nothing_and_stop_nothing(cont
 def test_llms_that_write_nothing_at_all_are_named_as_the_fault(context, rewarded, tmp_path):
     candidates = rewarded[0].assign(query="")
     with pytest.raises(ValueError, match="every candidate is empty"):
-        rewarding.train_models(context, rewarding.Reader(context, context.main()), candidates, tmp_path)
+        rewarding.train_models(context, rewarding.QueryEmbedder(context, context.main()), candidates, tmp_path)
 
 
 def test_the_table_of_an_encoder_has_the_same_columns(context, rewarded):

@@ -22,10 +22,9 @@ from torch.distributed.fsdp import fully_shard
 import small_pairs
 from rgalign.alignment.contrastive import prompt_vectors
 from rgalign.alignment.sft import query_loss
-from rgalign.reasoner.trainer import objective_as_forward
+from rgalign.reasoner.batches import Documents, right_padded
 from rgalign.reasoner.model import save
-from rgalign.reasoner.sharded import put_together
-from rgalign.reasoner.training import Documents, right_padded
+from rgalign.reasoner.trainer import loss_as_forward, unshard
 
 dist.init_process_group("gloo")
 start = small_pairs.reasoner()
@@ -42,7 +41,7 @@ for name, objective in {"query": query_loss, "prompt": prompts}.items():
     loss, _ = objective(plain, batch)
     loss.backward()
     model, mesh = copy.deepcopy(start.model).train(), init_device_mesh("cpu", (2,))
-    with objective_as_forward(model, objective):
+    with loss_as_forward(model, objective):
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -51,7 +50,7 @@ for name, objective in {"query": query_loss, "prompt": prompts}.items():
     both = zip(model.parameters(), plain.parameters(), strict=True)
     gaps = [(own.grad.full_tensor() - other.grad).abs().max() for own, other in both]
     found[name] = [float(loss.detach()), float(shared.detach()), float(max(gaps))]
-    put_together(model, model, None)
+    unshard(model, model, None)
 if dist.get_rank() == 0:
     save(replace(start, model=model.eval()), sys.argv[1] + "/whole")
     open(sys.argv[1] + "/found.json", "w").write(json.dumps(found))

@@ -10,6 +10,7 @@ import pytest
 import small_pairs
 import torch
 from small_pairs import CHOSEN, LORA, PROMPTS, align
+from small_trainings import sft
 
 from rgalign.alignment import contrastive as rg_cl
 from rgalign.alignment import dpo as rg_dpo
@@ -22,7 +23,7 @@ from rgalign.run import distributed
 
 CURVE = dict(rtol=1e-4, atol=1e-5)  # sums in another order, as in test_tuning_processes
 NO_ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-STEPS = {"sft": (rg_sft, "query_loss"), "dpo": (rg_dpo, "_loss"), "cl": (rg_cl, "_objective")}
+STEPS = {"sft": (rg_sft, "query_loss"), "dpo": (rg_dpo, "dpo_loss"), "cl": (rg_cl, "rg_cl_loss")}
 
 
 class Backwards(torch.autograd.Function):
@@ -85,7 +86,7 @@ def test_what_is_drawn_is_what_so_small_pieces_draw(step, tmp_path):
         own = how | {"folder": tmp_path / folder, "engine": Engine(**engine)}
         if step == "dpo":
             return fingerprint(align(**own)[0])
-        return fingerprint(rg_sft.sft(small_pairs.reasoner(), PROMPTS, CHOSEN, neftune=5.0, **own)[0])
+        return fingerprint(sft(small_pairs.reasoner(), PROMPTS, CHOSEN, neftune=5.0, **own)[0])
 
     whole = trained("whole")
     with room_for(40, step) as tried:
@@ -143,8 +144,7 @@ def test_reading_halves_too(tmp_path, monkeypatch, caplog):
             raise NO_ROOM
         return unbroken(model, ids, asked, **more)
 
-    for module in (logprobs, logprobs):
-        monkeypatch.setattr(module, "token_log_probabilities", small)
+    monkeypatch.setattr(logprobs, "token_log_probabilities", small)
     with caplog.at_level(logging.WARNING):
         found = log_probabilities(given, PROMPTS, CHOSEN, progress=False)
         align(tmp_path, epochs=1)

@@ -8,17 +8,21 @@ import pytest
 import small_pairs
 import torch
 from peft import PeftModel
-from small_pairs import CHOSEN, LORA, PROMPTS
+from small_pairs import CHOSEN, PROMPTS
+from small_trainings import dpo, sft
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from rgalign.alignment.dpo import dpo, reference_log_probabilities
-from rgalign.alignment.logprobs import log_probabilities, query_log_probabilities, trainable, tuned
-from rgalign.alignment.sft import sft
+from rgalign.alignment.logprobs import log_probabilities, query_log_probabilities
+from rgalign.alignment.preferences import reference_log_probabilities
+from rgalign.params_schema import Lora
+from rgalign.reasoner.adapter import trainable, tuned
+from rgalign.reasoner.batches import Documents, right_padded
 from rgalign.reasoner.model import fingerprint, load, save
-from rgalign.reasoner.training import Documents, Engine, right_padded
+from rgalign.reasoner.trainer import Engine
 from rgalign.run.artifacts import digest
 
 IDS = torch.tensor([[5, 6, 7, 2]])
+LORA = Lora(**small_pairs.LORA)
 
 
 @pytest.fixture(autouse=True)
@@ -136,14 +140,15 @@ def test_weights_of_half_precision_learn_though_a_step_is_smaller_than_their_rou
 def test_pairs_are_learnt_in_float32_against_a_reference_of_half_precision(tmp_path):
     start, types = in_half(torch.bfloat16), []
 
-    def onlooker(reasoner, step: int) -> bool:
-        types.append({value.dtype for value in reasoner.model.parameters()})
-        return False
+    class Onlooker(small_pairs.Onlooker):
+        def __call__(self, reasoner, step: int) -> bool:
+            types.append({value.dtype for value in reasoner.model.parameters()})
+            return False
 
     given = small_pairs.pairs()
     reference = reference_log_probabilities(start, given)
     found, curve = dpo(
-        start, given, reference=reference, folder=tmp_path, watch=onlooker, watch_steps=8, **small_pairs.SETTINGS
+        start, given, reference=reference, folder=tmp_path, watch=Onlooker(), watch_steps=8, **small_pairs.SETTINGS
     )
     assert types == [{torch.float32}] * 3
     assert {value.dtype for value in found.model.parameters()} == {torch.bfloat16}
@@ -220,12 +225,7 @@ def test_an_adapter_from_a_folder_can_be_trained_though_peft_froze_it(adapter, b
 
 def test_another_rank_than_the_adapters_is_refused(adapter):
     with pytest.raises(ValueError, match=r"rank 2 and alpha 4.* asks for rank 8 and alpha 4"):
-        trainable(adapter, {**LORA, "rank": 8}, seed=0)
-
-
-def test_a_misspelt_setting_of_lora_is_refused():
-    with pytest.raises(TypeError, match="alhpa"):
-        trainable(small_pairs.reasoner(), {"rank": 2, "alhpa": 4}, seed=0)
+        trainable(adapter, Lora(rank=8, alpha=4), seed=0)
 
 
 def test_an_encoder_takes_no_adapter():

@@ -12,9 +12,9 @@ import two_processes
 from accelerate import Accelerator
 from test_short_memory import room_for
 
+from rgalign.reasoner.batches import Documents, MicroBatcher, right_padded, tokens_of
 from rgalign.reasoner.model import load
-from rgalign.reasoner.trainer import CHECKPOINTING, Engine, Share, StepTrainer
-from rgalign.reasoner.training import Documents, right_padded, tokens_of
+from rgalign.reasoner.trainer import CHECKPOINTING, Engine, StepTrainer
 
 # sums are taken in another order: float32's rounding, which AdamW passes on for a dozen steps
 CURVE = dict(rtol=1e-4, atol=1e-5)
@@ -108,12 +108,12 @@ def test_gradients_are_complete_in_a_steps_last_piece_alone(room, tmp_path, monk
 def test_pieces_hold_every_document_once_within_the_budget():
     lengths = np.random.default_rng(0).integers(3, 30, 40)
     rows = Documents([[7] * n for n in lengths], [[8, 3]] * 40).rows
-    collate = Share(lambda part: right_padded(part, 0), lambda row: 2, tokens_of, 64)
+    collate = MicroBatcher(lambda part: right_padded(part, 0), lambda row: 2, tokens_of, 64)
     pieces = collate(rows)
     assert all(piece.tokens == piece.batch["ids"].numel() for piece in pieces)
     assert all(piece.tokens <= 64 or piece.rows == 1 for piece in pieces)
     assert sorted(int(n) for piece in pieces for n in piece.batch["length"]) == sorted(lengths + 2)
-    assert sum(piece.share for piece in pieces) == pytest.approx(1)
+    assert sum(piece.weight for piece in pieces) == pytest.approx(1)
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")

@@ -5,7 +5,7 @@ import pytest
 from small_pairs import TOKENIZER, reasoner
 from small_rewards import lists
 
-from rgalign.alignment.candidates import COLUMNS, refuse_strangers, write, written
+from rgalign.alignment.candidates import COLUMNS, assert_sessions_of, generate_candidates, nonempty
 from rgalign.reasoner import generate
 from rgalign.reasoner.model import Reasoner, ReasonerError
 from rgalign.reasoner.prompts import Prompter
@@ -20,7 +20,7 @@ HOW = dict(samples=6, max_new_tokens=4, seed=3, progress=False)
 
 
 def test_every_session_has_every_models_greedy_query_and_samples():
-    table = write(MODELS, PROMPTERS, SESSIONS, **HOW)
+    table = generate_candidates(MODELS, PROMPTERS, SESSIONS, **HOW)
     assert table.columns.tolist() == COLUMNS
     order = table[["session_id", "source"]].drop_duplicates().to_numpy().tolist()
     assert order == [[session, source] for session in ("s9", "s1", "s5") for source in ("zeta", "alpha")]
@@ -36,36 +36,36 @@ def test_every_session_has_every_models_greedy_query_and_samples():
 
 
 def test_a_models_queries_depend_on_seed_and_name_alone():
-    both = write(MODELS, PROMPTERS, SESSIONS, **HOW)
-    assert both.equals(write(MODELS, PROMPTERS, SESSIONS, **HOW))
-    alone = write({"alpha": MODELS["alpha"]}, PROMPTERS, SESSIONS, **HOW)
+    both = generate_candidates(MODELS, PROMPTERS, SESSIONS, **HOW)
+    assert both.equals(generate_candidates(MODELS, PROMPTERS, SESSIONS, **HOW))
+    alone = generate_candidates({"alpha": MODELS["alpha"]}, PROMPTERS, SESSIONS, **HOW)
     assert alone.equals(both[both["source"] == "alpha"].reset_index(drop=True))
-    twin = write({"zeta": MODELS["zeta"], "twin": MODELS["zeta"]}, {**PROMPTERS, "twin": PROMPTERS["zeta"]}, SESSIONS,
-                 **HOW)  # fmt: skip
+    models = {"zeta": MODELS["zeta"], "twin": MODELS["zeta"]}
+    twin = generate_candidates(models, {**PROMPTERS, "twin": PROMPTERS["zeta"]}, SESSIONS, **HOW)
     by_source = [twin[twin["source"] == name]["query"].tolist() for name in ("zeta", "twin")]
     assert by_source[0] != by_source[1]
-    assert not both.equals(write(MODELS, PROMPTERS, SESSIONS, **{**HOW, "seed": 4}))
+    assert not both.equals(generate_candidates(MODELS, PROMPTERS, SESSIONS, **{**HOW, "seed": 4}))
 
 
 def test_what_cannot_be_written_is_refused_at_once():
     twice = SESSIONS.iloc[[0, 1, 0]]
     with pytest.raises(ValueError, match=r"(?s)no prompter for alpha.*1 sessions are there twice"):
-        write(MODELS, {"zeta": PROMPTERS["zeta"]}, twice, **HOW)
+        generate_candidates(MODELS, {"zeta": PROMPTERS["zeta"]}, twice, **HOW)
     with pytest.raises(ValueError, match="there is no model"):
-        write({}, {}, SESSIONS, **HOW)
+        generate_candidates({}, {}, SESSIONS, **HOW)
     encoder = Reasoner("embedder", "encoder", MODELS["zeta"].model, TOKENIZER)
     with pytest.raises(ReasonerError, match="embedder is an encoder"):
-        write({"zeta": encoder}, PROMPTERS, SESSIONS, **HOW)
+        generate_candidates({"zeta": encoder}, PROMPTERS, SESSIONS, **HOW)
 
 
 def test_sessions_of_another_part_are_strangers():
     train = lists("train", 5)
-    refuse_strangers("here", ["train1", "train4", "train1"], train=train)
+    assert_sessions_of("here", ["train1", "train4", "train1"], train=train)
     with pytest.raises(ValueError, match=r"here refuses: 2 sessions are not of part train \(first: 'dev0'\)"):
-        refuse_strangers("here", ["train1", "valid3", "dev0"], train=train)
+        assert_sessions_of("here", ["train1", "valid3", "dev0"], train=train)
     with pytest.raises(ValueError, match="holds lists of part 'dev'"):
-        refuse_strangers("here", [], train=lists("dev", 5))
+        assert_sessions_of("here", [], train=lists("dev", 5))
 
 
 def test_a_query_of_blanks_says_nothing():
-    assert written(pd.DataFrame({"query": ["", " \n", "w1"]})).tolist() == [False, False, True]
+    assert nonempty(pd.DataFrame({"query": ["", " \n", "w1"]})).tolist() == [False, False, True]

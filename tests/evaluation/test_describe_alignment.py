@@ -9,7 +9,7 @@ import pytest
 import small_run
 import torch
 
-from rgalign.alignment.monitor import Lookout
+from rgalign.alignment.monitor import ProbeSet
 from rgalign.evaluation.intent_hit_rate import query_judge
 from rgalign.report import summaries as look
 
@@ -34,7 +34,7 @@ def test_a_row_has_every_figure_and_its_price():
 @pytest.fixture(scope="module")
 def said(context):
     """What customers would say who name the intent that they click, word for word, and one who is silent."""
-    lists = Lookout.of(context).valid
+    lists = ProbeSet.of(context).valid
     clicks = context.shop.impressions.query("clicked == 1").drop_duplicates("session_id").set_index("session_id")
     title = context.shop.intents.set_index("intent_id")["title"]
     return lists, [title[clicks.intent_id[session]] for session in lists.session_id]
@@ -73,9 +73,9 @@ def test_several_writers_have_one_judge_that_does_not_move_with_them(context, sa
     )
     reader, writer = context.main(), context.language_models("other-1")["other-1"]
     hits = look.hits_by_click(own, reader)
-    lookout = Lookout.of(own, hits=hits)
+    probe = ProbeSet.of(own, hits=hits)
     for each in (reader, writer):
-        assert 0 <= hits(lookout.written(each)["query"].tolist())["ihr@1"] <= 1
+        assert 0 <= hits(probe.written(each)["query"].tolist())["ihr@1"] <= 1
     assert readers == [("embedding", reader)]
     assert hits(titles) == hits(titles)
 
@@ -83,9 +83,9 @@ def test_several_writers_have_one_judge_that_does_not_move_with_them(context, sa
 def test_before_and_after_are_of_the_same_sessions(context, said):
     lists, titles = said
     models = {"main": context.main(), **context.language_models("other-1")}
-    lookout = Lookout.of(context)
-    table = look.before_and_after(lookout, models, sessions=4)
+    probe = ProbeSet.of(context)
+    table = look.before_and_after(probe, models, sessions=4)
     assert table.index.tolist() == lists.session_id[:4].tolist()
     assert list(table) == ["clicked", "main", "other-1"]
     assert table.clicked.tolist() == titles[:4]
-    assert table["other-1"].tolist() == lookout.written(models["other-1"])["query"].head(4).tolist()
+    assert table["other-1"].tolist() == probe.written(models["other-1"])["query"].head(4).tolist()

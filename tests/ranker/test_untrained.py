@@ -30,7 +30,7 @@ HOSTILE = ["", " ", "...", "\u202e\u200b", "\x00", "a" * 10**6, "{{ 7 * 7 }} </t
 def known_of(run, part="valid", settings=DEFAULT, embeddings=None, **more) -> Known:
     params, data = small_run.small({}), run / "tables/dataset"
     meta = tables.read_yaml(data / "dataset.yaml")
-    columns = shown_features(params.reasoner.model_dump(), meta, params.data.features.drop)
+    columns = shown_features(params.reasoner.features, meta, params.data.features.drop)
     encoded = run / "tables/encoded"
     lists = [shards.load_lists(encoded, name) for name in (part, "train")]
     how = {"embeddings": embeddings or run / "tables/embeddings", "settings": settings, "kind": "causal", **more}
@@ -227,7 +227,7 @@ def test_the_text_set_shows_text_columns_and_titles_alone(ranked):
     titles = shop.intents.assign(description=None).head(3)
     ours = way.intents(shop.intents.head(3), ranked.parent / "titles").values
     assert np.array_equal(ours, plain.intents(titles, ranked.parent / "plain").values)
-    without = replace(recipe, settings={**recipe.settings, "features": ("region",)})
+    without = replace(recipe, settings=recipe.settings.model_copy(update={"features": ("region",)}))
     if "region" in shop.kinds:
         assert build.embedding("text", without, models, shop).prompter.features == ["region"]
 

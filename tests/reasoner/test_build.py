@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rgalign.params_schema import OtherModel, Params
+from rgalign.params_schema import OtherModel, Params, Reasoner
 from rgalign.reasoner import build, settings
 from rgalign.reasoner.model import ReasonerError, fingerprint
 
@@ -16,7 +16,8 @@ SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}
 @pytest.fixture(scope="module")
 def recipe() -> build.Recipe:
     own = Params().reasoner.model_dump()
-    return build.Recipe({**own, "seed": 5, "tiny": SMALL, "pretraining": {**own["pretraining"], "epochs": 0.2}})
+    own |= {"seed": 5, "tiny": SMALL, "pretraining": {**own["pretraining"], "epochs": 0.2}}
+    return build.Recipe(Reasoner(**own))
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_the_prompt_without_text_holds_no_word_of_a_text(recipe, models, shop):
 
 
 def test_models_have_their_own_seeds_and_sizes_and_repeat(recipe, shop, tmp_path):
-    others = [OtherModel(seed=6).model_dump() | {"tiny": {**SMALL, "hidden": 32}}]
-    two = replace(recipe, settings={**recipe.settings, "others": others})
+    others = [OtherModel(seed=6, tiny={**SMALL, "hidden": 32})]
+    two = replace(recipe, settings=recipe.settings.model_copy(update={"others": others}))
     for run in ("one", "two"):
         build.build_models(two, shop, {"prompt"}, folder=tmp_path / run, work=tmp_path / "work")
     one, again = (build.load_models(two, tmp_path / run) for run in ("one", "two"))
@@ -65,7 +66,8 @@ def test_a_prompt_weight_that_is_set_is_obeyed(recipe, shop, tmp_path):
     assert [build.prompt_weight(None, asked=asked) for asked in (True, False)] == [0.0, 1.0]
     mute, prints = replace(shop, transcripts=None), []
     for number, weight in enumerate((None, 1.0, 0.0)):
-        own = {**recipe.settings, "pretraining": {**recipe.settings["pretraining"], "prompt_weight": weight}}
+        pretraining = recipe.settings.pretraining.model_copy(update={"prompt_weight": weight})
+        own = recipe.settings.model_copy(update={"pretraining": pretraining})
         folder, put = tmp_path / str(number), replace(recipe, settings=own)
         build.build_models(put, mute, {"prompt"}, folder=folder, work=tmp_path / "work")
         prints.append(fingerprint(build.load_models(put, folder)["main"]))
@@ -73,7 +75,7 @@ def test_a_prompt_weight_that_is_set_is_obeyed(recipe, shop, tmp_path):
 
 
 def test_the_words_of_an_instruction_are_in_the_tiny_vocabulary(recipe, shop, tmp_path):
-    told = replace(recipe, settings={**recipe.settings, "instruction": "Quoth the zebra"})
+    told = replace(recipe, settings=recipe.settings.model_copy(update={"instruction": "Quoth the zebra"}))
     build.build_models(told, shop, {"prompt"}, folder=tmp_path / "built", work=tmp_path / "work")
     main = build.load_models(told, tmp_path / "built")["main"]
     assert main.tokenizer.convert_ids_to_tokens(told.prompter(shop, main).head) == ["quoth", "the", "zebra"]
@@ -118,15 +120,15 @@ def test_an_intent_that_enters_after_train_is_not_read_beforehand(recipe, shop, 
 
 
 def test_a_pretrained_model_has_no_control_that_read_the_kb_alone(recipe, shop, tmp_path):
-    hub = replace(recipe, settings={**recipe.settings, "model": "some/model"})
+    hub = replace(recipe, settings=recipe.settings.model_copy(update={"model": "some/model"}))
     with pytest.raises(ReasonerError, match=r"need reasoner\.model tiny"):
         build.build_models(hub, shop, {"kb_lm"}, folder=tmp_path / "built", work=tmp_path / "work")
 
 
 def test_unknown_and_dropped_features_never_enter_a_prompt(recipe, shop):
     with pytest.raises(ValueError, match="did you mean 'order_status'"):
-        settings.shown_features({"features": ["order_statu"]}, shop.meta)
-    shown = settings.shown_features({"features": None}, shop.meta, drop=("order_status",))
+        settings.shown_features(["order_statu"], shop.meta)
+    shown = settings.shown_features(None, shop.meta, drop=("order_status",))
     assert "order_status" not in shown
     with pytest.raises(ValueError, match="leave no column"):
-        settings.shown_features({"features": ["order_status"]}, shop.meta, drop=("order_status",))
+        settings.shown_features(["order_status"], shop.meta, drop=("order_status",))

@@ -9,7 +9,7 @@ import pytest
 from rgalign.data import shards, tables
 from rgalign.data.schema import SPLITS
 from rgalign.data.split import development_users
-from rgalign.params_schema import Params
+from rgalign.params_schema import Params, Reasoner
 from rgalign.reasoner import build
 from rgalign.reasoner.build import learnable
 from rgalign.shopworld import world
@@ -57,7 +57,9 @@ def test_documents_and_vocabulary_hold_none_of_their_words(shop):
     folder, encoded = shop
     found, _ = learnable(tables.read(folder), folder, encoded)
     own = Params().reasoner.model_dump()
-    recipe = build.Recipe({**own, "seed": 5, "tiny": {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}})
+    recipe = build.Recipe(
+        Reasoner(**own | {"seed": 5, "tiny": {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}})
+    )
     words = build._vocabulary(recipe, found)
     known = set(words.get_vocab())
     whole = pd.read_parquet(folder / "sessions.parquet").reset_index()

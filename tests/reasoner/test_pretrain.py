@@ -11,10 +11,13 @@ from sklearn.model_selection import cross_val_score
 from torch.nn import functional
 from transformers import TrainerCallback
 
+from rgalign.params_schema import Pretraining
+from rgalign.reasoner import pretrain as pretraining
+from rgalign.reasoner.batches import Documents, right_padded
 from rgalign.reasoner.model import fingerprint, tiny
-from rgalign.reasoner.pretrain import ahead_loss, next_token_loss, pretrain
+from rgalign.reasoner.pretrain import ahead_loss, next_token_loss
 from rgalign.reasoner.tokenizer import build
-from rgalign.reasoner.training import Documents, TrainingError, right_padded
+from rgalign.reasoner.trainer import Setup, TrainingError
 
 TOKENIZER = build({f"w{number}": 2 for number in range(20)})
 PROMPTS = [[4 + (7 * n + i) % 9 for i in range(2 + n % 4)] + [2] for n in range(60)]
@@ -24,6 +27,11 @@ SETTINGS = dict(seed=3, epochs=4, documents_per_batch=8, progress=False)
 
 def reasoner(seed=0):
     return tiny(TOKENIZER, hidden=16, layers=2, heads=2, seed=seed)
+
+
+def pretrain(given, prompts, queries, *, folder, seed, progress=False, callbacks=(), **section):
+    setup = Setup(folder=folder, seed=seed, progress=progress, callbacks=callbacks)
+    return pretraining.pretrain(given, prompts, queries, Pretraining(**section), setup)
 
 
 def batch(prompts=PROMPTS, queries=QUERIES) -> dict[str, torch.Tensor]:
@@ -158,8 +166,8 @@ def test_it_learns_and_leaves_the_given_reasoner_and_all_global_state_alone(tmp_
 
 def test_all_faults_at_once(tmp_path):
     with pytest.raises(ValueError, match="cannot begin") as error:
-        pretrain(reasoner(), PROMPTS, [[]], folder=tmp_path, seed=0, prompt_weight=2.0, epochs=0)
-    for part in ["60 prompts and 1 queries", "have no token", "prompt_weight is 2.0", "epochs 0"]:
+        pretrain(reasoner(), PROMPTS, [[]], folder=tmp_path, seed=0)
+    for part in ["60 prompts and 1 queries", "have no token"]:
         assert part in str(error.value)
 
 

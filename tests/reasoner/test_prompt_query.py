@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rgalign.params_schema import Params
+from rgalign.params_schema import Params, Reasoner
 from rgalign.reasoner import build
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions, greedy
@@ -54,7 +54,7 @@ def recipe() -> build.Recipe:
     own = Params().reasoner.model_dump()
     pretraining = {**own["pretraining"], "epochs": 0.5}
     put = {"seed": 5, "tiny": SMALL, "pretraining": pretraining, "queries": {**own["queries"], "max_new_tokens": 5}}
-    return build.Recipe({**own, **put})
+    return build.Recipe(Reasoner(**own | put))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def models(recipe, shop, tmp_path_factory):
 
 def test_the_setting_and_the_control_embed_the_same(recipe, shop, models, tmp_path):
     """Prompt, what the model writes, and the mark that ends the prompt; of an intent its title for the query."""
-    asked = replace(recipe, settings={**recipe.settings, "embed": "prompt_query"})
+    asked = replace(recipe, settings=recipe.settings.model_copy(update={"embed": "prompt_query"}))
     ways = {
         "setting": build.embedding("prompt", asked, models, shop),
         "control": build.embedding("prompt_query", recipe, models, shop),
@@ -115,8 +115,8 @@ def test_no_document_of_pretraining_has_a_longer_query_than_is_ever_written(reci
 
 def test_a_model_without_room_for_the_repeated_mark_is_refused(recipe, shop, models):
     words = models["main"].tokenizer
-    room = recipe.settings["max_tokens"] + 5  # prompt and query fit, the mark does not
-    asked = {**recipe.settings, "embed": "prompt_query"}
+    room = recipe.settings.max_tokens + 5  # prompt and query fit, the mark does not
+    asked = recipe.settings.model_copy(update={"embed": "prompt_query"})
     how = {"positions": room, "drop": ()}
     build.prompter(recipe.settings, shop.meta, shop.intents, words, **how)
     with pytest.raises(ValueError, match=r"the asking mark again \(reasoner\.embed\) 1: 262 together.* to 255"):

@@ -10,7 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rgalign.data.tables import Dataset
 from rgalign.params_schema import OtherModel, Params
-from rgalign.reasoner import build, source
+from rgalign.params_schema import Reasoner as ReasonerSettings
+from rgalign.reasoner import build, model
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import ReasonerError, fingerprint, load
 from rgalign.shopworld import world
@@ -29,11 +30,11 @@ def folder(tmp_path):
     return small_models.qwen3(tmp_path / "qwen")
 
 
-def recipe(model="tiny", others=(), **settings) -> build.Recipe:
+def recipe(main="tiny", others=(), **settings) -> build.Recipe:
     own = Params().reasoner.model_dump()
-    own |= {"seed": 5, "tiny": SMALL, "pretraining": {**own["pretraining"], "epochs": 0.05}, "model": str(model)}
-    others = [OtherModel(model=str(other), seed=6).model_dump() | {"tiny": SMALL} for other in others]
-    return build.Recipe({**own, "others": others, **settings})
+    own |= {"seed": 5, "tiny": SMALL, "pretraining": {**own["pretraining"], "epochs": 0.05}, "model": str(main)}
+    others = [OtherModel(model=str(other), seed=6, tiny=SMALL).model_dump() for other in others]
+    return build.Recipe(ReasonerSettings(**{**own, "others": others, **settings}))
 
 
 def built(asked: build.Recipe, shop: Dataset, tmp_path):
@@ -44,7 +45,7 @@ def built(asked: build.Recipe, shop: Dataset, tmp_path):
 def test_a_model_taken_as_it_is_is_named_and_not_copied(folder, shop, tmp_path):
     adapter = small_models.lora(tmp_path / "lora", folder, "qwen")
     main = built(recipe(folder, adapter=str(adapter), dtype="bfloat16"), shop, tmp_path)["main"]
-    assert [path.name for path in (tmp_path / "built" / "main").iterdir()] == [source.SOURCE]
+    assert [path.name for path in (tmp_path / "built" / "main").iterdir()] == [model.SOURCE]
     assert fingerprint(main) == fingerprint(load(str(folder), adapter=str(adapter), dtype="bfloat16"))
     assert {weight.dtype for weight in main.model.parameters()} == {torch.bfloat16}
 
@@ -53,11 +54,11 @@ def test_it_is_loaded_again_as_it_was_asked_for(folder, tmp_path, monkeypatch):
     """Quantised weights need CUDA: here it is only seen that nothing of how they were asked for is lost."""
     asked = {"adapter": str(small_models.lora(tmp_path / "lora", folder, "qwen")), "kind": "causal"}
     asked |= {"dtype": "bfloat16", "quantize": "8bit"}
-    source.name_source(tmp_path / "main", str(folder), **asked)
+    model.name_source(tmp_path / "main", str(folder), **asked)
     found = []
-    monkeypatch.setattr(source, "load", lambda model, **how: found.append((model, how)) or load(str(folder)))
-    source.load_saved(tmp_path / "main", device="cpu")
-    assert found == [(str(folder), {**asked, "device": "cpu"})]
+    monkeypatch.setattr(model, "load", lambda **how: found.append(how) or load(str(folder)))
+    model.load_saved(tmp_path / "main", device="cpu")
+    assert found == [{"model": str(folder), **asked, "device": "cpu"}]
 
 
 def test_weights_that_have_changed_since_are_refused(folder, shop, tmp_path):

@@ -16,9 +16,11 @@ from rgalign.alignment.sft import sft
 from rgalign.data import shards, sources, split, tables
 from rgalign.data.vectors import Vectors
 from rgalign.evaluation.metrics import gauc_of_lists
+from rgalign.params_schema import Sft
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import fit, score
 from rgalign.reasoner import build, embed, generate
+from rgalign.reasoner.trainer import Setup
 from rgalign.run.artifacts import digest
 
 PARAMS = small_run.small(
@@ -58,8 +60,8 @@ def learn(folder: Path) -> tuple[list[list[int]], dict[str, np.ndarray]]:
     scores = score(fitted.model, parts.valid, parts.intents)
     gauc = gauc_of_lists(scores, parts.valid.clicked.numpy(), parts.valid.shown.numpy())
     written = generate.greedy(reasoner, prompter, prompts[:60], max_new_tokens=8, progress=False)
-    how = dict(folder=folder / "sft", seed=0, epochs=4, documents_per_batch=16, progress=False)
-    _, tuning = sft(reasoner, prompts[:60], prompter.queries(written["query"].tolist()), **how)
+    settings, setup = Sft(epochs=4, documents_per_batch=16), Setup(folder=folder / "sft", seed=0, progress=False)
+    _, tuning = sft(reasoner, prompts[:60], prompter.queries(written["query"].tolist()), settings, setup)
     return prompts, {
         "pre-training losses": curves["loss"].to_numpy(),
         "vectors": sessions.values.astype(np.float32),

@@ -14,7 +14,10 @@ from table_changes import put, write_raw
 from text_faults import CHAT, CONTROL, FORMATS, FORMULA, HTML, INJECTION, MATHS, PATHS, PLAIN, feature_called, id_became
 
 import rgalign
-from rgalign.alignment import rewarding, steps
+from rgalign.alignment import contrastive as rg_cl
+from rgalign.alignment import dpo as rg_dpo
+from rgalign.alignment import rewarding
+from rgalign.alignment import sft as rg_sft
 from rgalign.data import labels
 from rgalign.data.tables import read
 from rgalign.reasoner import tokenizer
@@ -76,7 +79,7 @@ def settings(folder: Path) -> dict:
 
 def obeying(patch: pytest.MonkeyPatch, taught: dict[str, list]) -> None:
     """LLMs that write what a text has told them to write; and a note of what the three steps are given."""
-    write, sft, dpo, contrastive = rewarding.write_candidates, steps.sft, steps.dpo, steps.contrastive
+    write, sft, dpo, contrastive = rewarding.write_candidates, rg_sft.sft, rg_dpo.dpo, rg_cl.contrastive
 
     def candidates(*given) -> pd.DataFrame:
         table = write(*given)
@@ -86,21 +89,22 @@ def obeying(patch: pytest.MonkeyPatch, taught: dict[str, list]) -> None:
         taught["prompts"] += prompts
         taught["queries"] += [query for side in queries for query in side]
 
-    def noted_sft(reasoner, prompts, queries, **how):
+    def noted_sft(reasoner, prompts, queries, *how):
         note(prompts, queries)
-        return sft(reasoner, prompts, queries, **how)
+        return sft(reasoner, prompts, queries, *how)
 
-    def noted_dpo(reasoner, pairs, **how):
+    def noted_dpo(reasoner, pairs, *how, **reference):
         note(pairs.prompts, pairs.chosen, pairs.rejected)
-        return dpo(reasoner, pairs, **how)
+        return dpo(reasoner, pairs, *how, **reference)
 
-    def noted_cl(reasoner, prompts, **how):
-        note(prompts, how["queries"])
-        return contrastive(reasoner, prompts, **how)
+    def noted_cl(reasoner, sessions, *how):
+        note(sessions.prompts, sessions.queries)
+        return contrastive(reasoner, sessions, *how)
 
     patch.setattr(rewarding, "write_candidates", candidates)
-    for name, noted in (("sft", noted_sft), ("dpo", noted_dpo), ("contrastive", noted_cl)):
-        patch.setattr(steps, name, noted)
+    patch.setattr(rg_sft, "sft", noted_sft)
+    patch.setattr(rg_dpo, "dpo", noted_dpo)
+    patch.setattr(rg_cl, "contrastive", noted_cl)
 
 
 class Page(HTMLParser):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from rgalign.__main__ import main
 from rgalign.commands import pipeline
 from rgalign.params import ROOT, load
-from rgalign.reasoner.trainer import in_halves, is_out_of_memory
+from rgalign.reasoner.batches import is_out_of_memory, retry_smaller
 from rgalign.run import artifacts, stages
 from rgalign.run.artifacts import ArtifactError
 
@@ -147,7 +147,7 @@ def fits(most: int):
 def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_log_says_so(caplog):
     job, tried = fits(3)
     with caplog.at_level(logging.WARNING):
-        parts = list(in_halves(job, range(10), "embed"))
+        parts = list(retry_smaller(job, range(10), "embed"))
     assert [value for _, values in parts for value in values] == [row * 10 for row in range(10)]
     assert [row for rows, _ in parts for row in rows] == list(range(10))
     assert tried == [10, 5, 2, 3, 5, 2, 3]
@@ -169,13 +169,13 @@ def test_whoever_finds_no_room_says_it_in_its_own_words(words):
 
 def test_a_row_that_does_not_fit_alone_and_other_errors_are_raised_as_they_are():
     with pytest.raises(torch.OutOfMemoryError):
-        list(in_halves(fits(0)[0], range(4), "embed"))
+        list(retry_smaller(fits(0)[0], range(4), "embed"))
 
     def broken(rows):
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        list(in_halves(broken, range(4), "embed"))
+        list(retry_smaller(broken, range(4), "embed"))
 
 
 def test_a_process_without_memory_says_so(tmp_path):
@@ -183,13 +183,13 @@ def test_a_process_without_memory_says_so(tmp_path):
     code = """
         import resource
         import torch
-        from rgalign.reasoner.trainer import in_halves
+        from rgalign.reasoner.batches import retry_smaller
         pages = int(open("/proc/self/statm").read().split()[0])
         limit = pages * resource.getpagesize() + (400 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         def job(rows):
             return torch.empty(len(rows), 1 << 22).shape[0]
-        print([len(rows) for rows, _ in in_halves(job, range(64), "embed")])
+        print([len(rows) for rows, _ in retry_smaller(job, range(64), "embed")])
         """
     done = run_code(code)
     assert done.returncode == 0, done.stderr

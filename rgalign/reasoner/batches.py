@@ -1,0 +1,231 @@
+"""What a training step reads: rows of token ids, right-padded batches, and micro-batches that fit the memory.
+
+A step's rows are the same however it is run. They are divided over the processes, each of which runs its own in
+micro-batches that fit `tokens_per_batch`; each micro-batch's loss is weighted so that the sum is the mean over the
+step. transformers' gradient accumulation is not used: it has a fixed number of rows in a micro-batch, weighs by tokens
+alone, and cannot repeat a step in smaller ones after an out-of-memory error.
+"""
+
+import gc
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rgalign.reasoner.model import Reasoner
+from rgalign.run import distributed
+
+logger = logging.getLogger(__name__)
+
+
+class Rows(Dataset):
+    """What a stage learns from: a list of dicts of JSON types."""
+
+    def __init__(self, rows: list[dict]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict:
+        return self.rows[row]
+
+    def digest(self) -> str:
+        """SHA-256 of all rows."""
+        return sha256(json.dumps(self.rows).encode()).hexdigest()
+
+
+class Documents(Rows):
+    """One document a row: prompt and query, as token ids."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]):
+        pairs = zip(prompts, queries, strict=True)
+        super().__init__([{"input_ids": [*prompt, *query], "prompt": len(prompt)} for prompt, query in pairs])
+
+
+def right_padded(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
+    """A batch of rows of Documents: ids (rows, longest); prompt (rows,), tokens of the prompt; length (rows,), of both.
+
+    Padded on the right: in a causal model no token attends to its right, so no mask is needed. The end token may be the
+    pad token: what is padding is decided by length alone.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    ids = [row["input_ids"] + [pad] * (max(lengths) - own) for row, own in zip(rows, lengths, strict=True)]
+    prompt = [row["prompt"] for row in rows]
+    return {"ids": torch.tensor(ids), "prompt": torch.tensor(prompt), "length": torch.tensor(lengths)}
+
+
+def tokens_of(row: dict) -> tuple[int, int]:
+    """Tokens of a row of Documents, and how many documents it is."""
+    return len(row["input_ids"]), 1
+
+
+def document_errors(
+    reasoner: Reasoner, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]
+) -> list[str]:
+    """Why this reasoner cannot learn to write these queries; empty where it can."""
+    errors = []
+    if reasoner.kind != "causal":
+        errors.append(f"{reasoner.name} is of kind {reasoner.kind}; only a causal model learns to write")
+    if len(prompts) != len(queries):
+        errors.append(f"there are {len(prompts)} prompts and {len(queries)} queries; each prompt needs its query")
+    if not len(prompts):
+        errors.append("there is no document to learn from")
+    if empty := sum(not len(prompt) or not len(query) for prompt, query in zip(prompts, queries, strict=False)):
+        errors.append(f"{empty} prompts or queries have no token")
+    longest = max((len(prompt) + len(query) for prompt, query in zip(prompts, queries, strict=False)), default=0)
+    if reasoner.positions is not None and longest > reasoner.positions:
+        errors.append(f"a prompt and its query have {longest} tokens; the model can read {reasoner.positions} at most")
+    return errors
+
+
+def raise_all(subject: str, errors: Sequence[str]) -> None:
+    """Raises ValueError that lists all errors, if there are any."""
+    if errors:
+        raise ValueError(f"{subject} cannot begin:\n" + "\n".join(f"  {error}" for error in errors))
+
+
+# Out of memory: the same work on half of the rows.
+
+Row, Result = TypeVar("Row"), TypeVar("Result")
+# the words of devices, of the CPU's allocator and of cuBLAS (its own workspace)
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+
+
+def retry_smaller(
+    job: Callable[[Sequence[Row]], Result], rows: Sequence[Row], what: str
+) -> Iterator[tuple[Sequence[Row], Result]]:
+    """(part, job(part)) for parts that make up `rows`, in order: all rows, or halves of what did not fit into memory.
+
+    what  for the log. A single row that does not fit raises the device's error.
+    """
+    waiting = [rows]
+    while waiting:
+        part = waiting.pop()
+        try:
+            result = job(part)
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if len(part) < 2 or not is_out_of_memory(error):
+                raise
+            result = None
+        if result is None:  # outside of the handler, whose traceback still references the batch
+            half = len(part) // 2
+            logger.warning("%s: out of memory with %d rows at once; going on with %d", what, len(part), half)
+            empty_cache()
+            waiting += [part[half:], part[:half]]
+            continue
+        yield part, result
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or the machine, did not have the memory that was asked for."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
+
+def empty_cache() -> None:
+    """Free the GPU memory that is not in use; a failed batch may be held by a reference cycle, so collect first."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class StepRows:
+    """A step's rows as the loader passes them on: an object, since transformers visits each number of a list."""
+
+    def __init__(self, rows: list[dict]):
+        self.rows = rows
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that are run at once: their batch, how many they are, padded tokens, and their weight in the step's mean."""
+
+    batch: dict[str, Tensor]
+    rows: int
+    tokens: int
+    weight: float
+
+    def as_inputs(self) -> dict[str, Any]:
+        """What Trainer takes for a batch."""
+        return {**self.batch, "loss_weight": self.weight}
+
+
+@dataclass(frozen=True)
+class MicroBatcher:
+    """A step's rows -> the micro-batches of this process.
+
+    collate  rows -> the batch that the loss gets
+    weight   what a row counts in the loss's mean (query tokens, pairs); None: rows are each other's negatives, the
+             loss itself is averaged over the processes and the step is not divided; its batch has `counted`, the
+             number of rows that count
+    width    (row) -> tokens of its widest document, and documents in a row
+    of_step  (rows of the step) -> what each micro-batch must know of all of them; None: nothing
+    """
+
+    collate: Callable[[list], dict[str, Tensor]]
+    weight: Callable[[dict], int] | None
+    width: Callable[[dict], tuple[int, int]]
+    tokens_per_batch: int | None
+    of_step: Callable[[list], dict[str, Tensor]] | None = None
+
+    def __call__(self, rows: list[dict]) -> list[MicroBatch]:
+        count, index = distributed.count(), distributed.index()
+        own = [_part(rows, count, each) for each in range(count)]
+        divided = [self._divide(part or rows[:1]) for part in own]  # fewer rows than processes: a dummy row, weight 0
+        # sharded weights are gathered in each micro-batch: all processes need equally many, so the last one is repeated
+        most = max(map(len, divided))
+        mine = divided[index] + [divided[index][-1]] * (most - len(divided[index]))
+        real = len(divided[index]) if own[index] else 0
+        of_step = self.of_step(rows) if self.of_step else {}
+        return [
+            MicroBatch(
+                batch={**self.collate(part), **of_step, **self._counted(part, number < real)},
+                rows=len(part),
+                tokens=self._tokens(part),
+                weight=self._weight_in_step(part, rows, count) * (number < real),
+            )
+            for number, part in enumerate(mine)
+        ]
+
+    def smaller(self, batch: MicroBatch) -> "MicroBatcher":
+        """The same with half the tokens of this micro-batch at once: the step's other ones may have been wider."""
+        return replace(self, tokens_per_batch=batch.tokens // 2)
+
+    def _divide(self, rows: list[dict]) -> list[list[dict]]:
+        if self.tokens_per_batch is None or self.weight is None:
+            return [rows]
+        order = sorted(rows, key=lambda row: -self.width(row)[0])  # the longest first, and stable
+        parts = []
+        while order:
+            size = max(1, self.tokens_per_batch // self._tokens(order[:1]))
+            parts.append(order[:size])
+            order = order[size:]
+        return parts
+
+    def _tokens(self, rows: list[dict]) -> int:
+        """Padded tokens of rows that are run at once."""
+        widest, documents = max(map(self.width, rows))
+        return widest * documents * len(rows)
+
+    def _counted(self, rows: list[dict], real: bool) -> dict[str, Tensor]:
+        return {} if self.weight is not None else {"counted": torch.tensor(len(rows) * real)}
+
+    def _weight_in_step(self, part: list[dict], rows: list[dict], count: int) -> float:
+        if self.weight is None:
+            return 1.0
+        # processes' gradients are averaged: count times the part's share of the step makes that the step's mean
+        return count * sum(map(self.weight, part)) / sum(map(self.weight, rows))
+
+
+def _part(rows: list[dict], count: int, index: int) -> list[dict]:
+    """The rows of one of `count` processes: consecutive ones, as many as the others have or one more."""
+    least, more = divmod(len(rows), count)
+    first = index * least + min(index, more)
+    return rows[first : first + least + (index < more)]
