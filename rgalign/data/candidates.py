@@ -129,20 +129,20 @@ def sampled_dataset(
 def log_inclusion(train_clicks: np.ndarray, sampled_negatives: dict = SAMPLED_NEGATIVES) -> np.ndarray:
     """log q(i): the chance that an intent which is not the answer is drawn as a negative. (KB,), in nats.
 
-    Successive draws with weights w are clocks of rate w: after time t, i has rung with 1 - exp(-w_i t), where t is
-    such that as many have rung as are drawn. Two approximations: t is taken as fixed (exact for a large KB), and
-    the uniform draws see an average rest. The answer, itself never a negative, is averaged over the train clicks.
+    Successive draws with weights w are exponential clocks of rate w: i is drawn by time t with 1 - exp(-w_i t), where t
+    is such that the expected number of draws is right. Two approximations: t is fixed (exact for a large KB), and the
+    uniform draws see an average rest. The answer, itself never a negative, is averaged over the train clicks.
     Against simulation: within 2 % of q for knowledge bases like the public ones (tests/data/test_candidates.py).
     """
     weight = np.asarray(train_clicks, dtype=float) + sampled_negatives["smoothing"]
     others, popularity = len(weight) - 1, sampled_negatives["popularity"]
     if others <= popularity + sampled_negatives["uniform"]:
-        return np.zeros(len(weight))  # everybody is in every list
+        return np.zeros(len(weight))  # every intent is in every list
     # Intents with the same weight have the same q: one row and one column each.
     rate, member, many = np.unique(weight, return_inverse=True, return_counts=True)
-    rung = 1 - np.exp(-rate[None, :] * _times_to_ring(rate, many, popularity)[:, None])  # (answer, intent)
+    drawn_by_popularity = 1 - np.exp(-rate[None, :] * _draw_times(rate, many, popularity)[:, None])  # (answer, intent)
     uniform = sampled_negatives["uniform"] / (others - popularity)
-    drawn = rung + (1 - rung) * uniform
+    drawn = drawn_by_popularity + (1 - drawn_by_popularity) * uniform
     # An intent is not its own answer: take one member of its own group away.
     chance = (rate * many)[:, None] - np.diag(rate)
     return np.log((chance * drawn).sum(axis=0) / chance.sum(axis=0))[member]
@@ -173,14 +173,14 @@ def correction_of(seen: Sequence[Lists], intents: int, sampled_negatives: dict |
     return kb_correction(clicks_of(seen, intents), listed, sampled_negatives)
 
 
-def _times_to_ring(rate: np.ndarray, many: np.ndarray, wanted: int) -> np.ndarray:
-    """For each group as the answer, the time at which `wanted` of the other clocks have rung; Newton from below."""
-    if wanted == 0:
+def _draw_times(rate: np.ndarray, many: np.ndarray, draws: int) -> np.ndarray:
+    """For each group as the answer, the time by which `draws` of the others are drawn on average; Newton's method."""
+    if draws == 0:
         return np.zeros(len(rate))
     rows = many[None, :] - np.eye(len(rate))  # the answer's clock is taken away
     time = np.zeros(len(rate))
-    for _ in range(NEWTON_STEPS):  # rung is concave in time: the steps never pass the root
+    for _ in range(NEWTON_STEPS):  # the expected draws are concave in time: the steps never pass the root
         still = rows * np.exp(-rate[None, :] * time[:, None])
-        missing = wanted - (rows.sum(axis=1) - still.sum(axis=1))
+        missing = draws - (rows.sum(axis=1) - still.sum(axis=1))
         time += missing / (still * rate).sum(axis=1)
     return time

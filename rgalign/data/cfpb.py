@@ -15,7 +15,7 @@ import pyarrow.csv
 from rgalign.data.candidates import sampled_dataset
 from rgalign.data.split import by_fraction
 from rgalign.data.tables import Dataset, TableError
-from rgalign.errors import Report, count_rows, count_values, nearest, safe_repr
+from rgalign.errors import Report, count_values, nearest, safe_repr
 
 NEEDED = ("complaint_id", "date_received", "product", "sub_product", "issue", "sub_issue", "company", "state")
 NEEDED += ("zip_code", "submitted_via")
@@ -159,7 +159,8 @@ def read_rows(path: str | Path, *, day_first: bool | None = None) -> tuple[pd.Da
     """
     path = Path(path)
     report, files = Report(path), _files(path)
-    spelt = {file: _columns(report, file, _before(file, files)) for file in files}
+    before = {file: f"{file.name} " if len(files) > 1 else "" for file in files}  # of a column's name in an error
+    spelt = {file: _columns(report, file, before[file]) for file in files}
     _raise(report)
     frames, broken = {}, 0
     for file, names in spelt.items():
@@ -169,16 +170,25 @@ def read_rows(path: str | Path, *, day_first: bool | None = None) -> tuple[pd.Da
     written = {file: rows["date_received"].str.replace(TIME_OF_DAY, "", regex=True) for file, rows in frames.items()}
     first = _day_comes_first(report, pd.concat(written.values()).unique(), day_first)
     for file, rows in frames.items():
-        rows["date_received"] = _dates(report, written[file], first, _before(file, files))
-        _check_filled(report, rows["complaint_id"], _before(file, files))
+        rows["date_received"] = _dates(report, written[file], first, before[file])
+        empty = rows["complaint_id"].eq("").to_numpy()
+        report.error_rows(f"{before[file]}complaint_id", empty, "is empty", "; every complaint needs its number")
     rows = pd.concat(frames.values(), ignore_index=True)
-    _check_distinct(report, rows["complaint_id"])
+    again = rows["complaint_id"].duplicated() & rows["complaint_id"].ne("")
+    if again.any():
+        what = count_values(rows["complaint_id"][again], int(again.sum()), "repeats a number")
+        report.error("complaint_id", f"{what}; expected each complaint once, in one file")
     _raise(report)
     usable = rows["issue"] != ""
     if not usable.any():
         raise TableError(f"{path}: none of {len(rows)} rows has an issue. Nothing was read")
     left_out = {"rows with another number of fields": broken, "rows without an issue": int((~usable).sum())}
     return rows[usable].sort_values("date_received", kind="stable", ignore_index=True), left_out
+
+
+def _raise(report: Report) -> None:
+    if report.errors:
+        raise TableError("\n".join([*str(report).splitlines()[:-1], "Nothing was read. Rows count from 0."]))
 
 
 def _files(path: Path) -> list[Path]:
@@ -188,11 +198,6 @@ def _files(path: Path) -> list[Path]:
     if not found:
         raise TableError(f"{path}/ holds no .csv; expected one or more of the CFPB's files. Nothing was read")
     return found
-
-
-def _before(file: Path, files: list[Path]) -> str:
-    """What stands before a column's name in a fault: nothing where there is one file."""
-    return f"{file.name} " if len(files) > 1 else ""
 
 
 def _strings(table: pa.Table, names: dict[str, str]) -> pd.DataFrame:
@@ -247,20 +252,15 @@ def _read_csv(path: Path, names: list[str]) -> tuple[pa.Table, int]:
     return table, len(broken)
 
 
-def _parts(day: str) -> dict[str, str]:
-    """The parts of a date by the names of DATE_FORMS; empty where it has none of these forms."""
-    found = next(filter(None, (form.fullmatch(day.lower()) for form in DATE_FORMS)), None)
-    return found.groupdict() if found else {}
-
-
 def _day_comes_first(report: Report, days: Iterable[str], given: bool | None) -> bool:
     """Whether 03/04/2014 is the third of April: as given, else as the column's other dates say.
 
-    A fault where they contradict each other, or where none of them tells. Dots (03.04.2014) are day-first [C].
+    An error where they contradict each other, or where none of them tells. Dots (03.04.2014) are day-first [C].
     """
     if given is not None:
         return given
-    numbers = [(day, int(parts["one"]), int(parts["two"])) for day in days if "one" in (parts := _parts(day))]
+    parts = {day: _date_parts(day) for day in days}
+    numbers = [(day, int(own["one"]), int(own["two"])) for day, own in parts.items() if "one" in own]
     day_first = [day for day, one, two in numbers if two <= 12 < one]
     month_first = [day for day, one, two in numbers if one <= 12 < two]
     open_ones = [day for day, one, two in numbers if one <= 12 and two <= 12 and one != two]
@@ -275,18 +275,21 @@ def _day_comes_first(report: Report, days: Iterable[str], given: bool | None) ->
     return bool(day_first) or (not month_first and any("." in day for day in open_ones))
 
 
+def _date_parts(day: str) -> dict[str, str]:
+    """The parts of a date by the names of DATE_FORMS; empty where it has none of these forms."""
+    found = next(filter(None, (form.fullmatch(day.lower()) for form in DATE_FORMS)), None)
+    return found.groupdict() if found else {}
+
+
 def _date(day: str, day_first: bool) -> datetime.date | None:
-    parts = _parts(day)
-    if not parts:
+    if not (parts := _date_parts(day)):
         return None
     year = int(parts["year"]) + (2000 if len(parts["year"]) == 2 else 0)  # the CFPB began in 2011
+    month, number = parts.get("month"), parts.get("day")
     if "one" in parts:
         month, number = (parts["two"], parts["one"]) if day_first else (parts["one"], parts["two"])
-    else:
-        month, number = parts.get("month"), parts["day"]
-    if "name" in parts:
-        short = parts["name"][:3]
-        month = MONTHS.index(short) + 1 if short in MONTHS else 0
+    elif "name" in parts:
+        month = MONTHS.index(parts["name"][:3]) + 1 if parts["name"][:3] in MONTHS else 0
     try:
         return datetime.date(year, int(month), int(number))
     except ValueError:
@@ -297,30 +300,12 @@ def _dates(report: Report, written: pd.Series, day_first: bool, before: str) -> 
     """The day of each row, a time of day behind it already cut off."""
     known = {day: pd.Timestamp(found) for day in written.unique() if (found := _date(day, day_first)) is not None}
     dates = written.map(known).astype("datetime64[us]")
-    if (wrong := dates.isna().to_numpy()).any():
-        found = ", ".join(map(safe_repr, written[wrong].unique()[:3]))
-        what = count_rows(wrong, f"is no date ({found})")
-        order = "13/11/2014" if day_first else "11/13/2014"
-        report.error(f"{before}date_received", f"{what}; expected {order} or 2014-11-13")
+    wrong = dates.isna().to_numpy()
+    found = ", ".join(map(safe_repr, written[wrong].unique()[:3]))
+    order = "13/11/2014" if day_first else "11/13/2014"
+    then = f"; expected {order} or 2014-11-13"
+    report.error_rows(f"{before}date_received", wrong, f"is no date ({found})", then)
     return dates
-
-
-def _check_filled(report: Report, complaint_id: pd.Series, before: str) -> None:
-    if (empty := complaint_id.eq("").to_numpy()).any():
-        what = f"{count_rows(empty, 'is empty')}; every complaint needs its number"
-        report.error(f"{before}complaint_id", what)
-
-
-def _check_distinct(report: Report, complaint_id: pd.Series) -> None:
-    again = complaint_id.duplicated() & complaint_id.ne("")
-    if again.any():
-        what = count_values(complaint_id[again], int(again.sum()), "repeats a number")
-        report.error("complaint_id", f"{what}; expected each complaint once, in one file")
-
-
-def _raise(report: Report) -> None:
-    if report.errors:
-        raise TableError("\n".join([*str(report).splitlines()[:-1], "Nothing was read. Rows count from 0."]))
 
 
 def count_sessions(path: Path) -> tuple[int, bool]:

@@ -34,7 +34,7 @@ CUT = " [...]"
 
 
 class LabelError(ValueError):
-    """A sheet or labels that cannot be written or read; the message lists every fault, a sheet's by its row numbers."""
+    """A sheet or labels that cannot be written or read; the message lists every error, a sheet's by its row numbers."""
 
 
 def export_sheet(
@@ -48,7 +48,7 @@ def export_sheet(
     """Write the sheet, and the KB beside it as NAME_intents.csv; returns both paths.
 
     path      a .csv: UTF-8 with a byte order mark, one row a session: session_id, the session in words, empty intent_id
-    features  columns of `sessions` that the labeller sees, in this order; nothing else of a session leaves the house
+    features  columns of `sessions` that the labeller sees, in this order; nothing else of a session is written
     kinds     column -> categorical | numeric | text | history; a history's intent ids show their title
     A cell that a spreadsheet would take for a formula gets an apostrophe in front. Of a long feature LONGEST_VALUE
     characters are shown, of a session and of a text of the KB LONGEST_CELL; ' [...]' says that there is more.
@@ -79,18 +79,18 @@ def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) 
     """The labels of a filled sheet: session_id, intent_id, in its order; rows without an intent are not labelled.
 
     Read as spreadsheet programs save it: comma, semicolon or tab, with a `sep=` line or without, in UTF-8 or UTF-16.
-    Raises LabelError with every fault at once: columns missing, sessions that are unknown or labelled twice, intents
+    Raises LabelError with every error at once: columns missing, sessions that are unknown or labelled twice, intents
     that the KB does not have (with the nearest that it has), rows that have more cells than the header or are a part of
     one; or with the line at which the file is no CSV. Rows are numbered as a spreadsheet numbers them.
     """
     path = Path(path)
-    sheet, faults = _read(path)
+    sheet, errors = _read(path)
     known = {kind: _as_shown(ids) for kind, ids in (("session", sessions.session_id), ("intent", intents.intent_id))}
     parts = sheet.short & ~sheet.session_id.isin(known["session"])
     for row in sheet.index[parts]:
         first = safe_repr(sheet.session_id[row])
         what = f"row {row} is a part of a row: fewer cells than the header, and {first}, which is no session, first"
-        faults.append((row, f"{what}; a row was broken over two lines"))
+        errors.append((row, f"{what}; a row was broken over two lines"))
     given = sheet[(sheet.intent_id != "") & ~parts]
     session, intent = given.session_id.map(known["session"]), given.intent_id.map(known["intent"])
     for kind, cells, found in (("session", given.session_id, session), ("intent", given.intent_id, intent)):
@@ -98,13 +98,13 @@ def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) 
         for cell in unknown.unique():
             near = nearest(cell, known[kind]) if kind == "intent" else ""
             rows = unknown.index[unknown == cell]
-            faults.append((rows[0], f"{kind}_id {safe_repr(cell)} is not known ({_rows(rows)}){near}"))
+            errors.append((rows[0], f"{kind}_id {safe_repr(cell)} is not known ({_rows(rows)}){near}"))
     again = session[session.notna() & session.duplicated(keep=False)]
     for twice in again.unique():
         rows = again.index[again == twice]
-        faults.append((rows[0], f"session_id {safe_repr(twice)} is labelled {len(rows)} times ({_rows(rows)})"))
-    if faults:
-        _refuse(path, [what for _, what in sorted(faults)])
+        errors.append((rows[0], f"session_id {safe_repr(twice)} is labelled {len(rows)} times ({_rows(rows)})"))
+    if errors:
+        _raise(path, [what for _, what in sorted(errors)])
     dtype = pd.ArrowDtype(STRING)
     return pd.DataFrame({"session_id": session.astype(dtype), "intent_id": intent.astype(dtype)}).reset_index(drop=True)
 
@@ -112,8 +112,8 @@ def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) 
 def write_labels(path: Path, labels: pd.DataFrame, dataset: Path | None = None) -> None:
     """The table `labels`, in place of one that is there.
 
-    dataset  the run's data set folder, for labels that lie outside of it: they bear the digest of its sessions, since
-             another seed's sessions have the same ids and would take them for their own
+    dataset  the run's data set folder, for labels that lie outside of it: they hold the digest of its sessions, since
+             another seed's sessions have the same ids
     """
     artifacts.write_table(path, labels if dataset is None else labels.assign(**{MADE_FOR: _digest(dataset)}))
 
@@ -156,7 +156,7 @@ def _in_words(row: dict, features: Sequence[str], kinds: Mapping[str, str], titl
 
 
 def _plain(value: object) -> str:
-    """One line without control characters: a customer's text cannot hide what stands beside it or feign a feature."""
+    """One line without control characters: a customer's text cannot hide what is beside it or look like a feature."""
     blank = ("Cc", "Cf", "Zl", "Zp")
     text = _cut(str(value), LONGEST_CELL)  # a megabyte is not looked at letter by letter to show its beginning
     return " ".join("".join(" " if unicodedata.category(c) in blank else c for c in text).split())
@@ -190,12 +190,12 @@ def _write(path: Path, frame: pd.DataFrame) -> None:
 
 def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
     """session_id and intent_id as strings, stripped, and `short`: whether a row has fewer cells than the header; the
-    index is the spreadsheet's row (the header is row 1). And (row, fault) of those that have more.
+    index is the spreadsheet's row (the header is row 1). And (row, error) of those that have more.
 
     A row without a single value is none. Some programs leave out the empty cells at a row's end.
     """
     if path.suffix.lower() in SPREADSHEETS:
-        _refuse(path, ["is a spreadsheet program's own file; save the sheet as 'CSV UTF-8' and name that file"])
+        _raise(path, ["is a spreadsheet program's own file; save the sheet as 'CSV UTF-8' and name that file"])
     rows = _parsed(path, _text(path))
     names = [name.strip() for name in rows[0]] if rows else []
     needed = ("session_id", "intent_id")
@@ -203,17 +203,17 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
     if wrong := wrong + [
         f"has {names.count(name)} columns {name}; expected one" for name in needed if names.count(name) > 1
     ]:
-        _refuse(path, wrong)
-    faults, found, places = [], {}, [names.index(name) for name in needed]
+        _raise(path, wrong)
+    errors, found, places = [], {}, [names.index(name) for name in needed]
     for number, row in enumerate(rows[1:], start=2):
         cells = [cell.strip() for cell in row]
         if any(cells[len(names) :]):
             what = f"row {number} has {len(cells)} cells, and the header {len(names)}"
-            faults.append((number, f"{what}; put a text that holds the delimiter in quotation marks"))
+            errors.append((number, f"{what}; put a text that holds the delimiter in quotation marks"))
         elif any(cells):
             found[number] = [cells[place] if place < len(cells) else "" for place in places] + [len(cells) < len(names)]
     columns = [*needed, "short"]
-    return pd.DataFrame.from_dict(found, orient="index", columns=columns).astype({"short": bool}), faults
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns).astype({"short": bool}), errors
 
 
 def _text(path: Path) -> str:
@@ -223,28 +223,28 @@ def _text(path: Path) -> str:
     try:
         text = raw.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
-        _refuse(path, [f"is not {encoding.upper()} (byte {error.start}); save it as 'CSV UTF-8'"])
+        _raise(path, [f"is not {encoding.upper()} (byte {error.start}); save it as 'CSV UTF-8'"])
     if "\0" in text:
-        _refuse(path, ["holds NUL characters, as UTF-16 without a byte order mark does; save it as 'CSV UTF-8'"])
+        _raise(path, ["holds NUL characters, as UTF-16 without a byte order mark does; save it as 'CSV UTF-8'"])
     return text
 
 
 def _parsed(path: Path, text: str) -> list[list[str]]:
     """The cells, row by row, without a `sep=` line."""
-    said = SEPARATOR.match(text)
-    body = text[said.end() :] if said else text
+    separator_line = SEPARATOR.match(text)
+    body = text[separator_line.end() :] if separator_line else text
     header = re.split(r"[\r\n]", body, maxsplit=1)[0]
-    delimiter = said[1] if said else max(DELIMITERS, key=header.count)
-    # strict: a quotation mark that nobody closes would otherwise swallow the rows below it without a word
+    delimiter = separator_line[1] if separator_line else max(DELIMITERS, key=header.count)
+    # strict: without it, an unclosed quotation mark swallows the rows below it silently
     reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True)
-    rows, above = [], bool(said)
+    rows, above = [], bool(separator_line)
     line = 1 + above
     try:
         for row in reader:
             rows.append(row)
             line = reader.line_num + 1 + above
     except csv.Error as error:
-        _refuse(path, [f"row {len(rows) + 1}, which begins in line {line}, is no CSV: {error}"])
+        _raise(path, [f"row {len(rows) + 1}, which begins in line {line}, is no CSV: {error}"])
     return rows
 
 
@@ -253,6 +253,6 @@ def _rows(rows: pd.Index) -> str:
     return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:SHOWN]))}{more}"
 
 
-def _refuse(path: Path, faults: list[str]) -> None:
-    lines = "\n".join(f"  {fault}" for fault in faults)
-    raise LabelError(f"{path} fails {len(faults)} check{'s' * (len(faults) > 1)}:\n{lines}\nNothing was read.")
+def _raise(path: Path, errors: list[str]) -> None:
+    lines = "\n".join(f"  {error}" for error in errors)
+    raise LabelError(f"{path} fails {len(errors)} check{'s' * (len(errors) > 1)}:\n{lines}\nNothing was read.")

@@ -128,21 +128,21 @@ def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def as_type(column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.ChunkedArray:
-    """The column in the type the project works with; instants with a zone become UTC without one."""
+def as_type(column: pa.ChunkedArray, target: pa.DataType | None) -> pa.ChunkedArray:
+    """The column in the type `target` (None: as it is, in plain numbers); instants with a zone become UTC."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if wanted is None and (pa.types.is_boolean(column.type) or pa.types.is_decimal(column.type)):
-        wanted = pa.float64()
-    if wanted is None or column.type == wanted:
+    if target is None and (pa.types.is_boolean(column.type) or pa.types.is_decimal(column.type)):
+        target = pa.float64()
+    if target is None or column.type == target:
         return column
     if column.null_count == len(column):  # whatever type an empty column was given
-        return pa.chunked_array([pa.nulls(len(column), wanted)])
+        return pa.chunked_array([pa.nulls(len(column), target)])
     if pa.types.is_timestamp(column.type) and column.type.tz is not None:
         column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
-    if wanted == TIME:
+    if target == TIME:
         return column.cast(TIME, safe=False)  # nanoseconds are cut to microseconds
-    return column.cast(wanted, safe=not pa.types.is_float64(wanted))  # a whole number may have no float of its own
+    return column.cast(target, safe=not pa.types.is_float64(target))  # a whole number may have no equal float
 
 
 def as_types(table: pa.Table, name: str, kinds: dict[str, str]) -> pa.Table:
@@ -162,13 +162,13 @@ def to_table(frame: pd.DataFrame, name: str, kinds: dict[str, str]) -> pa.Table:
     types = known_columns(name, kinds)
     columns = {}
     for column in frame.columns:
-        wanted = types.get(column)
+        target = types.get(column)
         if isinstance(frame[column].dtype, pd.ArrowDtype):
-            values = as_type(pa.chunked_array(pa.array(frame[column])), wanted)
-        elif wanted in (STRING, TIME, None):
-            values = as_type(pa.chunked_array([pa.array(frame[column], from_pandas=True)]), wanted)
+            values = as_type(pa.chunked_array(pa.array(frame[column])), target)
+        elif target in (STRING, TIME, None):
+            values = as_type(pa.chunked_array([pa.array(frame[column], from_pandas=True)]), target)
         else:
-            values = pa.chunked_array([pa.array(frame[column], type=wanted, from_pandas=True)])
+            values = pa.chunked_array([pa.array(frame[column], type=target, from_pandas=True)])
         columns[column] = values
     return pa.table(columns)
 
@@ -226,23 +226,23 @@ class Table:
         """checked: pages are compared with their checksums as they are read."""
         path = location(folder, name)
         options = ds.ParquetFragmentScanOptions(page_checksum_verification=checked)
-        self._kinds = ds.ParquetFileFormat(default_fragment_scan_options=options)
+        self._format = ds.ParquetFileFormat(default_fragment_scan_options=options)
         self._file = None if path.is_dir() else pq.ParquetFile(path, page_checksum_verification=checked)
         self._path = path
-        self._of_path: dict[str, pa.DataType] = {}  # columns that the path tells, with their types
+        self._path_types: dict[str, pa.DataType] = {}  # columns that are read from the path
         if self._file is not None:
             self.schema_arrow, self.rows = self._file.schema_arrow, self._file.metadata.num_rows
             return
-        self._of_path = self._columns_of_path(types_of_text(name, feature_kinds(folder)))
+        self._path_types = self._read_path_types(types_of_text(name, feature_kinds(folder)))
         self.schema_arrow = pa.schema(
-            [field.with_type(self._of_path.get(field.name, field.type)) for field in self._dataset.schema]
+            [field.with_type(self._path_types.get(field.name, field.type)) for field in self._dataset.schema]
         )
         self.rows = self._dataset.count_rows()
 
-    def _columns_of_path(self, types: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
+    def _read_path_types(self, types: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
         """Column -> type of what `column=value` in the paths tells and the files do not. Raises ValueError where only
         some files hold such a column themselves."""
-        files = ds.dataset(self._path, format=self._kinds, partitioning=None)
+        files = ds.dataset(self._path, format=self._format, partitioning=None)
         if not files.files:
             raise ValueError("holds no parquet file")
         folders = [part for file in files.files for part in Path(file).relative_to(self._path).parts[:-1]]
@@ -259,28 +259,28 @@ class Table:
 
         Columns of the path are strings here; `_typed` gives them their types.
         """
-        told = pa.schema([(name, STRING) for name in self._of_path])
-        found = ds.dataset(self._path, format=self._kinds, partitioning=ds.partitioning(told, flavor="hive"))
-        self._refuse_other_kinds(found)
+        in_path = pa.schema([(name, STRING) for name in self._path_types])
+        found = ds.dataset(self._path, format=self._format, partitioning=ds.partitioning(in_path, flavor="hive"))
+        self._assert_kinds(found)
         stored = [fragment.physical_schema for fragment in found.get_fragments()]
-        return found.replace_schema(pa.unify_schemas([*stored, told]))
+        return found.replace_schema(pa.unify_schemas([*stored, in_path]))
 
-    def _refuse_other_kinds(self, found: ds.Dataset) -> None:
+    def _assert_kinds(self, found: ds.Dataset) -> None:
         """Raises ValueError naming every column of the path that has values which are not of its kind."""
-        told = [ds.get_partition_keys(fragment.partition_expression) for fragment in found.get_fragments()]
-        faults = []
-        for name, kind in self._of_path.items():
-            values = dict.fromkeys(each[name] for each in told if each.get(name) is not None)
+        in_path = [ds.get_partition_keys(fragment.partition_expression) for fragment in found.get_fragments()]
+        errors = []
+        for name, kind in self._path_types.items():
+            values = dict.fromkeys(each[name] for each in in_path if each.get(name) is not None)
             if wrong := [value for value in values if not _is_readable(value, kind)]:
                 seen = ", ".join(map(safe_repr, wrong[:SHOWN]))
-                faults.append(f"{name} is {seen} in its path; expected {kind}, by its kind in {YAML_FILE}")
-        if faults:
-            raise ValueError("; ".join(faults))
+                errors.append(f"{name} is {seen} in its path; expected {kind}, by its kind in {YAML_FILE}")
+        if errors:
+            raise ValueError("; ".join(errors))
 
     def _typed(self, rows: Rows) -> Rows:
         """Columns of the path in their types, and strings that arrow keeps as views made plain ones: it can neither
         filter nor sort views."""
-        kinds = [field.with_type(self._of_path.get(field.name, _plain_type(field.type))) for field in rows.schema]
+        kinds = [field.with_type(self._path_types.get(field.name, _plain_type(field.type))) for field in rows.schema]
         return rows.cast(pa.schema(kinds)) if kinds != list(rows.schema) else rows
 
     def iter_batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

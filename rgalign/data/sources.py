@@ -32,11 +32,11 @@ ROWS = 2**20  # timestamps in memory at once
 
 @dataclass(frozen=True)
 class Size:
-    """What is known of a data set that nobody has loaded.
+    """What is known of a data set before it is loaded.
 
     about    `sessions` is estimated from the beginning of a file
     rows     table -> rows, where the source has tables
-    first, last  of the sessions' times; None where they are empty or not told
+    first, last  of the sessions' times; None where they are empty or unknown
     columns  feature columns, where the source declares them
     """
 
@@ -215,7 +215,7 @@ def _msweb_file(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, list[
     """Area -> (title, path), and user -> areas in file order. Lines: A(rea), C(ase = user), V(ote = visit)."""
     if not path.is_file():
         raise TableError(f"{path} is missing; expected the files anonymous-msweb.data and anonymous-msweb.test of UCI")
-    titles, users, faults, areas = {}, {}, [], None
+    titles, users, errors, areas = {}, {}, [], None
     with path.open(encoding="latin-1", newline="") as file:
         for number, row in enumerate(csv.reader(file), start=1):
             match row:
@@ -228,10 +228,10 @@ def _msweb_file(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, list[
                 case ["I" | "T" | "N", *_]:
                     pass
                 case _:
-                    faults.append(number)
-    if faults or not users:
+                    errors.append(number)
+    if errors or not users:
         found = (
-            f"{len(faults)} lines cannot be read (first: {', '.join(map(str, faults[:3]))})" if faults else "no users"
+            f"{len(errors)} lines cannot be read (first: {', '.join(map(str, errors[:3]))})" if errors else "no users"
         )
         raise TableError(
             f"{path}: {found}; expected A,area,1,title,path, then C,user,user, then V,area,1. Nothing was read"

@@ -47,7 +47,7 @@ KEYS_AT_ONCE = 2**22  # the same where the ids alone are read
 
 
 class TableError(ValueError):
-    """A data set folder that cannot be used; the message lists every fault and the next command."""
+    """A data set folder that cannot be used; the message lists every error and the next command."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Dataset:
 
 
 def checked(folder: str | Path) -> dict:
-    """dataset.yaml of a data set without a fault. Raises TableError with every fault `check` finds."""
+    """dataset.yaml of a data set without an error. Raises TableError with every error `check` finds."""
     report = check(folder)
     if report.errors:
         raise TableError(str(report))
@@ -90,8 +90,8 @@ def read(
 
     columns   of the sessions, beside those that every data set has; None for all, and names it lacks are left out. Most
               of a data set's memory are its feature columns
-    verified  `check` has just found no fault in it, and is not asked again
-    An empty split column is filled in by time (`split.resolve`). Raises TableError with every fault `check` finds,
+    verified  `check` has just found no error in it, and does not run again
+    An empty split column is filled in by time (`split.resolve`). Raises TableError with every error `check` finds,
     ValueError for an unknown split.
     """
     _assert_known(splits)

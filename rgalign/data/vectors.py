@@ -20,7 +20,7 @@ class Vectors:
 
     ids     (n,) strings, no two equal
     values  (n, dim) float16; wider floats are rounded
-    Raises ValueError that lists all faults: lengths that differ, doubled ids, values not finite in float16.
+    Raises ValueError that lists all errors: lengths that differ, doubled ids, values not finite in float16.
     """
 
     ids: np.ndarray
@@ -30,21 +30,21 @@ class Vectors:
         ids, given = np.asarray(self.ids, dtype=str), np.asarray(self.values)
         with np.errstate(over="ignore", invalid="ignore"):  # too large for float16 becomes inf, and is named below
             values = given.astype(np.float16)
-        faults = []
+        errors = []
         if ids.ndim != 1 or values.ndim != 2 or len(ids) != len(values):
-            faults.append(f"ids {ids.shape} and values {values.shape}: expected (n,) and (n, dim)")
+            errors.append(f"ids {ids.shape} and values {values.shape}: expected (n,) and (n, dim)")
         else:
             doubled, broken = ids[pd.Index(ids).duplicated()], ~np.isfinite(values).all(axis=1)
             if len(doubled):
-                faults.append(f"{len(doubled)} ids are there twice (first: {str(doubled[0])!r})")
+                errors.append(f"{len(doubled)} ids are there twice (first: {str(doubled[0])!r})")
             if broken.any():
                 largest = np.finfo(np.float16).max
                 first = str(ids[broken][0])
-                faults.append(
+                errors.append(
                     f"{broken.sum()} vectors have NaN, infinity or more than {largest:.0f} (first: {first!r})"
                 )
-        if faults:
-            raise ValueError("these vectors cannot be kept:\n  " + "\n  ".join(faults))
+        if errors:
+            raise ValueError("these vectors cannot be kept:\n  " + "\n  ".join(errors))
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "values", values)
 

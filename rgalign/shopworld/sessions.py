@@ -113,7 +113,7 @@ def batches(
 
 
 def _prior_by_day(world: World) -> np.ndarray:
-    """P(intent | region, segment, day) (regions, segments, days, KB): what does not exist yet is wanted by nobody."""
+    """P(intent | region, segment, day) (regions, segments, days, KB): 0 where the intent does not exist yet."""
     open_today = world.prior[:, :, None] * world.available(np.arange(DAYS))
     return open_today / open_today.sum(axis=-1, keepdims=True)
 

@@ -47,7 +47,7 @@ PAGES = pa.array([f"{ISSUES[s].page} {THINGS[o].title}" for o, s in zip(OBJECT, 
 
 @dataclass(frozen=True, eq=False)
 class Elsewhere:
-    """Which event texts are put as in another shop (sessions,) bool, and in which of ELSEWHERE_CLAUSES."""
+    """Which event texts have another shop's grammar and words (sessions,) bool, and which of ELSEWHERE_CLAUSES."""
 
     rows: np.ndarray
     way: int

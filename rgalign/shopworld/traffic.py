@@ -121,7 +121,7 @@ class Traffic:
         world = World.from_meta(meta)
         if truth is None:
             raise ValueError(
-                f"{meta.get('name')!r} was read without its truth: nobody knows what would be clicked. Read it with "
+                f"{meta.get('name')!r} was read without its truth: what would be clicked is unknown. Read it with "
                 "tables.read(folder, truth=True); the other tables alone are a log, see evaluation.off_policy"
             )
         intents = _true_intents(sessions, truth)
@@ -207,8 +207,8 @@ def _legacy_codes(sessions: pd.DataFrame) -> dict[str, np.ndarray]:
 def _places(found: pa.Array, values: pa.Array, what: str) -> np.ndarray:
     """Index of each entry among the values, -1 where it is missing. Raises ValueError for any other entry."""
     place = pc.index_in(found, value_set=values)
-    foreign = pc.and_(pc.is_null(place), pc.is_valid(found))
-    if count := pc.sum(foreign).as_py():
-        first = found.filter(foreign)[0].as_py()
+    unknown = pc.and_(pc.is_null(place), pc.is_valid(found))
+    if count := pc.sum(unknown).as_py():
+        first = found.filter(unknown)[0].as_py()
         raise ValueError(f"{what} has {count} entries that ShopWorld does not know (first: {first!r}); not its tables?")
     return pc.fill_null(place, -1).to_numpy(zero_copy_only=False).astype(np.int64)

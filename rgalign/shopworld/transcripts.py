@@ -2,10 +2,10 @@
 
 `distance` s says how far away they are [C]: their intents and columns follow tables mixed with fresh
 ones in proportion s; half of their columns carry, with probability s, the names and codes of a foreign system; and half
-of all concepts are, in proportion s, put in words that are rare here. The mild mix does not depend on s: a quarter of
-vague openers, some questions that have nothing to do with their context, and some rows of another task.
+of all concepts are, in proportion s, worded with words that are rare here. The mild mix does not depend on s: a
+quarter of vague openers, some questions that have nothing to do with their context, and some rows of another task.
 
-In version 1 their event texts are put as this shop puts them at every distance: the same clauses, what they mention by
+In version 1 their event texts have this shop's clauses at every distance, what they mention by
 the same tables, so an LM that read them knows this shop's clauses. In version 2 [C] a share s of the event texts has
 another shop's grammar and words, and what texts and help pages mention follows tables mixed with fresh ones in
 proportion s. What version 1 draws, version 2 draws alike, from the same generators; so they are equal at distance 0.
@@ -62,7 +62,7 @@ QUESTIONS = [question.split("{}") for issue in ISSUES for question in issue.aske
 class Shop:
     """One other shop: P(intent) (KB,), tables of the prompt's columns, wordings, columns with foreign names.
 
-    texts, way, share  what its texts mention; in which of ELSEWHERE_CLAUSES, and what share of them, they are put
+    texts, way, share  what its texts mention; which of ELSEWHERE_CLAUSES, and what share of them has it
     """
 
     prior: np.ndarray
@@ -143,7 +143,7 @@ def _chats(shop: Shop, rows: int, rng: np.random.Generator, of_texts: np.random.
     ends = np.tile(cumulative(shop.prior), (rows, 1))
     intent = draw(ends, rng)
     codes = draw_columns(PROMPT, shop.columns, {"intent": intent}, rng)
-    # Drawn at every distance, so that a text put elsewhere's way at one distance is so at every larger one.
+    # Drawn at every distance, so that a text with another shop's clauses at one distance has them at every larger one.
     elsewhere = Elsewhere(of_texts.random(rows) < shop.share, shop.way)
     texts = draw_texts(intent, shop.texts, shop.wordings, rng, elsewhere)
     kind = rng.random(rows)

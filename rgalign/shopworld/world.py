@@ -3,8 +3,8 @@
     dataset = generate(seed=0)
     oracle_scores(dataset.meta, dataset.truth, which="all")     # how a perfect reader would rank the knowledge base
 
-The rules (`Rules`, the columns, the words) are frozen: whoever changes them adds to WORLD_VERSIONS and runs every
-experiment again. A world must not be bent until the method looks good. Version 2 has the sessions of version 1, byte by
+The rules (`Rules`, the columns, the words) are frozen: a change adds to WORLD_VERSIONS, and every experiment
+is run again. A world must not be tuned until the method looks good. Version 2 has the sessions of version 1, byte by
 byte; only what the other shops' chats look like at a distance above 0 differs.
 """
 
@@ -51,7 +51,7 @@ def generate(
 
     distance  0 = the other shops are like this one, 1 = they share the taxonomy and the language, little else [C]
     version   2: the other shops' clauses have, in proportion to the distance, another grammar, other words and other
-              habits of what they mention; 1: they are put as this shop puts them, at any distance
+              habits of what they mention; 1: this shop's grammar and words, at any distance
     progress  shows a bar once it takes more than five seconds
     The tables depend on nothing but these arguments; `distance` and `transcripts` touch the transcripts only.
     """
