@@ -299,6 +299,14 @@ class Table:
         return self._typed(self._dataset.to_table(columns=names, use_threads=False))
 
 
+def typed_batches(
+    folder: str | Path, name: str, rows: int, columns: Sequence[str] | None = None, kinds: dict[str, str] | None = None
+) -> Iterator[pa.Table]:
+    """A table in pieces of at most so many rows, every known column in its type in memory; kinds: of the features."""
+    for batch in Table(folder, name).iter_batches(rows, columns):
+        yield as_types(pa.Table.from_batches([batch]), name, kinds or {})
+
+
 def regrouped(parts: Iterable[Rows], rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of so many rows, each in one piece, the last one shorter."""
     waiting, count = [], 0

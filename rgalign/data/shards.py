@@ -28,7 +28,7 @@ from rgalign.data.encode import (
 )
 from rgalign.data.features import FeatureSpace, among, as_strings, fit_space, hashes, ids_of
 from rgalign.data.lists import PADDING, PARTS, Bag, Intents, Lists, concat_lists, concat_offsets, concat_padded
-from rgalign.data.schema import Table
+from rgalign.data.schema import Table, typed_batches
 from rgalign.run.artifacts import atomic, write_table, write_text
 
 # Encoded tables on disk: safetensors shards, the ids beside them in parquet, an index per part written last.
@@ -269,7 +269,7 @@ def encode_folder(
             sessions, lists = batch.filter(pa.array(chosen)), shown.filter(pa.array(own))
             if len(sessions):
                 writer.add(encode_batch(space, sessions, lists, (np.cumsum(chosen) - 1)[rows[own]], kb, name))
-    impressions.refuse_rest()
+    impressions.assert_all_taken()
     count = {part: writer.close() for part, writer in writers.items()}
     return {part: lists for part, lists in count.items() if lists}
 
@@ -295,7 +295,7 @@ class _Impressions:
                 return pa.concat_tables(taken).combine_chunks()
             self.rest = following
 
-    def refuse_rest(self) -> None:
+    def assert_all_taken(self) -> None:
         left = len(self.rest) + sum(map(len, self.batches))
         if left:
             raise ValueError(
@@ -313,7 +313,7 @@ def _sessions(
     splits = pa.array(split.resolve(schema.to_frame(keys), _meta(folder)))
     parts, start = pc.index_in(splits, value_set=pa.array(PARTS, schema.STRING)).to_numpy().astype(np.int8), 0
     if development is not None:
-        _refuse_one_side(folder, parts == TRAIN, development)
+        _assert_two_sides(folder, parts == TRAIN, development)
     for batch in _batches(folder, "sessions", names, rows):
         part = parts[start : start + len(batch)]
         if development is not None:
@@ -323,7 +323,7 @@ def _sessions(
         yield batch, part
 
 
-def _refuse_one_side(folder: Path, train: np.ndarray, development: Development) -> None:
+def _assert_two_sides(folder: Path, train: np.ndarray, development: Development) -> None:
     """Raises ValueError where development gets none or all of the train users; stops at the first user of each side."""
     seen, sides, start = set(), set(), 0
     for batch in _batches(folder, "sessions", ("user_id",)):
@@ -334,22 +334,15 @@ def _refuse_one_side(folder: Path, train: np.ndarray, development: Development) 
         sides.update(development(users).tolist())
         if len(sides) == 2:
             return
-    if sides == {False}:
-        raise ValueError(
-            f"none of the {len(seen):,} train users fell into development (data.dev_users): early stopping needs some. "
-            "Raise data.dev_users or change data.seed; sessions.user_id needs several users, a session id will do"
-        )
-    if sides == {True}:
-        raise ValueError(
-            f"all of the {len(seen):,} train users fell into development (data.dev_users): none is left to learn from. "
-            "Lower data.dev_users or change data.seed; sessions.user_id needs several users, a session id will do"
-        )
+    if sides:
+        found = f"{'all' if True in sides else 'none'} of the {len(seen):,} train users fell into development"
+        why = "none is left to learn from. Lower" if True in sides else "early stopping needs some. Raise"
+        more = "data.dev_users or change data.seed; sessions.user_id needs several users, a session id will do"
+        raise ValueError(f"{found} (data.dev_users): {why} {more}")
 
 
 def _batches(folder: Path, table: str, names: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[pa.Table]:
-    kinds = _meta(folder)["features"]
-    for batch in Table(folder, table).iter_batches(rows, names):
-        yield schema.as_types(pa.Table.from_batches([batch]), table, kinds)
+    return typed_batches(folder, table, rows, names, _meta(folder)["features"])
 
 
 def _intents(folder: Path) -> pd.DataFrame:

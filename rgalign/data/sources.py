@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from rgalign.data import cfpb, tables
 from rgalign.data.candidates import sampled_dataset
-from rgalign.data.schema import NEEDED_TABLES, TIME, Table, as_type, feature_kinds
+from rgalign.data.schema import NEEDED_TABLES, Table, feature_kinds, typed_batches
 from rgalign.data.tables import Dataset, TableError
 from rgalign.errors import nearest, safe_repr
 from rgalign.params_schema import Data
@@ -132,8 +132,8 @@ def _folder_size(folder: Path) -> Size:
     tables = {name: Table(folder, name) for name in NEEDED_TABLES}
     rows = tuple((name, table.rows) for name, table in tables.items())
     spans = []
-    for batch in tables["sessions"].iter_batches(ROWS, ["timestamp"]):
-        found = pc.min_max(as_type(pa.chunked_array([batch.column(0)]), TIME)).as_py()
+    for batch in typed_batches(folder, "sessions", ROWS, ["timestamp"]):
+        found = pc.min_max(batch["timestamp"]).as_py()
         spans += [] if found["min"] is None else [found]
     first = min((each["min"] for each in spans), default=None)
     last = max((each["max"] for each in spans), default=None)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validat
 
 from rgalign.data import schema
 from rgalign.data.features import among, as_strings, column_of, hashes, ids_of
-from rgalign.data.schema import SPLITS, Table
+from rgalign.data.schema import SPLITS, typed_batches
 from rgalign.errors import safe_repr, section_errors
 
 SPLIT_TYPE = pd.ArrowDtype(pa.large_string())
@@ -230,10 +230,11 @@ class Development:
 
 def _train_sessions(folder: Path, drawn: Development) -> tuple[np.ndarray, ...]:
     """Of train's sessions: hash of the user, hash of the session, time, whether `drawn` has the user."""
-    parts = resolve(schema.to_frame(pa.concat_tables(_batches(folder, "sessions", ("timestamp", "split")))),
-                    schema.read_yaml(folder / schema.YAML_FILE)).eq("train").to_numpy(dtype=bool)  # fmt: skip
+    keys = pa.concat_tables(typed_batches(folder, "sessions", ROWS, ("timestamp", "split")))
+    meta = schema.read_yaml(folder / schema.YAML_FILE)
+    parts = resolve(schema.to_frame(keys), meta).eq("train").to_numpy(dtype=bool)
     found, start = [], 0
-    for batch in _batches(folder, "sessions", ("session_id", "user_id", "timestamp")):
+    for batch in typed_batches(folder, "sessions", ROWS, ("session_id", "user_id", "timestamp")):
         own = batch.filter(pa.array(parts[start : start + len(batch)]))
         start += len(batch)
         users, when = ids_of(own, "user_id"), column_of(own, "timestamp")
@@ -246,7 +247,7 @@ def _train_clicks(folder: Path, session: np.ndarray) -> tuple[np.ndarray, np.nda
     """Clicks in train: intent id, and the row of the session, whose hashes are given."""
     order = np.argsort(session)
     intents, rows = [], []
-    for batch in _batches(folder, "impressions", ("session_id", "intent_id", "clicked")):
+    for batch in typed_batches(folder, "impressions", ROWS, ("session_id", "intent_id", "clicked")):
         clicked = batch.filter(pc.equal(batch["clicked"].cast(pa.int8()), 1))
         by = hashes(ids_of(clicked, "session_id"))
         own = among(by, session[order])
@@ -259,8 +260,3 @@ def _smallest_hashes(clicked: np.ndarray, share: float, seed: int) -> list[str]:
     """The share of the clicked intents with the smallest hashes of seed and id: adding others does not change them."""
     distinct = sorted(set(clicked), key=lambda intent: hash_of(f"{seed}\x1f{intent}"))
     return distinct[: max(1, round(share * len(distinct)))]
-
-
-def _batches(folder: Path, table: str, names: tuple[str, ...]):
-    for batch in Table(folder, table).iter_batches(ROWS, names):
-        yield schema.as_types(pa.Table.from_batches([batch]), table, {})

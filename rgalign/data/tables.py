@@ -33,6 +33,7 @@ from rgalign.data.schema import (
     regrouped,
     to_frame,
     to_table,
+    typed_batches,
 )
 from rgalign.run.artifacts import atomic
 
@@ -275,7 +276,7 @@ def _parts(
 ) -> Iterator[pa.Table]:
     file = Table(folder, name)
     if sessions is None or "session_id" not in file.schema_arrow.names:
-        yield from (as_types(pa.Table.from_batches([batch]), name, kinds) for batch in file.iter_batches(ROW_GROUP))
+        yield from typed_batches(folder, name, ROW_GROUP, kinds=kinds)
         return
     for rows in regrouped(file.iter_batches(ROW_GROUP), ROWS_AT_ONCE):
         part = as_types(rows, name, kinds)

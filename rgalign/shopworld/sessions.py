@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from rgalign.data.schema import PROBABILITIES, STRING
 from rgalign.shopworld.tables import BATCH, DAY, DAYS, INTENT_IDS, KB, START, World, cumulative, draw, generator
-from rgalign.shopworld.text import Texts, draw_texts, log_likelihood, words
-from rgalign.shopworld.traffic import ShownLists, draw_lists, legacy_scores
+from rgalign.shopworld.text import draw_texts, log_likelihood, words
+from rgalign.shopworld.traffic import draw_lists, legacy_scores
 from rgalign.shopworld.vocabulary import COLUMNS, INFORMATIVE, REGIONS, SEGMENTS, TEXT_COLUMNS, Column
 
 SPLIT_OF_WEEK = np.array(["train"] * 4 + ["valid", "test"])
@@ -102,20 +102,14 @@ def batches(
 
     left_out  numbers of batches that are not drawn: the others stay as they are
     """
-    people = draw_users(world, users)
-    timestamps = draw_timestamps(world, sessions)
-    ends = cumulative(_prior_by_day(world))
+    people, timestamps = draw_users(world, users), draw_timestamps(world, sessions)
+    # P(intent | region, segment, day) (regions, segments, days, KB): 0 where the intent does not exist yet
+    by_day = world.prior[:, :, None] * world.available(np.arange(DAYS))
+    ends = cumulative(by_day / by_day.sum(axis=-1, keepdims=True))
     for first in range(0, sessions, BATCH):
-        if first // BATCH in left_out:
-            continue
-        rng = generator(world.seed, "batch", first // BATCH)
-        yield _batch(world, people, ends, first, timestamps[first : first + BATCH], rng)
-
-
-def _prior_by_day(world: World) -> np.ndarray:
-    """P(intent | region, segment, day) (regions, segments, days, KB): 0 where the intent does not exist yet."""
-    open_today = world.prior[:, :, None] * world.available(np.arange(DAYS))
-    return open_today / open_today.sum(axis=-1, keepdims=True)
+        if first // BATCH not in left_out:
+            rng = generator(world.seed, "batch", first // BATCH)
+            yield _batch(world, people, ends, first, timestamps[first : first + BATCH], rng)
 
 
 def _batch(
@@ -135,12 +129,34 @@ def _batch(
     log_prior = np.where(available, np.log(world.prior[region, segment]), -np.inf)
     discrete = log_prior + column_log_likelihood(world.columns, codes)
     everything = discrete + log_likelihood(texts, world.texts)
-    session_id = _ids("s", np.arange(first, first + sessions))
-    return (
-        _sessions(session_id, user, timestamps, region, segment, codes, texts, lists.shuffled),
-        _impressions(session_id, lists),
-        _truth(session_id, intent, lists, posterior(discrete), posterior(everything)),
-    )
+    session_id, positions = _ids("s", np.arange(first, first + sessions)), world.rules.positions
+    table = {
+        "session_id": session_id,
+        "user_id": _ids("u", user),
+        "timestamp": pa.array(timestamps),
+        "region": words(REGIONS, region),
+        "split": words(list(SPLIT_OF_WEEK), days // 7),
+        "user_segment": words(SEGMENTS, segment),
+    }
+    for column in COLUMNS:
+        values = pa.array(column.values, pa.int16() if column.kind == "numeric" else STRING)
+        table[column.name] = values.take(pa.array(codes[column.name], mask=codes[column.name] < 0))
+    table |= {name: getattr(texts, name) for name in TEXT_COLUMNS} | {"shuffled": pa.array(lists.shuffled)}
+    impressions = {
+        "session_id": session_id.take(pa.array(np.repeat(np.arange(sessions), positions))),
+        "intent_id": words(INTENT_IDS, lists.candidates.ravel()),
+        "position": pa.array(np.tile(np.arange(positions, dtype=np.int16), sessions)),
+        "clicked": pa.array(lists.clicked.ravel().astype(np.int8)),
+        "propensity": pa.array(lists.propensity.ravel()),
+    }
+    truth = {
+        "session_id": session_id,
+        "intent_id": words(INTENT_IDS, intent),
+        "click_probability": _float_lists(lists.click_probability),
+        "posterior_discrete": _float_lists(posterior(discrete)),
+        "posterior": _float_lists(posterior(everything)),
+    }
+    return pa.table(table), pa.table(impressions), pa.table(truth)
 
 
 def _ids(letter: str, numbers: np.ndarray) -> pa.Array:
@@ -148,65 +164,6 @@ def _ids(letter: str, numbers: np.ndarray) -> pa.Array:
     return pc.binary_join_element_wise(pa.scalar(letter, STRING), digits, pa.scalar("", STRING))
 
 
-def column_values(column: Column, codes: np.ndarray) -> pa.Array:
-    """The column's values, null where missing: strings, or small integers if numeric."""
-    values = pa.array(column.values, pa.int16() if column.kind == "numeric" else STRING)
-    return values.take(pa.array(codes, mask=codes < 0))
-
-
-def _sessions(
-    session_id: pa.Array,
-    user: np.ndarray,
-    timestamps: np.ndarray,
-    region: np.ndarray,
-    segment: np.ndarray,
-    codes: dict[str, np.ndarray],
-    texts: Texts,
-    shuffled: np.ndarray,
-) -> pa.Table:
-    week = (timestamps - START) // (7 * DAY)
-    return pa.table(
-        {
-            "session_id": session_id,
-            "user_id": _ids("u", user),
-            "timestamp": pa.array(timestamps),
-            "region": words(REGIONS, region),
-            "split": words(list(SPLIT_OF_WEEK), week),
-            "user_segment": words(SEGMENTS, segment),
-            **{column.name: column_values(column, codes[column.name]) for column in COLUMNS},
-            **{name: getattr(texts, name) for name in TEXT_COLUMNS},
-            "shuffled": pa.array(shuffled),
-        }
-    )
-
-
-def _impressions(session_id: pa.Array, lists: ShownLists) -> pa.Table:
-    sessions, positions = lists.candidates.shape
-    return pa.table(
-        {
-            "session_id": session_id.take(pa.array(np.repeat(np.arange(sessions), positions))),
-            "intent_id": words(INTENT_IDS, lists.candidates.ravel()),
-            "position": pa.array(np.tile(np.arange(positions, dtype=np.int16), sessions)),
-            "clicked": pa.array(lists.clicked.ravel().astype(np.int8)),
-            "propensity": pa.array(lists.propensity.ravel()),
-        }
-    )
-
-
-def _truth(
-    session_id: pa.Array, intent: np.ndarray, lists: ShownLists, discrete: np.ndarray, everything: np.ndarray
-) -> pa.Table:
-    return pa.table(
-        {
-            "session_id": session_id,
-            "intent_id": words(INTENT_IDS, intent),
-            "click_probability": _rows(lists.click_probability),
-            "posterior_discrete": _rows(discrete),
-            "posterior": _rows(everything),
-        }
-    )
-
-
-def _rows(matrix: np.ndarray) -> pa.Array:
+def _float_lists(matrix: np.ndarray) -> pa.Array:
     offsets = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.astype(np.float32).ravel())).cast(PROBABILITIES)
