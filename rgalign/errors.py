@@ -1,4 +1,4 @@
-"""How errors are put into words: a Report of all that is wrong, counts of rows, safe reprs, near names."""
+"""How errors are worded: a Report of all that is wrong, counts of rows, safe reprs, near names."""
 
 import difflib
 import reprlib
@@ -23,7 +23,7 @@ Mask = np.ndarray | pa.ChunkedArray  # (rows,) bool
 
 
 def safe_repr(value: object, longest: int = LONGEST) -> str:
-    """A value that somebody gave, in at most `longest` characters; control characters of a string are escaped."""
+    """A given value in at most `longest` characters; control characters of a string are escaped."""
     if isinstance(value, str):
         text = repr(value[:longest])
     elif isinstance(value, list | tuple | dict):
@@ -106,7 +106,7 @@ def section_errors(
     """(dotted key, what was found and expected) of each value that a model of one section of YAML refuses.
 
     expected  key -> what its value must be, in words;  keys  all keys, in words
-    Where a key is unknown, no missing key is told: one of them was misspelt.
+    Where a key is unknown, no missing key is reported: one of them was misspelt.
     """
     try:
         model.model_validate(values)

@@ -221,7 +221,7 @@ def test_an_empty_column_of_any_type_is_missing(scorer, sessions):
 
 
 def test_what_check_refuses_is_refused_and_nothing_is_ranked_by_a_misread_time(scorer, sessions):
-    """Epoch numbers would be years before every intent: no row would come back. (The gate: tests/data/test_gate.py.)"""
+    """Epoch numbers would be years before every intent: no row would come back (tests/data/test_check_frame.py)."""
     kind = {kind: name for name, kind in scorer.kinds.items() if name in scorer.ranking.columns}
     seconds = sessions.timestamp.astype("datetime64[s]").astype("int64")
     for column, values, told in (

@@ -143,7 +143,7 @@ def log_inclusion(train_clicks: np.ndarray, sampled_negatives: dict = SAMPLED_NE
     drawn_by_popularity = 1 - np.exp(-rate[None, :] * _draw_times(rate, many, popularity)[:, None])  # (answer, intent)
     uniform = sampled_negatives["uniform"] / (others - popularity)
     drawn = drawn_by_popularity + (1 - drawn_by_popularity) * uniform
-    # An intent is not its own answer: take one member of its own group away.
+    # An intent is not its own answer: one member less in its group.
     chance = (rate * many)[:, None] - np.diag(rate)
     return np.log((chance * drawn).sum(axis=0) / chance.sum(axis=0))[member]
 
@@ -155,7 +155,7 @@ def kb_correction(train_clicks: np.ndarray, listed: np.ndarray, sampled_negative
     listed        (KB,) bool: a candidate in some list that the ranker learnt from
     The score of an intent that was in no list comes from the unknown rows, its words and its text. No log q of its own
     is in it, only what is typical of the listed ones: so it is corrected by their mean [C], which a constant for all
-    intents, changing no order, makes 0. Its own log q, that of an intent without clicks, would put it last: -4 nats.
+    intents, changing no order, makes 0. Its own log q, that of an intent without clicks, would rank it last: -4 nats.
     """
     log_q = log_inclusion(train_clicks, sampled_negatives)
     return np.where(listed, log_q - log_q[listed].mean(), 0.0) if listed.any() else np.zeros(len(log_q))

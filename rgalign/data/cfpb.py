@@ -73,9 +73,9 @@ def cfpb(path: str | Path, *, seed: int, day_first: bool | None = None) -> Datas
     kinds = {name: "categorical" for name in sessions.columns[5:] if name != "profile"} | {"profile": "text"}
     transcripts = None
     if rows["narrative"].ne("").any():
-        told = rows["narrative"].ne("").to_numpy(dtype=bool)
-        typed = {"session_id": sessions["session_id"], "typed_query": rows["narrative"]}
-        transcripts = pd.DataFrame(typed | {"intent_id": intents["intent_id"].to_numpy()[true_intent]})[told]
+        typed = rows["narrative"].ne("").to_numpy(dtype=bool)
+        columns = {"session_id": sessions["session_id"], "typed_query": rows["narrative"]}
+        transcripts = pd.DataFrame(columns | {"intent_id": intents["intent_id"].to_numpy()[true_intent]})[typed]
     meta = {
         "title": "CFPB consumer complaints",
         "what": f"A bank customer's profile and product; rank the reason for her complaint. {len(intents)} reasons.",
@@ -140,7 +140,7 @@ def _cfpb_intents(rows: pd.DataFrame, title: pd.Series, in_train: np.ndarray) ->
 
 
 def digests(values: pd.Series, length: int) -> pd.Series:
-    """First hex digits of the SHA-1, as the published tables have them: customer ids become ids of nobody."""
+    """First hex digits of the SHA-1, as the published tables have them: they do not show customer ids."""
     return values.map(lambda value: hashlib.sha1(value.encode()).hexdigest()[:length])
 
 

@@ -162,7 +162,7 @@ def _check_clicks(report: Report, source: Source, session: np.ndarray, clicked: 
         report.note_rows("impressions", (shown > 0) & one_class, verb, then, "session")
     keys = ("impressions.session_id", "impressions.clicked")
     if source.parts is None or any(where in keys for where, _ in report.errors):
-        return  # what follows from an error already told is none of its own
+        return  # it would follow from an error that is already in the report
     both = (clicks > 0) & (clicks < shown)
     hint = "; a log of clicks alone needs sampled negatives: docs/own-logs.md" if (clicks == shown).all() else ""
     for number, name in enumerate(SPLITS):

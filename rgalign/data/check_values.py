@@ -77,7 +77,7 @@ class Source:
     meta: dict
     ids: dict[str, pa.Array] = field(default_factory=dict)  # table -> its key column, where readable
     parts: np.ndarray | None = None  # (sessions,) index in SPLITS of each session's split, where the splits are right
-    shown: np.ndarray | None = None  # (sessions,) impressions of each session, where they can be told
+    shown: np.ndarray | None = None  # (sessions,) impressions of each session, where they can be counted
 
     def has(self, table: str, column: str) -> bool:
         """True where this column can be checked."""
@@ -89,7 +89,7 @@ class Source:
         if not self.has(table, column):
             return None
         (values,) = found
-        # of whatever type: a column without a value has none of its own (check_columns lets it pass)
+        # a column without a value may have any type (check_columns)
         return pa.chunked_array([pa.nulls(len(values))]) if 0 < len(values) == values.null_count else values
 
     def pieces(self, report: Report, table: str, column: str, rows: int | None = None) -> Iterator[pa.Array]:
@@ -282,7 +282,7 @@ def _check_split(report: Report, split: pa.ChunkedArray) -> bool:
 def _check_split_by_time(report: Report, source: Source, keys: pa.Table) -> None:
     ruled = "time_split" in source.meta
     if ruled and splitting.rule_errors(source.meta["time_split"]):
-        return  # an error of dataset.yaml, told with its key
+        return  # an error of dataset.yaml, in the report with its key
     try:
         source.parts = _part_codes(splitting.resolve(to_frame(keys), source.meta))
     except ValueError as error:

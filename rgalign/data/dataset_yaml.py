@@ -88,7 +88,7 @@ SAMPLED_KEYS = dict.fromkeys(("popularity", "uniform"), "a whole number from 0")
 
 
 class SimulatedWorld(BaseModel):
-    """Which world drew the data: without it truth.parquet cannot be judged."""
+    """Which world drew the data: without it truth.parquet cannot be checked."""
 
     version: Any = Field(None, validate_default=True)
     seed: Annotated[int, Field(strict=True, ge=0)] = Field(None, validate_default=True)

@@ -139,7 +139,7 @@ def fit_space(
     max_history   values of a history that count, the last ones; its length counts them all
     sample        rows that quantiles are taken from: exact up to here, beyond it a sample drawn with `seed`
     An intent that was never clicked in train gets no id of its own: its embedding would stay as it was initialised, or
-    learn "never clicked", which is false the day the intent is new. It is told apart by its text and category; a
+    learn "never clicked", which is false the day the intent is new. Its text and category distinguish it; a
     category counts as seen when one of its intents was clicked.
     Raises ValueError for an unknown name in `drop`, a column that is not there, a session that is not of train, an
     impression of another session.
@@ -242,7 +242,7 @@ def _edges(values: np.ndarray, bins: int) -> tuple[float, ...] | None:
 
 
 def _vocabulary(counts: Counter, min_count: int) -> tuple[str, ...]:
-    """By falling count, then by name: the same whatever the order of the batches. What is empty (None) is no value."""
+    """By falling count, then by name: the same whatever the order of the batches. Empty (None) is not a value."""
     frequent = [(-count, value) for value, count in counts.items() if count >= min_count and value is not None]
     return tuple(value for _, value in sorted(frequent))
 

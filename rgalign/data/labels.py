@@ -53,7 +53,7 @@ def export_sheet(
     A cell that a spreadsheet would take for a formula gets an apostrophe in front. Of a long feature LONGEST_VALUE
     characters are shown, of a session and of a text of the KB LONGEST_CELL; ' [...]' says that there is more.
     Raises LabelError for another suffix and unknown columns (all of them), FileExistsError where a file is there
-    already: it may hold somebody's labels.
+    already: it may hold labels.
     """
     path = Path(path)
     kb = path.with_name(f"{path.stem}_intents.csv")

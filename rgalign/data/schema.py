@@ -107,7 +107,7 @@ def feature_kinds(folder: str | Path) -> dict[str, str]:
 def types_of_text(table: str, kinds: dict[str, str]) -> dict[str, pa.DataType]:
     """Column -> type that text is read as where text is all there is (a partition's path); others stay strings.
 
-    A list or a map has no spelling there: it stays a string, which `check` refuses.
+    A list or a map cannot be written there: it stays a string, which is an error of `check`.
     """
     types = dict(known_columns(table, kinds))
     types |= {name: pa.float64() for name, kind in kinds.items() if table == "sessions" and kind == "numeric"}

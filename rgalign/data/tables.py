@@ -110,7 +110,7 @@ def excerpt(
     whole_lists: bool = False,
 ) -> Dataset:
     """`read` for a run's own tables, with no more in memory than a stage uses. They are not checked again: notebook 01
-    did, and `open_stage` refuses what was altered since.
+    did, and `open_stage` raises for what was altered since.
 
     columns      of the sessions, see `read`
     whole_lists  False: of the impressions those that were clicked. The encoded lists (data.shards) have all of them
@@ -124,7 +124,7 @@ def excerpt(
 
 
 def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The sessions of these ids in their order, of whatever split; `check` comes before it. columns: see `read`.
+    """The sessions of these ids in their order, of any split; `check` comes before it. columns: see `read`.
 
     They are taken from the file batch by batch. Raises KeyError where one is not there.
     """

@@ -13,7 +13,7 @@ CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=q
 THOUGHT = re.compile(r"[<\[]\|?(?P<end>/|end_of_)?(?:begin_of_)?[\w:]*(?:think|thought|reasoning)\w*\|?[>\]]", re.I)
 # The names under which public templates have the switch; a template that knows neither leaves them unread.
 NO_THINKING = {"enable_thinking": False, "thinking": False}
-MEND = "put a template that does into chat_template.jinja beside the tokenizer, or take the template out"
+MEND = "write a template that does into chat_template.jinja beside the tokenizer, or remove the template"
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def _split(tokenizer, template: str) -> tuple[str, str, list[dict]]:
                 continue
             if text.count(USER) == 1 and "'type': 'text'" not in text:  # a list that was printed
                 return *text.split(USER), turns
-            errors.append(f"it puts the user's words {text.count(USER)} times, expected once")
-    raise ValueError(f"the chat template cannot put one turn of a user ({errors[0]}): {MEND}")
+            errors.append(f"it renders the user's words {text.count(USER)} times, expected once")
+    raise ValueError(f"the chat template cannot render one turn of a user ({errors[0]}): {MEND}")
 
 
 def _answered(tokenizer, template: str, turns: Sequence[dict]) -> tuple[str, str]:
@@ -122,7 +122,7 @@ def _closed(tokenizer, opening: str, mark: str) -> str:
             f"the chat template opens a thought ({mark}) and the tokenizer has no {close} to close it: {MEND}"
         )
     logger.warning(
-        "the chat template opens a thought (%s) whatever it is told: it is closed in the prompt (%s), so that the "
+        "the chat template opens a thought (%s) although thinking is off: it is closed in the prompt (%s), so that the "
         "query is no thought. An edition of the model that answers without thinking may write better queries.",
         mark,
         close,

@@ -206,7 +206,7 @@ def examination(rules: Rules) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class TextTables:
-    """What the texts are drawn from: P(told | intent), P(page | intent) (KB, KB), P(item kind | object)."""
+    """What the texts are drawn from: P(mentioned | intent), P(page | intent) (KB, KB), P(item kind | object)."""
 
     active: np.ndarray
     page: np.ndarray

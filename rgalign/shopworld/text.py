@@ -145,7 +145,7 @@ def _worded(clause: dict[str, np.ndarray], grammar: str, choices: dict) -> pa.Ar
 
 def log_likelihood(texts: Texts, tables: TextTables) -> np.ndarray:
     """log P(texts | intent), up to what no intent changes: (sessions, KB)."""
-    told = np.log(tables.active.T)[texts.active]
+    mentioned = np.log(tables.active.T)[texts.active]
     item = np.log(tables.item.T[:, OBJECT])[texts.item]
     opened = np.vstack([np.log(tables.page.T), np.zeros(KB)])[texts.page]  # the last row, -1, is for no page
-    return told + item + opened
+    return mentioned + item + opened

@@ -31,7 +31,7 @@ def _values(written: list[str]) -> tuple[str, ...]:
 
 
 def _columns(read: dict) -> tuple[Column, ...]:
-    """All drawn columns, informative groups first. Every third column has gaps, whatever the session is about."""
+    """All drawn columns, informative groups first. Every third column has gaps, independent of the session."""
     found: list[tuple[str, str, str, tuple]] = []
     for group, columns in read["categorical"].items():
         found += [(name, "categorical", group, _values(values.split())) for name, values in columns.items()]

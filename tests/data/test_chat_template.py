@@ -81,7 +81,7 @@ def test_a_thought_is_closed_as_the_template_itself_does_for_an_answer(caplog):
 def test_a_thought_that_the_tokenizer_cannot_close_is_refused():
     tokenizer = pretrained(THINKS.replace("<think>", "<thinking>"))
     tokenizer.add_tokens(["<thinking>"])
-    with pytest.raises(ValueError, match="no </thinking> to close it: put a template"):
+    with pytest.raises(ValueError, match="no </thinking> to close it: write a template"):
         chat_template.frame(tokenizer)
 
 

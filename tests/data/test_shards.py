@@ -1,6 +1,8 @@
-"""Encoded lists on disk, and a folder encoded in batches: the same bytes as in memory."""
+"""Encoding a folder batch by batch gives what encoding it whole gives; shards on disk."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rgalign.data import shards, tables
 from rgalign.data.encode import encode_intents, encode_lists
 from rgalign.data.features import _Sample, fit_space
 from rgalign.data.lists import Lists, concat_lists
@@ -25,6 +28,7 @@ from rgalign.data.shards import (
 )
 from rgalign.data.split import development_users
 from rgalign.run.artifacts import digest
+from rgalign.shopworld import world
 
 KINDS = {"state": "categorical", "plan": "categorical", "orders": "numeric", "recent": "history", "note": "text"}
 DEVELOPMENT = partial(development_users, share=0.3, seed=1)
@@ -229,3 +233,20 @@ def test_public_data_encodes_to_what_its_tables_say(public_data, tmp_path):
         shown = table.loc[[lists.session_id[row]]]
         assert intents.intent_id[lists.candidates[row].numpy()].tolist() == shown["intent_id"].tolist()
         assert lists.clicked[row].int().tolist() == shown["clicked"].tolist()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="Linux tells what is mapped")
+def test_lists_of_one_shard_are_mapped_and_those_of_several_are_the_same(tmp_path):
+    tables.write(world.generate(seed=1, sessions=400, users=60, transcripts=0), tmp_path / "shop")
+    development = lambda users: development_users(users, share=0.2, seed=0)  # noqa: E731
+    space = shards.fit_folder(tmp_path / "shop", development=development)
+    for name, size in {"one": 10_000, "many": 50}.items():
+        shards.encode_folder(space, tmp_path / "shop", tmp_path / name, development=development, lists_per_shard=size)
+    mapped, whole = (shards.load_lists(tmp_path / name, "train") for name in ("one", "many"))
+    held = re.findall(r"(\S+\.safetensors)$", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    assert str(tmp_path / "one" / "train-00000.safetensors") in held
+    assert not [path for path in held if "/many/" in path]
+    assert (mapped.candidates == whole.candidates).all()
+    assert (mapped.fields == whole.fields).all()
+    assert (mapped.words.values == whole.words.values).all()
+    assert (mapped.take([3, 1]).clicked == whole.take([3, 1]).clicked).all()

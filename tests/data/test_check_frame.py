@@ -1,4 +1,4 @@
-"""Rows that come as a frame are judged as a folder's tables are: one gate."""
+"""Rows in a frame are checked as a folder's tables are."""
 
 import datetime
 
@@ -16,12 +16,12 @@ from rgalign.data.tables import check
 
 KINDS = good_meta()["features"]
 NEEDED = ["session_id", *KINDS]
-JUDGED = [f"sessions.{column}" for column in (*NEEDED, "timestamp")]
+CHECKED = [f"sessions.{column}" for column in (*NEEDED, "timestamp")]
 OF_BOTH = "mixed zones"  # of sessions and intents together, which a frame alone cannot tell
 
 
 def of_columns(faults):
-    return sorted((where, as_stored(what)) for where, what in faults if where in JUDGED)
+    return sorted((where, as_stored(what)) for where, what in faults if where in CHECKED)
 
 
 def as_stored(what: str) -> str:
@@ -90,7 +90,7 @@ def test_a_column_is_sound_in_a_frame_where_it_is_in_a_folder(tmp_path, name):
     report, found = check_frame(frame, "sessions", NEEDED, kinds=KINDS)
     tables = good_tables() | {"sessions": pa.Table.from_pandas(frame, preserve_index=False)}
     if column == "session_id":  # whose rows the other tables name
-        in_folder = [what for where, what in check(write_raw(tmp_path, tables, good_meta())).errors if where in JUDGED]
+        in_folder = [what for where, what in check(write_raw(tmp_path, tables, good_meta())).errors if where in CHECKED]
     else:
         tables["intents"] = replaced(tables["intents"], "valid_from", pa.nulls(4, pa.timestamp("us")))
         in_folder = [what for _, what in check(write_raw(tmp_path, tables, good_meta())).errors]
