@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from rgalign.data import split as splitting
-from rgalign.data.checks import Report, check
+from rgalign.data.checks import check
 from rgalign.data.schema import (
-    KINDS,
     NEEDED_TABLES,
     REQUIRED,
     SPLITS,
@@ -36,11 +35,6 @@ from rgalign.data.schema import (
     typed_batches,
 )
 from rgalign.run.artifacts import atomic
-
-__all__ = [
-    "KINDS", "Dataset", "Report", "TableError", "check", "checked", "copy", "excerpt", "head", "read", "sessions",
-    "write",
-]  # fmt: skip
 
 ROW_GROUP = 131_072  # rows; fixed, so that the same tables give the same bytes
 ROWS_AT_ONCE = 2**20  # rows looked up together: each look-up hashes all session ids again
