@@ -25,7 +25,7 @@ from benchmarks.tuning import Clock
 from rgalign.alignment.sft import sft
 from rgalign.commands.estimate import model_size
 from rgalign.data.lists import Lists, with_queries, with_texts
-from rgalign.params_schema import Lora, Sft
+from rgalign.params_schema import Lora, RankerSettings, Sft
 from rgalign.ranker.fit import fit
 from rgalign.ranker.losses import listnet_kl
 from rgalign.ranker.train import Parts, build
@@ -144,12 +144,11 @@ def _ranker(
     Bytes: what the forward pass keeps for the backward pass, written once and read once.
     """
     parts = _with_random_vectors(parts, width, lists, seed)
-    model = build("qe_rec", parts, {}, positions=0, seed=seed)
+    settings = RankerSettings(epochs=2, patience=2, lists_per_batch=lists_per_step)
+    model = build("qe_rec", parts, settings, positions=0, seed=seed)
     kept = _bytes_kept(model, parts, min(1024, len(parts.train)), device)
-    fitted = fit(
-        model, parts.train, parts.dev, parts.intents, seed=seed, loss=listnet_kl(0.2), epochs=2, patience=2,
-        lists_per_batch=lists_per_step, accelerator=Accelerator(cpu=device == "cpu"), progress=False,
-    )  # fmt: skip
+    learnt, how = (parts.train, parts.dev, parts.intents, settings), {"accelerator": Accelerator(cpu=device == "cpu")}
+    fitted = fit(model, *learnt, seed=seed, loss=model.loss(settings), progress=False, **how)
     ours = len(parts.train) / fitted.curve["seconds"].iloc[-1]
     name = f"QE-Rec, {lists_per_step:,} lists a step, vectors of {width:,}"
     return row(name, COPY, str(torch.__version__), ours, bandwidth / (2 * kept), "lists/s", None)

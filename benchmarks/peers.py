@@ -24,9 +24,10 @@ from torch import Tensor
 from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc, gauc_of_lists, group_auc, ndcg_at
-from rgalign.ranker.fit import fit, score
+from rgalign.params_schema import RankerSettings
+from rgalign.ranker.fit import fit, gauc_of
 from rgalign.ranker.launched import alone
-from rgalign.ranker.two_tower import TwoTower, TwoTowerConfig
+from rgalign.ranker.towers import TwoTower, TwoTowerConfig
 from rgalign.seeding import seeded
 
 COLUMNS = ("name", "peer", "peer_version", "ours", "theirs", "unit", "ratio", "equal")
@@ -175,16 +176,20 @@ class _Trained:
 
 def _two_tower(task: _Task, epochs: int, learning_rate: float) -> _Trained:
     space = task.space
-    vocabulary = (space.field_sizes, (), space.word_buckets, space.intent_ids_size, space.category_size)
-    sizes = {"embedding_dim": task.embedding_dim, "attention_layers": 1, "heads": 1, "experts": 4, "dim": 32}
-    model = TwoTower(TwoTowerConfig(*vocabulary, 0, False, **sizes), seed=task.seed)
-    settings: dict = {"epochs": epochs, "patience": epochs, "lists_per_batch": task.lists_per_batch, "seed": task.seed}
-    settings |= {"learning_rate": learning_rate, "progress": False}
+    settings = RankerSettings(
+        epochs=epochs, patience=epochs, lists_per_batch=task.lists_per_batch, learning_rate=learning_rate,
+        embedding_dim=task.embedding_dim, attention_layers=1, heads=1, experts=4, dim=32,
+    )  # fmt: skip
+    config = TwoTowerConfig.of(
+        settings, field_sizes=space.field_sizes, history_sizes=(), word_buckets=space.word_buckets,
+        intent_ids=space.intent_ids_size, categories=space.category_size, positions=0, text=False, query_dim=0,
+    )  # fmt: skip
+    model, how = TwoTower(config, seed=task.seed), {"seed": task.seed, "progress": False}
     with alone() as accelerator:
-        fitted = fit(model, task.train, task.dev, task.intents, accelerator=accelerator, **settings)
-    judging, dev_gauc = _seconds(lambda: _gauc_of(task.dev, score(model, task.dev, task.intents)))
+        fitted = fit(model, task.train, task.dev, task.intents, settings, accelerator=accelerator, **how)
+    judging, dev_gauc = _seconds(lambda: gauc_of(model, task.dev, task.intents).value)
     epochs_run, spent = len(fitted.curve), fitted.curve["seconds"].sum()
-    gauc_on_valid = _gauc_of(task.valid, score(model, task.valid, task.intents))
+    gauc_on_valid = gauc_of(model, task.valid, task.intents).value
     return _Trained(dev_gauc, gauc_on_valid, spent - epochs_run * judging, epochs_run * int(task.train.shown.sum()))
 
 

@@ -77,6 +77,7 @@ def measure_one(folder: Path, size: int, *, lists: int, threads: int) -> list[di
     import torch
 
     from rgalign.data import shards, split
+    from rgalign.params_schema import RankerSettings
     from rgalign.ranker.train import Parts, build
     from rgalign.shopworld.shards import write_world
 
@@ -108,7 +109,7 @@ def measure_one(folder: Path, size: int, *, lists: int, threads: int) -> list[di
                   lambda found: sum(map(len, found.values())))  # fmt: skip
     intents = shards.load_intents(encoded)
     seen = Parts(space, intents, parts["train"], parts["dev"], parts["valid"])
-    model = build("two_tower", seen, {}, positions=seen.train.candidates.shape[1], seed=0)
+    model = build("two_tower", seen, RankerSettings(), positions=seen.train.candidates.shape[1], seed=0)
     timed("train", lambda: _trained(model, seen, lists), lambda went_over: went_over)
     timed("evaluate", lambda: _judged(model, parts["test"], intents), len)
     return rows
@@ -118,11 +119,12 @@ def _trained(model, parts, most: int) -> int:
     """One epoch over at most so many lists with a click; returns how many it was."""
     import torch
 
+    from rgalign.params_schema import RankerSettings
     from rgalign.ranker.fit import fit, with_click
 
     own = with_click(parts.train.take(torch.arange(min(most, len(parts.train)))))
     dev = parts.dev.take(torch.arange(min(DEV, len(parts.dev))))
-    fit(model, own, dev, parts.intents, seed=0, epochs=1, progress=False, **SETTINGS)
+    fit(model, own, dev, parts.intents, RankerSettings(epochs=1, **SETTINGS), seed=0, progress=False)
     return len(own)
 
 

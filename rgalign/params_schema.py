@@ -5,7 +5,7 @@
 
 import shlex
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from rgalign.ranker.variants import RANKERS
 
 # What the rooms of a params file are built of.
 
@@ -55,24 +57,8 @@ class Room(BaseModel):
 
 # The params of the rankers: which are trained, with what, and the search for their settings.
 
-RankerName = Literal[  # rankers that can be trained (ranker/variants.py); with a slash: controls
-    "two_tower",
-    "two_tower_text",
-    "two_tower_text/lm_features",
-    "two_tower_text/chats",
-    "three_tower_no_query",
-    "qe_rec",
-    "qe_rec/no_words",
-    "qe_rec/prompt",
-    "qe_rec/prompt_query",
-    "qe_rec/random_lm",
-    "qe_rec/no_text",
-    "qe_rec/kb_lm",
-    "qe_rec/lsa",
-    "qe_rec/constant_query",
-    "qe_rec/shuffled_query",
-]
-RANKERS = get_args(RankerName)
+RANKER_NAMES = tuple(name for name, ranker in RANKERS.items() if ranker.in_params)  # with a slash: controls
+RankerName = Literal[*RANKER_NAMES]
 CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
 
 
@@ -142,7 +128,7 @@ class Ranker(RankerSettings):
         """Only what was set: the rest keeps following the shared settings when the params are read back."""
         return {name: own.model_dump(exclude_unset=True) for name, own in tuned.items()}
 
-    def settings(self) -> dict[str, dict[str, Any]]:
+    def settings(self) -> dict[str, RankerSettings]:
         """model -> all it is built and trained with: the shared settings, under its parent's, under its own.
 
         A control (qe_rec/no_text) has its parent's settings (qe_rec): they differ in what is controlled alone.
@@ -150,7 +136,7 @@ class Ranker(RankerSettings):
         shared = self.model_dump(include=set(RankerSettings.model_fields))
         tuned = self.model_dump()["tuned"]
         own = {name: {**tuned.get(name.split("/")[0], {}), **tuned.get(name, {})} for name in self.models}
-        return {name: {**shared, **own[name]} for name in self.models}
+        return {name: RankerSettings.model_construct(**{**shared, **own[name]}) for name in self.models}
 
 
 # The params of ranking-guided alignment (METHOD.md 2.3): notebooks 04 to 08.

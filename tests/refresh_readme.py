@@ -22,7 +22,7 @@ from rgalign.commands.study import STEPS
 from rgalign.evaluation.comparisons import MIN_WORLDS, comparisons_over_worlds, holm, verdict
 from rgalign.evaluation.results import MODELS
 from rgalign.params import ROOT, load
-from rgalign.ranker.variants import VARIANTS, pairs
+from rgalign.ranker.variants import RANKERS, pairs
 from rgalign.run.artifacts import write_text
 
 PUBLISHED = ROOT / "outputs" / "published"
@@ -132,7 +132,7 @@ def study_table() -> str:
         f"| model | GAUC | Recall@3 | {' | '.join(worlds)} | error removed | to |",
         "|---" * (5 + len(worlds)) + "|",
     ]
-    for model, against in pairs([name for name in VARIANTS if name in means.index]):
+    for model, against in pairs([name for name in RANKERS if name in means.index]):
         rows = [_row(compared, model, "all", against) for compared in found]
         removed = 100 * sum(row.relative for row in rows) / len(rows)
         cells = [f"{means.loc[model, 'gauc']:.4f}", f"{means.loc[model, 'recall@3']:.3f}", *map(_interval, rows)]
@@ -241,7 +241,7 @@ def controls_table() -> str:
     names = [run.removesuffix("-controls") for run in CONTROLS]
     lines = [f"| model | {' | '.join(names)} | to |", "|---" * (2 + len(names)) + "|"]
     known = set.intersection(*(set(compared["model"]) for compared in found.values()))
-    for model, against in pairs([name for name in VARIANTS if name in known]):
+    for model, against in pairs([name for name in RANKERS if name in known]):
         cells = [_interval(_row(compared, model, "all", against)) for compared in found.values()]
         lines.append(f"| {' | '.join([MODELS[model], *cells])} | {MODELS[against]} |")
     return "\n".join(lines)

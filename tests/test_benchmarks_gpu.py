@@ -8,6 +8,7 @@ import torch
 from benchmarks import embedding, gpu, peers
 from rgalign.data.encode import encode_intents, encode_lists
 from rgalign.data.features import fit_space
+from rgalign.params_schema import RankerSettings
 from rgalign.ranker.train import Parts, build
 from rgalign.shopworld import world
 
@@ -69,9 +70,9 @@ def test_prompts_share_the_instruction_and_have_the_lengths_asked_for(task):
 
 def test_bytes_kept_are_those_of_the_saved_tensors(parts):
     many = gpu._with_random_vectors(parts, 8, 64, seed=0)
-    few = gpu._bytes_kept(build("qe_rec", many, {}, seed=0), many, 32, "cpu")
+    few = gpu._bytes_kept(build("qe_rec", many, RankerSettings(), seed=0), many, 32, "cpu")
     assert few > 89 * 8 * 4  # at the least the embedded fields themselves, float32
-    more = gpu._bytes_kept(build("qe_rec", many, {"embedding_dim": 32}, seed=0), many, 32, "cpu")
+    more = gpu._bytes_kept(build("qe_rec", many, RankerSettings(embedding_dim=32), seed=0), many, 32, "cpu")
     assert more > 2 * few
 
 

@@ -20,10 +20,9 @@ from rgalign.evaluation import metrics, off_policy
 from rgalign.evaluation.bootstrap import over_worlds
 from rgalign.experiment import ab_test
 from rgalign.params import ROOT
-from rgalign.params_schema import Dpo
+from rgalign.params_schema import Dpo, RankerSettings
 from rgalign.ranker.losses import listnet_kl, listnet_loss
-from rgalign.ranker.three_tower import Branches, ThreeTower, ThreeTowerConfig
-from rgalign.ranker.two_tower import TwoTower, TwoTowerConfig
+from rgalign.ranker.towers import Branches, ThreeTower, ThreeTowerConfig, TwoTower, TwoTowerConfig
 from rgalign.reasoner.pretrain import ahead_loss, next_token_loss
 
 DISPLAYED = defaultdict(list)  # notebook -> formulae that a test of this file works out
@@ -82,7 +81,7 @@ def linear(weight: np.ndarray) -> nn.Linear:
     r"s(x, i) = \frac{u(x) \cdot v(i)}{\sqrt d} + b_i \;\;(+\; p_k \text{ while training}),",
 )
 def test_two_tower():
-    ranker = TwoTower(TwoTowerConfig(**SMALL | {"id_dropout": 0.0, "dropout": 0.0}))
+    ranker = TwoTower(TwoTowerConfig.of(RankerSettings(id_dropout=0, dropout=0), **SMALL))
     lists, intents = make_lists("train", 4, seed=0), make_query_intents()
     with torch.no_grad():
         ranker.position.copy_(torch.linspace(1, -1, len(ranker.position)))
@@ -126,7 +125,9 @@ def test_listnet():
 )
 @pytest.mark.parametrize("form", ["list", "kb"])
 def test_reward(form):
-    ranker = ThreeTower(ThreeTowerConfig(**SMALL, query_dim=QUERY_DIM, query_hidden=8, interaction_hidden=8)).eval()
+    ranker = ThreeTower(
+        ThreeTowerConfig.of(RankerSettings(query_hidden=8, interaction_hidden=8), **SMALL | {"query_dim": QUERY_DIM})
+    ).eval()
     lists, intents = make_query_lists("train", 5, seed=2), make_query_intents()
     null = torch.zeros(QUERY_DIM, dtype=torch.float16)
     with torch.no_grad():

@@ -87,6 +87,7 @@ ORDER = [
     "__main__",
 ]
 UPWARDS = {  # what may nevertheless be imported from further on
+    ("params_schema.py", "ranker.variants"),  # the list of rankers, which imports nothing
     ("data/sources.py", "shopworld"),  # the registry of sources, which lists the simulator among them
     ("data/dataset_yaml.py", "shopworld"),  # the simulator's own section of dataset.yaml
     ("ranker/fit.py", "evaluation.metrics"),  # numpy alone

@@ -1,9 +1,9 @@
 """The params schema: what is refused, how it is said, and that shipped files are valid."""
 
 import dataclasses
-import inspect
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -20,10 +20,10 @@ from rgalign.params import (
     parse_assignments,
     shipped_files,
 )
-from rgalign.params_schema import CORE_RANKERS, RANKERS, Params, RankerSettings
-from rgalign.ranker.fit import fit
-from rgalign.ranker.three_tower import ThreeTowerConfig
-from rgalign.ranker.variants import VARIANTS
+from rgalign.params_schema import CORE_RANKERS, RANKER_NAMES, Params, RankerSettings
+from rgalign.ranker.store import ARCHITECTURES
+from rgalign.ranker.towers import INTERACTIONS
+from rgalign.ranker.variants import RANKERS
 from rgalign.report.plots import MODEL_STYLE
 
 SHIPPED = shipped_files()
@@ -268,28 +268,29 @@ def test_an_override_that_a_tuned_value_would_overrule_is_refused():
         load("params/cfpb2014.yaml", {"ranker.dropout": 0})
     assert load("params/cfpb2014.yaml", {"ranker.dropout": 0, "ranker.tuned": {}}).ranker.dropout == 0
     own = load("params/cfpb2014.yaml", {"ranker.tuned.two_tower.dropout": 0}).ranker.settings()
-    assert (own["two_tower"]["dropout"], own["two_tower_text"]["dropout"]) == (0, 0.5)
+    assert (own["two_tower"].dropout, own["two_tower_text"].dropout) == (0, 0.5)
 
 
 def test_tuned_settings_lie_over_the_shared_ones_and_are_checked_like_them():
     params = check({"ranker": {"epochs": 3, "tuned": {"two_tower": {"dim": 4}}}})
-    assert params.ranker.settings()["two_tower"] == {**params.ranker.settings()["two_tower_text"], "dim": 4}
-    assert check(yaml.safe_load(dump(params))).ranker.settings() == params.ranker.settings()
+    own = params.ranker.settings()
+    assert own["two_tower"] == own["two_tower_text"].model_copy(update={"dim": 4})
+    assert check(yaml.safe_load(dump(params))).ranker.settings() == own
     with pytest.raises(ParamsError, match=r"two_tower\.dropuot +is not a parameter; did you mean ranker\.dropout"):
         check({"ranker": {"tuned": {"two_tower": {"dropuot": 0.1}}}})
     with pytest.raises(ParamsError, match=r"'two_tower', 'two_tower_text'"):
         check({"ranker": {"tuned": {"one_tower": {}}}})
 
 
-def test_rankers_and_their_defaults_are_the_same_wherever_they_are_named():
-    """The schema, the towers and the training loop each state them, since a lower room cannot read a higher one."""
-    defaults = RankerSettings().model_dump()
-    shape = {f.name: f.default for f in dataclasses.fields(ThreeTowerConfig) if f.default is not dataclasses.MISSING}
-    shape.pop("query_dim")  # the reasoner's, no setting
-    loop = {n: p.default for n, p in inspect.signature(fit).parameters.items() if n in defaults}
-    chats = {"chat_epochs": 4, "chat_learning_rate": 2e-3, "chat_temperature": 1.0}  # the schema alone states these
-    assert {**shape, **loop, "kl_weight": 0.2, **chats} == defaults
-    assert tuple(name for name in VARIANTS if name != "rgalign_rec") == RANKERS  # which notebook 08 trains
+def test_rankers_and_their_settings_are_the_same_wherever_they_are_named():
+    assert RankerSettings.model_fields["interaction"].annotation == Literal[*INTERACTIONS]
+    shape = {field.name for kind in ARCHITECTURES.values() for field in dataclasses.fields(kind.Config)}
+    assert {*RankerSettings.model_fields} - shape == {
+        *("learning_rate", "weight_decay", "epochs", "patience", "lists_per_batch", "kl_weight"),
+        *("chat_epochs", "chat_learning_rate", "chat_temperature"),
+    }, "what does not shape a ranker is of its training"
+    assert {ranker.architecture for ranker in RANKERS.values()} == {*ARCHITECTURES}
+    assert tuple(name for name in RANKERS if name != "rgalign_rec") == RANKER_NAMES  # which notebook 08 trains
     assert set(RANKERS) < set(MODELS)
     assert set(CORE_RANKERS) < set(MODEL_STYLE) < set(MODELS)
 

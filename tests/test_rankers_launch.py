@@ -43,7 +43,7 @@ sys.exit(status)
 def train(context, folder: Path, launcher: str | None, **changes) -> pd.DataFrame:
     """MODELS, each with two seeds, into folder/rankers; returns their curves."""
     wanted = small_run.small({"ranker.models": MODELS, "alignment.loop.rounds": 0}).ranker.settings()
-    settings = {name: own | changes for name, own in wanted.items()}
+    settings = {name: own.model_copy(update=changes) for name, own in wanted.items()}
     read = {"embeddings": context.run / "tables" / "embeddings", "seed": 7}
     launch = launched.Launch(launcher, folder / "job", context.run / "tables" / "encoded", **read)
     parts = rankers.load_parts(launch.encoded)

@@ -30,15 +30,14 @@ from rgalign.alignment.sft import train_sft
 from rgalign.data import vectors
 from rgalign.data.lists import QueryIntents, QueryLists
 from rgalign.data.vectors import Vectors
-from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.params_schema import Contrastive
 from rgalign.ranker import launched, store
-from rgalign.ranker.fit import Loss, score
+from rgalign.ranker.fit import gauc_of
 from rgalign.ranker.launched import Launch
-from rgalign.ranker.three_tower import ThreeTower
+from rgalign.ranker.losses import Loss
+from rgalign.ranker.towers import ThreeTower, set_whitening
 from rgalign.ranker.train import loss_of
-from rgalign.ranker.two_tower import set_whitening
-from rgalign.ranker.variants import VARIANTS
+from rgalign.ranker.variants import RANKERS
 from rgalign.reasoner.batches import Rows, right_padded
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.trainer import Schedule, Setup, Task, fit
@@ -179,14 +178,14 @@ def _train_rankers(
     context: Context, embeddings: Path, folder: Path, work: Path, *, refit_whitening: bool
 ) -> pd.DataFrame:
     """Train the context's rankers on these vectors, by alignment.loop, into folder/seed-<seed>. Returns curves."""
-    own, settings = context.params.alignment.loop, dict(context.settings)
+    own, settings = context.params.alignment.loop, context.settings
     moved = context.reading(embeddings, context.rankers_folder)
     if own.ranker == "frozen":
         for seed, model in (whitened(moved) if refit_whitening else moved).rankers.items():
             store.save(folder / f"seed-{seed}", model)
         return pd.DataFrame([{**FROZEN_ROW, "seed": seed} for seed in moved.rankers])
     if own.ranker == "warm":
-        settings |= {"learning_rate": own.learning_rate, "patience": own.patience}
+        settings = settings.model_copy(update={"learning_rate": own.learning_rate, "patience": own.patience})
     job = work / "rankers"
     launch = Launch(
         context.recipe.launcher,
@@ -196,7 +195,7 @@ def _train_rankers(
         seed=context.params.reasoner.seed,
     )
     if launch.launcher:  # its processes look for vectors by the variant's name
-        shutil.copytree(embeddings, launch.embeddings / str(VARIANTS[RGALIGN_REC].vectors), dirs_exist_ok=True)
+        shutil.copytree(embeddings, launch.embeddings / str(RANKERS[RGALIGN_REC].vectors), dirs_exist_ok=True)
     with atomic(folder) as temporary:
         curves = launched.train(
             {RGALIGN_REC: settings},
@@ -225,13 +224,11 @@ def whitened(context: Context) -> Context:
 
 def gauc(context: Context) -> dict[str, float]:
     """dev and valid: GAUC of the context's rankers on its vectors, mean over their seeds."""
-    found = {}
-    for name in ("dev", "valid"):
-        lists = getattr(context.parts, name)
-        clicked, shown = lists.clicked.numpy(), lists.shown.numpy()
-        scores = (score(model, lists, context.parts.intents) for model in context.rankers.values())
-        found[name] = sum(gauc_of_lists(each, clicked, shown).value for each in scores) / len(context.rankers)
-    return found
+    parts, rankers = context.parts, context.rankers.values()
+    return {
+        name: sum(gauc_of(model, lists, parts.intents).value for model in rankers) / len(rankers)
+        for name, lists in (("dev", parts.dev), ("valid", parts.valid))
+    }
 
 
 # Cross-fitting by user [C]: a ranker is trained on vectors that do not depend on its own sessions' clicks.

@@ -26,11 +26,11 @@ from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.errors import nearest, safe_repr
 from rgalign.params import Params
-from rgalign.params_schema import Alignment
+from rgalign.params_schema import Alignment, RankerSettings
 from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import score, with_click
-from rgalign.ranker.three_tower import ThreeTower
+from rgalign.ranker.towers import ThreeTower
 from rgalign.ranker.train import Parts
 from rgalign.reasoner import build
 from rgalign.reasoner.adapter import adapted
@@ -132,7 +132,7 @@ class Context:
         return Setup(folder=work, seed=seed, lora=self.params.alignment.lora, engine=self.engine)
 
     @property
-    def settings(self) -> dict:
+    def settings(self) -> RankerSettings:
         """QE-Rec's settings."""
         return self.params.ranker.settings()[QE_REC]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rgalign.data.lists import Lists, QueryIntents
-from rgalign.ranker.three_tower import ThreeTower
+from rgalign.ranker.towers import ThreeTower
 from rgalign.run.distributed import all_gather_with_grad, weighted_all_reduce
 
 # The space that RG-CL aligns queries with: a frozen ranker, through which gradients pass.

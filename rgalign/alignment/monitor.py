@@ -14,10 +14,9 @@ from rgalign.alignment.context import QE_REC, Context
 from rgalign.alignment.logprobs import log_probabilities
 from rgalign.alignment.rewarding import Rewarder
 from rgalign.data.lists import Lists
-from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker.fit import fit, score, with_click
+from rgalign.ranker.fit import fit, gauc_of, with_click
+from rgalign.ranker.towers import vectors_of
 from rgalign.ranker.train import loss_of
-from rgalign.ranker.two_tower import vectors_of
 from rgalign.reasoner import generate
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.trainer import kept_random_states
@@ -64,16 +63,10 @@ class ProbeSet:
         ranker.query.requires_grad_(True)
         # of the query tower alone: the KB's vectors and their whitening stay
         ranker.query.layers[0].set(vectors_of(own[0], ranker.query.query_dim))
-        loop = {
-            **REFIT,
-            "from_start": True,
-            "lists_per_batch": settings["lists_per_batch"],
-            "weight_decay": settings["weight_decay"],
-        }
         how = {"loss": loss_of(QE_REC, settings), "accelerator": self.context.accelerator, "progress": False}
-        fitted = fit(ranker, own[0], own[1], intents, seed=seed, **loop, **how).model
-        clicked, shown = self.valid.clicked.numpy(), self.valid.shown.numpy()
-        return gauc_of_lists(score(fitted, own[2], intents), clicked, shown).value
+        refit = settings.model_copy(update=REFIT)
+        fitted = fit(ranker, own[0], own[1], intents, refit, seed=seed, from_start=True, **how).model
+        return gauc_of(fitted, own[2], intents).value
 
     def written(self, reasoner: Reasoner) -> pd.DataFrame:
         """The greedy query of each of valid's sessions."""

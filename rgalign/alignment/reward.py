@@ -11,7 +11,6 @@ name: ALL, ONE; fold-<i>/ALL was trained without the users of fold i
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,11 +24,13 @@ from rgalign.alignment.candidates import nonempty
 from rgalign.data.lists import Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
 from rgalign.errors import nearest
+from rgalign.params_schema import RankerSettings
 from rgalign.ranker import store
-from rgalign.ranker.fit import Loss, fit, refuse_other_parts, score
+from rgalign.ranker.fit import fit, refuse_other_parts, score
+from rgalign.ranker.losses import Loss
 from rgalign.ranker.store import StoreError
-from rgalign.ranker.three_tower import ThreeTower
-from rgalign.ranker.train import Parts, PartsOf, build, fitting, loss_of, parts_of, runtime_of
+from rgalign.ranker.towers import ThreeTower
+from rgalign.ranker.train import Parts, PartsOf, build, loss_of, parts_of, runtime_of
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
@@ -166,7 +167,7 @@ def train_reward_models(
     intents: Vectors,
     *,
     models: Mapping[tuple[str, int], Sequence[str]],
-    settings: Mapping[str, Any],
+    settings: RankerSettings,
     folder: Path,
     positions: int,
     null_share: float = 0.1,
@@ -221,10 +222,11 @@ def _train_one(
     dev = with_each_query(parts.dev, candidates, queries, first=True)
     read = replace(parts, train=with_each_query(parts.train, candidates, queries))  # what whitening is fitted on
     ranker = build(RANKER, read, settings, positions=positions, seed=seed)
-    how = {**fitting(settings), "progress": progress}
     accelerator = accelerator or Accelerator(cpu=True, mixed_precision=precision)
     loss = cross_sampled(loss_of(RANKER, settings))
-    fitted = fit(ranker, train, dev, parts.intents, seed=seed, loss=loss, accelerator=accelerator, **how)
+    fitted = fit(
+        ranker, train, dev, parts.intents, settings, seed=seed, loss=loss, accelerator=accelerator, progress=progress
+    )
     save_reward_model(folder, RewardModel(fitted.model, parts.intents, null, form))
     curve = fitted.curve
     return curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch)

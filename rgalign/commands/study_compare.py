@@ -26,7 +26,7 @@ from rgalign.evaluation.comparisons import (
     comparisons_over_worlds,
     verdict,
 )
-from rgalign.ranker.variants import VARIANTS
+from rgalign.ranker.variants import RANKERS
 
 
 def compare(
@@ -135,12 +135,12 @@ def _seconds(model: str, distance: float, seconds: pd.DataFrame, runs: pd.DataFr
     The median, since a machine that was busy with something else must not make a stage look dear.
     """
     trained = model.split("+")[0]
-    if trained not in VARIANTS and not trained.startswith(FULL):
+    if trained not in RANKERS and not trained.startswith(FULL):
         return np.nan
     recipe = model if model.startswith(f"{FULL}/") else ""
     own = runs[(runs["ablation"] == recipe) & (runs["state"] == "finished") & same(runs["distance"], distance)]
-    last = "03" if model in VARIANTS and not model.startswith(FULL) else "08"  # of the stages that make it
+    last = "03" if model in RANKERS and not model.startswith(FULL) else "08"  # of the stages that make it
     making = seconds[seconds["run"].isin(own["run"]) & (seconds["stage"].str[:2] <= last)]
-    if model in VARIANTS and VARIANTS[model].vectors is None:
+    if model in RANKERS and RANKERS[model].vectors is None:
         making = making[making["stage"].str[:2] != "02"]  # it reads nothing of a language model
     return float(making.groupby("stage")["seconds"].median().sum())

@@ -1,8 +1,8 @@
-"""The chats given to a ranker without a language model: the control two_tower_text/chats [C].
+"""Chats learnt by a ranker without a language model: the control two_tower_text/chats [C].
 
-QE-Rec's language model reads chats (transcripts.parquet) that no other ranker sees. Whether its gain is language or the
-chats alone is told by a two-tower that learns from the same chats before it learns from clicks: the vector of a session
-is pulled to the words typed in its chat, and the typed words to the chat's intent where it is labelled.
+QE-Rec's language model reads chats (transcripts.parquet) that no other ranker sees. To tell whether its gain comes from
+language or from the chats alone, a two-tower learns from the same chats before it learns from clicks: the vector of a
+session is pulled to the words typed in its chat, and the typed words to the chat's intent where it is labelled.
 
 folder/   train-*.safetensors, train.json (data.shards: the sessions), typed.safetensors (the words typed)
 """
@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,9 +28,10 @@ from rgalign.data.features import UNKNOWN, FeatureSpace, column_of, ids_of
 from rgalign.data.lists import Bag, Intents, Lists, listed_in
 from rgalign.data.schema import FEATURE_TYPES, STRING
 from rgalign.data.tables import Dataset
+from rgalign.params_schema import RankerSettings
 from rgalign.ranker.fit import TrainingError
-from rgalign.ranker.two_tower import TwoTower
-from rgalign.ranker.variants import VARIANTS
+from rgalign.ranker.towers import TwoTower
+from rgalign.ranker.variants import RANKERS
 from rgalign.reasoner.prompts import sessions_of
 from rgalign.seeding import seeded
 
@@ -40,7 +40,7 @@ CHATS, TYPED = "chats", "typed.safetensors"
 
 @dataclass(frozen=True)
 class Chats:
-    """Chats as a ranker reads them; row i of everything is one chat.
+    """Chats as a ranker reads them; row i of both is one chat.
 
     sessions  what was known before anything was typed; the one candidate of a list is the chat's intent, -1: none
     typed     Bag of the hashed words of typed_query, in the same buckets as the intents' words
@@ -54,19 +54,19 @@ class Chats:
 
 
 def of_run(models: Sequence[str], dataset: Dataset, folder: Path, encoded: Path) -> Chats | None:
-    """`encode` where one of a run's rankers learns from chats, else None; encoded: tables/encoded."""
-    name = next((name for name in models if VARIANTS[name].chats), None)
+    """`encode` if one of a run's rankers learns from chats, else None; encoded: tables/encoded."""
+    name = next((name for name in models if RANKERS[name].chats), None)
     return encode(dataset, folder, shards.load_space(encoded), name) if name else None
 
 
 def encode(dataset: Dataset, folder: Path, space: FeatureSpace, name: str) -> Chats:
-    """The chats that a language model may learn from, those where something is typed.
+    """The chats that a language model may learn from, those with a typed text.
 
-    dataset  that of reasoner.learnable: transcripts of users judged or of development are not in it
+    dataset  that of reasoner.learnable: without the transcripts of evaluated and development users
     folder   its tables/dataset, where a chat's session is looked up if transcripts have no `features`
     name     of the ranker, for the message
-    A column of which a chat says nothing is unknown, for nobody says that it is missing; histories too, since a chat's
-    features are texts [C]. Raises ValueError where fewer than two chats are there.
+    A column that a chat does not mention is unknown, not missing; so are histories, since a chat's features are texts
+    [C]. Raises ValueError if there are fewer than two chats.
     """
     frame = dataset.transcripts
     frame = None if frame is None else frame[frame["typed_query"].fillna("").str.strip() != ""]
@@ -78,7 +78,7 @@ def encode(dataset: Dataset, folder: Path, space: FeatureSpace, name: str) -> Ch
         )
     names, of_maps = session_columns(space)[2:], "features" in frame
     if of_maps:
-        sessions = _told(column_of(frame, "features"), names, dataset.kinds)
+        sessions = _columns_of_maps(column_of(frame, "features"), names, dataset.kinds)
     else:
         known = sessions_of(frame, tables.excerpt(folder, names, splits=("train",)).sessions)
         sessions = {column: column_of(known, column) for column in names}
@@ -113,15 +113,15 @@ def pretrain(
     chats: Chats,
     train: Lists,
     intents: Intents,
-    settings: Mapping[str, Any],
+    settings: RankerSettings,
     *,
     seed: int,
     accelerator: Accelerator | None = None,
 ) -> list[float]:
     """Learn from chats in place, before `fit`; returns the mean loss of each epoch, nats.
 
-    train     an intent that none of its lists shows is neither a label nor a wrong answer: train does not know it yet
-    settings  chat_epochs, chat_learning_rate, chat_temperature; lists_per_batch: chats in a batch, too [C]
+    train     an intent that none of its lists shows is neither a label nor a negative: train does not know it yet
+    settings  chat_epochs, chat_learning_rate, chat_temperature; lists_per_batch is chats in a batch, too [C]
     seed      the same seed gives the same bytes; with several processes each does the same
     By Adam: decay would shrink the tables that chats do not touch [C]. Raises TrainingError.
     """
@@ -131,24 +131,24 @@ def pretrain(
     sessions, typed, intents, known = (
         part.to(accelerator.device) for part in (chats.sessions, chats.typed, intents, known)
     )
-    optimizer = torch.optim.Adam(model.parameters(), settings["chat_learning_rate"])
+    optimizer = torch.optim.Adam(model.parameters(), settings.chat_learning_rate)
     order, losses = torch.Generator().manual_seed(seed), []
     with seeded(seed):
-        for epoch in range(settings["chat_epochs"]):
-            count, total = math.ceil(len(chats) / settings["lists_per_batch"]), 0.0
-            for batch in torch.randperm(len(chats), generator=order).tensor_split(count):
-                own = Chats(sessions.take(batch), typed.take(batch))
+        for epoch in range(settings.chat_epochs):
+            count, total = math.ceil(len(chats) / settings.lists_per_batch), 0.0
+            for rows in torch.randperm(len(chats), generator=order).tensor_split(count):
+                batch = Chats(sessions.take(rows), typed.take(rows))
                 with accelerator.autocast():
-                    loss = chat_loss(model, own, intents, known, settings["chat_temperature"])
+                    loss = chat_loss(model, batch, intents, known, settings.chat_temperature)
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
                 optimizer.step()
-                total += loss.detach() * len(batch)
+                total += loss.detach() * len(rows)
             losses.append(float(total) / len(chats))
             if not math.isfinite(losses[-1]):
                 raise TrainingError(
                     f"the loss of the chats is {losses[-1]} in epoch {epoch + 1}: lower ranker.chat_learning_rate "
-                    f"(it is {settings['chat_learning_rate']:g})"
+                    f"(it is {settings.chat_learning_rate:g})"
                 )
     return losses
 
@@ -157,8 +157,8 @@ def chat_loss(model: TwoTower, chats: Chats, intents: Intents, known: Tensor, te
     """In-batch InfoNCE from sessions to typed words, and from these to the known intents where a chat is labelled [C].
 
     known  (intents,) bool
-    A score is the ranker's own, user . words / sqrt(dim), by the temperature. Chats with equal words need no care: what
-    they add to the loss is constant where they share the mass. Returns nats, a scalar: the sum of both means.
+    A score is the ranker's own, user . words / sqrt(dim), divided by the temperature. Chats with equal words need no
+    mask: they share the probability, which adds a constant to the loss. Returns nats, a scalar: the sum of both means.
     """
     scale = model.config.dim**-0.5 / temperature
     words = model.intent.words(chats.typed)
@@ -173,8 +173,8 @@ def chat_loss(model: TwoTower, chats: Chats, intents: Intents, known: Tensor, te
     return loss
 
 
-def _told(features: pa.Array, names: tuple[str, ...], kinds: Mapping[str, str]) -> dict[str, pa.Array]:
-    """The columns of sessions as maps of name -> text tell them, each in its kind's type; null: not told."""
+def _columns_of_maps(features: pa.Array, names: tuple[str, ...], kinds: Mapping[str, str]) -> dict[str, pa.Array]:
+    """The columns of sessions from maps of name -> text, each in its kind's type; null where a map lacks the name."""
     there = set(pc.unique(features.filter(features.is_valid()).keys).to_pylist())
     found = {}
     for name in names:

@@ -1,12 +1,11 @@
 """The training loop of every ranker, and scoring with a trained one.
 
-A ranker is any module with `forward(lists, intents) -> scores (lists, candidates)`; a loss is any function of
-(ranker, lists, intents). What else a ranker needs (query embeddings, say) travels in its lists.
+A ranker is any module with `forward(lists, intents) -> scores (lists, candidates)`; what else it needs (query
+embeddings, say) is in its lists.
 """
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rgalign.data.lists import Intents, Lists
-from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker.losses import listnet_of_clicked
+from rgalign.evaluation.metrics import Gauc, gauc_of_lists
+from rgalign.params_schema import RankerSettings
+from rgalign.ranker.losses import Loss, listnet
 from rgalign.seeding import seeded
-
-Loss = Callable[[nn.Module, Lists, Intents], Tensor]
 
 
 class TrainingError(RuntimeError):
@@ -37,24 +35,15 @@ class Fitted:
     best_epoch: int
 
 
-def listnet(model: nn.Module, lists: Lists, intents: Intents) -> Tensor:
-    """The baseline's loss: ListNet on the shown lists, one of which has a click."""
-    return listnet_of_clicked(model(lists, intents), lists.clicked, lists.shown)
-
-
 def fit(
     model: nn.Module,
     train: Lists,
     dev: Lists,
     intents: Intents,
+    settings: RankerSettings,
     *,
     seed: int,
     loss: Loss = listnet,
-    epochs: int = 60,
-    patience: int = 5,
-    lists_per_batch: int = 128,
-    learning_rate: float = 4e-3,
-    weight_decay: float = 0.01,
     from_start: bool = False,
     accelerator: Accelerator | None = None,
     progress: bool = True,
@@ -62,24 +51,28 @@ def fit(
     """Train in place by AdamW; stop when GAUC on the development users has not risen for `patience` epochs.
 
     train, dev   lists of these two parts, users apart; lists without a click say nothing and are left out
+    settings     epochs, patience, lists_per_batch, learning_rate, weight_decay; the others shape the model
     seed         of the order of lists and of dropout; the same seed gives the same bytes on the same machine and
-                 number of threads, and the caller's random state stays as it was
-    from_start   the weights given count as epoch 0 and stay where no epoch is better: for a ranker trained before
-    loss         mean over the lists of a batch; with several processes a batch is shared out and gradients averaged
+                 number of threads, and the caller's random state is unchanged
+    from_start   the weights given count as epoch 0 and are kept if no epoch is better: for a ranker trained before
+    loss         mean over the lists of a batch; with several processes a batch is divided and gradients are averaged
     accelerator  device, precision and processes; by default accelerate's own choice
     Raises ValueError for lists of another part, TrainingError when the loss is not finite.
     """
     refuse_other_parts("fit", train=train, dev=dev)
     accelerator = accelerator or Accelerator()
     train, dev = with_click(train), with_click(dev)
-    if len(train) < accelerator.num_processes or lists_per_batch < 2 * accelerator.num_processes:
+    if len(train) < accelerator.num_processes or settings.lists_per_batch < 2 * accelerator.num_processes:
         raise ValueError(
-            f"{len(train)} training lists have a click, in batches of {lists_per_batch}: too few for "
+            f"{len(train)} training lists have a click, in batches of {settings.lists_per_batch}: too few for "
             f"{accelerator.num_processes} processes, each of which needs a list of every batch"
         )
     train, dev, intents = (part.to(accelerator.device) for part in (train, dev, intents))
     optimizer = torch.optim.AdamW(
-        model.to(accelerator.device).parameters(), learning_rate, weight_decay=weight_decay, fused=True
+        model.to(accelerator.device).parameters(),
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     order = torch.Generator().manual_seed(seed)
@@ -87,20 +80,26 @@ def fit(
     if from_start:
         best, best_gauc = _weights(model), _dev_gauc(accelerator.unwrap_model(wrapped), dev, intents, accelerator)
         rows.append((0, math.nan, best_gauc, 0.0))
-    bar = tqdm(range(1, epochs + 1), "ranker", delay=5, disable=not (progress and accelerator.is_main_process))
+    shown = progress and accelerator.is_main_process
+    bar = tqdm(range(1, settings.epochs + 1), "ranker", delay=5, disable=not shown)
     with seeded(seed + accelerator.process_index):
         for epoch in bar:
             started = time.perf_counter()
-            batches = _batches(len(train), lists_per_batch, order)
+            # batches of nearly one size: none is a small remainder with a noisy gradient
+            batches = torch.randperm(len(train), generator=order).tensor_split(
+                math.ceil(len(train) / settings.lists_per_batch)
+            )
             train_loss = _train_epoch(wrapped, optimizer, loss, train, intents, batches, accelerator)
-            if astray := _astray(train_loss, model):
-                raise TrainingError(f"{astray} in epoch {epoch}: lower ranker.learning_rate (it is {learning_rate:g})")
+            if diverged := _not_finite(train_loss, model):
+                raise TrainingError(
+                    f"{diverged} in epoch {epoch}: lower ranker.learning_rate (it is {settings.learning_rate:g})"
+                )
             dev_gauc = _dev_gauc(accelerator.unwrap_model(wrapped), dev, intents, accelerator)
             rows.append((epoch, train_loss, dev_gauc, time.perf_counter() - started))
             bar.set_postfix(loss=f"{train_loss:.4f}", dev_gauc=f"{dev_gauc:.4f}", refresh=False)
             if dev_gauc > best_gauc:
                 best, best_epoch, best_gauc = _weights(model), epoch, dev_gauc
-            elif epoch - best_epoch >= patience:
+            elif epoch - best_epoch >= settings.patience:
                 break
     bar.close()
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -129,6 +128,11 @@ def score_kb(model: nn.Module, lists: Lists, intents: Intents, *, lists_per_batc
     return score(model, whole, intents, lists_per_batch=lists_per_batch)
 
 
+def gauc_of(model: nn.Module, lists: Lists, intents: Intents) -> Gauc:
+    """GAUC of a ranker on these lists (evaluation.metrics.gauc_of_lists)."""
+    return gauc_of_lists(score(model, lists, intents), lists.clicked.cpu().numpy(), lists.shown.cpu().numpy())
+
+
 def refuse_other_parts(who: str, **lists: Lists) -> None:
     """Raise ValueError unless the lists named `train`, `dev`, `valid` are of that part."""
     wrong = [f"{name} holds lists of part {given.part!r}" for name, given in lists.items() if given.part != name]
@@ -139,8 +143,8 @@ def refuse_other_parts(who: str, **lists: Lists) -> None:
         )
 
 
-def _astray(train_loss: float, model: nn.Module) -> str:
-    """What is not finite after an epoch: its loss, or the weights that its last step left; empty where all is well."""
+def _not_finite(train_loss: float, model: nn.Module) -> str:
+    """What is not finite after an epoch: its loss, or the weights after its last step; empty if nothing."""
     if not math.isfinite(train_loss):
         return f"the loss of the ranker is {train_loss}"
     finite = all(weights.isfinite().all() for weights in model.parameters())
@@ -152,13 +156,9 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def with_click(lists: Lists) -> Lists:
+    """The lists that have a click."""
     has_click = lists.clicked.any(dim=1)
     return lists if has_click.all() else lists.take(has_click.nonzero().squeeze(1))
-
-
-def _batches(count: int, lists_per_batch: int, order: torch.Generator) -> tuple[Tensor, ...]:
-    """A random order in batches of nearly one size: none is a small remainder with a noisy gradient."""
-    return torch.randperm(count, generator=order).tensor_split(math.ceil(count / lists_per_batch))
 
 
 def _train_epoch(model, optimizer, loss: Loss, train: Lists, intents: Intents, batches, accelerator) -> float:
@@ -166,7 +166,7 @@ def _train_epoch(model, optimizer, loss: Loss, train: Lists, intents: Intents, b
     total = torch.zeros((), device=accelerator.device)
     for batch in batches:
         mine = batch.tensor_split(accelerator.num_processes)[accelerator.process_index]
-        # shares differ by one list at most: this weight makes the average over processes the mean over the batch
+        # sizes differ by one list at most: this weight makes the average over processes the mean over the batch
         share = len(mine) * accelerator.num_processes / len(batch)
         value = loss(model, train.take(mine), intents) * share
         optimizer.zero_grad(set_to_none=True)
@@ -177,7 +177,7 @@ def _train_epoch(model, optimizer, loss: Loss, train: Lists, intents: Intents, b
 
 
 def _dev_gauc(model: nn.Module, dev: Lists, intents: Intents, accelerator: Accelerator) -> float:
-    judged = gauc_of_lists(score(model, dev, intents), dev.clicked.cpu().numpy(), dev.shown.cpu().numpy())
-    if not judged.groups:
+    found = gauc_of(model, dev, intents)
+    if not found.groups:
         raise ValueError(f"none of the {len(dev)} development lists has a clicked and an unclicked candidate")
-    return float(accelerator.reduce(torch.tensor(judged.value, dtype=torch.float32, device=accelerator.device), "mean"))
+    return float(accelerator.reduce(torch.tensor(found.value, dtype=torch.float32, device=accelerator.device), "mean"))

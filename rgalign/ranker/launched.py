@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
+from rgalign.params_schema import RankerSettings
 from rgalign.ranker import train as rankers
 from rgalign.ranker.train import PartsOf
 from rgalign.run import distributed
@@ -47,7 +48,7 @@ class Launch:
 
 
 def train(
-    settings: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, RankerSettings],
     seeds: Sequence[int],
     parts: PartsOf,
     *,
@@ -68,7 +69,7 @@ def train(
         return rankers.train(settings, seeds, parts, workers=workers, accelerator=accelerator, **how)
     accelerator = accelerator or Accelerator()
     arguments = {
-        "settings": {name: dict(own) for name, own in settings.items()},
+        "settings": {name: own.model_dump() for name, own in settings.items()},
         "trainings": [(name, seed) for name in settings for seed in seeds],
         "positions": positions,
         "start": {name: str(path.absolute()) for name, path in (start or {}).items()},
@@ -93,7 +94,7 @@ def train_share(job: Path, said: dict[str, Any]) -> dict[str, int]:
         how = {"positions": said["positions"], "start": {name: Path(start[name])} if name in start else None}
         how |= {"accelerator": accelerator, "progress": distributed.index() == 0}
         how["refit_whitening"] = said["refit_whitening"]
-        return rankers.train({name: said["settings"][name]}, [seed], own, folder=folder, **how)
+        return rankers.train({name: RankerSettings(**said["settings"][name])}, [seed], own, folder=folder, **how)
 
     with alone(said["device"], said["precision"]) as accelerator:
         return deal(job, len(said["trainings"]), train_one)

@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 from rgalign.data.lists import Intents, Lists
 
+Loss = Callable[[nn.Module, Lists, Intents], Tensor]  # mean over the lists of a batch
+
 
 def listnet_loss(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
     """Mean over lists of the cross-entropy from the clicks of a list to the softmax of its scores (METHOD.md 2.2 [P]).
 
     scores   (lists, candidates), any scale; adding a constant to a list changes nothing
     clicked  (lists, candidates) bool; several clicks of a list share its mass equally
-    shown    (lists, candidates) bool, False where padded; what stands there has no influence, not even NaN
+    shown    (lists, candidates) bool, False where padded; the values there have no influence, not even NaN
     Returns nats, a scalar. Lists without a click say nothing and are left out; ValueError if all are.
     """
     if not (clicked & shown).any():
@@ -24,7 +26,7 @@ def listnet_loss(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
 def listnet_of_clicked(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
     """`listnet_loss` where a list is known to have a click, as all lists of `fit` have: NaN if none has.
 
-    A look at every batch would keep a GPU waiting.
+    To check it in every batch would keep a GPU waiting.
     """
     clicks = (clicked & shown).to(scores.dtype)
     per_list = clicks.sum(dim=1)
@@ -32,12 +34,17 @@ def listnet_of_clicked(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor
     return -(target * _log_softmax(scores, shown)).sum() / (per_list > 0).sum()
 
 
+def listnet(model: nn.Module, lists: Lists, intents: Intents) -> Tensor:
+    """The baseline's loss: ListNet on the shown lists, one of which has a click."""
+    return listnet_of_clicked(model(lists, intents), lists.clicked, lists.shown)
+
+
 def query_kl(scores: Tensor, query_scores: Tensor, shown: Tensor) -> Tensor:
     """Mean over lists of KL( softmax(scores) || softmax(query_scores) ) (METHOD.md 2.2 [P]; its direction [C]).
 
     scores        (lists, candidates) of the whole ranker, without position bias
     query_scores  (lists, candidates) of the query-intent branch alone; constants of a list change nothing in either
-    shown         (lists, candidates) bool, False where padded; what stands there has no influence, not even NaN
+    shown         (lists, candidates) bool, False where padded; the values there have no influence, not even NaN
     Returns nats, a scalar >= 0; a list with one candidate counts as 0. Both arguments learn: the ranking is drawn to
     what the query says as well.
     """
@@ -45,10 +52,10 @@ def query_kl(scores: Tensor, query_scores: Tensor, shown: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).masked_fill(~shown, 0).sum(dim=1).mean()
 
 
-def listnet_kl(kl_weight: float) -> Callable[[nn.Module, Lists, Intents], Tensor]:
+def listnet_kl(kl_weight: float) -> Loss:
     """QE-Rec's loss, for fit: ListNet + kl_weight * query_kl; with weight 0 it is ListNet alone [C: 0.2].
 
-    It calls ranker(lists, intents, branches=True), which returns three_tower.Branches. Raises ValueError if negative.
+    It calls ranker(lists, intents, branches=True), which returns towers.Branches. Raises ValueError if negative.
     """
     if not kl_weight >= 0:
         raise ValueError(f"kl_weight is {kl_weight!r}; expected a number >= 0")

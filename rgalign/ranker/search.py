@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from rgalign.data.lists import Intents, Lists
-from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker.fit import Fitted, TrainingError, refuse_other_parts, score
-from rgalign.ranker.variants import VARIANTS
+from rgalign.params_schema import RankerSettings
+from rgalign.ranker.fit import Fitted, TrainingError, fit, gauc_of, refuse_other_parts
+from rgalign.ranker.train import PartsOf, begin, loss_of, parts_of
+from rgalign.ranker.variants import RANKERS
 
 Space = Mapping[str, tuple]
 SPACE: Space = {  # [C] wider on both sides than where the best trials of earlier searches lay
@@ -53,8 +55,8 @@ CHANGED = 0.25  # three or four settings of a trial near the best [C]: one at a 
 
 
 def space_of(name: str) -> Space:
-    """What is searched for one of VARIANTS: of a control (a name with a slash) its own alone."""
-    variant = VARIANTS[name]
+    """What is searched for one of RANKERS: of a control (a name with a slash) its own settings alone."""
+    variant = RANKERS[name]
     vectors = VECTOR_SPACE if variant.vectors else {}
     if "/" in name:
         return {**vectors, **(CHAT_SPACE if variant.chats else {})}
@@ -84,6 +86,48 @@ def grid(space: Space) -> list[dict[str, Any]]:
     return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
 
 
+def tune(
+    settings: Mapping[str, RankerSettings],
+    parts: PartsOf,
+    *,
+    trials: int,
+    seed: int,
+    positions: int,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> tuple[pd.DataFrame, dict[str, RankerSettings]]:
+    """The same search for every model. Returns its log (models stacked) and each model's best settings.
+
+    settings  model -> its settings before the search: trial 0 is these, what the search draws replaces them
+    parts     one for all models, or model -> its own
+    trials    drawn for every model: half of them from the whole space, half near the best so far; a control takes its
+              model's best, where that is searched too, and tries each value of its own settings (space_of)
+    """
+    logs: dict[str, pd.DataFrame] = {}
+    best: dict[str, RankerSettings] = {}
+    for name in sorted(settings, key=lambda name: "/" in name):
+        own, space, mine = settings[name], space_of(name), parts_of(parts, name)
+        if "/" in name:
+            own = best.get(name.split("/")[0], own)
+            tried, nearby = grid(space), []
+        else:
+            drawn, half = configurations(trials, seed=seed, space=space), trials - trials // 2
+            tried = [{key: getattr(own, key) for key in space}, *drawn[:half]]
+            nearby = changes(drawn[half:], seed=seed)
+
+        def fit_one(drawn: Mapping[str, Any], name=name, own=own, mine=mine) -> Fitted:
+            given, how = own.model_copy(update=dict(drawn)), {"seed": seed, "accelerator": accelerator}
+            model = begin(name, mine, given, positions=positions, **how)
+            return fit(
+                model, mine.train, mine.dev, mine.intents, given, loss=loss_of(name, given), progress=False, **how
+            )
+
+        log, found = search(fit_one, tried, nearby, mine.valid, mine.intents, progress=progress)
+        best[name] = own.model_copy(update=found)
+        logs[name] = log.drop(columns="seconds").assign(model=name)  # seconds would differ from run to run
+    return pd.concat([logs[name] for name in settings], ignore_index=True), {name: best[name] for name in settings}
+
+
 def search(
     fit_one: Callable[[Mapping[str, Any]], Fitted],
     trials: Sequence[Mapping[str, Any]],
@@ -102,18 +146,16 @@ def search(
     has NaN and comes last. Raises ValueError for lists of another part.
     """
     refuse_other_parts("search", valid=valid)
-    clicked, shown = (mask.cpu().numpy() for mask in (valid.clicked, valid.shown))
     rows, best, best_gauc = [], dict(trials[0]), -np.inf
     for trial, given in enumerate(tqdm([*trials, *nearby], "search", disable=not progress)):
         started, settings = time.perf_counter(), dict(given) if trial < len(trials) else {**best, **given}
         row = {"trial": trial, **settings, "dev_gauc": np.nan, "valid_gauc": np.nan, "best_epoch": 0}
         try:
             fitted = fit_one(settings)
-            judged = gauc_of_lists(score(fitted.model, valid, intents), clicked, shown)
-            row |= {"dev_gauc": fitted.curve["dev_gauc"].max(), "valid_gauc": judged.value}
-            row["best_epoch"] = fitted.best_epoch
-            if judged.value > best_gauc:
-                best, best_gauc = settings, judged.value
+            gauc = gauc_of(fitted.model, valid, intents).value
+            row |= {"dev_gauc": fitted.curve["dev_gauc"].max(), "valid_gauc": gauc, "best_epoch": fitted.best_epoch}
+            if gauc > best_gauc:
+                best, best_gauc = settings, gauc
         except TrainingError:
             pass  # its NaN in the log says so; the others go on
         rows.append(row | {"seconds": time.perf_counter() - started})

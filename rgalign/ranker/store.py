@@ -1,7 +1,7 @@
 """A ranker on disk: its weights as safetensors, what fixes its shape as config.json."""
 
 import json
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rgalign.ranker.three_tower import ThreeTower
-from rgalign.ranker.two_tower import TwoTower
+from rgalign.ranker.towers import ThreeTower, TwoTower
 from rgalign.run.artifacts import atomic
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
-WHITENING_WAS = {"whitening_ridge": 0.01}  # of every ranker saved before it was a setting, and had to be named
-RANKERS = {ranker.__name__: ranker for ranker in (TwoTower, ThreeTower)}  # what a config.json may ask for
+ARCHITECTURES = {"two_tower": TwoTower, "three_tower": ThreeTower}  # of variants.Variant
+CLASSES = {ranker.__name__: ranker for ranker in ARCHITECTURES.values()}  # as config.json names them
+BEFORE = {"intent_std": 0.3, "whitening_ridge": 0.01}  # of rankers that were saved before these were settings
 
 
 class StoreError(ValueError):
@@ -46,9 +46,9 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"{folder} holds no ranker that can be read: {error}") from None
     name = config.pop("ranker", None) if isinstance(config, dict) else None
-    if not isinstance(name, str) or name not in RANKERS:
-        raise StoreError(f"{folder / CONFIG} is that of {name!r}; expected a ranker: {', '.join(RANKERS)}")
-    ranker = RANKERS[name]
+    if not isinstance(name, str) or name not in CLASSES:
+        raise StoreError(f"{folder / CONFIG} is that of {name!r}; expected a ranker: {', '.join(CLASSES)}")
+    ranker = CLASSES[name]
     model = ranker(_config(ranker.Config, config, folder / CONFIG))
     try:
         model.load_state_dict(weights)
@@ -59,14 +59,12 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
 
 
 def _config(kind: type, given: dict[str, Any], path: Path) -> Any:
-    given = WHITENING_WAS | given
-    names = {field.name for field in fields(kind)}
-    needed = {field.name for field in fields(kind) if field.default is MISSING}
-    faults = [f"{key} is not a setting of {kind.__name__}" for key in sorted(given.keys() - names)]
-    faults += [f"{key} is missing" for key in sorted(needed - given.keys())]
-    if not faults:
+    given, names = BEFORE | given, {field.name for field in fields(kind)}
+    errors = [f"{key} is not a setting of {kind.__name__}" for key in sorted(given.keys() - names)]
+    errors += [f"{key} is missing" for key in sorted(names - given.keys())]
+    if not errors:
         try:
             return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
         except (TypeError, ValueError) as error:
-            faults = [str(error)]
-    raise StoreError(f"{path} fails {len(faults)} check{'s' if len(faults) > 1 else ''}:\n  " + "\n  ".join(faults))
+            errors = [str(error)]
+    raise StoreError(f"{path} fails {len(errors)} check{'s' if len(errors) > 1 else ''}:\n  " + "\n  ".join(errors))

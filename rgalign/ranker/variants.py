@@ -3,6 +3,8 @@
 QE-Rec reads the same features as its control two_tower_text, the hashed words among them, and the vectors besides [C].
 three_tower_no_query is QE-Rec without the session's vector, tuned as a model of its own: what the architecture and the
 intents' vectors are worth. qe_rec/constant_query is the same model with QE-Rec's settings.
+
+params_schema reads this list, so it imports nothing of the package.
 """
 
 from collections.abc import Sequence
@@ -12,49 +14,67 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Variant:
-    """What sets a ranker apart from the others; all else is settings.
+    """What distinguishes a ranker from the others; all else is settings.
 
-    against  the model it is compared with: for a control its parent, so that the difference is what is controlled
-    words    the hashed words of session and intent texts are read
-    vectors  which vectors of sessions and intents are read; None: none
-               prompt        the language model's state at the end of what reasoner.embed names (METHOD.md 2.1)
-               prompt_alone  that of the prompt, whatever reasoner.embed says
-               prompt_query  that of prompt, written query and the asking mark again, whatever reasoner.embed says
-               random_lm     the same model before any training
-               no_text       prompts without the text fields
-               kb_lm         a model pre-trained on the knowledge base's text alone
-               lsa           TF-IDF and singular vectors of the same texts: no language model
-               mean          mean over the prompt's states instead of the last one
-               aligned       as prompt, of the aligned model
-    chats    the chats that the language model learns from are learnt before the clicks (ranker.chats)
-    query    own: each session has its own vector; constant: all have the mean of train; shuffled: another session's
+    label         how tables and figures call it
+    architecture  a name of ranker.store.ARCHITECTURES
+    against       the model it is compared with: for a control its parent, so that the difference is what is controlled
+    words         the hashed words of session and intent texts are read
+    vectors       which vectors of sessions and intents are read; None: none
+                    prompt        the language model's state at the end of what reasoner.embed names (METHOD.md 2.1)
+                    prompt_alone  that of the prompt, whatever reasoner.embed says
+                    prompt_query  that of prompt, written query and the ask token repeated, whatever reasoner.embed says
+                    random_lm     the same model before any training
+                    no_text       prompts without the text fields
+                    kb_lm         a model pre-trained on the knowledge base's text alone
+                    lsa           TF-IDF and singular vectors of the same texts: no language model
+                    mean          mean over the prompt's states instead of the last one
+                    aligned       as prompt, of the aligned model
+    query         own: each session has its own vector; constant: all have the mean of train; shuffled: another
+                  session's
+    chats         the chats that the language model learns from are learnt before the clicks (ranker.chats)
+    in_params     it can be named in ranker.models; False: notebook 08 trains it
     """
 
-    architecture: Literal["two_tower", "three_tower"]
+    label: str
+    architecture: str
     against: str
     words: bool
     vectors: str | None = None
     query: Literal["own", "constant", "shuffled"] = "own"
     chats: bool = False
+    in_params: bool = True
 
 
-VARIANTS = {
-    "two_tower": Variant("two_tower", "popularity", words=False),
-    "two_tower_text": Variant("two_tower", "two_tower", words=True),
-    "two_tower_text/lm_features": Variant("two_tower", "two_tower_text", words=True, vectors="mean"),
-    "two_tower_text/chats": Variant("two_tower", "two_tower_text", words=True, chats=True),
-    "three_tower_no_query": Variant("three_tower", "two_tower_text", words=True, vectors="prompt", query="constant"),
-    "qe_rec": Variant("three_tower", "two_tower_text", words=True, vectors="prompt"),
-    "qe_rec/no_words": Variant("three_tower", "qe_rec", words=False, vectors="prompt"),
-    "qe_rec/prompt": Variant("three_tower", "qe_rec", words=True, vectors="prompt_alone"),
-    "qe_rec/prompt_query": Variant("three_tower", "qe_rec", words=True, vectors="prompt_query"),
-    "qe_rec/random_lm": Variant("three_tower", "qe_rec", words=True, vectors="random_lm"),
-    "qe_rec/no_text": Variant("three_tower", "qe_rec", words=True, vectors="no_text"),
-    "qe_rec/kb_lm": Variant("three_tower", "qe_rec", words=True, vectors="kb_lm"),
-    "qe_rec/lsa": Variant("three_tower", "qe_rec", words=True, vectors="lsa"),
-    "qe_rec/constant_query": Variant("three_tower", "qe_rec", words=True, vectors="prompt", query="constant"),
-    "qe_rec/shuffled_query": Variant("three_tower", "qe_rec/constant_query", True, "prompt", "shuffled"),
-    "rgalign_rec": Variant("three_tower", "qe_rec", words=True, vectors="aligned"),  # trained by notebook 08
+def _qe_rec(label: str, vectors: str = "prompt", *, words: bool = True, query="own", against: str = "qe_rec", **more):
+    return Variant(label, "three_tower", against, words, vectors, query, **more)
+
+
+RANKERS = {
+    "two_tower": Variant("two-tower, ids only", "two_tower", "popularity", words=False),
+    "two_tower_text": Variant("two-tower + text", "two_tower", "two_tower", words=True),
+    "two_tower_text/lm_features": Variant("two-tower + text + frozen LM", "two_tower", "two_tower_text", True, "mean"),
+    "two_tower_text/chats": Variant(
+        "two-tower + text + chats, no LM", "two_tower", "two_tower_text", words=True, chats=True
+    ),
+    "three_tower_no_query": _qe_rec("three-tower without a query", query="constant", against="two_tower_text"),
+    "qe_rec": _qe_rec("QE-Rec", against="two_tower_text"),
+    "qe_rec/no_words": _qe_rec("QE-Rec without the hashed words", words=False),
+    "qe_rec/prompt": _qe_rec("QE-Rec, embedding the prompt", "prompt_alone"),
+    "qe_rec/prompt_query": _qe_rec("QE-Rec, embedding prompt + query", "prompt_query"),
+    "qe_rec/random_lm": _qe_rec("QE-Rec, LM not trained", "random_lm"),
+    "qe_rec/no_text": _qe_rec("QE-Rec, prompt without text", "no_text"),
+    "qe_rec/kb_lm": _qe_rec("QE-Rec, LM trained on the KB alone", "kb_lm"),
+    "qe_rec/lsa": _qe_rec("QE-Rec, LSA for the LM", "lsa"),
+    "qe_rec/constant_query": _qe_rec("QE-Rec, constant query", query="constant"),
+    "qe_rec/shuffled_query": _qe_rec("QE-Rec, shuffled queries", query="shuffled", against="qe_rec/constant_query"),
+    "rgalign_rec": _qe_rec("RGAlign-Rec", "aligned", in_params=False),
+}
+# The models that need no training, as tables and figures call them; ranker.untrained has their scores.
+UNTRAINED = {
+    "popularity": "popularity",
+    "word_overlap": "word overlap (TF-IDF cosine)",
+    "raw_cosine": "cosine of the raw vectors",
 }
 
 
@@ -64,19 +84,19 @@ def pairs(models: Sequence[str], simple: str | None = None) -> list[tuple[str, s
     QE-Rec is compared with three_tower_no_query too, where it is trained: the difference is what e_q adds.
     simple  the best model without training (results.best_untrained): both of the headline are compared with it too
     """
-    found = [(name, own if (own := VARIANTS[name].against) in models else "popularity") for name in models]
+    found = [(name, own if (own := RANKERS[name].against) in models else "popularity") for name in models]
     if {"qe_rec", "three_tower_no_query"} <= {*models}:  # before its own pair, which stays the headline
         found.insert([name for name, _ in found].index("qe_rec"), ("qe_rec", "three_tower_no_query"))
-    more = [(name, simple) for name in reversed(headline(models)) if name in VARIANTS] if simple else []
+    more = [(name, simple) for name in reversed(headline(models)) if name in RANKERS] if simple else []
     return [*found, *(pair for pair in more if pair not in found)]
 
 
 def reader_of_prompts(models: Sequence[str]) -> str | None:
-    """The first of VARIANTS among `models` that reads each session's own prompt vector; None where none does.
+    """The first of RANKERS among `models` that reads each session's own prompt vector; None if there is none.
 
     What the main language model writes for a session (IHR) is a property of that model, and is listed with this reader.
     """
-    return next((n for n, v in VARIANTS.items() if n in models and (v.vectors, v.query) == ("prompt", "own")), None)
+    return next((n for n, v in RANKERS.items() if n in models and (v.vectors, v.query) == ("prompt", "own")), None)
 
 
 def headline(models: Sequence[str]) -> tuple[str, str]:

@@ -9,14 +9,14 @@ import torch
 from rgalign.alignment.reward import RewardModel
 from rgalign.data.lists import Bag, Intents, Lists, QueryIntents, with_queries, with_texts
 from rgalign.data.vectors import Vectors
-from rgalign.ranker.three_tower import ThreeTower, ThreeTowerConfig
+from rgalign.params_schema import RankerSettings
+from rgalign.ranker.towers import ThreeTower, ThreeTowerConfig, set_whitening
 from rgalign.ranker.train import Parts
-from rgalign.ranker.two_tower import set_whitening
 
 GROUPS, PER_GROUP, WORDINGS, DIM = 4, 2, 5, 6
 KB, SHOWN = GROUPS * PER_GROUP, GROUPS
 SOURCES = ("main", "other")
-SETTINGS = dict(
+SETTINGS = RankerSettings(
     dim=8, hidden=8, embedding_dim=4, experts=2, query_hidden=8, interaction_hidden=8, dropout=0.1, query_dropout=0.1,
     epochs=8, patience=8, lists_per_batch=64, learning_rate=0.02, kl_weight=0.2,
 )  # fmt: skip
@@ -94,7 +94,9 @@ def kb() -> QueryIntents:
 def model(*, seed: int = 0, form: str = "list") -> RewardModel:
     """Untrained, but with the whitening of these queries; its query tower hears."""
     sizes = dict(field_sizes=(6, 6), history_sizes=(), word_buckets=1, intent_ids=KB + 2, categories=GROUPS + 2)
-    ranker = ThreeTower(ThreeTowerConfig(**sizes, positions=SHOWN, text=False, dim=8, query_dim=DIM), seed=seed)
+    ranker = ThreeTower(
+        ThreeTowerConfig.of(RankerSettings(), **sizes, positions=SHOWN, text=False, dim=8, query_dim=DIM), seed=seed
+    )
     vectors, some = query_vectors().values, lists()
     set_whitening(ranker, with_queries(some.take(torch.arange(len(vectors))), vectors), kb())
     with torch.no_grad():

@@ -11,8 +11,9 @@ from transformers import BertConfig, BertModel, TrainerCallback
 
 from rgalign.alignment.info_nce import RankingSpace, alignment, effective_rank, info_nce, session_nce, uniformity
 from rgalign.data.lists import Bag, QueryIntents, QueryLists
+from rgalign.params_schema import RankerSettings
 from rgalign.ranker.losses import listnet_loss
-from rgalign.ranker.three_tower import ThreeTower, ThreeTowerConfig
+from rgalign.ranker.towers import ThreeTower, ThreeTowerConfig
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, fingerprint, tiny
 from rgalign.reasoner.tokenizer import build
@@ -52,7 +53,10 @@ def encoder(pooling, normalize):
 def ranker(query_dim=HIDDEN, seed=5):
     """Left in training mode, with dropout: the space must be without."""
     sizes = dict(field_sizes=(3,), history_sizes=(), word_buckets=1, intent_ids=KB + 2, categories=3, positions=0)
-    model = ThreeTower(ThreeTowerConfig(**sizes, text=False, dim=8, query_dim=query_dim, query_hidden=12), seed=seed)
+    model = ThreeTower(
+        ThreeTowerConfig.of(RankerSettings(), **sizes, text=False, dim=8, query_dim=query_dim, query_hidden=12),
+        seed=seed,
+    )
     model.query.layers[0].set(torch.randn(50, query_dim, generator=torch.Generator().manual_seed(0)) / 4 + 0.1)
     return model.train()
 

@@ -12,9 +12,10 @@ from transformers import TrainerCallback
 
 from rgalign.data.lists import with_queries, with_texts
 from rgalign.params import ParamsError, check
+from rgalign.params_schema import RankerSettings
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.losses import listnet_kl
-from rgalign.ranker.three_tower import ThreeTower, ThreeTowerConfig
+from rgalign.ranker.towers import ThreeTower, ThreeTowerConfig
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import fingerprint, tiny
 
@@ -37,7 +38,7 @@ def reasoner():
 
 def ranker(seed, dropout=0.0):
     share = dict(dropout=dropout, id_dropout=dropout, query_dropout=dropout)
-    model = ThreeTower(ThreeTowerConfig(**SIZES, **share), seed=seed)
+    model = ThreeTower(ThreeTowerConfig.of(RankerSettings(), **SIZES, **share), seed=seed)
     model.query.layers[0].set(torch.tensor(embed(reasoner(), PROMPTS, progress=False)))
     return model.eval()
 

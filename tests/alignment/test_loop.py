@@ -15,7 +15,7 @@ from rgalign.alignment.info_nce import RankingSpace
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker import store
 from rgalign.ranker.fit import score
-from rgalign.ranker.two_tower import of_their_time
+from rgalign.ranker.towers import of_their_time
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import fingerprint
 from rgalign.run.artifacts import atomic, digest

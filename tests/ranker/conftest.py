@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from rgalign.data.lists import Bag, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
-from rgalign.ranker.three_tower import ThreeTowerConfig
-from rgalign.ranker.two_tower import TwoTowerConfig
+from rgalign.params_schema import RankerSettings
+from rgalign.ranker import fit as training
+from rgalign.ranker.towers import ThreeTowerConfig, TwoTowerConfig
 
 CATEGORIES, PER_CATEGORY, CANDIDATES, BUCKETS = 4, 3, 6, 32
 KB = CATEGORIES * PER_CATEGORY
@@ -23,6 +24,7 @@ SMALL = {
     "categories": CATEGORIES + 2,
     "positions": CANDIDATES,
     "text": False,
+    "query_dim": 0,
     "embedding_dim": 4,
     "dim": 8,
     "experts": 2,
@@ -86,6 +88,12 @@ def make_query_intents() -> QueryIntents:
     return with_texts(intents, (noise + 4 * np.eye(QUERY_DIM)[intents.category.numpy() - 2]).astype(np.float16))
 
 
+def fit(*given, **how) -> training.Fitted:
+    """ranker.fit.fit with its settings as keyword arguments."""
+    settings = RankerSettings(**{name: how.pop(name) for name in [*how] if name in RankerSettings.model_fields})
+    return training.fit(*given, settings, **how)
+
+
 @pytest.fixture
 def lists() -> Callable[..., Lists]:
     return make_lists
@@ -109,14 +117,14 @@ def query_intents() -> QueryIntents:
 @pytest.fixture
 def config() -> Callable[..., TwoTowerConfig]:
     """A small two-tower for these lists; keyword arguments change it."""
-    return lambda **changes: TwoTowerConfig(**SMALL | changes)
+    return lambda **changes: TwoTowerConfig.of(RankerSettings(), **SMALL | changes)
 
 
 @pytest.fixture
 def three_config() -> Callable[..., ThreeTowerConfig]:
     """A small three-tower for these lists; keyword arguments change it."""
     own = {"query_dim": QUERY_DIM, "query_hidden": 8, "interaction_hidden": 8}
-    return lambda **changes: ThreeTowerConfig(**SMALL | own | changes)
+    return lambda **changes: ThreeTowerConfig.of(RankerSettings(), **SMALL | own | changes)
 
 
 @pytest.fixture

@@ -10,20 +10,20 @@ from conftest import CATEGORIES, PER_CATEGORY, UNSEEN, bags
 from rgalign.data import shards, tables
 from rgalign.data.features import UNKNOWN
 from rgalign.data.split import development_users
-from rgalign.params_schema import RANKERS, Ranker
+from rgalign.params_schema import RANKER_NAMES, Ranker, RankerSettings
 from rgalign.ranker import chats as chatting
 from rgalign.ranker.chats import Chats, chat_loss, encode, of_run, pretrain
 from rgalign.ranker.fit import TrainingError, score
-from rgalign.ranker.search import grid, space_of
-from rgalign.ranker.train import Parts, load_rankers, parts_of_variant, train, tune
-from rgalign.ranker.two_tower import TwoTower
+from rgalign.ranker.search import grid, space_of, tune
+from rgalign.ranker.towers import TwoTower
+from rgalign.ranker.train import Parts, load_rankers, parts_of_variant, train
 from rgalign.reasoner.build import learnable
 from rgalign.run.artifacts import digest
 from rgalign.shopworld import world
 
 NAME = "two_tower_text/chats"
-HOW = {"chat_epochs": 8, "chat_learning_rate": 1e-2, "chat_temperature": 1.0, "lists_per_batch": 32}
-SETTINGS = {"dim": 8, "hidden": 8, "epochs": 2, "patience": 1, "weight_decay": 0.0, "learning_rate": 4e-3, **HOW}
+HOW = RankerSettings(chat_epochs=8, chat_learning_rate=1e-2, chat_temperature=1.0, lists_per_batch=32)
+SETTINGS = HOW.model_copy(update={"dim": 8, "hidden": 8, "epochs": 2, "patience": 1, "weight_decay": 0.0})
 
 
 def made(lists, count: int, *, seed: int, labelled: bool = False) -> Chats:
@@ -102,7 +102,7 @@ def test_an_intent_that_train_does_not_show_learns_nothing(ranker, lists, intent
 
 
 def test_a_learning_rate_that_is_too_high_is_named(ranker, lists, intents):
-    how = {**HOW, "chat_learning_rate": 1e30}
+    how = HOW.model_copy(update={"chat_learning_rate": 1e30})
     with pytest.raises(TrainingError, match=r"lower ranker\.chat_learning_rate"):
         pretrain(ranker(), made(lists, 60, seed=1), lists("train", 50, seed=0), intents, how, seed=0)
 
@@ -197,19 +197,19 @@ def test_the_ranker_is_a_two_tower_like_its_parent_and_the_same_seed_gives_the_s
 
 
 def test_its_own_settings_are_params_and_are_searched(parts, monkeypatch):
-    assert NAME in RANKERS
+    assert NAME in RANKER_NAMES
     space = space_of(NAME)
     assert set(space) == {"chat_epochs", "chat_learning_rate", "chat_temperature"}
     shared = {"dim": 16}
     settings = Ranker(
         models=[NAME, "two_tower_text"], tuned={"two_tower_text": shared, NAME: {"chat_epochs": 1}}
     ).settings()
-    assert (settings[NAME]["dim"], settings[NAME]["chat_epochs"]) == (16, 1)
-    assert all(key in settings[NAME] for key in space)
+    assert (settings[NAME].dim, settings[NAME].chat_epochs) == (16, 1)
+    assert all(hasattr(settings[NAME], key) for key in space)
     monkeypatch.setattr("rgalign.ranker.search.CHAT_SPACE", {"chat_epochs": (1, 2)})
     both = {NAME: parts[1], "two_tower_text": parts[0]}
     log, best = tune(dict.fromkeys(both, SETTINGS), both, trials=0, seed=0, positions=12, progress=False)
     tried = log[log["model"] == NAME]["chat_epochs"]
     assert sorted(tried) == [1, 2]
     assert len(grid(space)) == 12
-    assert best[NAME] == {**best["two_tower_text"], "chat_epochs": tried.iloc[0]}
+    assert best[NAME] == best["two_tower_text"].model_copy(update={"chat_epochs": tried.iloc[0]})

@@ -4,12 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import fit
 from torch import nn
 
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker.fit import TrainingError, fit, listnet, score, score_kb
+from rgalign.ranker.fit import TrainingError, score, score_kb
+from rgalign.ranker.losses import listnet
 from rgalign.ranker.store import save
-from rgalign.ranker.two_tower import TwoTower
+from rgalign.ranker.towers import TwoTower
 from rgalign.ranker.untrained import log_clicks
 
 FAST = {"seed": 0, "lists_per_batch": 64, "learning_rate": 0.02, "progress": False}

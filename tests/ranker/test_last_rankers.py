@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rgalign.params_schema import RankerSettings
 from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 
-SETTINGS = dict(dim=8, hidden=8, embedding_dim=4, experts=2, epochs=2, lists_per_batch=16, learning_rate=0.01)
+SETTINGS = RankerSettings(dim=8, hidden=8, embedding_dim=4, experts=2, epochs=2, lists_per_batch=16, learning_rate=0.01)
 SPACE = SimpleNamespace(  # as the lists of conftest have it
     field_sizes=(6, 11), history_sizes=(8,), word_buckets=32, intent_ids_size=14, category_size=6
 )
@@ -25,7 +26,7 @@ def test_a_ranker_goes_on_and_one_that_the_last_run_had_not_begins_anew(parts, t
     rankers.train({"two_tower": SETTINGS}, [0, 1], parts, folder=tmp_path / "last", **how)
     found = rankers.last_rankers(tmp_path / "aligned", tmp_path / "last", ["two_tower", "qe_rec"], [0, 1])
     assert found == {"two_tower": tmp_path / "last" / "two_tower"}
-    still = {**SETTINGS, "learning_rate": 1e-9}
+    still = SETTINGS.model_copy(update={"learning_rate": 1e-9})
     wanted = {"two_tower": still, "two_tower_text": still}
     curves = rankers.train(wanted, [1], parts, folder=tmp_path / "next", start=found, **how)
     assert curves.groupby("model")["epoch"].min().to_dict() == {"two_tower": 0, "two_tower_text": 1}

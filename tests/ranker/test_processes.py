@@ -10,22 +10,22 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from conftest import fit
 
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker.fit import fit, score
+from rgalign.ranker.fit import score
 from rgalign.ranker.store import load
-from rgalign.ranker.two_tower import TwoTower
+from rgalign.ranker.towers import TwoTower
 
 # 31 lists make batches of 5 and 4; two processes share 5 as 3 + 2: a plain average of their gradients would be wrong
 SETTINGS = {"epochs": 3, "lists_per_batch": 5, "seed": 0, "progress": False}
 WORKER = """
 import sys
 sys.path.insert(0, {here!r})
-from conftest import make_intents, make_lists
+from conftest import fit, make_intents, make_lists
 from accelerate import Accelerator
-from rgalign.ranker.fit import fit
 from rgalign.ranker.store import save
-from rgalign.ranker.two_tower import TwoTower, TwoTowerConfig
+from rgalign.ranker.towers import TwoTower, TwoTowerConfig
 
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2, accelerator.num_processes

@@ -6,16 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import fit
 
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.params_schema import RANKERS, RankerSettings
-from rgalign.ranker.fit import Fitted, TrainingError, fit, score
+from rgalign.params_schema import RANKER_NAMES, RankerSettings
+from rgalign.ranker.fit import Fitted, TrainingError, score
 from rgalign.ranker.search import SPACE, changes, configurations, grid, search, space_of
-from rgalign.ranker.two_tower import TwoTower
-from rgalign.ranker.variants import VARIANTS
+from rgalign.ranker.towers import TwoTower
+from rgalign.ranker.variants import RANKERS
 
 FAST = {"lists_per_batch": 64, "epochs": 3}
-MODELS = [name for name in RANKERS if "/" not in name]
+MODELS = [name for name in RANKER_NAMES if "/" not in name]
 
 
 @pytest.fixture
@@ -45,18 +46,18 @@ def test_what_two_models_both_have_is_searched_alike(pair):
         assert of_both[0] == of_both[1]
 
 
-@pytest.mark.parametrize("name", RANKERS)
+@pytest.mark.parametrize("name", RANKER_NAMES)
 def test_the_ridge_is_searched_for_what_reads_vectors_and_is_all_that_a_control_searches(name):
     space = space_of(name)
-    assert ("whitening_ridge" in space) == (VARIANTS[name].vectors is not None)
+    assert ("whitening_ridge" in space) == (RANKERS[name].vectors is not None)
     assert set(space) <= set(RankerSettings.model_fields)
-    if VARIANTS[name].chats:
+    if RANKERS[name].chats:
         assert set(space) == {"chat_epochs", "chat_learning_rate", "chat_temperature"}
     elif "/" in name:
         assert grid(space) == [{"whitening_ridge": value} for value in (0.01, 0.1, 0.3, 1, 3, 10)]
     else:
         assert space.items() >= SPACE.items()
-        assert ("query_hidden" in space) == (VARIANTS[name].architecture == "three_tower")
+        assert ("query_hidden" in space) == (RANKERS[name].architecture == "three_tower")
 
 
 @pytest.mark.parametrize("name", MODELS)

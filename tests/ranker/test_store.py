@@ -5,7 +5,7 @@ import pytest
 
 from rgalign.ranker.fit import score
 from rgalign.ranker.store import StoreError, load, save
-from rgalign.ranker.two_tower import TwoTower
+from rgalign.ranker.towers import TwoTower
 from rgalign.ranker.untrained import log_clicks
 
 
@@ -63,7 +63,17 @@ def test_every_fault_of_a_config_is_named(folder):
         ({"heads": 3}, "3 heads do not divide an embedding_dim of 4"),
         ({"ranker": "FourTower"}, "is that of 'FourTower'; expected a ranker: TwoTower, ThreeTower"),
         ({"ranker": ["TwoTower"]}, "is that of .*expected a ranker"),
-        ({"ranker": "ThreeTower"}, "query_dim is 0; expected a whole number >= 1"),
+        ({"ranker": "ThreeTower"}, "interaction is missing"),
+        (
+            {
+                "ranker": "ThreeTower",
+                "interaction": "sum",
+                "query_hidden": 0,
+                "query_dropout": 1,
+                "interaction_hidden": 8,
+            },
+            "(?s)query_dim is 0; expected a whole number >= 1.*query_dropout is 1;.*interaction is 'sum'; expected one",
+        ),
     ],
 )
 def test_a_config_that_is_not_that_of_the_weights_is_refused(folder, changes, message):

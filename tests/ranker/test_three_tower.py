@@ -3,15 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import fit
 from torch.nn import functional as F
 
 from rgalign.data.lists import with_queries
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker import three_tower
-from rgalign.ranker.fit import fit, listnet, score, score_kb
-from rgalign.ranker.losses import listnet_kl, listnet_loss
+from rgalign.ranker import towers
+from rgalign.ranker.fit import score, score_kb
+from rgalign.ranker.losses import listnet, listnet_kl, listnet_loss
 from rgalign.ranker.store import load, save
-from rgalign.ranker.three_tower import INTERACTIONS, ThreeTower, TowerAttention
+from rgalign.ranker.towers import INTERACTIONS, ThreeTower, TowerAttention
 from rgalign.seeding import seeded
 
 
@@ -62,7 +63,7 @@ def test_a_session_is_scored_the_same_whatever_else_is_in_the_batch(model, query
     together = score(model, batch, query_intents)
     alone = np.concatenate([score(model, batch.take([row]), query_intents) for row in range(len(batch))])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    monkeypatch.setattr(three_tower, "PAIRS_AT_ONCE", 20)  # three lists of six candidates at a time
+    monkeypatch.setattr(towers, "PAIRS_AT_ONCE", 20)  # three lists of six candidates at a time
     np.testing.assert_allclose(together, score(model, batch, query_intents), atol=1e-5)
 
 

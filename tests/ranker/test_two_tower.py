@@ -8,8 +8,7 @@ from rgalign.data.features import UNKNOWN
 from rgalign.data.lists import with_texts
 from rgalign.ranker.fit import score, score_kb
 from rgalign.ranker.layers import Whitening
-from rgalign.ranker.three_tower import ThreeTower
-from rgalign.ranker.two_tower import TwoTower, set_whitening
+from rgalign.ranker.towers import ThreeTower, TwoTower, set_whitening
 from rgalign.seeding import seeded
 
 KB, UNSEEN = 12, 11  # of conftest.py: intents, and the last one, which no list shows

@@ -11,26 +11,26 @@ from conftest import BUCKETS, CATEGORIES, KB
 from hypothesis import strategies as st
 
 from rgalign.data.vectors import Vectors
+from rgalign.params_schema import RankerSettings
 from rgalign.ranker import store
-from rgalign.ranker.fit import fit, listnet, score
+from rgalign.ranker.fit import fit, score
 from rgalign.ranker.layers import Whitening
-from rgalign.ranker.three_tower import ThreeTower
+from rgalign.ranker.losses import listnet
+from rgalign.ranker.search import SPACE, tune
+from rgalign.ranker.towers import ThreeTower, TwoTower
 from rgalign.ranker.train import (
     Parts,
     build,
-    fitting,
     lists_with_vectors,
     load_rankers,
     loss_of,
     train,
-    tune,
     with_vectors,
 )
-from rgalign.ranker.two_tower import TwoTower
-from rgalign.ranker.variants import VARIANTS, headline, pairs, reader_of_prompts
+from rgalign.ranker.variants import RANKERS, headline, pairs, reader_of_prompts
 from rgalign.run.artifacts import digest
 
-SETTINGS = {"dim": 8, "hidden": 8, "epochs": 2, "patience": 1, "lists_per_batch": 64, "kl_weight": 0.2}
+SETTINGS = RankerSettings(dim=8, hidden=8, epochs=2, patience=1, lists_per_batch=64)
 PARTS = ("train", "dev", "valid")
 
 
@@ -103,11 +103,11 @@ def test_widths_that_differ_and_variants_without_vectors_are_refused(parts, vect
         build("qe_rec", parts, SETTINGS)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", RANKERS)
 def test_every_variant_is_built_as_it_is_listed(name, parts, vectors):
-    variant = VARIANTS[name]
+    variant = RANKERS[name]
     own = with_vectors(parts, name, *vectors, seed=0) if variant.vectors else parts
-    model = build(name, own, {**SETTINGS, "interaction": "product"}, positions=6, seed=1)
+    model = build(name, own, SETTINGS.model_copy(update={"interaction": "product"}), positions=6, seed=1)
     assert type(model) is {"two_tower": TwoTower, "three_tower": ThreeTower}[variant.architecture]
     assert (loss_of(name, SETTINGS) is listnet) == (variant.architecture == "two_tower")
     assert model.config.dim == 8
@@ -148,8 +148,9 @@ def test_models_are_tuned_and_trained_on_their_own_parts(as_function, parts, vec
     assert set(log.model) == set(own)
     shared = log[log["trial"] == 1].set_index("model")[["learning_rate", "dim", "lists_per_batch"]]
     assert (shared.loc["qe_rec"] == shared.loc["two_tower_text"]).all()
-    beside = {"query_hidden", "query_dropout", "interaction_hidden", "whitening_ridge"}
-    assert best["qe_rec"].keys() - best["two_tower_text"].keys() == beside
+    tried = {name: set(log[log["model"] == name].dropna(axis=1)) for name in own}
+    beside = {"query_hidden", "query_dropout", "interaction_hidden", "whitening_ridge", "kl_weight"}
+    assert tried["qe_rec"] - tried["two_tower_text"] == beside
     curves = train(best, [0, 1], given, folder=tmp_path, positions=6, progress=False)
     assert set(zip(curves.model, curves.seed, strict=True)) == {(name, seed) for name in own for seed in (0, 1)}
     trained = load_rankers(tmp_path, list(own), [0, 1])
@@ -160,8 +161,8 @@ def test_models_are_tuned_and_trained_on_their_own_parts(as_function, parts, vec
 
 def test_a_control_has_its_models_best_settings_and_searches_its_own_ridge(parts, vectors):
     models = ["qe_rec/lsa", "two_tower_text/lm_features", "qe_rec", "two_tower_text"]  # controls first
-    own = {name: with_vectors(parts, name, *vectors, seed=0) if VARIANTS[name].vectors else parts for name in models}
-    settings = dict.fromkeys(models, SETTINGS) | {"qe_rec/lsa": {**SETTINGS, "dropout": 0.9}}
+    own = {name: with_vectors(parts, name, *vectors, seed=0) if RANKERS[name].vectors else parts for name in models}
+    settings = dict.fromkeys(models, SETTINGS) | {"qe_rec/lsa": SETTINGS.model_copy(update={"dropout": 0.9})}
     log, best = tune(settings, own, trials=2, seed=0, positions=6, progress=False)
     assert list(best) == list(dict.fromkeys(log["model"])) == models
     tried = {name: log[log["model"] == name].dropna(axis=1) for name in models}
@@ -170,43 +171,45 @@ def test_a_control_has_its_models_best_settings_and_searches_its_own_ridge(parts
         assert sorted(tried[name]["whitening_ridge"]) == [0.01, 0.1, 0.3, 1, 3, 10]
         assert set(tried[name]) == {"trial", "whitening_ridge", "dev_gauc", "valid_gauc", "best_epoch", "model"}
         ridge = tried[name]["whitening_ridge"].iloc[0]
-        assert best[name] == {**best[parent], "whitening_ridge": ridge}
+        assert best[name] == best[parent].model_copy(update={"whitening_ridge": ridge})
     assert len(tried["qe_rec"]) == len(tried["two_tower_text"]) == 1 + 2
     assert "whitening_ridge" not in tried["two_tower_text"]
 
 
 def test_the_first_trial_is_what_the_search_was_given(parts):
-    given = {**SETTINGS, "learning_rate": 5e-3, "intent_std": 0.2}
+    given = SETTINGS.model_copy(update={"learning_rate": 5e-3, "intent_std": 0.2})
     log, best = tune({"two_tower": given}, parts, trials=1, seed=0, positions=6, progress=False)
     first = log.set_index("trial").loc[0]
     assert (first.learning_rate, first.intent_std, first.dim) == (5e-3, 0.2, 8)
     curve = fit(
-        build("two_tower", parts, given, positions=6, seed=0), parts.train, parts.dev, parts.intents,
-        seed=0, progress=False, **fitting(given),
+        build("two_tower", parts, given, positions=6, seed=0), parts.train, parts.dev, parts.intents, given,
+        seed=0, progress=False,
     ).curve  # fmt: skip
     assert first.dev_gauc == curve.dev_gauc.max()
-    assert {*given} <= {*best["two_tower"]}
+    assert best["two_tower"].intent_std in (0.2, *SPACE["intent_std"])
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.5])
 def test_a_trial_is_trained_with_the_kl_weight_that_it_drew(kl_weight, parts, vectors, monkeypatch):
     own = with_vectors(parts, "qe_rec", *vectors, seed=0)
-    monkeypatch.setattr("rgalign.ranker.train.space_of", lambda name: {"kl_weight": (kl_weight,)})
-    log, best = tune({"qe_rec": {**SETTINGS, "kl_weight": 0.1}}, own, trials=1, seed=0, positions=6, progress=False)
-    assert best["qe_rec"]["kl_weight"] in (0.1, kl_weight)
-    given = {**SETTINGS, "kl_weight": kl_weight}
+    monkeypatch.setattr("rgalign.ranker.search.space_of", lambda name: {"kl_weight": (kl_weight,)})
+    log, best = tune(
+        {"qe_rec": SETTINGS.model_copy(update={"kl_weight": 0.1})}, own, trials=1, seed=0, positions=6, progress=False
+    )
+    assert best["qe_rec"].kl_weight in (0.1, kl_weight)
+    given = SETTINGS.model_copy(update={"kl_weight": kl_weight})
     fitted = fit(
-        build("qe_rec", own, given, positions=6, seed=0), own.train, own.dev, own.intents,
-        seed=0, progress=False, loss=loss_of("qe_rec", given), **fitting(given),
+        build("qe_rec", own, given, positions=6, seed=0), own.train, own.dev, own.intents, given,
+        seed=0, progress=False, loss=loss_of("qe_rec", given),
     )  # fmt: skip
     assert log.set_index("trial").loc[1, "dev_gauc"] == fitted.curve.dev_gauc.max()
 
 
-@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.vectors])
+@pytest.mark.parametrize("name", [name for name, variant in RANKERS.items() if variant.vectors])
 def test_the_ridge_reaches_every_whitening_of_a_ranker_and_is_stored_with_it(name, parts, vectors, tmp_path):
     own = with_vectors(parts, name, *vectors, seed=0)
     for ridge in (0.01, 1.0):
-        model = build(name, own, {**SETTINGS, "whitening_ridge": ridge})
+        model = build(name, own, SETTINGS.model_copy(update={"whitening_ridge": ridge}))
         alone = {"query": own.train.query, "intent": own.intents.text}
         for where, layer in whitenings(model).items():
             by_hand = Whitening(6, ridge)
@@ -246,13 +249,13 @@ def test_the_three_tower_without_a_query_ignores_the_sessions_vectors(seed, scal
 
 def test_the_three_tower_without_a_query_is_no_control_of_another_model():
     assert "/" not in "three_tower_no_query"
-    mine, ours = VARIANTS["three_tower_no_query"], VARIANTS["qe_rec"]
-    assert replace(mine, query=ours.query) == ours
-    assert ("three_tower_no_query", "two_tower_text") in pairs(list(VARIANTS))
+    mine, ours = RANKERS["three_tower_no_query"], RANKERS["qe_rec"]
+    assert replace(mine, query=ours.query, label=ours.label) == ours
+    assert ("three_tower_no_query", "two_tower_text") in pairs(list(RANKERS))
 
 
 def test_rankers_side_by_side_are_those_that_come_one_after_the_other(parts, tmp_path):
-    fixed = {"two_tower": {**SETTINGS, "learning_rate": 1e-2}, "two_tower_text": SETTINGS}
+    fixed = {"two_tower": SETTINGS.model_copy(update={"learning_rate": 1e-2}), "two_tower_text": SETTINGS}
     put = {"positions": 6, "progress": False}
     alone = train(fixed, [0, 1], parts, folder=tmp_path / "alone", **put)
     both = train(fixed, [0, 1], parts, folder=tmp_path / "both", workers=2, **put)
@@ -261,15 +264,15 @@ def test_rankers_side_by_side_are_those_that_come_one_after_the_other(parts, tmp
 
 
 def test_a_control_is_compared_with_its_parent_and_a_model_with_what_it_builds_on():
-    study = pairs(list(VARIANTS))
+    study = pairs(list(RANKERS))
     assert ("qe_rec", "two_tower_text") in study
     assert ("qe_rec/lsa", "qe_rec") in study
     assert ("qe_rec/shuffled_query", "qe_rec/constant_query") in study
-    assert headline(list(VARIANTS)) == ("rgalign_rec", "qe_rec")
+    assert headline(list(RANKERS)) == ("rgalign_rec", "qe_rec")
     assert pairs(["qe_rec/lsa"]) == [("qe_rec/lsa", "popularity")]  # its counterpart is not trained
     assert headline(["two_tower", "two_tower_text"]) == ("two_tower_text", "two_tower")
     more = [("qe_rec", "raw_cosine"), ("rgalign_rec", "raw_cosine")]
-    assert pairs(list(VARIANTS), "raw_cosine") == [*study, *more]
+    assert pairs(list(RANKERS), "raw_cosine") == [*study, *more]
     assert pairs(["two_tower"], "popularity") == [("two_tower", "popularity")], "a pair stands once"
     assert pairs(["two_tower"], "word_overlap")[1:] == [("two_tower", "word_overlap")]
 

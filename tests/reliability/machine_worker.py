@@ -16,7 +16,7 @@ from rgalign.alignment.sft import sft
 from rgalign.data import shards, sources, split, tables
 from rgalign.data.vectors import Vectors
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.params_schema import Sft
+from rgalign.params_schema import RankerSettings, Sft
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import fit, score
 from rgalign.reasoner import build, embed, generate
@@ -55,8 +55,10 @@ def learn(folder: Path) -> tuple[list[list[int]], dict[str, np.ndarray]]:
     sessions = Vectors(shop.sessions["session_id"], embed.embed(reasoner, prompts, **read))
     intents = Vectors(shop.intents["intent_id"], embed.embed(reasoner, prompter.intents(shop.intents), **read))
     parts = rankers.with_vectors(rankers.load_parts(folder / "encoded"), "qe_rec", sessions, intents, seed=0)
-    ranker = rankers.build("qe_rec", parts, PARAMS.ranker.settings()["qe_rec"], positions=0)
-    fitted = fit(ranker, parts.train, parts.dev, parts.intents, seed=0, epochs=5, lists_per_batch=128, progress=False)
+    settings = PARAMS.ranker.settings()["qe_rec"]
+    ranker = rankers.build("qe_rec", parts, settings, positions=0)
+    loop = RankerSettings(epochs=5)
+    fitted = fit(ranker, parts.train, parts.dev, parts.intents, loop, seed=0, progress=False)
     scores = score(fitted.model, parts.valid, parts.intents)
     gauc = gauc_of_lists(scores, parts.valid.clicked.numpy(), parts.valid.shown.numpy())
     written = generate.greedy(reasoner, prompter, prompts[:60], max_new_tokens=8, progress=False)
