@@ -20,7 +20,7 @@ def tell(run: Path) -> None:
 
     paths = pages.write(run)
     results = pages.results_table(pages.read(run, "results"))
-    print(results.rename(index=pages.MODELS, columns=pages.METRIC_NAMES).round(4).to_string(na_rep=""))
+    print(results.rename(index=pages.MODELS, columns=pages.LABELS).round(4).to_string(na_rep=""))
     print("\n".join(str(path) for path in paths))
 
 

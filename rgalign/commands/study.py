@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rgalign.commands import study_kept
-from rgalign.evaluation import results
+from rgalign.evaluation import metrics, results
 from rgalign.evaluation.comparisons import PAIR
 from rgalign.params import load_run
 from rgalign.run import artifacts
@@ -23,7 +23,7 @@ STAGE = "90_ablation"
 SWEEP = "sweep.json"  # what a sweep did (rgalign/commands/sweep.py): each run's params file, seed, stages, failure
 FULL = "rgalign_rec"  # the model that an ablation leaves something out of
 ABLATIONS = "ablations"  # the folder of their params files: params/ablations/no_neftune.yaml is rgalign_rec/no_neftune
-METRICS = ("gauc", "recall@3", "ndcg@3", "ihr@1", "ihr@3")
+METRICS = tuple(name for name, metric in metrics.METRICS.items() if metric.in_study)
 SLICES = ("all", "cold", "tail", "shuffled")
 WORLD = ["distance", "world_seed"]
 # What a step is worth where nothing comes after it: the whole may make up for a step that does harm.

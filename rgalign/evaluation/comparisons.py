@@ -207,5 +207,4 @@ def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **interval) -> list[dict]:
 
 def difference_of(metric: str, new: float, old: float) -> dict[str, float]:
     """The difference of two values of a metric, and what it is relatively: error reduction of GAUC, gain of others."""
-    relative = metrics.relative_error_reduction if metric == "gauc" else metrics.relative_gain
-    return {"difference": new - old, "relative": relative(new, old)}
+    return {"difference": new - old, "relative": metrics.METRICS[metric].relative(new, old)}

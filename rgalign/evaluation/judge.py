@@ -1,24 +1,139 @@
-"""Scores to session metrics: every model judged on the same lists and over the same whole knowledge base."""
+"""How models are judged: rankers on the same lists and over the whole knowledge base, queries by the intent hit rate.
+
+IHR asks whether a written query leads to a gold intent (METHOD.md 4): that of a label, else of a simulator's truth,
+else the click. A query judge maps queries to similarities with every intent of the KB; `intent_hits` says whether a
+gold one is among the k nearest. The TF-IDF judge is the default: it is fitted on the KB alone, so it does not move with
+the model.
+
+    source, gold = gold_intents(shop, "test")
+    hits = query_hits(judge, shop, gold, reasoner, prompter, name="tfidf", max_new_tokens=24)
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import nn
 
 from rgalign.data import candidates
 from rgalign.data.lists import Intents, Lists, with_texts
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
-from rgalign.evaluation.intent_hit_rate import intent_hits, query_judge
+from rgalign.evaluation.metrics import hit_at
 from rgalign.evaluation.results import clicked_in_kb, session_metrics
 from rgalign.ranker.fit import score, score_kb
 from rgalign.ranker.train import Parts, lists_with_vectors
+from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import greedy
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
+from rgalign.reasoner.verbalize import words_of
+
+IHR = ["ihr@1", "ihr@3"]
+DECIMALS = 5  # similarities are rounded, so that ties do not depend on the order of a sum
+
+
+class TfidfJudge:
+    """Cosine of TF-IDF vectors of words and pairs of neighbours, from the KB's titles and descriptions [C].
+
+    intents  the KB: columns title, description; empty cells are fine
+    Raises ValueError where no intent has a word.
+    """
+
+    def __init__(self, intents: pd.DataFrame) -> None:
+        texts = _texts(intents)
+        if not any(map(words_of, texts)):
+            raise ValueError(
+                f"none of {len(texts)} intents has a word in its title or description: nothing to judge by"
+            )
+        self._vectorizer = TfidfVectorizer(analyzer=_terms, dtype=np.float64)
+        self._intents = self._vectorizer.fit_transform(texts)
+
+    def similarity(self, queries: Sequence[str]) -> np.ndarray:
+        """(queries, intents) float32 in 0..1; a row of NaN for an empty query."""
+        different, row = _different(queries)
+        if not different:  # scikit-learn refuses to transform nothing
+            return np.empty((0, self._intents.shape[0]), dtype=np.float32)
+        found = (self._vectorizer.transform(different) @ self._intents.T).toarray()
+        return _rounded(found, different)[row]
+
+
+class EmbeddingJudge:
+    """Cosine of a reasoner's own embeddings: a query is read as an intent with this title and no description [C].
+
+    reasoner, prompter  of either kind; the prompter is bound to the reasoner's tokenizer
+    intents             the KB: columns intent_id, title, description
+    """
+
+    def __init__(self, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame) -> None:
+        self._reasoner, self._prompter = reasoner, prompter
+        self._intents = self._embed(intents)
+
+    def similarity(self, queries: Sequence[str]) -> np.ndarray:
+        """(queries, intents) float32 in -1..1; a row of NaN for an empty query."""
+        different, row = _different(queries)
+        texts = pd.DataFrame({"intent_id": "query", "title": different, "description": ""}, dtype=object)
+        return _rounded(self._embed(texts) @ self._intents.T, different)[row]
+
+    def _embed(self, texts: pd.DataFrame) -> np.ndarray:
+        vectors = embed(self._reasoner, self._prompter.intents(texts), progress=False).astype(np.float64)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def intent_hits(similarity: np.ndarray, gold: np.ndarray, exists: np.ndarray | None, k: int) -> np.ndarray:
+    """IHR@k of each session, (sessions,): the chance that a gold intent is among the k nearest, ties in any order.
+
+    similarity  (sessions, intents) to the greedy query; a row of NaN (an empty query) hits nothing: 0
+    gold        (sessions, intents), the clicked intents, the truth or a human label; any one of several counts [C]
+    exists      (sessions, intents), False for intents that entered the KB after the session: these are left out, of
+                `gold` too; None: all exist
+    NaN where there is no gold intent. Raises ValueError if shapes differ or a row is NaN in part.
+    """
+    similarity, gold = np.asarray(similarity), np.asarray(gold, dtype=bool)
+    exists = np.ones(gold.shape, dtype=bool) if exists is None else np.asarray(exists, dtype=bool)
+    if not (similarity.shape == gold.shape == exists.shape and similarity.ndim == 2):
+        raise ValueError(
+            f"similarity, gold, exists have the shapes {similarity.shape}, {gold.shape}, {exists.shape}; "
+            "expected one shape (sessions, intents)"
+        )
+    gold, empty = gold & exists, np.isnan(similarity).all(axis=1)
+    hits = hit_at(np.where(empty[:, None], 0, similarity), gold, exists, k)
+    return np.where(empty & gold.any(axis=1), 0.0, hits)
+
+
+def _texts(intents: pd.DataFrame) -> list[str]:
+    columns = [intents[name].astype(object) for name in ("title", "description")]
+    title, description = (column.where(column.notna(), "") for column in columns)
+    return (title + " " + description).tolist()
+
+
+def _different(queries: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The different queries, and for each query the place of its equal among them."""
+    places: dict[str, int] = {}
+    row = [places.setdefault(query, len(places)) for query in queries]
+    return list(places), np.array(row, dtype=np.int64)
+
+
+def _rounded(similarity: np.ndarray, queries: list[str]) -> np.ndarray:
+    rounded = np.round(similarity, DECIMALS).astype(np.float32)
+    rounded[[not query.strip() for query in queries]] = np.nan
+    return rounded
+
+
+def _terms(text: str) -> list[str]:
+    words = words_of(text)
+    return words + [f"{a} {b}" for a, b in pairwise(words)]
+
+
+def query_judge(
+    name: str, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame
+) -> TfidfJudge | EmbeddingJudge:
+    """The judge that maps a query to KB intents: tfidf (fixed), or embedding (as this reasoner sees them)."""
+    return TfidfJudge(intents) if name == "tfidf" else EmbeddingJudge(reasoner, prompter, intents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +150,6 @@ class Judge:
     intents: Intents
     timestamps: np.ndarray
     correction: np.ndarray | None = None
-    k: int = 3
     group: str = "session"
     weights: str = "impressions"
 
@@ -79,22 +193,21 @@ class Judge:
         return self.intents.existing(self.timestamps)
 
     def intent_hits(
-        self, similarity: np.ndarray, session_ids: Sequence[str], wanted: pd.DataFrame | None = None
+        self, similarity: np.ndarray, session_ids: Sequence[str], gold: pd.DataFrame | None = None
     ) -> pd.DataFrame:
         """IHR of the queries of some sessions: session_id, ihr@1, ihr@3 (METHOD.md 4).
 
-        similarity  (session_ids, intents) of each query to each intent (evaluation.ihr)
-        wanted      columns session_id, intent_id, any number of rows a session, each of whose intents will do
-                    (evaluation.witness); None: the clicked intents
-        NaN where nothing is wanted, or what is wanted was not in the KB yet.
+        similarity  (session_ids, intents) of each query to each intent
+        gold        columns session_id, intent_id, any number of rows a session (gold_intents); None: the clicked ones
+        NaN where there is no gold intent, or it was not in the KB yet.
         """
         rows = pd.Index(self.lists.session_id).get_indexer(list(session_ids))
-        if wanted is None:
+        if gold is None:
             lists = self.lists.take(rows)
-            asked = clicked_in_kb(lists.candidates.numpy(), lists.clicked.numpy(), len(self.intents))
+            is_gold = clicked_in_kb(lists.candidates.numpy(), lists.clicked.numpy(), len(self.intents))
         else:
-            asked = _asked(wanted, session_ids, self.intents.intent_id)
-        hits = {f"ihr@{k}": intent_hits(similarity, asked, self.exists[rows], k) for k in (1, 3)}
+            is_gold = _gold_mask(gold, session_ids, self.intents.intent_id)
+        hits = {f"ihr@{k}": intent_hits(similarity, is_gold, self.exists[rows], k) for k in (1, 3)}
         return pd.DataFrame({"session_id": list(session_ids), **hits})
 
     def _metrics(self, listed: np.ndarray, over_kb: np.ndarray, name: str, seed: int | None) -> pd.DataFrame:
@@ -103,20 +216,20 @@ class Judge:
         keys: dict[str, Any] = {"session_id": self.lists.session_id, "user_id": self.lists.user_id}
         return session_metrics(
             np.where(shown, listed, 0), clicked, shown, **keys, model=name, seed=seed, split=self.lists.part,
-            k=self.k, group=self.group, weights=self.weights, whole_kb=(over_kb, in_kb, self.exists),
+            group=self.group, weights=self.weights, whole_kb=(over_kb, in_kb, self.exists),
         )  # fmt: skip
 
 
-def _asked(wanted: pd.DataFrame, session_ids: Sequence[str], intent_ids: np.ndarray) -> np.ndarray:
-    """(session_ids, intent_ids) bool: what is wanted; an empty intent wants nothing."""
+def _gold_mask(gold: pd.DataFrame, session_ids: Sequence[str], intent_ids: np.ndarray) -> np.ndarray:
+    """(session_ids, intent_ids) bool; a row with an empty intent counts for none."""
     places = [
-        pd.Index(list(ids), dtype=object).get_indexer(wanted[name].astype(object))
+        pd.Index(list(ids), dtype=object).get_indexer(gold[name].astype(object))
         for name, ids in (("session_id", session_ids), ("intent_id", intent_ids))
     ]
     row, column = (place[(places[0] >= 0) & (places[1] >= 0)] for place in places)
-    asked = np.zeros((len(session_ids), len(intent_ids)), dtype=bool)
-    asked[row, column] = True
-    return asked
+    mask = np.zeros((len(session_ids), len(intent_ids)), dtype=bool)
+    mask[row, column] = True
+    return mask
 
 
 def about(dataset: Dataset, lm_seed: int | None) -> dict[str, Any]:
@@ -126,38 +239,29 @@ def about(dataset: Dataset, lm_seed: int | None) -> dict[str, Any]:
     return {"data": dataset.name, **world, "lm_seed": lm_seed}
 
 
-# Who says what a session wanted, and IHR by that witness (METHOD.md 4): labels, a simulator's truth, the click.
-#
-# witness, wanted = wanted_intents(shop, "test")
-# hits = query_hits(judge, shop, wanted, reasoner, prompter, name="tfidf", max_new_tokens=24)
+def gold_intents(dataset: Dataset, split: str) -> tuple[str, pd.DataFrame]:
+    """The best relevance source of a split, labels | truth | click, and its rows: session_id, intent_id.
 
-METRICS = ["ihr@1", "ihr@3"]
-
-
-def wanted_intents(dataset: Dataset, split: str) -> tuple[str, pd.DataFrame]:
-    """The best witness of a split, labels | truth | click, and its rows: session_id, intent_id.
-
-    Labels where anybody labelled a session of the split, else the truth, else the clicks [C]. One witness for all: a
-    mean over some sessions by label and others by click would be neither. A session may have several rows, each of
-    whose intents will do; rows without an intent (looked at, and none fitted) are left out. The click's rows may be
-    none at all.
+    Labels if anybody labelled a session of the split, else the truth, else the clicks [C]. One source for all sessions:
+    a mean over some by label and others by click would be neither. A session may have several rows, any one of which
+    counts as a hit; rows without an intent (an annotator found none) are left out. The click's rows may be none.
     """
-    clicked = dataset.impressions[dataset.impressions["clicked"] == 1]
-    tables = {"labels": dataset.labels, "truth": dataset.truth, "click": clicked}
-    own = dataset.sessions.loc[dataset.sessions["split"] == split, "session_id"]
-    for witness, table in tables.items():
-        if table is None:
-            continue
-        said = table.loc[table["session_id"].isin(own) & table["intent_id"].notna(), ["session_id", "intent_id"]]
-        if len(said) or witness == "click":
-            return witness, said.drop_duplicates(ignore_index=True)
-    raise AssertionError("the click is the last witness")
+    sessions = dataset.sessions.loc[dataset.sessions["split"] == split, "session_id"]
+
+    def gold_of(table: pd.DataFrame) -> pd.DataFrame:
+        rows = table["session_id"].isin(sessions) & table["intent_id"].notna()
+        return table.loc[rows, ["session_id", "intent_id"]].drop_duplicates(ignore_index=True)
+
+    for source, table in (("labels", dataset.labels), ("truth", dataset.truth)):
+        if table is not None and len(gold := gold_of(table)):
+            return source, gold
+    return "click", gold_of(dataset.impressions[dataset.impressions["clicked"] == 1])
 
 
 def query_hits(
     judge: Judge,
     dataset: Dataset,
-    wanted: pd.DataFrame,
+    gold: pd.DataFrame,
     reasoner: Reasoner,
     prompter: Prompter,
     reader: Reasoner | None = None,
@@ -165,25 +269,25 @@ def query_hits(
     name: str,
     max_new_tokens: int,
 ) -> pd.DataFrame:
-    """IHR of the greedy query of each session that `wanted` names: session_id, ihr@1, ihr@3; empty for an encoder.
+    """IHR of the greedy query of each session that `gold` names: session_id, ihr@1, ihr@3; empty for an encoder.
 
-    judge   of the split that these sessions are of;  name  evaluation.ihr_judge
-    wanted  session_id, intent_id (wanted_intents)
-    reader  by whose embeddings queries are judged where `name` says so; None: their writer's. One for all that are
-            compared: a judge that moves with the judged says nothing
+    judge   of the split of these sessions;  name  evaluation.ihr_judge
+    gold    session_id, intent_id (gold_intents)
+    reader  by whose embeddings queries are judged where `name` says so; None: their writer's. The same for all that are
+            compared: a judge that moves with the judged model says nothing
     """
-    sessions = dataset.sessions[dataset.sessions["session_id"].isin(wanted["session_id"])]
+    sessions = dataset.sessions[dataset.sessions["session_id"].isin(gold["session_id"])]
     if reasoner.kind == "encoder" or sessions.empty:
-        return pd.DataFrame({"session_id": [], **{metric: [] for metric in METRICS}})
+        return pd.DataFrame({"session_id": [], **{metric: [] for metric in IHR}})
     written = greedy(reasoner, prompter, prompter.sessions(sessions), max_new_tokens=max_new_tokens)
     similarity = query_judge(name, reader or reasoner, prompter, dataset.intents).similarity(written["query"].tolist())
-    return judge.intent_hits(similarity, sessions["session_id"].tolist(), wanted)
+    return judge.intent_hits(similarity, sessions["session_id"].tolist(), gold)
 
 
-def hit_table(hits: pd.DataFrame, witness: str) -> pd.DataFrame:
-    """One row named by the witness: sessions with a wanted intent in the KB of their day, and the mean of each IHR."""
+def hit_table(hits: pd.DataFrame, source: str) -> pd.DataFrame:
+    """One row named by the relevance source: sessions with a gold intent that was in the KB, and the mean IHR."""
     judged = hits["ihr@1"].notna().sum()
-    return pd.DataFrame([{"sessions": judged, **hits[METRICS].mean()}], index=pd.Index([witness], name="witness"))
+    return pd.DataFrame([{"sessions": judged, **hits[IHR].mean()}], index=pd.Index([source], name="source"))
 
 
 def with_hits(metrics: pd.DataFrame, hits: Mapping[str | None, pd.DataFrame], split: str) -> pd.DataFrame:
@@ -192,9 +296,9 @@ def with_hits(metrics: pd.DataFrame, hits: Mapping[str | None, pd.DataFrame], sp
     hits  the model that they are listed with (ranker.variants.reader_of_prompts) -> what `query_hits` found; of an
           encoder it is empty, and a model may be None: not listed. Without any there are no columns
     """
-    told = {model: own for model, own in hits.items() if model is not None and len(own)}
-    if not told:
+    parts = [own.assign(model=model, split=split) for model, own in hits.items() if model is not None and len(own)]
+    if not parts:
         return metrics
-    listed = pd.concat([own.assign(model=model, split=split) for model, own in told.items()])
+    listed = pd.concat(parts)
     listed[["model", "split"]] = listed[["model", "split"]].astype(metrics["model"].dtype)
     return metrics.merge(listed, "left", ["session_id", "model", "split"])

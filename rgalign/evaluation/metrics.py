@@ -12,6 +12,8 @@ All functions raise ValueError, naming every fault found, if shapes differ, a sh
 1, or a candidate is clicked but not shown.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -179,6 +181,40 @@ def relative_gain(new: float, old: float) -> float:
 def gap_closed(model: float, floor: float, oracle: float) -> float:
     """(model - floor) / (oracle - floor): 0 at the floor, 1 at the oracle; NaN if these do not differ."""
     return (model - floor) / (oracle - floor) if oracle != floor else float("nan")
+
+
+class Metric(NamedTuple):
+    """How a metric is computed from scores, and where it is shown.
+
+    label      how tables and figures call it; empty: it is in the tables of a run, and nowhere else
+    of_lists   (scores, clicked, shown) -> (lists,), NaN where undefined; None: not made from scores (IHR, judge.py)
+    over_kb    the lists are the whole knowledge base instead of what was shown
+    in_study   studies of many runs have it too
+    relative   (new, old) -> the relative difference
+    """
+
+    label: str = ""
+    of_lists: Callable[..., np.ndarray] | None = None
+    over_kb: bool = False
+    in_study: bool = False
+    relative: Callable[[float, float], float] = relative_gain
+
+
+# Every metric of a run's tables, in the order in which readers see them: a new one is a function and an entry here.
+METRICS = {
+    "gauc": Metric("GAUC", session_auc, in_study=True, relative=relative_error_reduction),
+    "recall@3": Metric("Recall@3", partial(recall_at, k=3), in_study=True),
+    "ndcg@3": Metric("NDCG@3", partial(ndcg_at, k=3), in_study=True),
+    "mrr": Metric("MRR", mrr),
+    "hit@3": Metric("", partial(hit_at, k=3)),
+    "recall@3/kb": Metric("Recall@3, whole KB", partial(recall_at, k=3), over_kb=True),
+    "ndcg@3/kb": Metric("", partial(ndcg_at, k=3), over_kb=True),
+    "mrr/kb": Metric("", mrr, over_kb=True),
+    "hit@3/kb": Metric("", partial(hit_at, k=3), over_kb=True),
+    "ihr@1": Metric("IHR@1", in_study=True),
+    "ihr@3": Metric("IHR@3", in_study=True),
+}
+LABELS = {name: metric.label for name, metric in METRICS.items() if metric.label}
 
 
 class _Ranks(NamedTuple):

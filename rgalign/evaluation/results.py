@@ -15,29 +15,14 @@ import numpy as np
 import pandas as pd
 
 from rgalign.evaluation import metrics
+from rgalign.ranker import variants
 
-# Every model's name and how a figure shows it; tables list them in this order. Controls and ablations join here.
+# Every model's name and how a figure shows it; tables list them in this order. Ablations join here.
 MODELS = {
-    "popularity": "popularity",
-    "word_overlap": "word overlap (TF-IDF cosine)",
-    "raw_cosine": "cosine of the raw vectors",
-    "two_tower": "two-tower, ids only",
-    "two_tower_text": "two-tower + text",
-    "two_tower_text/lm_features": "two-tower + text + frozen LM",
-    "two_tower_text/chats": "two-tower + text + chats, no LM",
-    "three_tower_no_query": "three-tower without a query",
-    "qe_rec": "QE-Rec",
-    "qe_rec/no_words": "QE-Rec without the hashed words",
-    "qe_rec/prompt": "QE-Rec, embedding the prompt",
-    "qe_rec/prompt_query": "QE-Rec, embedding prompt + query",
-    "qe_rec/random_lm": "QE-Rec, LM not trained",
-    "qe_rec/no_text": "QE-Rec, prompt without text",
-    "qe_rec/kb_lm": "QE-Rec, LM trained on the KB alone",
-    "qe_rec/lsa": "QE-Rec, LSA for the LM",
-    "qe_rec/constant_query": "QE-Rec, constant query",
-    "qe_rec/shuffled_query": "QE-Rec, shuffled queries",
+    **variants.UNTRAINED,
+    **{name: ranker.label for name, ranker in variants.RANKERS.items() if ranker.in_params},
     "qe_rec/retrained": "QE-Rec retrained after RG-SFT and RG-DPO",
-    "rgalign_rec": "RGAlign-Rec",
+    "rgalign_rec": variants.RANKERS["rgalign_rec"].label,
     "rgalign_rec/no_alignment": "QE-Rec retrained once more",  # from here on: params/ablations/<name>.yaml
     "rgalign_rec/random_sft": "SFT on random candidates alone",
     "rgalign_rec/sft_only": "RG-SFT alone",
@@ -55,17 +40,7 @@ MODELS = {
     "oracle_discrete": "oracle, discrete features",
     "oracle": "oracle",
 }
-UNTRAINED = ("popularity", "word_overlap", "raw_cosine")  # need no training (ranker/untrained.py)
-# How tables and figures for readers call a metric, in their order.
-METRIC_NAMES = {
-    "gauc": "GAUC",
-    "recall@3": "Recall@3",
-    "ndcg@3": "NDCG@3",
-    "mrr": "MRR",
-    "recall@3/kb": "Recall@3, whole KB",
-    "ihr@1": "IHR@1",
-    "ihr@3": "IHR@3",
-}
+UNTRAINED = tuple(variants.UNTRAINED)  # need no training (ranker/untrained.py)
 GAUC_WEIGHT = "gauc_weight"  # of a session; by list and impressions it is the number of candidates shown
 
 # Table -> columns with their types; in session_metrics the metrics follow, as float64.
@@ -130,32 +105,32 @@ def session_metrics(
     model: str,
     seed: int | None,
     split: str,
-    k: int = 3,
     group: str = "session",
     weights: str = "impressions",
     whole_kb: tuple | None = None,
 ) -> pd.DataFrame:
-    """The session_metrics rows of one model and ranker seed (None where nothing was drawn: popularity, an oracle).
+    """The session_metrics rows of one model and ranker seed (None if nothing was drawn: popularity, an oracle).
 
     scores, clicked, shown  (lists, candidates), padded as in evaluation.metrics; session_id, user_id (lists,)
-    group, weights          GAUC's, METHOD.md 4. By user, each session bears its user's AUC, and its part of the user's
+    group, weights          GAUC's, METHOD.md 4. By user, each session has its user's AUC, and its part of the user's
                             weight, so that the weighted mean of the column is GAUC whatever the group
     whole_kb                the same three over all intents of the KB (lists, intents), `shown` where an intent was
-                            already there: adds the rank metrics over them, such as recall@3/kb
+                            already there: adds the metrics over them, such as recall@3/kb
     """
-    impressions, clicks = np.sum(shown, axis=1), np.sum(clicked, axis=1)
-    if group == "session":
-        auc, weight = metrics.session_auc(scores, clicked, shown), metrics.group_weights(weights, impressions, clicks)
-    elif group == "user":
-        auc, sessions = _user_auc(scores, clicked, shown, user_id)
-        weight = metrics.group_weights(weights, impressions, clicks) / (sessions if weights == "uniform" else 1)
-    else:
+    if group not in ("session", "user"):
         raise ValueError(f"group is {group!r}; expected 'session' or 'user'")
+    weight = metrics.group_weights(weights, np.sum(shown, axis=1), np.sum(clicked, axis=1))
+    inputs = {False: (scores, clicked, shown)} | ({} if whole_kb is None else {True: whole_kb})
+    found = {
+        name: metric.of_lists(*inputs[metric.over_kb])
+        for name, metric in metrics.METRICS.items()
+        if metric.of_lists is not None and metric.over_kb in inputs
+    }
+    if group == "user":
+        found["gauc"], sessions = _user_auc(scores, clicked, shown, user_id)
+        weight = weight / (sessions if weights == "uniform" else 1)
     keys = {"session_id": session_id, "user_id": user_id, "model": model, "seed": seed, "split": split}
-    columns = keys | {GAUC_WEIGHT: weight, "gauc": auc} | _rank_metrics(scores, clicked, shown, k)
-    if whole_kb is not None:
-        columns |= {f"{name}/kb": values for name, values in _rank_metrics(*whole_kb, k).items()}
-    return conform(pd.DataFrame(columns), "session_metrics")
+    return conform(pd.DataFrame(keys | {GAUC_WEIGHT: weight} | found), "session_metrics")
 
 
 def clicked_in_kb(candidates, clicked, intents: int) -> np.ndarray:
@@ -248,17 +223,8 @@ def slice_masks(slices: pd.DataFrame | None, session_ids) -> Iterator[tuple[str,
         yield name, slices[name].to_numpy(dtype=bool)[row]
 
 
-def _rank_metrics(scores, clicked, shown, k: int) -> dict[str, np.ndarray]:
-    return {
-        f"recall@{k}": metrics.recall_at(scores, clicked, shown, k),
-        f"ndcg@{k}": metrics.ndcg_at(scores, clicked, shown, k),
-        "mrr": metrics.mrr(scores, clicked, shown),
-        f"hit@{k}": metrics.hit_at(scores, clicked, shown, k),
-    }
-
-
 def _user_auc(scores, clicked, shown, user_id) -> tuple[np.ndarray, np.ndarray]:
-    """For each list, its user's AUC over all her lists, and the number of these."""
+    """For each list, the AUC over all lists of its user, and the number of these."""
     users, user = np.unique(np.asarray(user_id, dtype=object), return_inverse=True)
     shown = np.asarray(shown, dtype=bool)
     of_row = user[np.nonzero(shown)[0]]

@@ -1,101 +1,155 @@
-"""An online experiment whose unit is the user: arms, CTR@3 by the delta method, CUPED, guardrails (METHOD.md 4).
+"""An online experiment whose unit is the user (METHOD.md 4): how it is planned, what it found, when it may be stopped.
 
 CTR@3 is a ratio of sums over users, clicks on the three intents shown / impressions of them. The sessions of one user
 are alike, so its variance comes from users (Deng, Knoblich and Lu 2018, "Applying the Delta Method in Metric
 Analytics"), never from sessions. The paper reports CTR@3 of its online test and says nothing of the statistics: all
 of this is [C].
 
-Users are the last axis everywhere; axes before it are experiments, looks or groups, and broadcast. How large an
-experiment has to be is in `ab_plan`, looking at it before its end in `sequential`.
+Users are the last axis everywhere; axes before it are experiments, looks or groups, and broadcast.
 """
 
+from collections.abc import Sequence
+from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import lambertw
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 
 from rgalign.evaluation.bootstrap import Interval
 
-# Looking at an online experiment before its end: an interval that holds at all looks at once, and the harm without it.
-#
-# A p-value of `ab_test.lift` holds for one look, planned beforehand. The confidence sequence here covers the difference
-# at all looks with the chance promised, so that the experiment may be stopped at any. It is the normal mixture of
-# Robbins (1970): the mixture sequential probability ratio test of Johari, Pekelis and Walsh (2015; with Koomen 2022,
-# "Always Valid Inference"), tuned as in Howard, Ramdas, McAuliffe and Sekhon (2021), and valid for estimates like ours
-# asymptotically (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021). [C]: the paper says nothing of it.
-#
-# It takes an estimate and its standard error at each look, nothing else, so it serves plain and CUPED lifts. Users may
-# come back at later looks: their days being alike, the estimate so far is to the later one as a sum of independent
-# steps whose time is 1 / standard_error ** 2, which is all that the test asks. Like the delta method it is asymptotic:
-# let each arm have some hundreds of users before the first look. In simulated A/A experiments of 20 looks and very
-# uneven users it rejected 1 to 2 % from 40 users of both arms at the first look on, but 6 to 8 % with 8 to 18 of them.
+# Before the experiment: who is in which arm, how many users it takes; and whether the split is the one planned.
 
 
-class Monitored(NamedTuple):
-    """What always-valid inference says at each look, (..., looks), and where it could have stopped, (...)."""
-
-    difference: Interval
-    p_value: np.ndarray  # never rises: what was found stays found
-    first: np.ndarray  # the first look, from 0, whose interval excludes zero; -1 if none does
+MOST_SHOWN = 3  # of wrong ids in a message
 
 
-def always_valid(difference, standard_error, mixture: float, *, level: float = 0.95) -> Monitored:
-    """Interval and p-value of a difference at every look, both valid at all looks at once.
+class SampleRatio(NamedTuple):
+    """Chi-square of the users counted against the shares planned; arrays of the leading shape."""
 
-    difference, standard_error  (..., looks): `ab_test.lift` of all sums up to each look
-    mixture   > 0, in units of the difference: the standard deviation of the differences that the test is tuned to. Any
-              is valid if it is fixed before the experiment; `mixture_for` picks one
-    level     of the interval: the chance that it covers the true difference at all looks
-    With s = standard_error ** 2 and v = mixture ** 2, the likelihood ratio of a true difference drawn from N(d, v)
-    against d itself is sqrt(s / (s + v)) exp(v (difference - d) ** 2 / (2 s (s + v))). If d is true it is a martingale
-    of mean 1, and exceeds 1 / (1 - level) at any look with a chance of at most 1 - level (Ville). A look without a
-    standard error, or with 0 (no click yet), says nothing: its interval is infinite.
-    Raises ValueError for shapes that differ or a mixture that is not above 0.
+    statistic: np.ndarray
+    p_value: np.ndarray
+    alarm: np.ndarray  # True: the split is not the one planned, and no figure of this experiment can be trusted
+
+
+def assign(user_ids, arms: Sequence[str], salt: str, shares: Sequence[float] | None = None) -> np.ndarray:
+    """The arm of each user, (users,) of str: the same on every machine and in every run, another for another salt.
+
+    user_ids  (users,), strings or integers; 7 and "7" are one user, ids may repeat
+    arms      names of the arms
+    salt      names the experiment; two experiments of one salt would share their arms
+    shares    of the users for each arm, in sum 1; None: equal
+    The first 53 bits of SHA-256 of "salt:user_id", as a number in [0, 1), decide: any service can repeat that.
+    Raises ValueError, naming every fault found.
     """
-    difference, standard_error = (np.asarray(values, dtype=np.float64) for values in (difference, standard_error))
-    if difference.shape != standard_error.shape or not difference.ndim:
-        raise ValueError(
-            f"difference and standard_error have the shapes {difference.shape} and {standard_error.shape}; "
-            "expected one shape (..., looks)"
-        )
-    if not mixture > 0:
-        raise ValueError(f"mixture is {mixture}; expected a number above 0, such as mixture_for gives")
-    known = standard_error > 0
-    s, v = np.where(known, standard_error, 1) ** 2, mixture**2
-    evidence = v * difference**2 / (2 * s * (s + v)) - np.log1p(v / s) / 2  # log of the likelihood ratio at d = 0
-    evidence = np.where(known, evidence, -np.inf)
-    half = np.sqrt(s * (s + v) / v * (np.log1p(v / s) - 2 * np.log(1 - level)))
-    half = np.where(known, half, np.inf)
-    estimate = np.where(known, difference, 0)
-    excludes = np.abs(estimate) > half
-    first = np.where(excludes.any(axis=-1), excludes.argmax(axis=-1), -1)
-    p_value = np.exp(-np.maximum(np.maximum.accumulate(evidence, axis=-1), 0))
-    return Monitored(Interval(difference, estimate - half, estimate + half), p_value, first)
+    arms = list(arms)
+    shares = _equal(len(arms)) if shares is None else np.asarray(shares, dtype=np.float64)
+    user_ids = np.asarray(user_ids, dtype=object).tolist()  # by itself numpy would make ["a", nan] the strings a, nan
+    faults = _share_faults(shares, len(arms), "arms")
+    if repeated := sorted({name for name in arms if arms.count(name) > 1}):
+        faults.append(f"arms has {', '.join(repeated)} more than once")
+    if not salt:
+        faults.append("salt is empty; give each experiment a name of its own, or all will split users alike")
+    # A column of integers with a gap becomes floats in pandas, and "7.0" is another user than "7": refused.
+    strange = [user for user in user_ids if isinstance(user, bool) or not isinstance(user, str | int | np.integer)]
+    if strange:
+        first = ", ".join(map(repr, strange[:MOST_SHOWN]))
+        faults.append(f"user_ids has {len(strange)} that are neither string nor integer (first: {first})")
+    if faults:
+        raise ValueError("no user was assigned:\n  " + "\n  ".join(faults))
+    digests = b"".join(sha256(f"{salt}:{user}".encode()).digest()[:8] for user in user_ids)
+    point = (np.frombuffer(digests, dtype=">u8") >> np.uint64(11)) * 2.0**-53
+    return np.asarray(arms)[np.searchsorted(np.cumsum(shares)[:-1], point, side="right")]
 
 
-def mixture_for(standard_error: float, *, level: float = 0.95) -> float:
-    """The mixture whose interval is narrowest where the difference has this standard error.
+def sample_ratio(users, shares: Sequence[float] | None = None, *, alarm: float = 0.001) -> SampleRatio:
+    """Do the users counted in each arm fit the shares planned? Look before any metric (Fabijan et al. 2019).
 
-    standard_error  `ab_plan.planned_error` at the look that matters most, such as the last; never the one measured in
-                    the experiment itself, which the mixture must not know
-    Exact, by Lambert's W (Howard et al. 2021).
+    users   (..., arms): users of each arm, not sessions
+    shares  planned for each arm, in sum 1; None: equal
+    alarm   the p-value below which the split is called broken: strict, since every look at every experiment asks
+    Raises ValueError if shares do not fit. p_value is NaN without users.
     """
-    return float(standard_error * np.sqrt(-lambertw(-((1 - level) ** 2) / np.e, -1).real - 1))
+    users = np.asarray(users, dtype=np.float64)
+    shares = _equal(users.shape[-1]) if shares is None else np.asarray(shares, dtype=np.float64)
+    if faults := _share_faults(shares, users.shape[-1], "users"):
+        raise ValueError("the split cannot be judged:\n  " + "\n  ".join(faults))
+    planned = users.sum(axis=-1, keepdims=True) * shares
+    with np.errstate(invalid="ignore"):
+        statistic = ((users - planned) ** 2 / planned).sum(axis=-1)
+    p_value = chi2.sf(statistic, users.shape[-1] - 1)
+    return SampleRatio(statistic, p_value, p_value < alarm)
 
 
-def rejected_by_look(p_values, *, alpha: float = 0.05, level: float = 0.95) -> Interval:
-    """The share of experiments found significant at some look so far: the harm of peeking, if they are A/A.
+def planned_error(users, user_variance, *, share=0.5, variance_removed=0.0) -> np.ndarray:
+    """Standard error that the difference of two arms' CTR will have; the arguments broadcast.
 
-    p_values  (experiments, looks): of the fixed horizon (`ab_test.lift`) or always valid
-    Returns (looks,), with Wilson's interval of the share; each look includes those before. NaN never rejects.
+    users             of both arms together
+    user_variance     the variance one user brings, as measured before: users * variance of `arm_of`, taken to
+                      be the same in both arms
+    share             treatment's share of the users
+    variance_removed  by CUPED (`lift`); 0 without
+    Raises ValueError, naming every fault found, for figures that cannot be.
     """
-    p_values = np.asarray(p_values)
-    rejected = np.maximum.accumulate(p_values < alpha, axis=-1)
-    share, experiments, z = rejected.mean(axis=0), len(rejected), norm.ppf((1 + level) / 2)
-    middle = (share + z**2 / (2 * experiments)) / (1 + z**2 / experiments)
-    half = z * np.sqrt(share * (1 - share) / experiments + (z / (2 * experiments)) ** 2) / (1 + z**2 / experiments)
-    return Interval(share, middle - half, middle + half)
+    named = {"users": users, "user_variance": user_variance, "share": share, "variance_removed": variance_removed}
+    users, user_variance, share, variance_removed = (np.asarray(values, dtype=np.float64) for values in named.values())
+    faults = []
+    if not ((users > 0).all() and (user_variance > 0).all()):
+        faults.append("users and user_variance must be above 0")
+    if not ((share > 0) & (share < 1)).all():
+        faults.append(f"share is {named['share']}; expected treatment's share, between 0 and 1")
+    if not (variance_removed < 1).all():
+        faults.append(f"variance_removed is {named['variance_removed']}; expected a share below 1")
+    if faults:
+        raise ValueError("nothing can be planned from this:\n  " + "\n  ".join(faults))
+    return np.sqrt(user_variance * (1 - variance_removed) / (share * (1 - share) * users))
+
+
+def power_of(relative_lift, users, ctr: float, user_variance, *, alpha: float = 0.05, **plan) -> np.ndarray:
+    """The chance that the two-sided test of `lift` at alpha finds a lift of this size; the arguments broadcast.
+
+    relative_lift  true, relative to control's CTR: 0.01 is one per cent
+    ctr            control's, as measured before
+    users, user_variance, and in plan share and variance_removed: as in `planned_error`
+    """
+    shift = np.asarray(relative_lift) * ctr / planned_error(users, user_variance, **plan)
+    critical = norm.isf(alpha / 2)
+    return norm.sf(critical - shift) + norm.cdf(-critical - shift)
+
+
+def users_needed(
+    relative_lift, ctr: float, user_variance, *, power: float = 0.8, alpha: float = 0.05, **plan
+) -> np.ndarray:
+    """Users of both arms together, rounded up, that find a relative lift with the chance `power`; rest: `power_of`.
+
+    A significant result in the wrong direction is not counted, so it is never too few.
+    Raises ValueError for a lift of 0, and as `planned_error` does.
+    """
+    effect = np.abs(np.asarray(relative_lift) * ctr)
+    if not (effect > 0).all():
+        raise ValueError(f"relative_lift is {relative_lift} and ctr {ctr}: no number of users finds a lift of 0")
+    wanted = effect / (norm.isf(alpha / 2) + norm.ppf(power))
+    return np.ceil((planned_error(1, user_variance, **plan) / wanted) ** 2).astype(np.int64)
+
+
+def _equal(arms: int) -> np.ndarray:
+    return np.full(arms, 1 / max(arms, 1))
+
+
+def _share_faults(shares: np.ndarray, arms: int, name: str) -> list[str]:
+    if arms < 2:
+        return [f"{name} has {arms}; an experiment takes two arms or more"]
+    if shares.shape != (arms,):
+        return [f"shares has the shape {shares.shape}; expected {(arms,)}, one for each of {name}"]
+    faults = []
+    if not (shares > 0).all():
+        faults.append(f"shares has {shares[~(shares > 0)].tolist()}; each must be above 0")
+    if not np.isclose(shares.sum(), 1, rtol=0, atol=1e-9):
+        faults.append(f"shares sum to {shares.sum():.6g}; expected 1")
+    return faults
+
+
+# The two arms at the end, or at any one look that was planned.
 
 
 class Arm(NamedTuple):
@@ -103,7 +157,7 @@ class Arm(NamedTuple):
 
     users: np.ndarray  # with at least one impression
     ctr: np.ndarray  # clicks / impressions
-    variance: np.ndarray  # of ctr; times users: the variance one user brings (ab_plan)
+    variance: np.ndarray  # of ctr; times users: the variance one user brings (users_needed)
     covariate: np.ndarray  # mean over users; 0 without CUPED, as the next two
     covariate_variance: np.ndarray  # of that mean
     covariance: np.ndarray  # of ctr and that mean
@@ -257,3 +311,84 @@ def _refuse(clicks, impressions, in_arm, covariate) -> None:
         faults.append(f"the shapes do not fit each other: {shapes}")
     if faults:
         raise ValueError("these users cannot be compared:\n  " + "\n  ".join(faults))
+
+
+# Looking at an online experiment before its end: an interval that holds at all looks at once, and the harm without it.
+#
+# A p-value of `lift` holds for one look, planned beforehand. The confidence sequence here covers the difference
+# at all looks with the chance promised, so that the experiment may be stopped at any. It is the normal mixture of
+# Robbins (1970): the mixture sequential probability ratio test of Johari, Pekelis and Walsh (2015; with Koomen 2022,
+# "Always Valid Inference"), tuned as in Howard, Ramdas, McAuliffe and Sekhon (2021), and valid for estimates like ours
+# asymptotically (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021). [C]: the paper says nothing of it.
+#
+# It takes an estimate and its standard error at each look, nothing else, so it serves plain and CUPED lifts. Users may
+# come back at later looks: their days being alike, the estimate so far is to the later one as a sum of independent
+# steps whose time is 1 / standard_error ** 2, which is all that the test asks. Like the delta method it is asymptotic:
+# let each arm have some hundreds of users before the first look. In simulated A/A experiments of 20 looks and very
+# uneven users it rejected 1 to 2 % from 40 users of both arms at the first look on, but 6 to 8 % with 8 to 18 of them.
+
+
+class Monitored(NamedTuple):
+    """What always-valid inference says at each look, (..., looks), and where it could have stopped, (...)."""
+
+    difference: Interval
+    p_value: np.ndarray  # never rises: what was found stays found
+    first: np.ndarray  # the first look, from 0, whose interval excludes zero; -1 if none does
+
+
+def always_valid(difference, standard_error, mixture: float, *, level: float = 0.95) -> Monitored:
+    """Interval and p-value of a difference at every look, both valid at all looks at once.
+
+    difference, standard_error  (..., looks): `lift` of all sums up to each look
+    mixture   > 0, in units of the difference: the standard deviation of the differences that the test is tuned to. Any
+              is valid if it is fixed before the experiment; `mixture_for` picks one
+    level     of the interval: the chance that it covers the true difference at all looks
+    With s = standard_error ** 2 and v = mixture ** 2, the likelihood ratio of a true difference drawn from N(d, v)
+    against d itself is sqrt(s / (s + v)) exp(v (difference - d) ** 2 / (2 s (s + v))). If d is true it is a martingale
+    of mean 1, and exceeds 1 / (1 - level) at any look with a chance of at most 1 - level (Ville). A look without a
+    standard error, or with 0 (no click yet), says nothing: its interval is infinite.
+    Raises ValueError for shapes that differ or a mixture that is not above 0.
+    """
+    difference, standard_error = (np.asarray(values, dtype=np.float64) for values in (difference, standard_error))
+    if difference.shape != standard_error.shape or not difference.ndim:
+        raise ValueError(
+            f"difference and standard_error have the shapes {difference.shape} and {standard_error.shape}; "
+            "expected one shape (..., looks)"
+        )
+    if not mixture > 0:
+        raise ValueError(f"mixture is {mixture}; expected a number above 0, such as mixture_for gives")
+    known = standard_error > 0
+    s, v = np.where(known, standard_error, 1) ** 2, mixture**2
+    evidence = v * difference**2 / (2 * s * (s + v)) - np.log1p(v / s) / 2  # log of the likelihood ratio at d = 0
+    evidence = np.where(known, evidence, -np.inf)
+    half = np.sqrt(s * (s + v) / v * (np.log1p(v / s) - 2 * np.log(1 - level)))
+    half = np.where(known, half, np.inf)
+    estimate = np.where(known, difference, 0)
+    excludes = np.abs(estimate) > half
+    first = np.where(excludes.any(axis=-1), excludes.argmax(axis=-1), -1)
+    p_value = np.exp(-np.maximum(np.maximum.accumulate(evidence, axis=-1), 0))
+    return Monitored(Interval(difference, estimate - half, estimate + half), p_value, first)
+
+
+def mixture_for(standard_error: float, *, level: float = 0.95) -> float:
+    """The mixture whose interval is narrowest where the difference has this standard error.
+
+    standard_error  `planned_error` at the look that matters most, such as the last; never the one measured in
+                    the experiment itself, which the mixture must not know
+    Exact, by Lambert's W (Howard et al. 2021).
+    """
+    return float(standard_error * np.sqrt(-lambertw(-((1 - level) ** 2) / np.e, -1).real - 1))
+
+
+def rejected_by_look(p_values, *, alpha: float = 0.05, level: float = 0.95) -> Interval:
+    """The share of experiments found significant at some look so far: the harm of peeking, if they are A/A.
+
+    p_values  (experiments, looks): of the fixed horizon (`lift`) or always valid
+    Returns (looks,), with Wilson's interval of the share; each look includes those before. NaN never rejects.
+    """
+    p_values = np.asarray(p_values)
+    rejected = np.maximum.accumulate(p_values < alpha, axis=-1)
+    share, experiments, z = rejected.mean(axis=0), len(rejected), norm.ppf((1 + level) / 2)
+    middle = (share + z**2 / (2 * experiments)) / (1 + z**2 / experiments)
+    half = z * np.sqrt(share * (1 - share) / experiments + (z / (2 * experiments)) ** 2) / (1 + z**2 / experiments)
+    return Interval(share, middle - half, middle + half)

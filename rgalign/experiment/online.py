@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from rgalign.experiment.ab_plan import assign
-from rgalign.experiment.ab_test import Arm, arm_of, lift, pre_period_covariate
+from rgalign.experiment.ab_test import Arm, arm_of, assign, lift, pre_period_covariate
 from rgalign.shopworld.traffic import Traffic
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from rgalign.data.schema import masked
 from rgalign.evaluation import writing_checks
 from rgalign.evaluation.comparisons import holm, verdict
-from rgalign.evaluation.results import METRIC_NAMES, MODELS, UNTRAINED, best_untrained
+from rgalign.evaluation.metrics import LABELS
+from rgalign.evaluation.results import MODELS, UNTRAINED, best_untrained
 from rgalign.params import Params, dump, load_run
 from rgalign.run import artifacts
 from rgalign.run.plan import EVALUATION, STAGES, maker, stage_params
@@ -52,8 +53,8 @@ def contents(run: Path) -> dict[str, Any]:
         raise artifacts.ArtifactError(f"{run}: {EVALUATION} was made with other params ({changed}): {again}")
     results, compared = read(run, "results"), on_test(read(run, "comparisons"))
     whole = compared[compared.slice == "all"]
-    by_pair = whole[whole.metric.isin(METRIC_NAMES)].sort_values(
-        ["model", "metric"], key=lambda column: column.map([*MODELS, *METRIC_NAMES].index)
+    by_pair = whole[whole.metric.isin(LABELS)].sort_values(
+        ["model", "metric"], key=lambda column: column.map([*MODELS, *LABELS].index)
     )
     return {
         "run": run.name,
@@ -63,16 +64,14 @@ def contents(run: Path) -> dict[str, Any]:
         "data": results.data.iloc[0],
         "evaluated": stages[EVALUATION]["started"],
         "names": MODELS,
-        "columns": METRIC_NAMES,
+        "columns": LABELS,
         "results": results_table(results),
         "simple": _simple(results, compared),
         "verdicts": gauc_differences(compared).to_dict("records"),
         "differences": by_pair.to_dict("records"),
         "slices": _slices(compared, results),
-        "no_gain": compared[compared.metric.isin(METRIC_NAMES) & ~compared.says.str.startswith("gain")].to_dict(
-            "records"
-        ),
-        "compared": len(compared[compared.metric.isin(METRIC_NAMES)]),
+        "no_gain": compared[compared.metric.isin(LABELS) & ~compared.says.str.startswith("gain")].to_dict("records"),
+        "compared": len(compared[compared.metric.isin(LABELS)]),
         "paper": PAPER,
         "ours": _beside_the_paper(run, stages, params, whole),
         "figures": figures(run),
@@ -96,7 +95,7 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
          for the models that two-tower + text builds on
     """
     whole = results[(results.slice == "all") & (results.split == "test")]
-    wide = whole.pivot_table("value", "model", "metric", sort=False).reindex(columns=list(METRIC_NAMES))
+    wide = whole.pivot_table("value", "model", "metric", sort=False).reindex(columns=list(LABELS))
     wide = wide.loc[[model for model in MODELS if model in wide.index]]
     if {"two_tower_text", "oracle"} <= set(wide.index):
         low, high = wide.gauc["two_tower_text"], wide.gauc["oracle"]

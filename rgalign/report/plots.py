@@ -11,8 +11,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from rgalign.evaluation.results import METRIC_NAMES
+from rgalign.evaluation.bootstrap import Interval
+from rgalign.evaluation.metrics import LABELS
+from rgalign.experiment.ab_test import Monitored
 
 MODEL_STYLE = {  # colour, marker
     "popularity": ("#999999", "v"),
@@ -26,7 +29,10 @@ MODEL_STYLE = {  # colour, marker
     "oracle_discrete": ("#777777", "<"),
     "oracle": ("#000000", ">"),
 }
-REWARD_STYLE = {"all": ("#009E73", "o"), "one": ("#56B4E9", "s")}  # reward models, by the LLMs that they hear
+REWARD_STYLE = {
+    "all": ("#009E73", "o"),
+    "one": ("#56B4E9", "s"),
+}  # reward models, by their LLMs
 SPLIT_STYLE = {"train": ("#56B4E9", ""), "valid": ("#E69F00", "//"), "test": ("#000000", "xx")}
 
 
@@ -39,7 +45,7 @@ def sessions_by_day(days: pd.DataFrame) -> Figure:
             continue
         axes.bar(part.day, part.sessions, width=0.9, color=colour, hatch=hatch, edgecolor="white", label=split)
     axes.set(title="Sessions by day and split", xlabel="day", ylabel="sessions")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axes)
     figure.autofmt_xdate()
     return figure
 
@@ -139,7 +145,7 @@ def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         axes.set_yticks(range(len(names)), names if axes is panels[0] else [])
         axes.set_ylim(-0.5, len(names) - 0.2)
         axes.margins(x=0.12)
-        axes.set_xlabel(METRIC_NAMES.get(metric, metric))
+        axes.set_xlabel(LABELS.get(metric, metric))
     panels[0].set_title("Models on the same sessions (dot: ranker seed, bar: mean)", loc="left")
     return figure
 
@@ -247,8 +253,99 @@ def scaling(table: pd.DataFrame) -> Figure:
     return figure
 
 
+# The online experiment and the off-policy estimates.
+
+FIRST, SECOND, TRUTH = "#0072B2", "#D55E00", "#000000"
+ESTIMATORS = {
+    "ips": ("IPS", "#E69F00", "s"),
+    "snips": ("SNIPS", "#009E73", "^"),
+    "dr": ("doubly robust", "#0072B2", "o"),
+}
+
+
+def p_values(p: np.ndarray, title: str) -> Figure:
+    """p-values of A/A tests (experiments,): of a valid test they are spread evenly."""
+    figure, (axes,) = panels_of(1, width=7, height=2.8)
+    bins = np.linspace(0, 1, 21)
+    axes.hist(p, bins=bins, color="#56B4E9", edgecolor="white")
+    axes.axhline(len(p) / 20, color=TRUTH, linewidth=0.8, linestyle="--", label="evenly spread")
+    axes.set(title=title, xlabel="p-value of no difference", ylabel="experiments")
+    legend_beside(axes)
+    return figure
+
+
+def power(users: np.ndarray, chance: dict[str, np.ndarray]) -> Figure:
+    """The chance to find each lift by the number of users (users,), on a log scale."""
+    figure, (axes,) = panels_of(1, width=7, height=3)
+    ways = ((FIRST, "-"), (SECOND, "--"), ("#009E73", ":"), ("#CC79A7", "-."))
+    for (name, values), (colour, line) in zip(chance.items(), ways, strict=False):
+        axes.plot(users, values, color=colour, linestyle=line, label=name)
+    axes.axhline(0.8, color="grey", linewidth=0.8, label="a chance of 0.8")
+    axes.set_xscale("log")
+    axes.set(title="How many users does it take?", xlabel="users of both arms", ylabel="chance to find the lift")
+    legend_beside(axes)
+    return figure
+
+
+def peeking(shares: dict[str, Interval]) -> Figure:
+    """The share of A/A tests that were significant at some look so far: name -> (looks,) with its interval."""
+    figure, (axes,) = panels_of(1, width=7, height=3)
+    for (name, share), (colour, marker) in zip(shares.items(), ((SECOND, "s"), (FIRST, "o")), strict=False):
+        looks = np.arange(1, len(share.estimate) + 1)
+        axes.plot(looks, share.estimate, color=colour, marker=marker, markersize=4, label=name)
+        axes.fill_between(looks, share.low, share.high, color=colour, alpha=0.2, linewidth=0)
+    axes.axhline(0.05, color=TRUTH, linewidth=0.8, linestyle="--", label="promised: 5 %")
+    axes.set(title="Wrong alarms if one may stop at any look", xlabel="looks so far", ylabel="share of A/A tests")
+    axes.set_ylim(0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_beside(axes)
+    return figure
+
+
+def looks(users: np.ndarray, fixed: Interval, monitored: Monitored, truth: float) -> Figure:
+    """One experiment as it goes on: the interval of one planned look, and of all of them at once (looks,)."""
+    figure, (axes,) = panels_of(1, width=7, height=3)
+    known = np.isfinite(monitored.difference.low)
+    axes.fill_between(
+        users[known], monitored.difference.low[known], monitored.difference.high[known],
+        color=FIRST, alpha=0.2, linewidth=0, label="at all looks at once",
+    )  # fmt: skip
+    error = [fixed.estimate - fixed.low, fixed.high - fixed.estimate]
+    axes.errorbar(
+        users, fixed.estimate, yerr=error, color=FIRST, marker="o", markersize=4, capsize=2, label="at one look"
+    )
+    axes.axhline(truth, color=TRUTH, linewidth=0.8, linestyle="--", label="truth")
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set(title="The difference in CTR@3, look by look", xlabel="users so far", ylabel="difference (95 %)")
+    legend_beside(axes)
+    return figure
+
+
+def off_policy(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
+    """Each estimator over many logs, ranker by ranker: its mean, and 1.96 of its standard deviations to both sides.
+
+    table  of evaluation.over_logs, without differences; labels: ranker -> what the figure calls it
+    """
+    rankers = [name for name in labels if name in set(table.ranker)]
+    figure, (axes,) = panels_of(1, width=8, height=1.2 + 0.7 * len(rankers))
+    for shift, (name, (label, colour, marker)) in zip((0.22, 0, -0.22), ESTIMATORS.items(), strict=True):
+        own = table[table.estimator == name].set_index("ranker").reindex(rankers)
+        axes.errorbar(
+            own["mean"], np.arange(len(rankers)) + shift, xerr=1.96 * own.standard_deviation,
+            color=colour, marker=marker, linestyle="", capsize=3, label=label,
+        )  # fmt: skip
+    truth = table.groupby("ranker").truth.first().reindex(rankers)
+    axes.vlines(truth, np.arange(len(rankers)) - 0.4, np.arange(len(rankers)) + 0.4, color=TRUTH, label="truth")
+    axes.set_yticks(range(len(rankers)), [labels[name] for name in rankers])
+    axes.invert_yaxis()
+    axes.set(title="CTR@3 from the log of another ranker", xlabel="CTR@3: mean over logs, 1.96 standard deviations")
+    legend_beside(axes)
+    return figure
+
+
 def panels_of(panels: int, *, columns: int = 1, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure in the house style and its axes, row by row."""
+    """A figure in the style of this module and its axes, row by row."""
     figure, axes = plt.subplots(
         -(-panels // columns), columns, figsize=(width, height), layout="constrained", squeeze=False
     )
@@ -256,6 +353,11 @@ def panels_of(panels: int, *, columns: int = 1, width: float, height: float) -> 
         each.spines[["top", "right"]].set_visible(False)
     plt.close(figure)  # the notebook shows what the cell returns; an open figure would be shown twice
     return figure, list(axes.flat)
+
+
+def legend_beside(axes: Axes, **more) -> None:
+    """The legend to the right of the axes, where it hides nothing."""
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), **more)
 
 
 def _style(model: str) -> tuple[str, str]:

@@ -1,6 +1,6 @@
-"""The tour's one picture: the system, with what it made of one customer."""
+"""Figures of the reasoner and its alignment. Style and palette are those of `plots`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import numpy as np
@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from rgalign.report.plots import panels_of, short
-
-# Figures of the reasoner: a prompt's tokens, pre-training, embeddings. Style and palette are those of `plots`.
+from rgalign.evaluation.metrics import LABELS
+from rgalign.report.plots import legend_beside, panels_of, short
 
 TOKEN_STYLE = {  # kind of a prompt's token -> background
     "instruction": "#DDDDDD",
@@ -85,11 +84,11 @@ def embedding_map(points: pd.DataFrame, title: str) -> Figure:
             own.x, own.y, s=9, color=COLOURS[number], marker=MARKERS[number], label=short(family, 24), alpha=0.7
         )
     axes.set(title=title, xlabel="first principal direction", ylabel="second")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.6)
+    legend_beside(axes, markerscale=1.6)
     return figure
 
 
-KNOWN, SAID, RANKED = "#E8F1FA", "#FDEBDC", "#DFF3EA"
+KNOWN, WRITTEN, RANKED = "#E8F1FA", "#FDEBDC", "#DFF3EA"
 
 
 def idea(known: Sequence[str], before: str, after: str, shown: Sequence[str]) -> Figure:
@@ -100,9 +99,11 @@ def idea(known: Sequence[str], before: str, after: str, shown: Sequence[str]) ->
     """
     figure, (axes,) = panels_of(1, width=10, height=3.1)
     axes.set_axis_off()
-    axes.set(xlim=(0, 10), ylim=(0.35, 3.4), title="What the shop knows, what she is about to ask, what she is shown")
+    axes.set(
+        xlim=(0, 10), ylim=(0.35, 3.4), title="What the shop knows, what the customer is about to ask, what is shown"
+    )
     _box(axes, 0.1, 2.7, KNOWN, "the shop knows", known)
-    _box(axes, 3.6, 2.7, SAID, "the reasoner writes", [f"“{after}”", "", "before its alignment:", f"“{before}”"])
+    _box(axes, 3.6, 2.7, WRITTEN, "the reasoner writes", [f"“{after}”", "", "before its alignment:", f"“{before}”"])
     _box(axes, 7.1, 2.7, RANKED, "the ranker shows", [f"{i}. {title}" for i, title in enumerate(shown, start=1)])
     forward = {"arrowstyle": "-|>", "color": "black", "lw": 1.4}
     for start in (2.8, 6.3):
@@ -121,3 +122,159 @@ def _box(axes: Axes, left: float, width: float, colour: str, title: str, lines: 
     shape = {"boxstyle": "round,pad=0.02", "facecolor": colour, "edgecolor": "grey"}
     axes.add_patch(FancyBboxPatch((left, 1.2), width, 1.75, **shape))
     axes.text(left + 0.1, 2.85, text, ha="left", va="top", fontsize=8)
+
+
+# The alignment: the reward, the curves of the steps, what they change.
+
+BEFORE, AFTER, THIRD = "#0072B2", "#D55E00", "#009E73"
+CURVE_LABELS = {
+    **LABELS,
+    "ranking": "GAUC on valid, query tower refitted",
+    "reward": "reward of the greedy query, nats",
+    "kl": "KL to the reference, nats a query",
+    "tokens": "tokens a query",
+    "distinct": "share of different queries",
+    "loss": "loss that is minimised, nats",
+    "preference": "preference loss, nats",
+    "contrastive": "InfoNCE, nats",
+    "language": "language loss, nats a token",
+    "effective_rank": "effective rank of a batch",
+    "uniformity": "uniformity",
+    "alignment": "squared distance to the click",
+    "chosen_ratio": "log ratio of the chosen, nats",
+    "rejected_ratio": "log ratio of the rejected, nats",
+    "accuracy": "share of pairs with chosen ahead",
+    "margin": "beta x margin, nats",
+}
+# a panel shows at least so much, so that what hardly moves looks so
+LEAST = {"ranking": 0.02, "reward": 0.02, "ihr@1": 0.02, "ihr@3": 0.02, "kl": 0.1, "tokens": 1.0, "distinct": 0.1}
+START = {"accuracy": 0.5, "margin": 0, "chosen_ratio": 0, "rejected_ratio": 0}  # where the policy is its reference
+
+
+def curve(table: pd.DataFrame, columns: Sequence[str], title: str) -> Figure:
+    """One panel a column over the steps; dashed: the value before any learning.
+
+    table  column step and those of `columns` that it has
+    """
+    there = [name for name in columns if name in table]
+    wide = min(3, max(1, len(there)))
+    figure, panels = panels_of(max(1, len(there)), columns=wide, width=max(5, 3.7 * wide), height=_height(there))
+    for axes in panels[len(there) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, there, strict=False):
+        axes.plot(table["step"], table[name], color=BEFORE, marker="o", ms=2.5)
+        if name in START:
+            axes.axhline(START[name], color="grey", lw=0.8, ls="--")
+        _spread(axes, name)
+        axes.set(xlabel="optimiser step", title=CURVE_LABELS.get(name, name))
+    if not there:
+        panels[0].text(0.5, 0.5, "this step is switched off", ha="center")
+    figure.suptitle(title)
+    return figure
+
+
+def queries_by_reward(scored: pd.DataFrame) -> Figure:
+    """Rewards of queries that lead to the click and of those that do not. scored: columns reward, right (bool).
+
+    The half per cent at either end is not shown.
+    """
+    figure, (axes,) = panels_of(1, width=7, height=3)
+    scored = scored[scored["reward"].notna()]
+    low, high = np.quantile(scored["reward"], [0.005, 0.995]) if len(scored) else (0, 0)
+    bins = np.linspace(low, max(high, low + 1e-6), 41)
+    for right, colour, hatch, label in ((False, BEFORE, "", "to another intent"), (True, AFTER, "//", "to the click")):
+        part = scored.loc[scored["right"] == right, "reward"]
+        style = {"color": colour, "hatch": hatch, "alpha": 0.55, "edgecolor": "white"}
+        weights = np.full(len(part), 1 / max(1, len(part)))
+        axes.hist(part, bins, weights=weights, label=f"leads {label}: {len(part):,}", **style)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set(
+        title="Reward of queries, development users",
+        xlabel="reward, nats (0: no more help than the null query)",
+        ylabel="share of its kind",
+    )
+    axes.legend(frameon=False)
+    return figure
+
+
+def reliability(table: pd.DataFrame, error: float) -> Figure:
+    """How often the likeliest candidate was clicked, by how likely it was said to be (judge_reward.calibration)."""
+    figure, (axes,) = panels_of(1, width=4.2, height=4)
+    there = table[table["lists"] > 0]
+    axes.plot([0, 1], [0, 1], color="grey", lw=0.8, ls="--")
+    sizes = 20 + 180 * there["lists"] / there["lists"].max()
+    axes.scatter(there["confidence"], there["hit"], s=sizes, color=BEFORE, alpha=0.8, clip_on=False, zorder=3)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="what it said of its first intent", ylabel="share of these clicked")
+    axes.set_title(f"Calibration: ECE {error:.3f}; area: lists", fontsize="medium")
+    return figure
+
+
+def margins(pairs: pd.DataFrame) -> Figure:
+    """Reward margins of the pairs that were kept. pairs: preferences.COLUMNS."""
+    figure, (axes,) = panels_of(1, width=7, height=2.8)
+    axes.hist(pairs["reward_chosen"] - pairs["reward_rejected"], 40, color=BEFORE, edgecolor="white")
+    axes.set(title="Reward margin of the pairs kept", xlabel="chosen minus rejected, nats", ylabel="pairs")
+    return figure
+
+
+def step_rows(rows: pd.DataFrame) -> Figure:
+    """What each step changed. rows: index step, columns ranking, reward, ihr@1, distinct, of those there are."""
+    there = [name for name in ("ranking", "reward", "ihr@1", "distinct") if name in rows and rows[name].notna().any()]
+    wide = min(2, max(1, len(there)))
+    height = 2.6 * -(-max(1, len(there)) // wide) + 0.4
+    figure, panels = panels_of(max(1, len(there)), columns=wide, width=5 * wide, height=height)
+    place = np.arange(len(rows))
+    for axes in panels[len(there) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, there, strict=False):
+        axes.plot(place, rows[name], color=BEFORE, marker="o")
+        _spread(axes, name)
+        axes.set_xticks(place, rows.index)
+        axes.set(title=CURVE_LABELS.get(name, name))
+    figure.suptitle("Step by step, on valid")
+    return figure
+
+
+def rank_shift(ranks: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Histograms of the clicked intent's place, means marked. ranks: name -> (sessions,) places from 1."""
+    figure, (axes,) = panels_of(1, width=7.5, height=3.2)
+    bins = np.arange(0.5, max(float(np.nanmax(values)) for values in ranks.values()) + 1.5)
+    weights = [np.full(len(values), 1 / len(values)) for values in ranks.values()]
+    colours, hatches, lines = (BEFORE, AFTER, THIRD), ("", "//", ".."), ("-", "--", ":")
+    *_, bars = axes.hist(list(ranks.values()), bins, weights=weights, color=colours[: len(ranks)], edgecolor="white")
+    bars = bars if len(ranks) > 1 else [bars]
+    for (name, values), drawn, colour, hatch, line in zip(ranks.items(), bars, colours, hatches, lines, strict=False):
+        for bar in drawn:
+            bar.set_hatch(hatch)
+        mean, high = np.nanmean(values), np.nanmean(np.asarray(values) <= 3)
+        drawn.set_label(f"{name}: mean {mean:.2f}, in the top three {high:.1%}")
+        axes.axvline(mean, ymax=0.7, color=colour, lw=1.4, ls=line)
+    axes.set(title=title, xlabel="place of the clicked intent in the ranking", ylabel="share of sessions")
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.3)  # space for the legend
+    axes.legend(frameon=False, loc="upper right")
+    return figure
+
+
+def rounds(table: pd.DataFrame) -> Figure:
+    """GAUC of each iteration of the loop. table: columns round, dev, valid; round 0 is QE-Rec before the alignment."""
+    figure, (axes,) = panels_of(1, width=6, height=3)
+    styles = {"dev": ("development users", BEFORE, "o"), "valid": ("valid", AFTER, "s")}
+    for name, (label, colour, marker) in styles.items():
+        axes.plot(table["round"], table[name], color=colour, marker=marker, label=label)
+    axes.set_xticks(table["round"])
+    axes.set(title="The closed loop, round by round", xlabel="round (0: QE-Rec, no alignment)", ylabel="GAUC")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _spread(axes: Axes, name: str) -> None:
+    """Limits at least LEAST apart, around what is drawn; below 0 only where something is."""
+    low, high = axes.get_ylim()
+    lack = LEAST.get(name, 0) - (high - low)
+    if lack > 0:
+        down = lack / 2 if axes.dataLim.y0 < 0 else min(lack / 2, max(low, 0))
+        axes.set_ylim(low - down, high + lack - down)
+
+
+def _height(panels: Sequence[str]) -> float:
+    return 2.6 * -(-max(1, len(panels)) // 3) + 0.4

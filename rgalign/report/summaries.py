@@ -14,12 +14,10 @@ from rgalign.data.lists import Intents, Lists
 from rgalign.data.schema import HIDDEN, masked, personal
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
-from rgalign.evaluation.intent_hit_rate import query_judge
-from rgalign.evaluation.judge import Judge
+from rgalign.evaluation.judge import Judge, query_judge
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.evaluation.results import MODELS
-from rgalign.experiment.ab_plan import sample_ratio
-from rgalign.experiment.ab_test import Lift, guardrails, lift, rejected_by_look
+from rgalign.experiment.ab_test import Lift, guardrails, lift, rejected_by_look, sample_ratio
 from rgalign.experiment.online import Audience, Experiment
 from rgalign.ranker.untrained import log_clicks
 from rgalign.reasoner.embed import embed
@@ -282,7 +280,7 @@ def before_and_after(probe: ProbeSet, models: Mapping[str, Reasoner], sessions: 
     """The same sessions' greedy queries by several reasoners, beside what was clicked: index session_id."""
     context, lists = probe.context, probe.valid
     titles = context.shop.intents["title"].fillna("").to_numpy(dtype=object)
-    clicked = titles[lists.candidates.long().gather(1, lists.clicked.int().argmax(1, keepdim=True)).squeeze(1).numpy()]
+    clicked = titles[np.take_along_axis(lists.candidates.numpy(), _first_click(lists), axis=1)[:, 0]]
     table: dict[str, Any] = {"clicked": clicked}
     for name, reasoner in models.items():
         table[name] = probe.written(reasoner)["query"].to_numpy()
@@ -292,9 +290,13 @@ def before_and_after(probe: ProbeSet, models: Mapping[str, Reasoner], sessions: 
 
 def places_of_click(scores: np.ndarray, lists: Lists) -> np.ndarray:
     """(lists,) place of the first click in its list, from 1; ties count one half. scores (lists, candidates)."""
-    own = np.take_along_axis(scores, lists.clicked.int().argmax(1, keepdim=True).numpy(), axis=1)
-    shown = lists.shown.numpy()
+    own, shown = np.take_along_axis(scores, _first_click(lists), axis=1), lists.shown.numpy()
     return 0.5 + ((scores > own) & shown).sum(axis=1) + ((scores == own) & shown).sum(axis=1) / 2
+
+
+def _first_click(lists: Lists) -> np.ndarray:
+    """(lists, 1) position of the first clicked candidate."""
+    return lists.clicked.numpy().argmax(axis=1)[:, None]
 
 
 POPULARITY = "popularity"

@@ -10,7 +10,7 @@ import small_run
 import torch
 
 from rgalign.alignment.monitor import ProbeSet
-from rgalign.evaluation.intent_hit_rate import query_judge
+from rgalign.evaluation.judge import query_judge
 from rgalign.report import summaries as look
 
 

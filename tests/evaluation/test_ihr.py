@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgalign.evaluation.intent_hit_rate import EmbeddingJudge, TfidfJudge, intent_hits
+from rgalign.evaluation.judge import EmbeddingJudge, TfidfJudge, intent_hits
 from rgalign.reasoner.model import tiny
 from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.tokenizer import build
@@ -25,25 +25,25 @@ KB = pd.DataFrame(
 def test_a_case_worked_by_hand():
     similarity = np.array(
         [
-            [0.9, 0.5, 0.5, 0.1],  # wanted i1 ties with i2 for the second place
+            [0.9, 0.5, 0.5, 0.1],  # gold i1 ties with i2 for the second place
             [0.9, 0.5, 0.5, 0.1],  # the best does not exist yet
             [0.0, 0.0, 0.0, 0.0],  # knows nothing: all tied
-            [0.2, 0.1, 0.8, 0.7],  # several wanted, one of them on top
+            [0.2, 0.1, 0.8, 0.7],  # several gold, one of them on top
             [np.nan] * 4,  # an empty query
-            [0.9, 0.5, 0.5, 0.1],  # nothing wanted
-            [0.9, 0.5, 0.5, 0.1],  # what is wanted did not exist
-            [np.nan] * 4,  # an empty query, and nothing wanted
+            [0.9, 0.5, 0.5, 0.1],  # nothing gold
+            [0.9, 0.5, 0.5, 0.1],  # what is gold did not exist
+            [np.nan] * 4,  # an empty query, and nothing gold
         ]
     )
-    wanted = np.zeros((8, 4), dtype=bool)
-    wanted[[0, 1, 2, 3, 3, 4, 6], [1, 1, 0, 1, 2, 0, 0]] = True
+    gold = np.zeros((8, 4), dtype=bool)
+    gold[[0, 1, 2, 3, 3, 4, 6], [1, 1, 0, 1, 2, 0, 0]] = True
     exists = np.ones((8, 4), dtype=bool)
     exists[[1, 6], 0] = False
     nan = np.nan
-    np.testing.assert_allclose(intent_hits(similarity, wanted, exists, 1), [0, 0.5, 0.25, 1, 0, nan, nan, nan])
-    np.testing.assert_allclose(intent_hits(similarity, wanted, exists, 2), [0.5, 1, 0.5, 1, 0, nan, nan, nan])
-    np.testing.assert_allclose(intent_hits(similarity, wanted, exists, 3), [1, 1, 0.75, 1, 0, nan, nan, nan])
-    np.testing.assert_allclose(intent_hits(similarity, wanted, None, 1)[[1, 6]], [0, 1])
+    np.testing.assert_allclose(intent_hits(similarity, gold, exists, 1), [0, 0.5, 0.25, 1, 0, nan, nan, nan])
+    np.testing.assert_allclose(intent_hits(similarity, gold, exists, 2), [0.5, 1, 0.5, 1, 0, nan, nan, nan])
+    np.testing.assert_allclose(intent_hits(similarity, gold, exists, 3), [1, 1, 0.75, 1, 0, nan, nan, nan])
+    np.testing.assert_allclose(intent_hits(similarity, gold, None, 1)[[1, 6]], [0, 1])
 
 
 @settings(max_examples=100)
@@ -51,11 +51,11 @@ def test_a_case_worked_by_hand():
 def test_ties_give_the_mean_over_all_orders(data, intents, k):
     rows = [data.draw(st.lists(kind, min_size=intents, max_size=intents)) for kind in
             (st.sampled_from([0.0, 0.3, 1.0]), st.booleans(), st.booleans())]  # fmt: skip
-    similarity, wanted, exists = map(np.array, rows)
+    similarity, gold, exists = map(np.array, rows)
     there = np.flatnonzero(exists)
     orders = [order for order in permutations(there) if all(np.diff(similarity[list(order)]) <= 0)]
-    expected = np.mean([wanted[list(order[:k])].any() for order in orders]) if wanted[there].any() else np.nan
-    found = intent_hits(similarity[None], wanted[None], exists[None], k)
+    expected = np.mean([gold[list(order[:k])].any() for order in orders]) if gold[there].any() else np.nan
+    found = intent_hits(similarity[None], gold[None], exists[None], k)
     np.testing.assert_allclose(found, [expected], atol=1e-12)
 
 

@@ -123,7 +123,7 @@ def test_the_gap_is_that_to_the_oracle(run):
 
 def test_every_comparison_that_shows_no_gain_is_listed(run):
     compared = pd.read_parquet(run / "tables/comparisons.parquet").query("split == 'test'")
-    compared = compared[compared.metric.isin(pages.METRIC_NAMES)]
+    compared = compared[compared.metric.isin(pages.LABELS)]
     worst = compared.index[compared.metric.eq("gauc") & compared.slice.eq("tail")][0]
     compared.loc[worst, ["difference", "ci_low", "ci_high", "p_holm"]] = [-0.2, -0.3, -0.1, 0.001]
     write_table(run / "tables/comparisons.parquet", compared)
@@ -133,9 +133,7 @@ def test_every_comparison_that_shows_no_gain_is_listed(run):
     assert f"{len(negative)} of {len(compared)} comparisons" in text
     losses = negative[(negative.p_holm < 0.05) & (negative.difference < 0)]
     assert f"{len(losses)} of them are losses" in text
-    listed = [
-        row for row in page.rows if len(row) == 5 and row[3].endswith("]") and row[2] in pages.METRIC_NAMES.values()
-    ]
+    listed = [row for row in page.rows if len(row) == 5 and row[3].endswith("]") and row[2] in pages.LABELS.values()]
     assert len(listed) == len(negative)
     assert {row[4] for row in listed[: len(losses)]} == {"loss (in one world)"}, "losses come first"
     assert ["-0.2000 [-0.3000, -0.1000]", "loss (in one world)"] in [row[3:] for row in listed[: len(losses)]]

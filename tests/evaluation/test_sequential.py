@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 from small_experiments import CONTROL_CTR, draw_counts, draw_users, three_sigma
 
-from rgalign.experiment import ab_plan, ab_test
+from rgalign.experiment import ab_test
 
 
 def half_width(standard_error, mixture, **options):
@@ -105,7 +105,7 @@ def test_experiments_with_users_who_return(effect):
     control, treatment = (ab_test.arm_of(*counts, own) for own in (~users.treated, users.treated))
     result = ab_test.lift(treatment, control)
     user_variance = (control.users * control.variance)[:, -1].mean()
-    mixture = ab_test.mixture_for(ab_plan.planned_error(1000, user_variance))
+    mixture = ab_test.mixture_for(ab_test.planned_error(1000, user_variance))
     seen = ab_test.always_valid(result.difference.estimate, result.standard_error, mixture)
     truth = effect * CONTROL_CTR
     missed = ((seen.difference.low > truth) | (seen.difference.high < truth)).any(axis=1)

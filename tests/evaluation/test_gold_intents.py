@@ -1,4 +1,4 @@
-"""Who says what was wanted, and IHR by that witness: worked by hand, with a reasoner that writes what it is told."""
+"""The relevance source of a split, and IHR by it: worked by hand, with a reasoner that writes what it is told."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import torch
 
 from rgalign.data.lists import Bag, Intents, Lists
 from rgalign.data.tables import Dataset
-from rgalign.evaluation import judge as witness
+from rgalign.evaluation import judge as judging
 from rgalign.evaluation.judge import Judge
 
 KB = ["track", "refund", "address", "late"]
@@ -49,17 +49,17 @@ def bench():
 
 @pytest.fixture
 def hits(shop, bench, monkeypatch):
-    """hits(wanted): IHR of the QUERIES by TF-IDF over the KB."""
+    """hits(gold): IHR of the QUERIES by TF-IDF over the KB."""
 
     def written(reasoner, prompter, prompts, *, max_new_tokens):
         return pd.DataFrame({"query": [QUERIES[session] for session in prompts]})
 
-    monkeypatch.setattr(witness, "greedy", written)
+    monkeypatch.setattr(judging, "greedy", written)
     prompter = SimpleNamespace(sessions=lambda frame: frame["session_id"].tolist())
 
-    def of(wanted, kind="causal"):
+    def of(gold, kind="causal"):
         reasoner = SimpleNamespace(kind=kind)
-        return witness.query_hits(bench, shop, wanted, reasoner, prompter, name="tfidf", max_new_tokens=5)
+        return judging.query_hits(bench, shop, gold, reasoner, prompter, name="tfidf", max_new_tokens=5)
 
     return of
 
@@ -70,45 +70,45 @@ def by_session(found: pd.DataFrame, metric: str) -> dict:
 
 def test_labels_come_before_the_truth_and_the_truth_before_the_click(shop):
     labels, truth = pairs(("t0", "late"), ("v0", "track")), pairs(*((session, "address") for session in QUERIES))
-    said_by, wanted = witness.wanted_intents(replace(shop, labels=labels, truth=truth), "test")
-    assert (said_by, wanted.to_numpy().tolist()) == ("labels", [["t0", "late"]])
-    said_by, wanted = witness.wanted_intents(replace(shop, truth=truth), "test")
-    assert (said_by, wanted.session_id.tolist()) == ("truth", ["t0", "t1", "t2", "t3"])  # clicked or not
-    said_by, wanted = witness.wanted_intents(shop, "test")
-    assert (said_by, wanted.to_numpy().tolist()) == (
+    source, gold = judging.gold_intents(replace(shop, labels=labels, truth=truth), "test")
+    assert (source, gold.to_numpy().tolist()) == ("labels", [["t0", "late"]])
+    source, gold = judging.gold_intents(replace(shop, truth=truth), "test")
+    assert (source, gold.session_id.tolist()) == ("truth", ["t0", "t1", "t2", "t3"])  # clicked or not
+    source, gold = judging.gold_intents(shop, "test")
+    assert (source, gold.to_numpy().tolist()) == (
         "click",
         [["t0", "track"], ["t1", "track"], ["t1", "refund"]],
     )
 
 
-def test_labels_of_another_split_or_without_an_intent_are_no_witness_of_this_one(shop):
+def test_labels_of_another_split_or_without_an_intent_are_no_source_of_this_one(shop):
     for labels in (pairs(("v0", "track")), pairs(("t0", None)), pairs()):
-        assert witness.wanted_intents(replace(shop, labels=labels), "test")[0] == "click"
+        assert judging.gold_intents(replace(shop, labels=labels), "test")[0] == "click"
     nobody = replace(shop, impressions=shop.impressions.assign(clicked=0))
-    said_by, wanted = witness.wanted_intents(nobody, "test")
-    assert said_by == "click"
-    assert wanted.empty
+    source, gold = judging.gold_intents(nobody, "test")
+    assert source == "click"
+    assert gold.empty
 
 
 def test_hits_by_hand(hits):
     found = hits(pairs(("t0", "track"), ("t1", "address"), ("t2", "track"), ("t3", "track")))
-    # t0 writes what is wanted; t1 another, and what is wanted ties with `track`; t2 is silent; t3 writes an intent that
+    # t0 writes what is gold; t1 another, and what is gold ties with `track`; t2 is silent; t3 writes an intent that
     # comes tomorrow, so that all three that exist tie at 0
     assert by_session(found, "ihr@1") == pytest.approx({"t0": 1, "t1": 0, "t2": 0, "t3": 1 / 3})
     assert by_session(found, "ihr@3") == {"t0": 1, "t1": 1, "t2": 0, "t3": 1}
-    table = witness.hit_table(found, "truth")
+    table = judging.hit_table(found, "truth")
     assert table.loc["truth"].to_dict() == pytest.approx({"sessions": 4, "ihr@1": 1 / 3, "ihr@3": 3 / 4})
 
 
 def test_any_of_several_labels_will_do_and_one_without_intent_says_nothing(shop, hits):
     labels = pairs(("t1", "address"), ("t1", "refund"), ("t1", None), ("t2", None), ("t3", "late"))
-    said_by, wanted = witness.wanted_intents(replace(shop, labels=labels), "test")
-    found = hits(wanted)
+    source, gold = judging.gold_intents(replace(shop, labels=labels), "test")
+    found = hits(gold)
     assert by_session(found, "ihr@1") == {"t1": 1, "t3": pytest.approx(np.nan, nan_ok=True)}  # `late` comes tomorrow
-    assert witness.hit_table(found, said_by).loc["labels"].to_dict() == {"sessions": 1, "ihr@1": 1, "ihr@3": 1}
+    assert judging.hit_table(found, source).loc["labels"].to_dict() == {"sessions": 1, "ihr@1": 1, "ihr@3": 1}
 
 
-def test_the_judge_takes_empty_labels_as_nothing_wanted_and_clicks_without_any(bench):
+def test_the_judge_takes_empty_labels_as_no_gold_intent_and_clicks_without_any(bench):
     similarity, sessions = np.eye(4)[:3], ["t0", "t1", "t2"]
     found = bench.intent_hits(similarity, sessions, pairs(("t0", None), ("t1", "refund"), ("t9", "track")))
     np.testing.assert_array_equal(found["ihr@1"], [np.nan, 1, np.nan])
@@ -118,11 +118,11 @@ def test_the_judge_takes_empty_labels_as_nothing_wanted_and_clicks_without_any(b
     )
 
 
-def test_an_encoder_and_no_witness_give_no_hits(hits):
+def test_an_encoder_and_no_gold_intent_give_no_hits(hits):
     for found in (hits(pairs(("t0", "track")), kind="encoder"), hits(pairs())):
         assert found.empty
         assert list(found) == ["session_id", "ihr@1", "ihr@3"]
-        assert witness.hit_table(found, "click").sessions.tolist() == [0]
+        assert judging.hit_table(found, "click").sessions.tolist() == [0]
 
 
 def test_hits_stand_with_one_model_on_one_split():
@@ -130,12 +130,12 @@ def test_hits_stand_with_one_model_on_one_split():
         {"session_id": ["t0", "t1", "t0", "v0"], "model": ["a", "a", "b", "a"], "split": ["test"] * 3 + ["valid"]}
     )
     hits = pd.DataFrame({"session_id": ["t0", "v0"], "ihr@1": [1.0, 1.0], "ihr@3": [1.0, 1.0]})
-    found = witness.with_hits(metrics, {"a": hits}, "test")
+    found = judging.with_hits(metrics, {"a": hits}, "test")
     np.testing.assert_array_equal(found["ihr@1"], [1, np.nan, np.nan, np.nan])
-    both = witness.with_hits(metrics, {"a": hits, "b": hits.assign(**{"ihr@1": 0.0})}, "test")
+    both = judging.with_hits(metrics, {"a": hits, "b": hits.assign(**{"ihr@1": 0.0})}, "test")
     np.testing.assert_array_equal(both["ihr@1"], [1, np.nan, 0, np.nan])
-    assert witness.with_hits(metrics, {None: hits}, "test") is metrics
-    assert witness.with_hits(metrics, {"a": hits.head(0)}, "test") is metrics
+    assert judging.with_hits(metrics, {None: hits}, "test") is metrics
+    assert judging.with_hits(metrics, {"a": hits.head(0)}, "test") is metrics
 
 
 def test_a_judge_that_has_seen_no_list_knows_how_sampled_candidates_were_drawn(shop, bench):
@@ -149,13 +149,13 @@ def test_a_judge_that_has_seen_no_list_knows_how_sampled_candidates_were_drawn(s
 @pytest.mark.parametrize("reader", [None, "one judge"])
 def test_writers_that_are_compared_are_read_by_one_judge(shop, bench, monkeypatch, reader):
     """Else each would be judged by its own embeddings."""
-    monkeypatch.setattr(witness, "greedy", lambda *given, **how: pd.DataFrame({"query": ["track"]}))
+    monkeypatch.setattr(judging, "greedy", lambda *given, **how: pd.DataFrame({"query": ["track"]}))
     readers, prompter = [], SimpleNamespace(sessions=lambda frame: frame["session_id"].tolist())
     judge = SimpleNamespace(similarity=lambda queries: np.eye(4)[: len(queries)])
-    monkeypatch.setattr(witness, "query_judge", lambda name, reader, *rest: readers.append(reader) or judge)
+    monkeypatch.setattr(judging, "query_judge", lambda name, reader, *rest: readers.append(reader) or judge)
     writers = [SimpleNamespace(kind="causal") for _ in range(2)]
     for writer in writers:
         asked = pairs(("t0", "track"))
-        found = witness.query_hits(bench, shop, asked, writer, prompter, reader, name="embedding", max_new_tokens=5)
+        found = judging.query_hits(bench, shop, asked, writer, prompter, reader, name="embedding", max_new_tokens=5)
         assert by_session(found, "ihr@1") == {"t0": 1}
     assert readers == ([reader, reader] if reader else writers)

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rgalign.report import plots_alignment as plots
+from rgalign.report import plots_reasoner as plots
 
 mpl.use("Agg")
 
@@ -19,7 +19,9 @@ def drawn(figure) -> list:
 def test_a_curve_has_a_panel_a_column_that_is_there_and_no_empty_one():
     table = pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0], "margin": [0.1, 0.2], "kl": [0.0, 0.3], "tokens": 2.0})
     panels = drawn(plots.curve(table, ["loss", "accuracy", "margin", "kl", "tokens"], "RG-DPO"))
-    assert [axes.get_title() for axes in panels] == [plots.LABELS[name] for name in ("loss", "margin", "kl", "tokens")]
+    assert [axes.get_title() for axes in panels] == [
+        plots.CURVE_LABELS[name] for name in ("loss", "margin", "kl", "tokens")
+    ]
     assert all(axes.get_xlabel() == "optimiser step" for axes in panels)
 
 
