@@ -66,7 +66,7 @@ def over_seeds_and_users(
     """As `over_users` for one mean, but ranker seeds are drawn with replacement too, so that training's noise counts.
 
     differences  (seeds, sessions), the k-th seed of one model against the k-th of the other
-    With few seeds it is still too narrow: drawing n seeds anew shows (n - 1) / n of their variance.
+    With few seeds it is still too narrow: sampling n seeds again shows (n - 1) / n of their variance.
     """
     differences = np.asarray(differences, dtype=np.float64)
     user = _user_rows(users, differences.shape[-1])
@@ -96,7 +96,7 @@ def over_worlds(world_means, standard_errors=None, *, level: float = 0.95) -> Te
     floor is there because a few worlds can agree by luck more closely than the sessions of one world allow.
     [C] Equal weights: worlds are exchangeable draws of one simulator, of one size, and the claim is about their mean.
     Inverse-variance weights would let a world count more because its own sampling error was *estimated* small.
-    Raises ValueError for fewer than two worlds: one world says nothing about another.
+    Raises ValueError for fewer than two worlds: one world says nothing of the spread between worlds.
     """
     values = np.asarray(world_means, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or np.isnan(values).any():
@@ -124,7 +124,7 @@ def sampling_error(standard_errors) -> float:
 
 
 def standard_error(low, high, *, level: float = 0.95):
-    """The standard error that an interval stands for, were its distribution normal: its width / 3.92 at 95 % [C].
+    """The standard error of an estimate from its interval, if its distribution is normal: its width / 3.92 at 95 % [C].
 
     Tables keep intervals, not replicates; over a thousand or more users the bootstrap's distribution is near normal.
     """

@@ -18,7 +18,7 @@ PAIR = ["model", "against"]
 INTERVALS = ["ci_low", "ci_high", "relative_low", "relative_high"]
 TABLE = ["metric", "slice", "split"]  # what the rows of one table share
 MIN_WORLDS = 3  # fewer: no interval over worlds; with two, t has one degree of freedom and is 12.7 [C]
-SIGNIFICANT = 0.05  # of p_holm: what the 95 % intervals stand for
+SIGNIFICANT = 0.05  # of p_holm: the level of the 95 % intervals
 
 
 def comparisons(
@@ -151,10 +151,10 @@ def over_seeds(sessions: pd.DataFrame, model: str, against: str, **draws) -> boo
 
     draws  seed, replicates, level (bootstrap.over_seeds_and_users)
     """
-    ours, theirs = (sessions[sessions["model"] == name] for name in (model, against))
-    by_seed = [part.pivot(index="session_id", columns="seed", values="gauc") for part in (ours, theirs)]
+    new, old = (sessions[sessions["model"] == name] for name in (model, against))
+    by_seed = [part.pivot(index="session_id", columns="seed", values="gauc") for part in (new, old)]
     differences = by_seed[0].to_numpy().T - by_seed[1].to_numpy().T
-    one = ours.drop_duplicates("session_id").set_index("session_id").loc[by_seed[0].index]
+    one = new.drop_duplicates("session_id").set_index("session_id").loc[by_seed[0].index]
     users = one["user_id"].to_numpy(dtype=object)
     return bootstrap.over_seeds_and_users(differences, one[GAUC_WEIGHT].to_numpy(), users, **draws)
 
@@ -186,17 +186,17 @@ def _paired(means: dict[str, pd.DataFrame], model: str, against: str) -> tuple[p
 def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **interval) -> list[dict]:
     """The rows of all metrics over the sessions given; the draws are the same for all of them."""
     names = metric_names(new)
-    ours, theirs = (frame[names].to_numpy().T for frame in (new, old))  # (metrics, sessions)
-    weight = np.ones_like(ours)
+    new_values, old_values = (frame[names].to_numpy().T for frame in (new, old))  # (metrics, sessions)
+    weight = np.ones_like(new_values)
     if "gauc" in names:
         weight[names.index("gauc")] = new[GAUC_WEIGHT].to_numpy()
     users = new["user_id"].to_numpy(dtype=object)
-    ends = bootstrap.over_users(ours - theirs, weight, users, **interval)
-    per = np.stack([1 - row if name == "gauc" else row for name, row in zip(names, theirs, strict=True)])
-    ratios = bootstrap.over_users(ours - theirs, weight, users, per=per, **interval)
+    ends = bootstrap.over_users(new_values - old_values, weight, users, **interval)
+    per = np.stack([1 - row if name == "gauc" else row for name, row in zip(names, old_values, strict=True)])
+    ratios = bootstrap.over_users(new_values - old_values, weight, users, per=per, **interval)
     rows = []
     for i, name in enumerate(names):
-        means = [metrics.average_auc(values[i], weight[i]).value for values in (ours, theirs)]
+        means = [metrics.average_auc(values[i], weight[i]).value for values in (new_values, old_values)]
         row = {"metric": name, **difference_of(name, *means), "ci_low": ends.low[i], "ci_high": ends.high[i]}
         row |= {"relative_low": ratios.low[i], "relative_high": ratios.high[i]}
         row["p"] = bootstrap.p_over_users(row["difference"], ends.low[i], ends.high[i], level=interval["level"])

@@ -2,8 +2,8 @@
 
 Two forms of input:
 
-padded  scores, clicked, shown, each (lists, candidates); `shown` is False where a list is padded, and what stands
-        in scores there does not matter. A metric a list comes back: (lists,), NaN where it is undefined.
+padded  scores, clicked, shown, each (lists, candidates); `shown` is False where a list is padded, and the scores
+        there do not matter. A metric a list comes back: (lists,), NaN where it is undefined.
 flat    scores, clicked, groups, each (rows,), in any order: `gauc` only.
 
 Ties: a tied pair counts one half in AUC; the other metrics are the expected value over all orders of the tied
@@ -218,7 +218,7 @@ LABELS = {name: metric.label for name, metric in METRICS.items() if metric.label
 
 
 class _Ranks(NamedTuple):
-    """Where clicked candidates stand in their list; each (clicked candidates,), lists in order."""
+    """Ranks of the clicked candidates in their list; each (clicked candidates,), lists in order."""
 
     row: np.ndarray  # its list
     above: np.ndarray  # shown candidates scored higher
@@ -273,13 +273,13 @@ def _group_code(groups: np.ndarray) -> np.ndarray:
         return groups.astype(np.uint64) - np.array(groups.min()).astype(np.uint64)  # wraps round: exact for any range
     if groups.dtype.kind in "fmM":
         return np.unique(groups, return_inverse=True)[1].astype(np.uint64)
-    # Strings: the rows of a list usually stand together, so one look-up a run of equal ids will do.
+    # Strings: the rows of a list usually follow one another, so one look-up a run of equal ids is enough.
     start = np.concatenate([[0], np.flatnonzero(groups[1:] != groups[:-1]) + 1])
     first_seen: dict = {}
     code = np.fromiter(map(first_seen.setdefault, groups[start].tolist(), start.tolist()), np.uint64, len(start))
-    strange = [group for group in first_seen if not isinstance(group, (str, bytes, int, np.integer))]
-    if strange:
-        raise ValueError(f"groups has missing values or ids that are no string or integer, such as {strange[0]!r}")
+    unusable = [group for group in first_seen if not isinstance(group, (str, bytes, int, np.integer))]
+    if unusable:
+        raise ValueError(f"groups has missing values or ids that are no string or integer, such as {unusable[0]!r}")
     return np.repeat(code, np.diff(start, append=len(groups)))
 
 

@@ -19,7 +19,7 @@ from rgalign.shopworld.traffic import Traffic
 # The direct model of the doubly robust estimate: P(click) of an intent at a position, from a ranker's own scores.
 
 FITTED_ON = ("train", "dev")
-LEAST = np.log(1e-6)  # an intent that a ranker gives less than this is as unlikely as any
+LEAST = np.log(1e-6)  # log-probabilities are clipped here
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,8 @@ class DirectModel:
     """P(click) = sigmoid(slope * log p(intent | session) + intercept of the position), p the softmax of the scores.
 
     A calibration of the ranker, as simple as that [C]: DR is unbiased with any model, and the fewer numbers are
-    fitted, the less there is to overfit. On its own it is no estimate: the log shows an intent where its policy found
-    it fitting, so a ranker that knows less than that policy looks better than it is. `intercepts` (positions,).
+    fitted, the less there is to overfit. Alone it is no estimate: the log shows an intent where its policy ranked
+    it high, so a ranker that knows less than that policy looks better than it is. `intercepts` (positions,).
     """
 
     slope: float
@@ -38,7 +38,7 @@ class DirectModel:
     def fit(cls, lists: Lists, scores: np.ndarray) -> "DirectModel":
         """The model of the clicks in `lists`.
 
-        lists   of train or dev. Prefer dev: on the sessions that it was trained on a ranker is surer than elsewhere
+        lists   of train or dev. Prefer dev: a ranker is overconfident on the sessions it was trained on
         scores  (lists, KB) of the ranker, -inf for what was not in the KB
         Raises ValueError for lists of another part (their clicks are what is to be estimated), for scores of another
         shape or with NaN or +inf, and where clicks are all alike.
@@ -73,7 +73,7 @@ def _log_p(scores: np.ndarray, rows: int) -> np.ndarray:
     wrong = int((np.isnan(scores) | np.isposinf(scores)).sum())
     if scores.ndim != 2 or len(scores) != rows or wrong:
         raise ValueError(f"scores has the shape {scores.shape} and {wrong} NaN or inf; expected ({rows}, KB)")
-    nothing = np.isneginf(scores).all(axis=1, keepdims=True)  # nothing was in the KB yet: no softmax, all as unlikely
+    nothing = np.isneginf(scores).all(axis=1, keepdims=True)  # an empty KB: all equally unlikely
     return np.where(nothing, LEAST, log_softmax(np.where(nothing, 0, scores), axis=1).clip(min=LEAST))
 
 
@@ -150,8 +150,8 @@ class Log:
             pc.index_in(ids_of(impressions, name), value_set=ids_of(rows, name))
             for name, rows in (("session_id", dataset.sessions), ("intent_id", dataset.intents))
         )
-        if strangers := max(session.null_count, intent.null_count):
-            raise ValueError(f"{strangers} impressions are of sessions or intents that are not among the data set's")
+        if unknown := max(session.null_count, intent.null_count):
+            raise ValueError(f"{unknown} impressions are of sessions or intents that are not among the data set's")
         position = impressions["position"].to_numpy(dtype=np.int64)
         shape = (len(dataset.sessions), int(position.max(initial=-1)) + 1)
         shown, clicked, propensity = np.full(shape, -1), np.zeros(shape, dtype=bool), np.full(shape, np.nan)
@@ -165,7 +165,7 @@ def slot_weights(log: Log, target: np.ndarray, clip: float | None = None) -> np.
     """w of each slot of the target lists (sessions, k): 1 / propensity where the log shows the same there, else 0.
 
     target  (sessions, k) rows in intents.parquet, from position 0 on
-    clip    the largest weight allowed; None: LARGEST, which only a propensity that nobody can have meant goes beyond
+    clip    the largest weight allowed; None: LARGEST, beyond which a propensity must be an error
     Raises ValueError for another shape, an empty slot, or a clip that is not above 0.
     """
     target, (sessions, positions) = np.asarray(target), log.shown.shape

@@ -1,8 +1,8 @@
-"""Can the reasoner write? What its greedy queries on valid say, as warnings that name the parameter to change.
+"""Can the reasoner write? Checks of its greedy queries on valid; a warning names the parameter to change.
 
-A model that cannot write still embeds, so nothing stops. But RG-SFT and RG-DPO tune what is written, and learn nothing
-from queries that are all alike, repeat themselves or lead nowhere. Notebooks 02, 05 and 06 write what they find, the
-report reads it. METHOD.md 2.1 and 2.3 [C].
+A model that cannot write still embeds, so the run continues. But RG-SFT and RG-DPO tune what is written, and learn
+nothing from queries that are all alike, repeat themselves or match no intent. Notebooks 02, 05 and 06 write the
+warnings, the report reads them. METHOD.md 2.1 and 2.3 [C].
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from rgalign.reasoner.generate import repeated_share
 from rgalign.reasoner.settings import NEVER_ASKED
 
 COLUMNS = ["stage", "check", "found", "limit", "warning", "change"]
-# Share of queries that say three words twice [C]. Of questions that people typed hardly any does (measured:
-# ShopWorld 0 %, govuk2021 0.2 %), of those of a model that cannot write many do.
+# Share of queries that repeat three words [C]. Questions that people typed hardly ever do (measured: ShopWorld 0 %,
+# govuk2021 0.2 %); those of a model that cannot write often do.
 REPEATED = 0.1
 LEVEL = 0.05  # of the one-sided test that IHR@1 is above chance, the usual one
 TABLES = ("tables/writing.parquet", "tables/writing_sft.parquet", "tables/writing_dpo.parquet")  # of 02, 05, 06
@@ -30,7 +30,7 @@ CHANGE = {  # stage -> what to change; of a pretrained model in notebook 02 PRET
     "06_rg_dpo": "raise alignment.dpo.beta or alignment.dpo.sft_weight, or set alignment.dpo.use to false",
 }
 PRETRAINED = "take a larger reasoner.model, or change reasoner.instruction or reasoner.features"
-REWARD = {  # of queries that the ranker would rather do without
+REWARD = {  # of queries with which the ranker is worse than without
     "05_rg_sft": "raise alignment.candidates.samples or alignment.sft.min_reward, or set alignment.sft.use to false",
     "06_rg_dpo": "raise alignment.dpo.min_margin or alignment.dpo.beta, or set alignment.dpo.use to false",
 }
@@ -38,7 +38,7 @@ REWARD = {  # of queries that the ranker would rather do without
 
 @dataclass(frozen=True)
 class Chance:
-    """What the same sessions say without any model.
+    """What the same sessions give without any model.
 
     sessions  looked at, each with a click
     clicked   different intents that were clicked in them
@@ -63,69 +63,73 @@ class Chance:
 
 
 def figures(queries: Sequence[str], hits: Sequence[float] = ()) -> dict[str, float]:
-    """What `found` reads, of one greedy query a session: distinct and repeated (shares), ihr@1.
+    """What `warnings_of` reads, of one greedy query a session: distinct and repeated (shares), ihr@1.
 
     hits  IHR@1 of each, NaN where its intent was not in the KB yet; none: not judged
     """
-    told = {"distinct": len(set(queries)) / max(1, len(queries)), "repeated": repeated_share(queries)}
+    values = {"distinct": len(set(queries)) / max(1, len(queries)), "repeated": repeated_share(queries)}
     judged = np.asarray(hits, dtype=float)
-    return told | ({"ihr@1": float(np.nanmean(judged))} if np.isfinite(judged).any() else {})
+    return values | ({"ihr@1": float(np.nanmean(judged))} if np.isfinite(judged).any() else {})
 
 
-def found(stage: str, figures: Mapping[str, float], chance: Chance, *, own: bool = True) -> pd.DataFrame:
+def warnings_of(stage: str, figures: Mapping[str, float], chance: Chance, *, trained_here: bool = True) -> pd.DataFrame:
     """One row (COLUMNS) a warning, none where the reasoner writes well or nothing at all (an encoder).
 
     stage    02_reasoner | 05_rg_sft | 06_rg_dpo
     figures  of `figures` or of the stage table, whose `reward` counts in 05 and 06; NaN and absent ones are left out
-    own      the reasoner is the tiny one that is built here
+    trained_here  the reasoner is the tiny one that is built here
     """
-    told = {name: float(value) for name, value in figures.items() if pd.notna(value)}
-    change = CHANGE[stage] if own or stage != "02_reasoner" else PRETRAINED
+    values = {name: float(value) for name, value in figures.items() if pd.notna(value)}
+    change = CHANGE[stage] if trained_here or stage != "02_reasoner" else PRETRAINED
     rows, sessions = [], chance.sessions
-    if "distinct" in told and (different := round(told["distinct"] * sessions)) < chance.clicked:
-        said = f"{sessions:,} sessions have {different:,} different greedy queries, fewer than the {chance.clicked:,} "
-        rows.append(("distinct", different, chance.clicked, said + "intents that were clicked in them", change))
-    if (repeated := told.get("repeated", 0)) > REPEATED:
-        said = f"{repeated:.0%} of the greedy queries say three words in a row twice: the model repeats itself"
-        rows.append(("repeated", repeated, REPEATED, said, change))
-    if stage in REWARD and (reward := told.get("reward", 0)) < 0:
-        said = f"the mean reward of the greedy queries is {reward:.3f} nats: the ranker does better without them"
-        rows.append(("reward", reward, 0, said, REWARD[stage]))
-    if "ihr@1" in told:
-        hit = min(sessions, round(told["ihr@1"] * sessions))
+    if "distinct" in values and (different := round(values["distinct"] * sessions)) < chance.clicked:
+        text = f"{sessions:,} sessions have {different:,} different greedy queries, fewer than the {chance.clicked:,} "
+        rows.append(("distinct", different, chance.clicked, text + "intents that were clicked in them", change))
+    if (repeated := values.get("repeated", 0)) > REPEATED:
+        text = f"{repeated:.0%} of the greedy queries say three words in a row twice: the model repeats itself"
+        rows.append(("repeated", repeated, REPEATED, text, change))
+    if stage in REWARD and (reward := values.get("reward", 0)) < 0:
+        text = f"the mean reward of the greedy queries is {reward:.3f} nats: the ranker does better without them"
+        rows.append(("reward", reward, 0, text, REWARD[stage]))
+    if "ihr@1" in values:
+        hit = min(sessions, round(values["ihr@1"] * sessions))
         if binomtest(hit, sessions, chance.hit, alternative="greater").pvalue > LEVEL:
-            said = f"IHR@1 is {told['ihr@1']:.3f} in {sessions:,} sessions, not above chance: the same query for all "
-            rows.append(("ihr@1", told["ihr@1"], chance.hit, f"{said}would reach {chance.hit:.3f}", change))
+            text = f"IHR@1 is {values['ihr@1']:.3f} in {sessions:,} sessions, not above chance: the same query for all "
+            rows.append(("ihr@1", values["ihr@1"], chance.hit, f"{text}would reach {chance.hit:.3f}", change))
     return _table([(stage, *row) for row in rows])
 
 
-def of_reasoner(queries: pd.DataFrame, hits: pd.DataFrame, dataset: Dataset, *, own: bool, asked: bool) -> pd.DataFrame:
+def of_reasoner(
+    queries: pd.DataFrame, hits: pd.DataFrame, dataset: Dataset, *, trained_here: bool, asked: bool
+) -> pd.DataFrame:
     """The warnings of notebook 02, before any alignment.
 
-    queries  describe_reasoner.written_queries, whose greedy ones count;  hits  describe_reasoner.greedy_hits
-    own      the reasoner is the tiny one, trained in this run;  asked  on questions (build.is_asked)
+    queries  summaries.written_queries, whose greedy ones count;  hits  summaries.greedy_hits
+    trained_here  the reasoner is the tiny one, trained in this run;  asked  on questions (build.is_asked)
     """
     greedy = queries[queries["candidate"] == -1]
     if greedy.empty:  # an encoder
         return none()
-    never = _table([("02_reasoner", "transcripts", 0.0, 1.0, *NEVER_ASKED)] if own and not asked else [])
-    told = figures(greedy["query"].tolist(), hits["ihr@1"])
-    return joined(never, found("02_reasoner", told, Chance.of(dataset, greedy["session_id"]), own=own))
+    never = _table([("02_reasoner", "transcripts", 0.0, 1.0, *NEVER_ASKED)] if trained_here and not asked else [])
+    values = figures(greedy["query"].tolist(), hits["ihr@1"])
+    return joined(
+        never, warnings_of("02_reasoner", values, Chance.of(dataset, greedy["session_id"]), trained_here=trained_here)
+    )
 
 
-def after_tuning(stage: str, told: Mapping[str, float], chance: Chance, before: pd.DataFrame) -> pd.DataFrame:
-    """The warnings of notebooks 05 and 06: told is the step's row of the stage table.
+def after_tuning(stage: str, values: Mapping[str, float], chance: Chance, before: pd.DataFrame) -> pd.DataFrame:
+    """The warnings of notebooks 05 and 06: values is the step's row of the stage table.
 
     before  those of notebook 02: what was wrong before the step is to be changed there, and what the data lack still is
     """
-    now = found(stage, told, chance)
+    now = warnings_of(stage, values, chance)
     earlier = now["check"].map(before.set_index("check")["change"])
     now = now.assign(change=earlier.where(earlier.notna(), now["change"]))
     return joined(before[before["check"] == "transcripts"], now, stage=stage)
 
 
 def joined(*tables: pd.DataFrame, stage: str | None = None) -> pd.DataFrame:
-    """Several as one, all of them said by `stage` where it is given."""
+    """Several as one, all of them with this `stage` if it is given."""
     table = pd.concat([table for table in tables if len(table)] or [none()], ignore_index=True)
     return table if stage is None else table.assign(stage=stage)
 
@@ -143,7 +147,7 @@ class Box:
 
     def __repr__(self) -> str:
         if self.warnings.empty:
-            return "no warning: the queries differ, and they lead somewhere"
+            return "no warning: the queries differ, and they match intents"
         return "\n".join(f"WARNING: {row.warning}. To change: {row.change}." for row in self.warnings.itertuples())
 
     def _repr_html_(self) -> str:

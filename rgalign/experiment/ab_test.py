@@ -49,7 +49,7 @@ def assign(user_ids, arms: Sequence[str], salt: str, shares: Sequence[float] | N
     if repeated := sorted({name for name in arms if arms.count(name) > 1}):
         faults.append(f"arms has {', '.join(repeated)} more than once")
     if not salt:
-        faults.append("salt is empty; give each experiment a name of its own, or all will split users alike")
+        faults.append("salt is empty; give each experiment its own name, or all will split users alike")
     # A column of integers with a gap becomes floats in pandas, and "7.0" is another user than "7": refused.
     strange = [user for user in user_ids if isinstance(user, bool) or not isinstance(user, str | int | np.integer)]
     if strange:
@@ -313,7 +313,7 @@ def _refuse(clicks, impressions, in_arm, covariate) -> None:
         raise ValueError("these users cannot be compared:\n  " + "\n  ".join(faults))
 
 
-# Looking at an online experiment before its end: an interval that holds at all looks at once, and the harm without it.
+# Analyses before the end: an interval that holds at all looks at once, and the error rate without it.
 #
 # A p-value of `lift` holds for one look, planned beforehand. The confidence sequence here covers the difference
 # at all looks with the chance promised, so that the experiment may be stopped at any. It is the normal mixture of
@@ -332,7 +332,7 @@ class Monitored(NamedTuple):
     """What always-valid inference says at each look, (..., looks), and where it could have stopped, (...)."""
 
     difference: Interval
-    p_value: np.ndarray  # never rises: what was found stays found
+    p_value: np.ndarray  # never rises
     first: np.ndarray  # the first look, from 0, whose interval excludes zero; -1 if none does
 
 
@@ -346,7 +346,7 @@ def always_valid(difference, standard_error, mixture: float, *, level: float = 0
     With s = standard_error ** 2 and v = mixture ** 2, the likelihood ratio of a true difference drawn from N(d, v)
     against d itself is sqrt(s / (s + v)) exp(v (difference - d) ** 2 / (2 s (s + v))). If d is true it is a martingale
     of mean 1, and exceeds 1 / (1 - level) at any look with a chance of at most 1 - level (Ville). A look without a
-    standard error, or with 0 (no click yet), says nothing: its interval is infinite.
+    standard error, or with 0 (no click yet), has an infinite interval.
     Raises ValueError for shapes that differ or a mixture that is not above 0.
     """
     difference, standard_error = (np.asarray(values, dtype=np.float64) for values in (difference, standard_error))
@@ -381,7 +381,7 @@ def mixture_for(standard_error: float, *, level: float = 0.95) -> float:
 
 
 def rejected_by_look(p_values, *, alpha: float = 0.05, level: float = 0.95) -> Interval:
-    """The share of experiments found significant at some look so far: the harm of peeking, if they are A/A.
+    """The share of experiments found significant at some look so far: the error rate of peeking, if they are A/A.
 
     p_values  (experiments, looks): of the fixed horizon (`lift`) or always valid
     Returns (looks,), with Wilson's interval of the share; each look includes those before. NaN never rejects.

@@ -1,7 +1,7 @@
-"""Simulated online experiments: users of a ShopWorld met by one ranker each, their clicks drawn from the truth.
+"""Simulated online experiments: each user of a ShopWorld sees one ranker, and clicks are drawn from the truth.
 
-A test week has a few thousand users, an experiment takes many more: they are drawn from the week's with replacement,
-each with all her sessions, and clicks are drawn anew [C]. So what an experiment estimates is known: `Audience.ctr`.
+A test week has a few thousand users, an experiment needs many more: users are sampled from the week with replacement,
+each with all sessions, and their clicks are sampled again [C]. So the true value is known: `Audience.ctr`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from rgalign.shopworld.traffic import Traffic
 class Audience:
     """The users of some sessions, and what each would click on under each arm.
 
-    person       (sessions,) row of each session's user
+    user_row       (sessions,) row of each session's user
     probability  arm -> (sessions, k) true P(click) of each slot of the list that the arm shows
     covariate    (users,) from before the experiment (ab_test.pre_period_covariate)
     """
 
-    person: np.ndarray
+    user_row: np.ndarray
     probability: Mapping[str, np.ndarray]
     covariate: np.ndarray
 
@@ -38,11 +38,11 @@ class Audience:
         users   (sessions,) user ids of the traffic's sessions
         before  clicks and impressions of the weeks before, by user_id (data.lists.by_user)
         """
-        names, person = np.unique(np.asarray(users, dtype=str), return_inverse=True)
+        names, user_row = np.unique(np.asarray(users, dtype=str), return_inverse=True)
         history = before.reindex(names, fill_value=0).astype(float)
         probability = {name: traffic.click_probability(shown) for name, shown in lists.items()}
         counts = (history[name].to_numpy() for name in ("clicks", "impressions"))
-        return cls(person, probability, pre_period_covariate(*counts))
+        return cls(user_row, probability, pre_period_covariate(*counts))
 
     @property
     def users(self) -> int:
@@ -53,29 +53,29 @@ class Audience:
         return float(self.probability[arm].mean())
 
     def coming(self, times: np.ndarray) -> "Audience":
-        """The same users, each `times` (users,) as often: with the same wishes again, whose clicks are drawn anew.
+        """The same users, each `times` (users,) as often: the same sessions again, whose clicks are sampled again.
 
         Raises ValueError unless every user comes once at least.
         """
         if len(times) != self.users or np.min(times) < 1:
             raise ValueError(f"{len(times)} numbers, the least {np.min(times)}; expected {self.users} of at least 1")
-        met = np.repeat(np.arange(len(self.person)), np.asarray(times)[self.person])
+        met = np.repeat(np.arange(len(self.user_row)), np.asarray(times)[self.user_row])
         return replace(
             self,
-            person=self.person[met],
+            user_row=self.user_row[met],
             probability={name: probability[met] for name, probability in self.probability.items()},
         )
 
     def experiment(self, arms: Mapping[str, str], users: int, *, seed: int, name: str) -> "Experiment":
-        """One experiment of `users` users drawn with replacement, each in the arm that the hash of her id says.
+        """One experiment of `users` users drawn with replacement, each in the arm that the hash of the id gives.
 
         arms  name of each arm -> the ranker whose lists it shows; twice the same one is an A/A test
         name  of the experiment: the salt of the hash, and with `seed` what draws users and clicks
         """
         rng = np.random.default_rng([seed, *name.encode()])
         drawn = rng.integers(self.users, size=users)
-        order = np.argsort(self.person, kind="stable")
-        counts = np.bincount(self.person, minlength=self.users)
+        order = np.argsort(self.user_row, kind="stable")
+        counts = np.bincount(self.user_row, minlength=self.users)
         starts = np.cumsum(counts) - counts
         many = counts[drawn]
         user = np.repeat(np.arange(users), many)
@@ -95,10 +95,10 @@ def heavy_tail(users: int, *, seed: int, shape: float = 1.5, most: int = 50) -> 
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """What an experiment has counted.
+    """The counts of an experiment.
 
     arm                    (users,) name of each user's arm
-    user, session, clicks  (rows,) a row a session that was met: its user, its row in the audience, clicks in it
+    user, session, clicks  (rows,) a row a session: its user, its row in the audience, clicks in it
     slots                  impressions a session
     covariate              (users,)
     """
@@ -118,7 +118,7 @@ class Experiment:
         return clicks, np.bincount(self.user[rows], minlength=users) * self.slots
 
     def of_arms(self, *names: str, cuped: bool = False) -> list[Arm]:
-        """Each named arm as it stands at the end."""
+        """Each named arm at the end."""
         covariate = self.covariate if cuped else None
         return [arm_of(*self.per_user(), self.arm == name, covariate) for name in names]
 
@@ -128,7 +128,7 @@ class Experiment:
         return [arm_of(clicks, impressions, self.arm == name) for name in names]
 
     def p_by_session(self, control: str, treatment: str) -> float:
-        """p of no difference if every session were a user of its own: too small where a user's sessions are alike."""
+        """p of no difference if sessions were independent: too small where a user's sessions are alike."""
         alone, shown = self.arm[self.user], np.full(len(self.user), self.slots)
         old, new = (arm_of(self.clicks, shown, alone == name) for name in (control, treatment))
         return float(lift(new, old).p_value)

@@ -68,7 +68,7 @@ class Whitening(nn.Module):
         """Mean and matrix from these vectors (rows, dim): all, or every n-th where they are very many."""
         rows = vectors[:: max(1, -(-len(vectors) // self.MOST_ROWS))].double()
         deviation = rows.std(dim=0, correction=0)
-        # what never varied in train says nothing; float32 rounding of vectors of length about 1 lies below this bound
+        # below this bound a dimension is constant in train, but for float32 rounding of vectors of length about 1
         scale = torch.where(deviation > 1e-6, 1 / deviation, 0)
         scaled = (rows - rows.mean(dim=0)) * scale
         variance, directions = torch.linalg.eigh(scaled.T @ scaled / len(rows))

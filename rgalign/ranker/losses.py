@@ -16,7 +16,7 @@ def listnet_loss(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
     scores   (lists, candidates), any scale; adding a constant to a list changes nothing
     clicked  (lists, candidates) bool; several clicks of a list share its mass equally
     shown    (lists, candidates) bool, False where padded; the values there have no influence, not even NaN
-    Returns nats, a scalar. Lists without a click say nothing and are left out; ValueError if all are.
+    Returns nats, a scalar. Lists without a click are left out; ValueError if all are.
     """
     if not (clicked & shown).any():
         raise ValueError(f"none of the {len(clicked)} lists has a click on a shown candidate: nothing to learn from")
@@ -45,8 +45,8 @@ def query_kl(scores: Tensor, query_scores: Tensor, shown: Tensor) -> Tensor:
     scores        (lists, candidates) of the whole ranker, without position bias
     query_scores  (lists, candidates) of the query-intent branch alone; constants of a list change nothing in either
     shown         (lists, candidates) bool, False where padded; the values there have no influence, not even NaN
-    Returns nats, a scalar >= 0; a list with one candidate counts as 0. Both arguments learn: the ranking is drawn to
-    what the query says as well.
+    Returns nats, a scalar >= 0; a list with one candidate counts as 0. Both arguments learn: the ranking is pulled
+    towards the query branch as well.
     """
     log_p, log_q = _log_softmax(scores, shown), _log_softmax(query_scores, shown)
     return (log_p.exp() * (log_p - log_q)).masked_fill(~shown, 0).sum(dim=1).mean()

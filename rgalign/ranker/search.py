@@ -1,6 +1,6 @@
 """A random search, as wide and as long for every ranker, judged on valid (METHOD.md 4, fair play).
 
-What is not searched: epochs and patience, since early stopping ends a training and more of either costs time alone.
+What is not searched: epochs and patience, since early stopping ends a training, and more of either only costs time.
 """
 
 import time
@@ -157,7 +157,7 @@ def search(
             if gauc > best_gauc:
                 best, best_gauc = settings, gauc
         except TrainingError:
-            pass  # its NaN in the log says so; the others go on
+            pass  # NaN in the log marks it; the search continues
         rows.append(row | {"seconds": time.perf_counter() - started})
     log = pd.DataFrame(rows).sort_values("valid_gauc", ascending=False, kind="stable", ignore_index=True)
     return log, best

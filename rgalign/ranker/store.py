@@ -34,7 +34,7 @@ def save(folder: str | Path, model: nn.Module) -> None:
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
-    """The ranker that `save` wrote, of its own class, ready to score; lists and scores lie on the CPU all the same.
+    """The ranker that `save` wrote, of its own class, ready to score; lists and scores stay on the CPU.
 
     device  auto (cuda where there is one) | cpu | cuda | ..
     Raises StoreError.

@@ -26,7 +26,7 @@ from rgalign.ranker.layers import (
 from rgalign.ranker.losses import Loss, listnet, listnet_kl
 from rgalign.seeding import seeded
 
-PAIRS_AT_ONCE = 1 << 16  # (session, intent) pairs; whole-KB scoring so stays below some 200 MB at dim 64
+PAIRS_AT_ONCE = 1 << 16  # (session, intent) pairs; keeps whole-KB scoring below some 200 MB at dim 64
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def vectors_of(container: Lists | Intents, dim: int) -> Tensor:
         found = "none" if values is None else f"{values.shape[1]} wide"
         raise ValueError(
             f"this ranker reads vectors of {dim}; these {type(container).__name__} have {found}: "
-            "give them their own by ranker.train.with_vectors"
+            "add them by ranker.train.with_vectors"
         )
     return values.float()
 
@@ -153,9 +153,9 @@ def set_whitening(model: nn.Module, lists: Lists, intents: Intents) -> None:
 
 
 def of_their_time(lists: Lists, intents: Intents) -> np.ndarray:
-    """(intents,) bool: those that these lists may know, train as a rule; one that enters later is not among them.
+    """(intents,) bool: the intents that existed at the time of these lists (usually train).
 
-    Lists have no date of their own: the latest valid_from that they show tells how far they reach.
+    Lists have no date: the latest valid_from among their candidates stands for it.
     """
     dates = intents.valid_from[listed_in(lists, len(intents))]
     dates = dates[~np.isnat(dates)]
@@ -185,7 +185,7 @@ class UserTower(nn.Module):
         self.attention = nn.Sequential(*layers)
         inputs = (len(config.field_sizes) + len(config.history_sizes) + int(config.text) + bool(query_dim)) * width
         self.experts = MixtureOfExperts(inputs, config.hidden, config.dim, config.experts, config.dropout)
-        self.direct = nn.Linear(inputs, config.dim)  # past the attention: what is additive need not be learnt by it
+        self.direct = nn.Linear(inputs, config.dim)  # past the attention: additive effects need not be learnt by it
         self.dropout = nn.Dropout(config.dropout)
         self.id_dropout = config.id_dropout
 
@@ -259,7 +259,7 @@ class QueryTower(nn.Module):
 
 
 class TowerAttention(nn.Module):
-    """Each of user, intent and query attends over the other two, and adds what it found to itself [C].
+    """Each of user, intent and query attends over the other two and adds the result to itself [C].
 
     A softmax over two logits is a sigmoid of their difference, so u' = u + W_q q + a (W_v v - W_q q): projections are
     made once a tower (not once a pair), and only the mix is made for every pair.
@@ -271,7 +271,7 @@ class TowerAttention(nn.Module):
         self.scale = dim**-0.5
         with torch.no_grad():
             for tower in (self.user, self.intent, self.query):
-                tower.weight[2 * dim :] = 0  # nothing is given at first: training starts from the plain products
+                tower.weight[2 * dim :] = 0  # zero at first: training starts from the plain products
 
     def forward(self, user: Tensor, vectors: Tensor, query: Tensor, candidates: Tensor) -> tuple[Tensor, ...]:
         """user, query (lists, dim), vectors (intents, dim), candidates (lists, c) -> three times (lists, c, dim)."""
@@ -371,7 +371,7 @@ class TwoTower(nn.Module):
 
 
 class Branches(NamedTuple):
-    """What the ranker and its query-intent branch say of the candidates, each (lists, candidates).
+    """Scores of the candidates by the ranker and by its query-intent branch, each (lists, candidates).
 
     scores     what is trained on: in training with the position's bias
     relevance  the same without position bias

@@ -1,14 +1,13 @@
-"""Models that need no training: a trained ranker that does not beat the best of them has learnt nothing of use.
+"""Models that need no training: a trained ranker that does not beat the best of them has learnt nothing useful.
 
 popularity    how often an intent was clicked in train: every session gets the same scores
 word_overlap  cosine of the TF-IDF of a session's text and an intent's text
-raw_cosine    cosine of the vectors that the encoder or LM makes of both, as they come: not whitened, no tower
+raw_cosine    cosine of the vectors that the encoder or LM makes of both: not whitened, no tower
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from rgalign.data import tables, vectors
 from rgalign.data.lists import Intents, Lists
 from rgalign.data.vectors import Vectors
+from rgalign.params_schema import Untrained
 from rgalign.ranker.fit import refuse_other_parts
 from rgalign.reasoner import verbalize
 
@@ -27,12 +27,12 @@ SMOOTHING = 0.5  # added to every count of clicks, so that an intent never click
 # a word of one session in 1,000 has its idf to a tenth, a mean is off by 2 % of the vectors' spread [C].
 COUNTED, AVERAGED = 100_000, 2_000
 ROWS_AT_ONCE = 4_096  # a sparse product takes three times the memory of the dense scores that it becomes
-DECIMALS = 6  # so that what ties does not depend on the order of a sum
+DECIMALS = 6  # so that ties do not depend on the order of a sum
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """The sessions of one part, and all that the models read of them.
+    """The sessions of one part, and what the models read of them.
 
     lists, intents  the sessions to rank for, and the KB
     log_clicks      (intents,) log(clicks in train + SMOOTHING)
@@ -59,12 +59,12 @@ class Known:
         intents: Intents,
         *,
         columns: Sequence[str],
-        settings: Mapping[str, Any],
+        settings: Untrained,
         kind: str,
         embeddings: Path,
         more: Mapping[str, Vectors] | None = None,
     ) -> "Known":
-        """What is known of the sessions of `lists` (valid or test) in a run.
+        """From a run's tables and vectors, for the sessions of `lists` (valid or test).
 
         folder      the data set's tables
         columns     feature columns that a prompt shows;  kind  of the reasoner
@@ -75,20 +75,19 @@ class Known:
         shop = tables.excerpt(folder, columns, splits=("train", lists.part))
         own = shop.sessions.set_index("session_id", drop=False).loc[list(lists.session_id)]
         before, old = _train(shop.sessions), known_in_train(shop.sessions, shop.intents)
-        words, cosine = settings["word_overlap"], settings["raw_cosine"]
-        compared = _shown(words["session"], columns, shop.kinds)
-        intent_texts = _intent_texts(shop.intents, words["intent"])
+        compared = _compared_columns(settings.word_overlap.session, columns, shop.kinds)
+        intent_texts = _intent_texts(shop.intents, settings.word_overlap.intent)
         corpus = [text for text, is_old in zip(intent_texts, old, strict=True) if is_old]
         titles = dict(zip(shop.intents["intent_id"], shop.intents["title"].fillna(""), strict=True))
-        corpus += session_texts(_spread(before, COUNTED), compared, shop.kinds, titles)
+        corpus += session_texts(_evenly_spaced(before, COUNTED), compared, shop.kinds, titles)
         sets = vector_sets(settings, kind, columns, shop.kinds)
         sessions, kb = _vectors(embeddings, sets, more or {}, lists, shop.intents)
-        if cosine["centred"]:
-            averaged = _spread(before, AVERAGED)["session_id"].tolist()
+        if settings.raw_cosine.centred:
+            averaged = _evenly_spaced(before, AVERAGED)["session_id"].tolist()
             in_train = vectors.load(embeddings / sets[0] / "sessions").rows(averaged)
             sessions -= in_train.astype(np.float32).mean(axis=0)
             kb -= (kb[old] if old.any() else kb).mean(axis=0)
-        read = columns if sets[0] == PROMPT else _shown(TEXT, columns, shop.kinds)
+        read = columns if sets[0] == PROMPT else _compared_columns(TEXT, columns, shop.kinds)
         sessions[[not text for text in session_texts(own, read, shop.kinds, titles)]] = 0
         return cls(
             lists, intents, log_clicks(train, intents), session_texts(own, compared, shop.kinds, titles),
@@ -138,7 +137,7 @@ def tfidf_cosine(sessions: Sequence[str], intents: Sequence[str], corpus: Iterab
     documents = [verbalize.words_of(text) for text in corpus]
     if not any(documents):
         return scores
-    counted = TfidfVectorizer(analyzer=_same, sublinear_tf=True, dtype=np.float64).fit(documents)
+    counted = TfidfVectorizer(analyzer=_identity, sublinear_tf=True, dtype=np.float64).fit(documents)
     kb = counted.transform(map(verbalize.words_of, intents)).T
     for first in range(0, len(sessions), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
@@ -149,32 +148,33 @@ def tfidf_cosine(sessions: Sequence[str], intents: Sequence[str], corpus: Iterab
 
 def cosine(sessions: np.ndarray, intents: np.ndarray) -> np.ndarray:
     """(sessions, intents) float32 in -1..1 of vectors (sessions, dim) and (intents, dim); 0 where one is zero."""
-    ours, theirs = (_of_length_one(values) for values in (sessions, intents))
-    return (ours @ theirs.T).round(DECIMALS)
+    sessions, intents = (_unit_rows(values) for values in (sessions, intents))
+    return (sessions @ intents.T).round(DECIMALS)
 
 
-def vector_sets(
-    settings: Mapping[str, Any], kind: str, columns: Sequence[str], kinds: Mapping[str, str]
-) -> tuple[str, str]:
-    """The sets of vectors of sessions and of intents that raw_cosine reads. Arguments as of `Known.of`.
+def vector_sets(settings: Untrained, kind: str, columns: Sequence[str], kinds: Mapping[str, str]) -> tuple[str, str]:
+    """The sets of vectors of sessions and of intents that raw_cosine reads. Arguments: see `Known.of`.
 
     An empty `session`: an encoder reads the text columns alone, as it was trained to; an LLM's prompts are embedded
     already, and to embed them twice costs as much as the rest of notebook 02 [C]. Without text columns: the prompt.
     """
     has_text = any(kinds[name] == "text" for name in columns)
-    session = TEXT if has_text and _asked(settings, kind) == TEXT else PROMPT
-    return session, TEXT if settings["raw_cosine"]["intent"] == "title" else PROMPT
+    session = TEXT if has_text and _cosine_session(settings, kind) == TEXT else PROMPT
+    return session, TEXT if settings.raw_cosine.intent == "title" else PROMPT
 
 
-def reads(settings: Mapping[str, Any], kind: str, columns: Sequence[str], kinds: Mapping[str, str]) -> pd.DataFrame:
-    """What each model compares, in words: a table for a notebook. Arguments as of `Known.of`."""
+def reads(settings: Untrained, kind: str, columns: Sequence[str], kinds: Mapping[str, str]) -> pd.DataFrame:
+    """What each model compares, in words: a table for a notebook. Arguments: see `Known.of`."""
     texts = [name for name in columns if kinds[name] == "text"]
     rows = {}
-    for name, asked in (("word_overlap", settings["word_overlap"]["session"]), ("raw_cosine", _asked(settings, kind))):
+    for name, asked in (
+        ("word_overlap", settings.word_overlap.session),
+        ("raw_cosine", _cosine_session(settings, kind)),
+    ):
         whole = "the whole prompt" + (" (no column is text)" if asked == TEXT else "")
         rows[name] = {
             "of a session": ", ".join(texts) if asked == TEXT and texts else whole,
-            "of an intent": settings[name]["intent"].replace("_", " "),
+            "of an intent": getattr(settings, name).intent.replace("_", " "),
         }
     return pd.DataFrame(rows).T
 
@@ -184,7 +184,7 @@ def to_embed(sessions: pd.DataFrame, name: str) -> pd.DataFrame:
     some of train; of any other all."""
     if name != TEXT:
         return sessions
-    chosen = _spread(_train(sessions), AVERAGED)["session_id"]
+    chosen = _evenly_spaced(_train(sessions), AVERAGED)["session_id"]
     return sessions[(sessions["split"] != "train") | sessions["session_id"].isin(chosen)]
 
 
@@ -200,13 +200,13 @@ def known_in_train(sessions: pd.DataFrame, intents: pd.DataFrame) -> np.ndarray:
 def session_texts(
     frame: pd.DataFrame, columns: Sequence[str], kinds: Mapping[str, str], titles: Mapping[str, str]
 ) -> list[str]:
-    """What these columns say of each session in one line, as a prompt says it; a text without its column's name."""
+    """The values of these columns in one line, as in a prompt; a text without its column's name."""
     rows = verbalize.session_fields(frame, columns, kinds, layout="lines", titles=titles)
     return ["".join(part for field in row for part in _unnamed(field)) for row in rows]
 
 
 def _unnamed(field: verbalize.FieldTemplate) -> tuple[str, ...]:
-    """Its own words; of what is no text also the column's name, without which `yes` says nothing."""
+    """The value; where it is no text also the column's name, without which `yes` means nothing."""
     return (*(() if field.kind == "text" else (field.prefix,)), *field.units, " ")
 
 
@@ -216,12 +216,12 @@ def _intent_texts(intents: pd.DataFrame, compared: str) -> list[str]:
     return [" ".join(unit for field in row for unit in field.units) for row in rows]
 
 
-def _asked(settings: Mapping[str, Any], kind: str) -> str:
-    """What raw_cosine is to read of a session, whether or not a column is text."""
-    return settings["raw_cosine"]["session"] or (TEXT if kind == "encoder" else PROMPT)
+def _cosine_session(settings: Untrained, kind: str) -> str:
+    """What raw_cosine reads of a session, whether or not a column is text."""
+    return settings.raw_cosine.session or (TEXT if kind == "encoder" else PROMPT)
 
 
-def _shown(session: str, columns: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
+def _compared_columns(session: str, columns: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
     """The columns that are compared; all of them where none is text."""
     texts = [name for name in columns if kinds[name] == "text"]
     return texts if session == TEXT and texts else list(columns)
@@ -241,15 +241,15 @@ def _train(sessions: pd.DataFrame) -> pd.DataFrame:
     return sessions[sessions["split"] == "train"]
 
 
-def _spread(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+def _evenly_spaced(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     """At most so many rows, evenly spaced: those of all weeks, the same ones in every call."""
     return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))] if len(rows) else rows
 
 
-def _of_length_one(values: np.ndarray) -> np.ndarray:
+def _unit_rows(values: np.ndarray) -> np.ndarray:
     wide = values.astype(np.float32)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
-def _same(words: list[str]) -> list[str]:
+def _identity(words: list[str]) -> list[str]:
     return words

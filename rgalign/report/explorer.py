@@ -1,4 +1,4 @@
-"""One customer through the whole system: what the tour (notebook 00) shows and lets people change.
+"""One session through the whole system, for the tour (notebook 00): what is shown, and what people can change.
 
 Customer text is escaped wherever it becomes HTML.
 """
@@ -109,7 +109,7 @@ class Explorer:
     def queries(self, row: pd.DataFrame, *, rewarded: bool = True) -> pd.DataFrame:
         """What is written for a session: written (before | after the alignment), query, drawn, reward (nats).
 
-        The greedy query stands first, with drawn 0. rewarded: a reward needs the session as it was when it clicked
+        The greedy query stands first, with drawn 0. rewarded: a reward needs the features of the session that clicked
         """
         tables = [
             self._written(scorer, row).assign(written=when)
@@ -123,7 +123,7 @@ class Explorer:
         return table.assign(reward=self.rewarder.of_texts(lists, table["query"].tolist()))
 
     def ranking(self, row: pd.DataFrame, k: int = 5, *, marked: bool = True) -> pd.DataFrame:
-        """The k best intents of each ranker side by side, by title; what was clicked bears a mark."""
+        """The k best intents of each ranker side by side, by title; clicked intents are marked."""
         clicked = self.clicked[row.session_id[0]] if marked else set()
         tables = {name: scorer.score(row, top=k) for name, scorer in self.scorers.items()}
         if self.baseline is not None:

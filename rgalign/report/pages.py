@@ -15,7 +15,7 @@ from PIL import Image
 from rgalign.data.schema import masked
 from rgalign.evaluation import writing_checks
 from rgalign.evaluation.comparisons import holm, verdict
-from rgalign.evaluation.metrics import LABELS
+from rgalign.evaluation.metrics import LABELS, gap_closed
 from rgalign.evaluation.results import MODELS, UNTRAINED, best_untrained
 from rgalign.params import Params, dump, load_run
 from rgalign.run import artifacts
@@ -35,21 +35,21 @@ UNDECIDED = "does not differ demonstrably from"
 
 def write(run: Path) -> tuple[Path, Path]:
     """Write report.html and model_card.md into the run. Raises ArtifactError where notebook 09 has not run there."""
-    told = contents(run)
+    values = contents(run)
     paths = run / "report.html", run / "model_card.md"
     for path in paths:
-        artifacts.write_text(path, _templates(path.suffix == ".html").get_template(f"{path.name}.j2").render(told))
+        artifacts.write_text(path, _templates(path.suffix == ".html").get_template(f"{path.name}.j2").render(values))
     return paths
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """What both pages say."""
+    """The values that both templates show."""
     stages = artifacts.read_manifest(run)["stages"]
     again = f"python -m rgalign run {run / 'params.yaml'} --run-dir {run}"
     if EVALUATION not in stages:
         raise artifacts.ArtifactError(f"{run} has no {EVALUATION}: {again}")
     params = load_run(run)
-    if changed := _made_otherwise(stages, EVALUATION, params):
+    if changed := _changed_params(stages, EVALUATION, params):
         raise artifacts.ArtifactError(f"{run}: {EVALUATION} was made with other params ({changed}): {again}")
     results, compared = read(run, "results"), on_test(read(run, "comparisons"))
     whole = compared[compared.slice == "all"]
@@ -100,7 +100,7 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
     if {"two_tower_text", "oracle"} <= set(wide.index):
         low, high = wide.gauc["two_tower_text"], wide.gauc["oracle"]
         above = [list(MODELS).index(model) > list(MODELS).index("two_tower_text") for model in wide.index]
-        wide["gap"] = ((wide.gauc - low) / (high - low)).where(above)
+        wide["gap"] = wide.gauc.map(lambda gauc: gap_closed(gauc, low, high)).where(above)
     return wide
 
 
@@ -185,7 +185,7 @@ def _of_pair(whole: pd.DataFrame, model: str, against: str) -> dict[str, dict]:
     return {row["metric"]: row for row in own.to_dict("records")}
 
 
-def _made_otherwise(stages: dict, name: str, params: Params) -> str:
+def _changed_params(stages: dict, name: str, params: Params) -> str:
     """How a stage's params differ from the run's; empty where they do not."""
     return params_changes(stages[name]["params"], stage_params(STAGES[name], params))
 
@@ -193,7 +193,7 @@ def _made_otherwise(stages: dict, name: str, params: Params) -> str:
 def _online(run: Path, stages: dict, params: Params, model: str, against: str) -> dict[str, float] | None:
     """What notebook 10's simulated experiment found of a pair; None where there was none with these params."""
     there = ONLINE in stages and (run / "tables/experiment.parquet").is_file()
-    if not there or _made_otherwise(stages, ONLINE, params):
+    if not there or _changed_params(stages, ONLINE, params):
         return None
     found = read(run, "experiment")
     own = found[(found.treatment == model) & (found.control == against) & (found.method == "plain")]

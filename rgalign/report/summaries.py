@@ -1,4 +1,4 @@
-"""The tables of notebook 10: what an experiment found, and how often it would have been wrong."""
+"""The small tables that the notebooks show: queries, rankings, alignment steps, experiments."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ from rgalign.reasoner.generate import greedy, sample
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
 
-# Sessions to look at: where one model ranks the click higher than another, and where lower.
+# Example sessions: where one model ranks the click higher than another, and where lower.
 
 
 def wins_and_losses(metrics: pd.DataFrame, model: str, against: str, count: int = 5) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def shown(cases: pd.DataFrame, sessions: pd.DataFrame, clicks: pd.DataFrame, col
     return cases.merge(known, "left", "session_id").merge(first, "left", "session_id").set_index("outcome")
 
 
-# What a reasoner writes and sees: the small tables behind notebook 02's figures.
+# Notebook 02: what a reasoner writes and reads.
 
 QUERY_COLUMNS = ["session_id", "candidate", "query", "log_probability", "tokens", "count", "source"]
 
@@ -153,7 +153,7 @@ def principal_map(embedded: Vectors, sessions: pd.DataFrame, dataset: Dataset) -
     return pd.DataFrame({"x": x, "y": y, "family": [of_session[i] for i in sessions["session_id"]]})
 
 
-# What rankers recommend, what they mix up and what they cost: the tables of notebook 09 beside its metrics.
+# Notebook 09: what rankers recommend, confuse and cost.
 
 
 def best(scores: np.ndarray, exists: np.ndarray, k: int) -> np.ndarray:
@@ -164,7 +164,7 @@ def best(scores: np.ndarray, exists: np.ndarray, k: int) -> np.ndarray:
 def recommended(shown: np.ndarray, intents: int) -> pd.Series:
     """What the k intents of each session (lists, k) are, all together.
 
-    coverage  share of the KB that is shown to anybody
+    coverage  share of the KB that is shown at all
     top tenth  share of all slots that the most shown tenth of the KB takes
     gini      0 where all intents are shown alike, 1 where one has all slots
     """
@@ -181,7 +181,7 @@ def confusions(lists: Lists, first: np.ndarray, categories: np.ndarray) -> pd.Da
 
     first       (lists,) KB row of each session's best intent
     categories  (intents,) names; a list with several clicks counts once for each
-    NaN in the row of a category that nobody clicked on.
+    NaN in the row of a category without a click.
     """
     row, place = np.nonzero(lists.clicked.numpy())
     clicked = categories[lists.candidates.numpy()[row, place]]
@@ -200,8 +200,8 @@ def most_confused(before: pd.DataFrame, after: pd.DataFrame, count: int = 8) -> 
 def stopped_by(scores: Mapping[str, Sequence[np.ndarray]], dev: Lists, intents: Intents) -> pd.DataFrame:
     """GAUC on the lists that say when to stop, by what was clicked: rows model, columns all, known and new intents.
 
-    scores  model -> (lists, candidates) of each seed;  dev  the lists;  intents  the KB: new is whom train never saw
-            clicked
+    scores   model -> (lists, candidates) of each seed;  dev  the lists
+    intents  the KB: new intents have no click in train
     The row `lists` counts those with a click; NaN where a column has none that can be judged.
     """
     clicked, shown = dev.clicked.numpy(), dev.shown.numpy()
@@ -227,7 +227,7 @@ def costs(steps: Mapping[str, Callable[[], object]], sessions: int) -> pd.DataFr
     return pd.DataFrame(rows, columns=["step", "milliseconds a session"])
 
 
-# What an alignment step did: the small tables behind the figures of notebooks 04 to 08.
+# Notebooks 04 to 08: what an alignment step did.
 
 FIGURES = ["ranking", "reward", "ihr@1", "ihr@3", "tokens", "distinct", "repeated", "seconds"]
 
@@ -235,7 +235,7 @@ FIGURES = ["ranking", "reward", "ihr@1", "ihr@3", "tokens", "distinct", "repeate
 def hits_by_click(context: Context, reader: Reasoner) -> Hits:
     """IHR of valid's watched queries, against the clicked intents (METHOD.md 4).
 
-    reader  by whose embeddings they are judged where evaluation.ihr_judge says so: the reasoner before its alignment
+    reader  whose embeddings judge the queries if evaluation.ihr_judge is embedding: the reasoner before its alignment
     """
     lists = ProbeSet.of(context).valid
     prompter = context.recipe.prompter(context.shop, reader)
@@ -252,7 +252,7 @@ def hits_by_click(context: Context, reader: Reasoner) -> Hits:
 def leads_to_click(context: Context, reader: Reasoner, candidates: pd.DataFrame) -> np.ndarray:
     """(rows,) bool: the KB intent nearest to the query, by the fixed judge, is one that its session clicked.
 
-    An intent that came into the KB after the session is none that it could have been led to.
+    An intent that entered the KB after the session does not count.
     """
     prompter = context.recipe.prompter(context.shop, reader)
     judge = query_judge(context.params.evaluation.ihr_judge, reader, prompter, context.shop.intents)
@@ -264,9 +264,9 @@ def leads_to_click(context: Context, reader: Reasoner, candidates: pd.DataFrame)
     clicks = context.shop.impressions
     clicks = clicks[(clicks["clicked"] == 1) & clicks["session_id"].isin(candidates["session_id"])]
     clicked = set(clicks[["session_id", "intent_id"]].itertuples(index=False, name=None))
-    told = similarity.max(axis=1) > 0  # a query that shares no word with the KB leads nowhere
+    matched = similarity.max(axis=1) > 0  # a query may share no word with the KB
     pairs = zip(candidates["session_id"], nearest, strict=True)
-    return told & np.array([pair in clicked for pair in pairs], dtype=bool)
+    return matched & np.array([pair in clicked for pair in pairs], dtype=bool)
 
 
 def row(step: str, figures: Mapping[str, float], seconds: float) -> pd.DataFrame:
@@ -348,7 +348,7 @@ def lifts(experiment: Experiment, pairs: Sequence[tuple[str, str]], audience: Au
                     "users": int(new.users + old.users),
                     "ctr_control": float(old.ctr),
                     "ctr_treatment": float(new.ctr),
-                    **{name: float(value) for name, value in _told(found).items()},
+                    **{name: float(value) for name, value in _lift_columns(found).items()},
                     "variance_removed": float(found.variance_removed),
                     "truth": audience.ctr(treatment) / audience.ctr(control) - 1,
                 }
@@ -368,8 +368,8 @@ def by_group(
     ctr = {name: [audience.probability[name][mask].mean() for mask in inside] for name in (treatment, control)}
     truth = np.array(ctr[treatment]) - ctr[control]
     users = (new.users + old.users).astype(int)
-    told = _told(guardrails(new, old))
-    return pd.DataFrame({"group": list(masks), "users": users, **told, "truth": truth})
+    columns = _lift_columns(guardrails(new, old))
+    return pd.DataFrame({"group": list(masks), "users": users, **columns, "truth": truth})
 
 
 def rejections(p: Mapping[str, np.ndarray], *, alpha: float = 0.05) -> pd.DataFrame:
@@ -384,6 +384,6 @@ def rejections(p: Mapping[str, np.ndarray], *, alpha: float = 0.05) -> pd.DataFr
     return pd.DataFrame(rows, columns=["test", "share", "low", "high", "experiments"])
 
 
-def _told(found: Lift) -> dict[str, np.ndarray]:
+def _lift_columns(found: Lift) -> dict[str, np.ndarray]:
     values = (*found.difference, *found.relative, found.p_value)
     return dict(zip(LIFT, values, strict=True))

@@ -34,7 +34,7 @@ def test_an_audience_knows_its_users_and_what_they_did_before():
     before = pd.DataFrame({"clicks": [2, 0], "impressions": [4, 1]}, index=["b", "x"])
     lists = {"old": np.array([[1, 2], [3, 4], [5, 6]])}
     audience = Audience.of(Shop(), lists, ["b", "a", "b"], before)
-    assert audience.person.tolist() == [1, 0, 1]
+    assert audience.user_row.tolist() == [1, 0, 1]
     assert audience.ctr("old") == pytest.approx(0.35)
     # of the audience's own users: CTR before 2 of 4, so b has 2 - 0.5 * 4; a was not seen and has the mean, 0
     assert audience.covariate.tolist() == [0, 0]
@@ -44,10 +44,10 @@ def test_an_audience_knows_its_users_and_what_they_did_before():
 
 def test_every_drawn_user_brings_all_her_sessions_into_one_arm(audience):
     one = audience.experiment(ARMS, 500, seed=3, name="x")
-    sessions = np.bincount(audience.person)
+    sessions = np.bincount(audience.user_row)
     for user in range(0, 500, 50):
         own = one.session[one.user == user]
-        people = set(audience.person[own])
+        people = set(audience.user_row[own])
         assert len(people) == 1
         assert len(own) == len(set(own)) == sessions[people.pop()]
     assert set(one.arm) == set(ARMS)
@@ -76,8 +76,8 @@ def test_users_who_come_often_are_where_a_test_by_session_fails(audience):
     assert times.max() <= 50
     assert (times == 1).mean() == pytest.approx(1 - 2**-1.5, abs=0.08), "the Pareto tail's share below 2"
     often = audience.coming(times)
-    assert np.bincount(often.person).tolist() == (np.bincount(audience.person) * times).tolist()
-    mean = (audience.probability["old"].mean(axis=1) * times[audience.person]).sum() / times[audience.person].sum()
+    assert np.bincount(often.user_row).tolist() == (np.bincount(audience.user_row) * times).tolist()
+    mean = (audience.probability["old"].mean(axis=1) * times[audience.user_row]).sum() / times[audience.user_row].sum()
     assert often.ctr("old") == pytest.approx(mean)
     same = {"one": "old", "other": "old"}
     _, _, by_user, by_session = online.repeated(often, same, 600, repeats=300, looks=1, seed=0)
@@ -142,7 +142,7 @@ def test_the_tables_hold_what_the_experiment_found(audience):
     assert table.difference[0] == pytest.approx(float(new.ctr - old.ctr))
     assert table.truth.tolist() == pytest.approx([0.2, 0.2])
     assert table.users[0] == 3000
-    masks = pd.DataFrame({"first": audience.person < 100, "rest": audience.person >= 100})
+    masks = pd.DataFrame({"first": audience.user_row < 100, "rest": audience.user_row >= 100})
     groups = look.by_group(one, "new", "old", masks, audience)
     assert groups.users.sum() == 3000
     inside = masks["first"].to_numpy()

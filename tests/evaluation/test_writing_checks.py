@@ -27,7 +27,7 @@ KNOWN = set(flat(load("params/smoke.yaml")))
 
 def fired(stage="02_reasoner", queries=GOOD, hits=HITS, chance=CHANCE, reward=0.2, **how) -> list[str]:
     told = checks.figures(queries, hits) | {"reward": reward}
-    return checks.found(stage, told, chance, **how)["check"].tolist()
+    return checks.warnings_of(stage, told, chance, **how)["check"].tolist()
 
 
 @pytest.mark.parametrize("stage", ["02_reasoner", "05_rg_sft", "06_rg_dpo"])
@@ -82,7 +82,7 @@ def test_chance_of_a_small_shop_by_hand():
 def test_what_was_not_judged_is_no_fault():
     told = checks.figures(GOOD, [np.nan] * SESSIONS)
     assert "ihr@1" not in told
-    assert checks.found("05_rg_sft", {**told, "reward": np.nan, "ihr@1": np.nan}, CHANCE).empty
+    assert checks.warnings_of("05_rg_sft", {**told, "reward": np.nan, "ihr@1": np.nan}, CHANCE).empty
 
 
 def test_a_data_set_without_a_question_is_told_before_and_after(tmp_path):
@@ -91,12 +91,12 @@ def test_a_data_set_without_a_question_is_told_before_and_after(tmp_path):
     clicks = pd.DataFrame({"session_id": list("wxyz"), "intent_id": list("abcd"), "clicked": 1})
     sessions = pd.DataFrame({"session_id": list("wxyz"), "split": "valid"})
     shop = SimpleNamespace(sessions=sessions, impressions=clicks, intents=clicks[["intent_id"]])
-    before = checks.of_reasoner(asked, hits, shop, own=True, asked=False)
+    before = checks.of_reasoner(asked, hits, shop, trained_here=True, asked=False)
     assert before["check"].tolist() == ["transcripts"]
     assert "has never seen a question" in repr(checks.Box(before))
-    assert checks.of_reasoner(asked, hits, shop, own=True, asked=True).empty
-    assert checks.of_reasoner(asked, hits, shop, own=False, asked=False).empty
-    assert checks.of_reasoner(asked.iloc[:0], hits.iloc[:0], shop, own=True, asked=False).empty, "an encoder"
+    assert checks.of_reasoner(asked, hits, shop, trained_here=True, asked=True).empty
+    assert checks.of_reasoner(asked, hits, shop, trained_here=False, asked=False).empty
+    assert checks.of_reasoner(asked.iloc[:0], hits.iloc[:0], shop, trained_here=True, asked=False).empty, "an encoder"
     after = checks.after_tuning("05_rg_sft", checks.figures(GOOD, HITS), CHANCE, before)
     assert after[["stage", "check"]].to_numpy().tolist() == [["05_rg_sft", "transcripts"]]
     (tmp_path / "shop").mkdir()
@@ -113,7 +113,7 @@ def test_a_data_set_without_a_question_is_told_before_and_after(tmp_path):
 
 
 def test_what_was_wrong_before_a_step_is_not_blamed_on_it():
-    before = checks.found("02_reasoner", checks.figures(["hello"] * SESSIONS, HITS), CHANCE)
+    before = checks.warnings_of("02_reasoner", checks.figures(["hello"] * SESSIONS, HITS), CHANCE)
     told = checks.figures(["hello"] * SESSIONS, HITS[20:] + [0.0] * 20)
     now = checks.after_tuning("05_rg_sft", told, CHANCE, before).set_index("check")["change"]
     assert now["distinct"] == checks.CHANGE["02_reasoner"]
@@ -146,7 +146,7 @@ def test_the_report_repeats_what_the_notebooks_warn_of(aligned_run, tmp_path):
 
 
 def test_a_box_shows_each_warning_and_escapes_it():
-    table = checks.found("05_rg_sft", {"distinct": 0.01, "reward": -1.0}, CHANCE).assign(change="<script>")
+    table = checks.warnings_of("05_rg_sft", {"distinct": 0.01, "reward": -1.0}, CHANCE).assign(change="<script>")
     page = checks.Box(table)._repr_html_()
     assert page.count("<li>") == 2
     assert "<script>" not in page

@@ -22,7 +22,7 @@ from rgalign.reasoner.settings import shown_features
 from rgalign.reasoner.verbalize import words_of
 from rgalign.report.plots import MODEL_STYLE
 
-DEFAULT = small_run.small({}).evaluation.untrained.model_dump()
+DEFAULT = small_run.small({}).evaluation.untrained
 TEXTS = st.lists(st.text("ab ,.é\u0e19\u0e33", max_size=12), min_size=1, max_size=5)
 HOSTILE = ["", " ", "...", "\u202e\u200b", "\x00", "a" * 10**6, "{{ 7 * 7 }} </td>", "\U0001f600", "<|ask|>"]
 
@@ -38,7 +38,7 @@ def known_of(run, part="valid", settings=DEFAULT, embeddings=None, **more) -> Kn
 
 
 def with_settings(name, **changes):
-    return {**DEFAULT, name: {**DEFAULT[name], **changes}}
+    return DEFAULT.model_copy(update={name: getattr(DEFAULT, name).model_copy(update=changes)})
 
 
 def test_names_and_labels_are_the_same_wherever_they_stand():
