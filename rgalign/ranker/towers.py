@@ -163,6 +163,11 @@ def of_their_time(lists: Lists, intents: Intents) -> np.ndarray:
     return always | (intents.valid_from <= dates.max()) if len(dates) else always
 
 
+def _projection(query_dim: int, ridge: float, width: int) -> nn.Module | None:
+    """Of a reasoner's vectors, whitened; None where none are read."""
+    return nn.Sequential(Whitening(query_dim, ridge), nn.Linear(query_dim, width)) if query_dim else None
+
+
 class UserTower(nn.Module):
     """Session -> vector: attention over its fields, bags of history and of words among them; then experts [P].
 
@@ -175,11 +180,7 @@ class UserTower(nn.Module):
         self.fields = FieldEmbedding(config.field_sizes, width)
         self.history = nn.ModuleList(BagEmbedding(size, width) for size in config.history_sizes)
         self.words = BagEmbedding(config.word_buckets, width) if config.text else None
-        self.query = (
-            nn.Sequential(Whitening(query_dim, config.whitening_ridge), nn.Linear(query_dim, width))
-            if query_dim
-            else None
-        )
+        self.query = _projection(query_dim, config.whitening_ridge, width)
         self.query_dim = query_dim
         layers = [FieldAttention(width, width, config.heads) for _ in range(config.attention_layers)]
         self.attention = nn.Sequential(*layers)
@@ -221,11 +222,7 @@ class IntentTower(nn.Module):
             nn.init.normal_(table.weight, std=config.intent_std)
         self.words = BagEmbedding(config.word_buckets, config.dim) if config.text else None
         self.query_dim = config.query_dim
-        self.text = (
-            nn.Sequential(Whitening(config.query_dim, config.whitening_ridge), nn.Linear(config.query_dim, config.dim))
-            if config.query_dim
-            else None
-        )
+        self.text = _projection(config.query_dim, config.whitening_ridge, config.dim)
         self.bias = nn.Linear(config.dim, 1)
         self.id_dropout = config.id_dropout
 

@@ -14,7 +14,7 @@ from rgalign.data.lists import Intents, Lists
 from rgalign.data.schema import HIDDEN, masked, personal
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
-from rgalign.evaluation.judge import Judge, query_judge
+from rgalign.evaluation.judge import IHR, Judge, query_judge
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.evaluation.results import MODELS
 from rgalign.experiment.ab_test import Lift, guardrails, lift, rejected_by_look, sample_ratio
@@ -116,17 +116,14 @@ def greedy_hits(
     """
     best = queries[queries.candidate == -1]
     if best.empty:
-        return pd.DataFrame(columns=["session_id", "ihr@1", "ihr@3"])
+        return pd.DataFrame(columns=["session_id", *IHR])
     nearest = query_judge(name, reasoner, prompter, dataset.intents)
     return judge.intent_hits(nearest.similarity(best["query"].tolist()), best.session_id)
 
 
-def hit_rates(
-    queries: pd.DataFrame, judge: Judge, dataset: Dataset, name: str, reasoner: Reasoner, prompter: Prompter
-) -> pd.DataFrame:
+def hit_rates(hits: pd.DataFrame) -> pd.DataFrame:
     """Mean of `greedy_hits`; empty for an encoder."""
-    hits = greedy_hits(queries, judge, dataset, name, reasoner, prompter)[["ihr@1", "ihr@3"]]
-    return hits.mean().to_frame("clicked intent").T if len(hits) else hits
+    return hits[IHR].mean().to_frame("clicked intent").T if len(hits) else hits[IHR]
 
 
 def states(reasoner: Reasoner, prompter: Prompter, session: pd.Series, others: pd.DataFrame) -> pd.DataFrame:
@@ -244,7 +241,7 @@ def hits_by_click(context: Context, reader: Reasoner) -> Hits:
 
     def hits(queries: Sequence[str]) -> dict[str, float]:
         found = bench.intent_hits(judge.similarity(list(queries)), lists.session_id.tolist())
-        return found[["ihr@1", "ihr@3"]].mean().to_dict()
+        return found[IHR].mean().to_dict()
 
     return hits
 
