@@ -42,8 +42,8 @@ def wins_and_losses(metrics: pd.DataFrame, model: str, against: str, count: int 
     return pd.concat(rows).reset_index()[["session_id", "outcome", against, model]]
 
 
-def shown(cases: pd.DataFrame, sessions: pd.DataFrame, clicks: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The cases with what the shop knew and what was clicked, side by side.
+def with_context(cases: pd.DataFrame, sessions: pd.DataFrame, clicks: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The cases with the features of their sessions and what was clicked.
 
     sessions  with these columns: what personal ones hold is hidden, and addresses and telephone numbers in the others
     clicks    session_id, title of the clicked intent, query (where one was written)

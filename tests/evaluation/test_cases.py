@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rgalign.report.summaries import shown, wins_and_losses
+from rgalign.report.summaries import wins_and_losses, with_context
 
 
 def table(places: dict[str, list[float]]) -> pd.DataFrame:
@@ -22,4 +22,5 @@ def test_each_case_stands_beside_what_was_known_and_clicked():
     cases = wins_and_losses(table({"new": [1], "old": [2]}), "new", "old")
     sessions = pd.DataFrame({"session_id": ["s0", "s1"], "text": ["late", "early"]})
     clicks = pd.DataFrame({"session_id": ["s0", "s0"], "title": ["Speed up", "Return"]})
-    assert shown(cases, sessions, clicks, ["text"]).loc["win", ["text", "title"]].tolist() == ["late", "Speed up"]
+    win = with_context(cases, sessions, clicks, ["text"]).loc["win"]
+    assert win[["text", "title"]].tolist() == ["late", "Speed up"]

@@ -96,7 +96,7 @@ def test_no_report_shows_its_values(shop):
     assert shares.value.tolist() == [HIDDEN]
     found = pd.DataFrame({"session_id": data.sessions.session_id[:1].astype(object), "outcome": ["win"]})
     sessions = data.sessions.assign(event_text=f"write to {MAIL} or call +65 9123 4567")
-    table = summaries.shown(found, sessions, sessions[["session_id"]], ["customer_email", "event_text"])
+    table = summaries.with_context(found, sessions, sessions[["session_id"]], ["customer_email", "event_text"])
     assert table.iloc[0].tolist()[-2:] == [HIDDEN, "write to (e-mail) or call (phone)"]
 
 
