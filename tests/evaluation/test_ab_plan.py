@@ -53,7 +53,7 @@ def test_all_faults_of_an_assignment_are_named_at_once():
         "  shares has [-0.1]; each must be above 0",
         "  shares sum to 1.1; expected 1",
         "  arms has a more than once",
-        "  salt is empty; give each experiment a name of its own, or all will split users alike",
+        "  salt is empty; give each experiment its own name, or all will split users alike",
         "  user_ids has 4 that are neither string nor integer (first: nan, 7.0, None)",
     ]
     for arms in ([], ["only"]):
