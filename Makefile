@@ -76,9 +76,9 @@ notebooks: $(READY_ALL)
 references: $(READY_ALL)
 	$(PYTHON) tests/refresh_notebooks.py smoke
 
-# The README's table, from the runs named in tests/refresh_readme.py.
+# The tables of docs/results.md and docs/running.md, from the runs named in tests/refresh_results.py.
 published: $(READY_ALL)
-	$(PYTHON) tests/refresh_readme.py
+	$(PYTHON) tests/refresh_results.py
 
 bench: $(READY_ALL)
 	$(PYTHON) -m rgalign run $(PARAMS) --run-dir outputs/benchmarks --from 91

@@ -14,7 +14,7 @@ import pytest
 from rgalign.params import ROOT
 
 NEEDED = ("sphinx", "myst_nb", "furo")
-NAMES = ("METHOD", "ARCHITECTURE", "READING", "own-logs", "glossary", "reliability", "site/index")
+NAMES = ("METHOD", "results", "running", "ARCHITECTURE", "READING", "own-logs", "glossary", "reliability", "site/index")
 PAGES = ("README", "CHANGELOG", "CONTRIBUTING", *(f"docs/{name}" for name in NAMES))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -1,4 +1,4 @@
-"""The README's results table, made from outputs/published/: `make published` after the runs, never typed.
+"""The tables of docs/results.md and docs/running.md, made from outputs/published/: `make published` after the runs.
 
 A run is published as its two small result tables, its params and its manifest. p-values are adjusted (Holm) for the
 rows of the table that shows them.
@@ -26,6 +26,7 @@ from rgalign.ranker.variants import RANKERS, pairs
 from rgalign.run.artifacts import write_text
 
 PUBLISHED = ROOT / "outputs" / "published"
+PAGES = ("docs/results.md", "docs/running.md")  # what holds the tables, between marks
 FILES = ("tables/results.parquet", "tables/comparisons.parquet", "params.yaml", "manifest.json")
 RUNS = {
     "quickstart": "ShopWorld (simulated), quickstart",
@@ -81,6 +82,8 @@ def publish(run: str) -> None:
         figure = ROOT / "outputs" / run / "figures/90_ablation/gain_by_distance.png"
     if run in ("quickstart", DISTANCES):
         shutil.copyfile(figure, PUBLISHED / run / figure.name)
+    if run == "quickstart":
+        shutil.copyfile(ROOT / "outputs" / run / "figures/00_tour/idea.png", PUBLISHED / run / "idea.png")
 
 
 def _files(run: str) -> tuple[str, ...]:
@@ -350,16 +353,22 @@ TABLES = {
 }
 
 
-def with_tables(readme: str) -> str:
-    """The README's text with its tables between their marks."""
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a table in a page."""
+    return f"<!-- {name}: made by `make published` -->", f"<!-- end of {name} -->"
+
+
+def with_tables(page: str) -> str:
+    """A page's text with its tables between their marks."""
     for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: made by `make published` -->", f"<!-- end of {name} -->"
-        readme = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", f"{begin}\n{table()}\n{end}", readme, flags=re.S)
-    return readme
+        begin, end = marks(name)
+        if begin in page:
+            page = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", f"{begin}\n{table()}\n{end}", page, flags=re.S)
+    return page
 
 
 def main(names: list[str]) -> None:
-    """Publish the runs that are named, or else all that lie in outputs/, and print what changes in the README."""
+    """Publish the runs that are named, or else all that lie in outputs/, and print what changes in the pages."""
     studies = sorted(path.name for path in (ROOT / "outputs").glob(f"{STUDY}*"))
     known = dict.fromkeys([*RUNS, *studies, *SWEPT, DISTANCES, *ALIGNED, SCALING])
     there = names or [name for name in known if (ROOT / "outputs" / name / _files(name)[0]).is_file()]
@@ -367,17 +376,12 @@ def main(names: list[str]) -> None:
         publish(name)
     if left := [name for name in known if name not in there]:
         print(f"as they were published before: {', '.join(left)}")
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = with_tables(before)
-    write_text(path, after)
-    print(
-        "\n".join(
-            difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "README.md", n=0, lineterm="")
-        )
-    )
-    if missing := [name for name in TABLES if f"<!-- {name}: made by `make published` -->" not in after]:
-        print(f"the README has no marks for these tables: {', '.join(missing)}")
+    for page in PAGES:
+        before = (ROOT / page).read_text(encoding="utf-8")
+        after = with_tables(before)
+        write_text(ROOT / page, after)
+        lines = (before.splitlines(), after.splitlines())
+        print("\n".join(difflib.unified_diff(*lines, "before", page, n=0, lineterm="")))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README quotes what was measured: its table is that of outputs/published/."""
+"""The pages quote what was measured: their tables are those of outputs/published/."""
 
 import re
 import shutil
@@ -6,17 +6,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import refresh_readme
-from refresh_readme import PUBLISHED, RUNS, STUDY, SWEPT_FILES, with_tables
+import refresh_results
+from refresh_results import PAGES, PUBLISHED, RUNS, STUDY, SWEPT_FILES, TABLES, marks, with_tables
 
 from rgalign.data import tables
 from rgalign.evaluation.results import conform
 from rgalign.params import ROOT, Params, flat, load
 
 
-def test_the_tables_are_those_of_the_published_runs():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_tables(readme) == readme, "run: make published"
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_are_those_of_the_published_runs(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run: make published"
+
+
+def test_every_table_stands_in_one_page():
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    assert {name: text.count(marks(name)[0]) for name in TABLES} == dict.fromkeys(TABLES, 1)
 
 
 def test_a_model_has_a_row_for_each_that_it_is_compared_with(tmp_path, monkeypatch):
@@ -31,10 +37,10 @@ def test_a_model_has_a_row_for_each_that_it_is_compared_with(tmp_path, monkeypat
     conform(pd.concat([results, more]), "results").to_parquet(tmp_path / "own/results.parquet")
     conform(pd.concat([compared, own]), "comparisons").to_parquet(tmp_path / "own/comparisons.parquet")
     shutil.copyfile(PUBLISHED / "quickstart/params.yaml", tmp_path / "own/params.yaml")
-    monkeypatch.setattr(refresh_readme, "PUBLISHED", tmp_path)
-    monkeypatch.setattr(refresh_readme, "RUNS", {"own": "own"})
+    monkeypatch.setattr(refresh_results, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(refresh_results, "RUNS", {"own": "own"})
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in refresh_readme.results_table().split("\n")
+        [cell.strip() for cell in line.strip("|").split("|")] for line in refresh_results.results_table().split("\n")
     ]
     assert {len(row) for row in rows} == {8}
     assert ["word overlap (TF-IDF cosine)", *["0.750"] * 4] in [row[1:6] for row in rows]
@@ -62,7 +68,7 @@ def decisive(run: str, params: Params) -> dict:
     0.1.0 were made with the ranker settings of their time, which stand in their own params.yaml."""
     models = set(pd.read_parquet(PUBLISHED / run / "results.parquet")["model"])
     left_out = () if "rgalign_rec" in models else ("alignment.", "reasoner.others")
-    left_out += ("ranker.",) if refresh_readme.made_by_first_version(run) else ()
+    left_out += ("ranker.",) if refresh_results.made_by_first_version(run) else ()
     return {key: value for key, value in flat(params).items() if not key.startswith(left_out)}
 
 
@@ -78,12 +84,12 @@ def test_the_studys_runs_differ_in_world_and_lm_alone():
 
 
 def test_a_sweep_is_published_as_its_small_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(refresh_readme, "ROOT", tmp_path)
-    monkeypatch.setattr(refresh_readme, "PUBLISHED", tmp_path / "outputs" / "published")
+    monkeypatch.setattr(refresh_results, "ROOT", tmp_path)
+    monkeypatch.setattr(refresh_results, "PUBLISHED", tmp_path / "outputs" / "published")
     for name in (*SWEPT_FILES, "models/weights"):
         (tmp_path / "outputs/study" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "outputs/study" / name).write_text(name)
-    refresh_readme.publish("study")
+    refresh_results.publish("study")
     published = {path.name for path in (tmp_path / "outputs/published/study").iterdir()}
     assert published == {Path(name).name for name in SWEPT_FILES}
 
@@ -95,12 +101,15 @@ def test_what_is_published_names_no_folder_of_a_machine():
         assert str(Path.home()) not in text
 
 
-def test_files_and_commands_that_the_readme_names_exist():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in re.findall(r"\]\(([^)#:]+)\)|`(params/[\w./-]+\.yaml)`", readme):
-        assert (ROOT / (path[0] or path[1])).exists(), path
+@pytest.mark.parametrize("page", ("README.md", *PAGES))
+def test_files_and_commands_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / page).parent.joinpath(path).exists(), path
+    for path in re.findall(r"`(params/[\w./-]+\.yaml)`", text):
+        assert (ROOT / path).exists() or path == "params/mine.yaml", path
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-    for target in re.findall(r"^make (\w+)", readme, re.M):
+    for target in re.findall(r"^make (\w+)", text, re.M):
         assert target in targets
 
 
