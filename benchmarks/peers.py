@@ -26,8 +26,8 @@ from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc, gauc_of_lists, group_auc, ndcg_at
 from rgalign.params_schema import RankerSettings
 from rgalign.ranker.fit import fit, gauc_of
-from rgalign.ranker.launched import alone
 from rgalign.ranker.towers import TwoTower, TwoTowerConfig
+from rgalign.run.distributed import single_process
 from rgalign.seeding import seeded
 
 COLUMNS = ("name", "peer", "peer_version", "ours", "theirs", "unit", "ratio", "equal")
@@ -185,7 +185,7 @@ def _two_tower(task: _Task, epochs: int, learning_rate: float) -> _Trained:
         intent_ids=space.intent_ids_size, categories=space.category_size, positions=0, text=False, query_dim=0,
     )  # fmt: skip
     model, how = TwoTower(config, seed=task.seed), {"seed": task.seed, "progress": False}
-    with alone() as accelerator:
+    with single_process() as accelerator:
         fitted = fit(model, task.train, task.dev, task.intents, settings, accelerator=accelerator, **how)
     judging, dev_gauc = _seconds(lambda: gauc_of(model, task.dev, task.intents).value)
     epochs_run, spent = len(fitted.curve), fitted.curve["seconds"].sum()

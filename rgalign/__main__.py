@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _stopped_in_order() -> Iterator[None]:
-    """Being asked to end (SIGTERM), or left by one's terminal (SIGHUP), is as Ctrl-C: kernels end, nothing is left."""
+    """SIGTERM and SIGHUP end a command as Ctrl-C does: its kernels end, nothing is left."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
@@ -52,7 +52,7 @@ def _stopped_in_order() -> Iterator[None]:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message tells the user all there is to know; any other shows its traceback."""
+    """Errors whose message is enough for the user; any other shows its traceback."""
     expected = [ParamsError, artifacts.ArtifactError, OSError]
     for module, name in (
         ("rgalign.commands.pipeline", "StageFailed"),
@@ -77,7 +77,7 @@ def run_command(options: argparse.Namespace) -> int:
     if options.launcher:
         overrides["run.launcher"] = options.launcher
     params = load(options.params, overrides)
-    from rgalign.commands import machine, pipeline
+    from rgalign.commands import estimate, pipeline
     from rgalign.data.sources import size_of
     from rgalign.run import external_inputs
 
@@ -87,21 +87,21 @@ def run_command(options: argparse.Namespace) -> int:
         artifacts.data_path(params.data.path)  # before a kernel starts, and in a dry run too
     external_inputs.last_run(params, run)
     if not (options.dry_run and options.card):  # another machine is asked about
-        machine.refuse(params)
+        estimate.check_machine(params)
     stages = pipeline.chosen(options.first, options.through)
     pipeline.refuse_unfit(stages, params)
     forced = options.force or options.first is not None
-    if note := machine.never_asked(params):
+    if note := estimate.pretraining_note(params):
         print(note, flush=True)
     if options.dry_run:
         print(f"data: {size_of(params.data)}")
         table = pipeline.plan(run, params, stages, forced=forced)
         print(table.to_string(index=False))
         print(f"about {table.seconds.sum():.0f} s in all, in {run}")
-        print(machine.outlook(params, options.card))
+        print(estimate.describe(params, options.card))
         return 0
     if params.reasoner.model != "tiny":
-        print(machine.outlook(params, options.card), flush=True)
+        print(estimate.describe(params, options.card), flush=True)
     parameters = {
         "params_file": artifacts.portable(find(options.params)),
         "run_dir": artifacts.portable(run),
@@ -111,7 +111,7 @@ def run_command(options: argparse.Namespace) -> int:
     pipeline.execute(run, stages, parameters, params, forced=forced)
     print(f"results: {run / 'tables'}; read {run / 'notebooks' / stages[-1].name}.html")
     if EVALUATION in [stage.name for stage in stages]:
-        run_folders.tell(run)
+        run_folders.print_results(run)
     return 0
 
 
@@ -161,16 +161,16 @@ def world_command(options: argparse.Namespace) -> int:
     from rgalign.data import tables
     from rgalign.shopworld import world
 
-    drawn = f"sessions of ShopWorld {data.world.version}"
+    what = f"sessions of ShopWorld {data.world.version}"
     if options.shards:
         from rgalign.shopworld.shards import write_world
 
         write_world(Path(options.folder), seed=data.seed, progress=True, **data.world.model_dump())
-        print(f"{data.world.sessions:,} {drawn}: {options.folder}")
+        print(f"{data.world.sessions:,} {what}: {options.folder}")
         return 0
     dataset = world.generate(seed=data.seed, progress=True, **data.world.model_dump())
     tables.write(dataset, Path(options.folder))
-    print(f"{len(dataset.sessions):,} {drawn}, seed {data.seed}: {options.folder}")
+    print(f"{len(dataset.sessions):,} {what}, seed {data.seed}: {options.folder}")
     return 0
 
 
@@ -187,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--run-dir", help="default: outputs/<name of the params file>")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter")
     run.add_argument(
-        "--warm-start", metavar="RUN", help="go on from an aligned run, with newer logs (--run-dir as well)"
+        "--warm-start", metavar="RUN", help="continue from an aligned run, with newer logs (needs --run-dir)"
     )
     run.add_argument("--from", dest="first", metavar="STAGE", help="start here, whatever has run (for example 03)")
     run.add_argument("--through", metavar="STAGE", help="end here")
@@ -219,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--top", type=int, default=3, help="intents a session (default: 3)")
     score.set_defaults(command=run_folders.score_command)
 
-    report = commands.add_parser("report", help="write report.html and model_card.md of a run anew")
+    report = commands.add_parser("report", help="write report.html and model_card.md of a run again")
     report.add_argument("run", help="for example outputs/quickstart")
     report.set_defaults(command=run_folders.report_command)
 
@@ -243,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     labels = commands.add_parser("labels", help="write a labelling sheet, or read a filled one into labels.parquet")
     labels.add_argument("folder", help="a run (only notebook 09 runs again), or a data set (for the runs to come)")
     labels.add_argument("sheet", help="a .csv, with what a prompt may show; the intents are written beside it")
-    labels.add_argument("--read", action="store_true", help="read the filled sheet into FOLDER/labels.parquet, anew")
+    labels.add_argument("--read", action="store_true", help="replace FOLDER/labels.parquet by the filled sheet")
     labels.add_argument("--split", default="test", choices=["train", "valid", "test"])
     labels.add_argument("--sessions", type=int, default=200, help="the first ones of the split")
     labels.set_defaults(command=run_folders.labels_command)

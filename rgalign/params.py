@@ -1,10 +1,10 @@
 """The one schema of params/*.yaml: frozen, typed, and every fault reported at once.
 
-A params file, `--set key=value` on the command line and `overrides` in a notebook all come through `load`.
-Each room of the package has its section; a key that no section knows is an error which names the nearest one.
-A file may begin with `base: <another params file>`, seen from its own folder: it then says only what it changes there.
+A params file, `--set key=value` on the command line and `overrides` in a notebook are all read by `load`. A key that no
+section has is an error that names the nearest one.
+A file may begin with `base: <another params file>`, relative to its own folder: it then holds only what it changes.
 A base may have a base. Sections are merged key by key, everything else is replaced, and so is a mapping by `{}` [C]:
-`tuned: {}` empties what the base has there. A top-level section with nothing behind its colon changes nothing.
+`tuned: {}` empties what the base has there. A top-level section with nothing after its colon changes nothing.
 Only text is YAML: params files, and `--set` on the command line. A Python value given in `overrides` stays itself.
 """
 
@@ -40,7 +40,7 @@ ROOT = project_folder(Path.cwd().resolve())  # JupyterLab starts a kernel in not
 NEW_FOLDER = "make a folder with notebooks and params: python -m rgalign new DIR"
 MOST = 2**18  # bytes of a params file; YAML takes half a minute for a few megabytes
 BASE = "base"  # key of a params file that is laid over another one
-MOST_BASES = 8  # in a chain: of a longer one nobody can say what a run is made of [C]
+MOST_BASES = 8  # in a chain: longer ones are hard to follow [C]
 
 
 class ParamsError(ValueError):
@@ -48,7 +48,7 @@ class ParamsError(ValueError):
 
 
 def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
-    """Read a params file, lay the overrides over it and check the whole.
+    """Read a params file, apply the overrides and check the whole.
 
     overrides   {"ranker.seeds": [0, 1]}: dotted key -> Python value, taken as it is: a str is never read as YAML
     Raises ParamsError with every fault: unknown keys (with the nearest name), wrong types, values out of range.
@@ -56,27 +56,27 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params
     path = find(file)
     given = _with_bases(path)
     for key, value in (overrides or {}).items():
-        _lay_over(given, key, value)
+        _set(given, key, value)
     params = check(given, path.name)
     _refuse_shadowed(params, overrides or {})
     return params
 
 
 def load_run(run: Path) -> Params:
-    """The params that a run directory was made with. Raises ParamsError that says how to make it anew, where this
-    version of the code does not read them any more."""
+    """The params that a run directory was made with. Raises ParamsError that says how to make it again, where this
+    version of the code cannot read them."""
     path = run / "params.yaml"
     try:
         return load(path)
     except ParamsError as error:
         raise ParamsError(
             f"{path} cannot be used: {error}\nThis run was made by another version of this code, or its params were "
-            f"edited. Make it anew beside it: python -m rgalign run PARAMS --run-dir {run}-new"
+            f"edited. Make it again beside it: python -m rgalign run PARAMS --run-dir {run}-new"
         ) from None
 
 
 def _read(path: Path) -> dict:
-    """The sections that one file gives, as they stand there."""
+    """The sections of one file, as they stand there."""
     if (size := path.stat().st_size) > MOST:
         raise ParamsError(f"{path.name} has {size:,} bytes; expected a params file, of {MOST:,} at most")
     try:
@@ -89,10 +89,9 @@ def _read(path: Path) -> dict:
 
 
 def _with_bases(path: Path) -> dict:
-    """What a params file gives, laid over its base, that over its own base, and so on.
+    """The sections of a params file merged over its base, that over its own base, and so on.
 
-    Raises ParamsError for a base that is not there, a chain that comes back to one of its files, and one of more than
-    MOST_BASES bases.
+    Raises ParamsError for a base that is not there, a circle of bases, and more than MOST_BASES of them.
     """
     chain, layers = [path], [_read(path)]
     while BASE in layers[-1]:
@@ -106,8 +105,7 @@ def _with_bases(path: Path) -> dict:
         layers.append(_read(chain[-1]))
     given = layers.pop()
     for above in reversed(layers):
-        said = {section: value for section, value in above.items() if value is not None}
-        given = _laid_over(given, said)
+        given = _merged(given, {section: value for section, value in above.items() if value is not None})
     return given
 
 
@@ -118,14 +116,14 @@ def _base(path: Path, name: object) -> Path:
         return base.resolve()
     beside = [os.path.relpath(each, path.parent) for each in path.parent.parent.glob("**/*.yaml")]
     near = difflib.get_close_matches(str(name), beside, 1)
-    told = f"; did you mean {near[0]}?" if near else ": expected a params file, seen from this one's folder"
-    raise ParamsError(f"{path.name} has the base {name!r}, which is not there{told}")
+    hint = f"; did you mean {near[0]}?" if near else ": expected a params file, relative to this one's folder"
+    raise ParamsError(f"{path.name} has the base {name!r}, which is not there{hint}")
 
 
-def _laid_over(below: dict, above: dict) -> dict:
+def _merged(below: dict, above: dict) -> dict:
     """Sections are merged; everything else is replaced: lists, and a mapping by an empty one."""
     merged = {k: v for k, v in above.items() if v and isinstance(v, dict) and isinstance(below.get(k), dict)}
-    return below | above | {key: _laid_over(below[key], value) for key, value in merged.items()}
+    return below | above | {key: _merged(below[key], value) for key, value in merged.items()}
 
 
 def check(given: dict, name: str = "params") -> Params:
@@ -140,7 +138,7 @@ def check(given: dict, name: str = "params") -> Params:
 
 
 def find(file: str | Path) -> Path:
-    """The params file as given, or seen from the project's root. Raises ParamsError if neither exists."""
+    """The params file as given, or below the project's root. Raises ParamsError if neither exists."""
     for candidate in (Path(file), ROOT / file):
         if candidate.is_file():
             return candidate.resolve()
@@ -165,7 +163,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            faults.append(f"--set wants key=value, found: {safe_repr(assignment, 100)}")
+            faults.append(f"--set expects key=value, found: {safe_repr(assignment, 100)}")
             continue
         try:
             found[key] = yaml.load(text, _UniqueKeys)  # a SafeLoader
@@ -194,7 +192,7 @@ def flat(params: BaseModel | dict, prefix: str = "") -> dict[str, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets the last of two equal keys win in silence; here they are an error."""
+    """In YAML the last of two equal keys silently wins; here they are an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         merge = "tag:yaml.org,2002:merge"  # `<<` is no key of its own
@@ -206,7 +204,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _lay_over(given: dict, key: str, value: Any) -> None:
+def _set(given: dict, key: str, value: Any) -> None:
     *sections, leaf = key.split(".")
     for section in sections:
         inner = given.get(section)
@@ -216,7 +214,7 @@ def _lay_over(given: dict, key: str, value: Any) -> None:
 
 
 def _refuse_shadowed(params: Params, overrides: Mapping[str, Any]) -> None:
-    """An override that a model's own `tuned` value would overrule in silence is an error."""
+    """Raises ParamsError for an override that a model's own `tuned` value would silently overrule."""
     faults = []
     for key in overrides:
         name = key.removeprefix("ranker.")
@@ -269,7 +267,7 @@ def _nearest(key: str) -> str:
     names = list(_names(Params))
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(names)}
     near = difflib.get_close_matches(key, names, 1, 0.75)
-    if not near:  # the leaf may be right and the room wrong
+    if not near:  # the leaf may be right and the section wrong
         near = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, 1, 0.6)]
     return near[0] if near else f"one of {', '.join(_sections())}"
 

@@ -1,4 +1,4 @@
-"""The rooms of a params file: every parameter with its type, range, default and meaning.
+"""The sections of a params file: every parameter with its type, range, default and meaning.
 
 `params.load` reads a file into these; nothing else builds them.
 """
@@ -21,7 +21,7 @@ from pydantic import (
 
 from rgalign.ranker.variants import RANKERS
 
-# What the rooms of a params file are built of.
+# The types that sections are made of.
 
 
 def _float_from_yaml(value: Any) -> Any:
@@ -36,7 +36,7 @@ def _float_from_yaml(value: Any) -> Any:
 
 def all_different(values: tuple) -> tuple:
     if len(set(values)) < len(values):
-        raise ValueError("each may stand once")
+        raise ValueError("each may be there once")
     return values
 
 
@@ -51,7 +51,7 @@ Seeds = Annotated[tuple[Seed, ...], BeforeValidator(tuple_from_yaml), AfterValid
 Names = Annotated[tuple[str, ...], BeforeValidator(tuple_from_yaml)]
 
 
-class Room(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
@@ -62,7 +62,7 @@ RankerName = Literal[*RANKER_NAMES]
 CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
 
 
-class Search(Room):
+class Search(Section):
     trials: int = Field(
         0,
         ge=0,
@@ -73,7 +73,7 @@ class Search(Room):
     seed: Seed | None = Field(None, description="of the configurations and their training; empty: run.seed")
 
 
-class RankerSettings(Room):
+class RankerSettings(Section):
     """What one ranker is built and trained with; the sizes are choices [C] that the search may replace."""
 
     embedding_dim: int = Field(8, ge=1, description="width of a feature field")
@@ -141,10 +141,12 @@ class Ranker(RankerSettings):
 
 # The params of ranking-guided alignment (METHOD.md 2.3): notebooks 04 to 08.
 
+STEPS = {"sft": "RG-SFT", "dpo": "RG-DPO", "cl": "RG-CL"}  # of the alignment in their order: section -> name
+WRITING_STEPS = ("sft", "dpo")  # that teach to write: not for an encoder
 WEIGHT_DECAY = Field(0.01, ge=0)
 
 
-class Lora(Room):
+class Lora(Section):
     """A low-rank adapter beside the frozen weights, through peft; for models of billions of parameters."""
 
     rank: int = Field(16, ge=1)
@@ -153,7 +155,7 @@ class Lora(Room):
     targets: str = Field("all-linear", description="peft's target_modules")
 
 
-class Engine(Room):
+class Engine(Section):
     """How RG-SFT, RG-DPO and RG-CL fit a large model into a card's memory; the defaults are for small ones."""
 
     gradient_checkpointing: bool = Field(False, description="states of layers are made again in the backward pass")
@@ -166,7 +168,7 @@ class Engine(Room):
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="8 bit: bitsandbytes on CUDA alone")
 
 
-class Candidates(Room):
+class Candidates(Section):
     """What every LLM writes for a session with a click: its greedy query and these."""
 
     samples: int = Field(4, ge=1, description="a session and LLM")
@@ -175,7 +177,7 @@ class Candidates(Room):
     llms: Literal["all", "one"] = Field("all", description="one: the main LLM alone writes as many as all would")
 
 
-class Reward(Room):
+class Reward(Section):
     folds: int = Field(
         2,
         ge=1,
@@ -186,16 +188,16 @@ class Reward(Room):
     form: str = Field(
         "auto", description="a name of alignment.reward.REWARDS; auto: the better judge of list and kb [C]"
     )
-    null_share: Share = Field(0.1, lt=1, description="of training sessions that hear the null query [C]")
+    null_share: Share = Field(0.1, lt=1, description="of training sessions conditioned on the null query [C]")
     compared: bool = Field(
         True, description="one more of another seed and one on a single LLM's queries, to judge it by"
     )
 
 
-class Sft(Room):
+class Sft(Section):
     use: bool = Field(True, description="False switches this step off")
     select: Literal["best", "random"] = Field("best", description="of a session's candidates: by reward, or any")
-    min_reward: Real | None = Field(None, description="nats; a session whose best query earns less teaches nothing")
+    min_reward: Real | None = Field(None, description="nats; a session whose best query has less is left out")
     epochs: Real = Field(3.0, gt=0)
     learning_rate: Real = Field(6e-4, gt=0)
     documents_per_batch: int = Field(48, ge=1)
@@ -203,10 +205,10 @@ class Sft(Room):
     weight_decay: Real = WEIGHT_DECAY
 
 
-class Dpo(Room):
+class Dpo(Section):
     use: bool = Field(True, description="False switches this step off")
     objective: str = Field("dpo", description="a name of alignment.objectives.OBJECTIVES")
-    beta: Real = Field(0.3, gt=0, description="small ones let the policy run away from its reference [C]")
+    beta: Real = Field(0.3, gt=0, description="with small ones the policy drifts from its reference [C]")
     sft_weight: Real = Field(1.0, ge=0, description="of the chosen queries' -log p per token beside it [C]")
     length_normalised: bool = False
     min_margin: Real = Field(0.1, ge=0, description="nats of reward between chosen and rejected, at least [C]")
@@ -215,13 +217,13 @@ class Dpo(Room):
     learning_rate: Real = Field(1e-4, gt=0)
     pairs_per_batch: int = Field(32, ge=1)
     weight_decay: Real = WEIGHT_DECAY
-    looks: int = Field(4, ge=0, description="times that ranking and writing are looked at while it trains; 0: never")
+    looks: int = Field(4, ge=0, description="evaluations of ranking and writing while it trains; 0: none")
     tolerance: Real = Field(
         0.005, ge=0, description="GAUC on valid that may be lost while the reward rises; more stops training [C]"
     )
 
 
-class Contrastive(Room):
+class Contrastive(Section):
     use: bool = Field(True, description="False switches this step off")
     similarity: Literal["ranker", "cosine", "dot"] = Field(
         "ranker", description="the frozen ranker's score of a pair, or of the query branch alone [C]"
@@ -257,34 +259,34 @@ class Contrastive(Room):
         return symmetric
 
 
-class ClosedLoop(Room):
+class ClosedLoop(Section):
     """How the ranker follows the LM: after RG-SFT and RG-DPO, and again after RG-CL; and how often all is repeated."""
 
     rounds: int = Field(
         1, ge=0, le=10, description="at most, while GAUC on the development users rises; 0: no alignment at all"
     )
     ranker: Literal["warm", "scratch", "frozen"] = Field(
-        "warm", description="goes on from the ranker before, starts from scratch, or is not trained [C]"
+        "warm", description="continues the ranker before, starts from scratch, or is not trained [C]"
     )
     refit_whitening: bool = Field(
-        True, description="on the vectors after RG-CL; false: as the ranker had it through which RG-CL pulled [C]"
+        True, description="on the vectors after RG-CL; false: that of the ranker that RG-CL aligned with [C]"
     )
     learning_rate: Real = Field(3e-4, gt=0, description="of the warm ranker")
     patience: int = Field(3, ge=1, description="epochs without a better GAUC on the development users")
     cross_fit: bool = Field(
         False, description="the ranker learns from vectors of models that RG-CL aligned without their users [C]"
     )
-    look_sessions: int = Field(2000, ge=1, description="of each part, by which a step is looked at")
+    look_sessions: int = Field(2000, ge=1, description="of each part, that a step is evaluated on while it trains")
 
     @field_validator("cross_fit")
     @classmethod
     def of_one_round(cls, cross_fit: bool, info: ValidationInfo) -> bool:
         if cross_fit and info.data.get("rounds", 1) > 1:
-            raise ValueError("a second round would begin from a reasoner that has heard all users: set rounds to 1")
+            raise ValueError("a second round would begin from a reasoner that has seen all users: set rounds to 1")
         return cross_fit
 
 
-class Alignment(Room):
+class Alignment(Section):
     lora: Lora | None = Field(None, description="empty: all weights learn, as a tiny model may")
     engine: Engine = Engine()
     candidates: Candidates = Candidates()
@@ -305,7 +307,7 @@ class Alignment(Room):
         if cl.similarity != "ranker":
             wrong.append(f"similarity {cl.similarity}")
         if wrong:
-            raise ValueError(f"cl.ranker_learns is one training of all weights and knows no {', '.join(wrong)}")
+            raise ValueError(f"cl.ranker_learns is one training of all weights: it cannot go with {', '.join(wrong)}")
         return loop
 
 
@@ -314,7 +316,7 @@ class Alignment(Room):
 LAUNCHERS = ("torchrun", "accelerate launch")  # both take `-m MODULE`
 
 
-class RunRoom(Room):
+class RunConfig(Section):
     seed: int = Field(0, ge=0, le=4_000_000, description="every other seed derives from it unless set")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
@@ -324,11 +326,12 @@ class RunRoom(Room):
     )
     launcher: str | None = Field(
         None,
-        description="starts several processes for the LLM's work and for training rankers (processes.py): torchrun "
+        description="starts several processes for the LLM and for training rankers (run/distributed.py): torchrun "
         "--nproc_per_node 4, accelerate launch --config_file params/accelerate/fsdp.yaml",
     )
     warm_start: str | None = Field(
-        None, description="an aligned run to go on from with newer logs: its encoding, LLMs and rankers; keep data.seed"
+        None,
+        description="an aligned run to continue with newer logs: its encoding, LLMs and rankers; keep data.seed",
     )
 
     @field_validator("launcher")
@@ -359,7 +362,7 @@ def refused(given: dict[str, str], device: str) -> str | None:
 
 def packed_fault(reasoner: Any, alignment: Any) -> str | None:
     """Why 8- or 4-bit weights cannot learn what is asked of them; None where they can, or need not."""
-    used = [f"alignment.{name}" for name in ("sft", "dpo", "cl") if getattr(alignment, name).use]
+    used = [f"alignment.{name}" for name in STEPS if getattr(alignment, name).use]
     learns_beside = alignment.lora is not None or reasoner.adapter is not None
     if reasoner.quantize is None or learns_beside or not (alignment.loop.rounds and used):
         return None
@@ -369,17 +372,17 @@ def packed_fault(reasoner: Any, alignment: Any) -> str | None:
     )
 
 
-class World(Room):
+class World(Section):
     """ShopWorld's size; its rules are frozen with its version (shopworld/world.py)."""
 
     sessions: int = Field(36_000, ge=200, description="chat sessions in six weeks, with and without a click")
     users: int = Field(8_000, ge=20)
-    distance: Share = Field(0.5, description="how far the chats the LLM has read are from this shop; 0 = its own kind")
+    distance: Share = Field(0.5, description="how far the LLM's chats are from this shop; 0: of its own kind")
     transcripts: int = Field(48_000, ge=0, description="chats of other shops")
     version: Literal[1, 2] = Field(1, description="2: distance also changes how the other shops put their event texts")
 
 
-class Features(Room):
+class Features(Section):
     drop: Names = Field((), description="feature columns left out")
     min_count: int = Field(2, ge=1, description="rarer values become 'unknown'")
     numeric_bins: int = Field(16, ge=2, le=256, description="quantile bins fitted on train")
@@ -387,7 +390,7 @@ class Features(Room):
     max_history: int = Field(50, ge=1, description="most recent entries of a history that are kept")
 
 
-class SampledNegatives(Room):
+class SampledNegatives(Section):
     """How the candidates of sampled lists were drawn [C]."""
 
     popularity: int = Field(ge=0, description="distinct negatives drawn with p ~ train clicks + smoothing")
@@ -395,7 +398,7 @@ class SampledNegatives(Room):
     smoothing: Real = Field(0.5, gt=0)
 
 
-class Data(Room):
+class Data(Section):
     source: Literal["shopworld", "folder", "cfpb", "msweb"] = "shopworld"
     path: str | None = Field(
         None, validate_default=True, description="tables or raw files; relative: below $RGALIGN_DATA"
@@ -408,14 +411,14 @@ class Data(Room):
     )
     world: World = World()
     sampled_negatives: SampledNegatives | None = None
-    day_first: bool | None = Field(None, description="CFPB dates such as 03/04/2014; empty: as the other dates tell")
+    day_first: bool | None = Field(None, description="CFPB dates such as 03/04/2014; empty: as the other dates show")
     features: Features = Features()
 
     @field_validator("sampled_negatives")
     @classmethod
     def only_for_folders(cls, sampled: SampledNegatives | None, info: ValidationInfo) -> SampledNegatives | None:
         if sampled is not None and info.data.get("source", "folder") != "folder":
-            raise ValueError("only a folder's lists are described here; other sources say it themselves")
+            raise ValueError("only a folder's lists are described here; other sources know it themselves")
         return sampled
 
     @field_validator("day_first")
@@ -434,7 +437,7 @@ class Data(Room):
         return path
 
 
-class TinyModel(Room):
+class TinyModel(Section):
     """The small Qwen3-architecture model that is built here; the paper has 4 billion parameters [P]."""
 
     hidden: int = Field(64, ge=8, description="width")
@@ -451,7 +454,7 @@ class TinyModel(Room):
         return heads
 
 
-class Pretraining(Room):
+class Pretraining(Section):
     """Of the tiny model, on transcripts and KB text; a model from a hub or folder is taken as it is."""
 
     epochs: Real = Field(3.0, gt=0)
@@ -464,8 +467,8 @@ class Pretraining(Room):
     kb_repeats: int = Field(10, ge=0, description="times that each KB intent is read in an epoch")
 
 
-class Sampling(Room):
-    """Latent queries that notebook 02 writes for a look at them; embedding needs none."""
+class Sampling(Section):
+    """Latent queries that notebook 02 writes to show them; embedding needs none."""
 
     sessions: int = Field(1000, ge=1, description="of valid, with a click; the first ones")
     samples: int = Field(4, ge=1, description="candidates a session")
@@ -476,7 +479,7 @@ class Sampling(Room):
     )
 
 
-class OtherModel(Room):
+class OtherModel(Section):
     """One more LLM beside the main one (cross-sampling, METHOD.md 2.3)."""
 
     model: str = "tiny"
@@ -484,7 +487,7 @@ class OtherModel(Room):
     tiny: TinyModel = TinyModel()
 
 
-class Reasoner(Room):
+class Reasoner(Section):
     kind: Literal["causal", "encoder"] = Field("causal", description="an LLM that writes, or an embedder only")
     model: str = Field(
         "tiny", validate_default=True, description="tiny, a hub name or a folder; the paper has Qwen/Qwen3-4B [P]"
@@ -493,7 +496,7 @@ class Reasoner(Room):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantize: Literal["8bit", "4bit"] | None = Field(None, description="needs CUDA and bitsandbytes")
     features: Names | None = Field(None, description="columns shown; empty: dataset.yaml's prompt_features, or all")
-    instruction: str | None = Field(None, description="what the model is told first; empty: our own [C], none for tiny")
+    instruction: str | None = Field(None, description="system prompt; empty: our own [C], none for tiny")
     max_tokens: int = Field(256, ge=8, description="of a prompt; what is cut first: rgalign/reasoner/prompts.py")
     embed: Literal["prompt", "prompt_query"] = Field(
         "prompt",
@@ -536,12 +539,12 @@ class Reasoner(Room):
         return model
 
 
-class Experiment(Room):
+class Experiment(Section):
     users: int = Field(100_000, ge=200, description="of the simulated A/B test, drawn from the test split's")
     repeats: int = Field(1000, ge=20, description="A/A tests, which show how often a test is wrong")
     repeat_users: int = Field(2000, ge=100, description="of each A/A test")
     looks: int = Field(20, ge=2, description="at an experiment before it ends, equally far apart")
-    logs: int = Field(100, ge=2, description="drawn anew to judge the off-policy estimates")
+    logs: int = Field(100, ge=2, description="sampled again to judge the off-policy estimates")
     clip: Real | None = Field(
         1000.0,
         gt=1,
@@ -552,14 +555,14 @@ class Experiment(Room):
 IntentText = Literal["title", "title_and_description"]
 
 
-class WordOverlap(Room):
+class WordOverlap(Section):
     """What the TF-IDF cosine compares [C]: the best on valid of four public sets (ranker/untrained.py)."""
 
     session: Literal["text", "prompt"] = Field("text", description="the text columns alone, or the whole prompt")
     intent: IntentText = "title_and_description"
 
 
-class RawCosine(Room):
+class RawCosine(Section):
     """What the cosine of the reasoner's own vectors compares [C]."""
 
     session: Literal["text", "prompt"] | None = Field(
@@ -569,14 +572,14 @@ class RawCosine(Room):
     centred: bool = Field(True, description="the mean vector is taken off sessions (train's) and intents each")
 
 
-class Untrained(Room):
+class Untrained(Section):
     """The models without training that every ranker has to beat."""
 
     word_overlap: WordOverlap = WordOverlap()
     raw_cosine: RawCosine = RawCosine()
 
 
-class Evaluation(Room):
+class Evaluation(Section):
     gauc_group: Literal["session", "user"] = "session"
     gauc_weight: Literal["impressions", "clicks", "uniform"] = "impressions"
     bootstrap: int = Field(1000, ge=100, description="replicates, users drawn with replacement")
@@ -585,7 +588,7 @@ class Evaluation(Room):
     experiment: Experiment = Experiment()
 
 
-class Params(Room):
+class Params(Section):
     """All parameters of a run, resolved: no seed is left empty."""
 
     data: Data = Data()
@@ -593,7 +596,7 @@ class Params(Room):
     ranker: Ranker = Ranker()
     alignment: Alignment = Field(Alignment(), validate_default=True)
     evaluation: Evaluation = Evaluation()
-    run: RunRoom = Field(RunRoom(), validate_default=True)
+    run: RunConfig = Field(RunConfig(), validate_default=True)
 
     @field_validator("ranker")
     @classmethod
@@ -623,7 +626,7 @@ class Params(Room):
         if not alignment.loop.rounds or reasoner is None or reasoner.kind != "encoder":
             return alignment
         faults = []
-        if writing := [name for name in ("sft", "dpo") if getattr(alignment, name).use]:
+        if writing := [name for name in WRITING_STEPS if getattr(alignment, name).use]:
             faults.append(f"an encoder writes nothing that {' and '.join(writing)} could use: set their use to false")
         if alignment.cl.use and alignment.cl.lm_weight:
             faults.append("an encoder has no language loss: set alignment.cl.lm_weight to 0")
@@ -643,7 +646,7 @@ class Params(Room):
 
     @field_validator("run")
     @classmethod
-    def what_the_machine_can_do(cls, run: RunRoom, info: ValidationInfo) -> RunRoom:
+    def what_the_machine_can_do(cls, run: RunConfig, info: ValidationInfo) -> RunConfig:
         reasoner, alignment = info.data.get("reasoner"), info.data.get("alignment")
         if reasoner is None or alignment is None:
             return run

@@ -2,7 +2,7 @@
 
 scorer = rgalign.load("outputs/quickstart")
 scorer.score(sessions)      # the intents that each session's customer most likely asks about
-scorer.queries(sessions)    # the question that the reasoner expects of her
+scorer.queries(sessions)    # the question that the reasoner expects of the user
 """
 
 import time

@@ -223,7 +223,7 @@ def _ended_well(run: Path, moment: Moment, code: int, said: str, below: list[int
 
 def temporaries(run: Path) -> list[str]:
     """What is no artifact: half-written files, what training goes on from is not among them."""
-    found = [path for path in run.rglob(".*") if artifacts.TEMPORARY in path.name or path.name.endswith(".lock")]
+    found = [path for path in run.rglob(".*") if artifacts.TEMPORARY in path.name or path.name.endswith(".lock.json")]
     return sorted(str(path.relative_to(run)) for path in found if "work" not in path.relative_to(run).parts)
 
 

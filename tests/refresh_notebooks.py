@@ -12,8 +12,8 @@ from pathlib import Path
 
 import nbformat
 
-from rgalign.commands import pipeline, study_kept
-from rgalign.commands.study import SWEEP
+from rgalign.commands import pipeline
+from rgalign.commands.study import PUBLISHED, SWEEP
 from rgalign.params import ROOT, load
 from rgalign.run.stages import Stage
 
@@ -51,7 +51,7 @@ def study() -> None:
     folder = ROOT / "outputs/study"
     if not any(folder.glob("*/params.yaml")):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (*study_kept.FILES, SWEEP):
+        for name in (*PUBLISHED, SWEEP):
             shutil.copyfile(ROOT / "outputs/published/study" / name, folder / name)
     _outside_the_sequence("90_ablation", "outputs/study")
 

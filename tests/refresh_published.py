@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rgalign.commands import study_kept
-from rgalign.commands.study import STEPS
+from rgalign.commands import study
 from rgalign.evaluation import bootstrap
 from rgalign.evaluation.comparisons import COMPARED, PAIR, comparisons_over_worlds, with_holm
 from rgalign.evaluation.results import COLUMNS
@@ -36,9 +35,9 @@ def recomputed(folder: Path) -> pd.DataFrame:
 def worlds_of(folder: Path) -> pd.DataFrame:
     """A published sweep's differences, world by world, with each world's own intervals where they were kept.
 
-    Of STEPS, pairs of ablations whose comparison is younger than the first sweep are added from its results.
+    Of study.STEPS, pairs of ablations whose comparison is younger than the first sweep are added from its results.
     """
-    return study_kept.worlds(folder, study_kept.pairs(folder, STEPS))
+    return study.published_worlds(folder, study.pairs_of(folder, runs=None))
 
 
 def of_run(old: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Hypothesis strategies that several rooms draw from."""
+"""Hypothesis strategies that several test modules draw from."""
 
 import numpy as np
 from hypothesis import strategies as st

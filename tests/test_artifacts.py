@@ -63,9 +63,9 @@ WRONG = {
     "seconds in words": ({"seconds": "x"}, "01_data: seconds is 'x'; expected a number from 0"),
     "no peak": ({"peak_memory_mb": None}, "01_data: peak_memory_mb is None; expected a number from 0"),
     "seconds without end": ({"seconds": 10**400}, "01_data: seconds is 1000"),
-    "outputs a list": ({"outputs": ["a"]}, "01_data: outputs is no table of names"),
-    "an output elsewhere": ({"outputs": {"../x": "0"}}, "01_data: the output '../x' lies outside of the run"),
-    "an absolute output": ({"outputs": {"/tmp/x": "0"}}, "01_data: the output '/tmp/x' lies outside of the run"),
+    "outputs a list": ({"outputs": ["a"]}, "01_data: outputs is not a table of names"),
+    "an output elsewhere": ({"outputs": {"../x": "0"}}, "01_data: the output '../x' lies outside the run"),
+    "an absolute output": ({"outputs": {"/tmp/x": "0"}}, "01_data: the output '/tmp/x' lies outside the run"),
 }
 
 
@@ -203,7 +203,7 @@ def test_what_people_give_makes_its_reader_run_again_and_nobody_else(finished_ru
     given.unlink()
     assert reason(reader.name) == "input l.txt is missing"
     assert reason("01_data") is None
-    with pytest.raises(ArtifactError, match="may be given other"):
+    with pytest.raises(ArtifactError, match="does not declare other as optional"):
         stages.open_stage(reader.name, SMOKE, finished_run).given("other")
 
 

@@ -8,7 +8,7 @@ from transformers import Qwen3Config
 from rgalign.__main__ import main
 from rgalign.alignment.objectives import OBJECTIVES
 from rgalign.alignment.reward import REWARDS
-from rgalign.commands import estimate, machine
+from rgalign.commands import estimate
 from rgalign.commands.estimate import CARDS, Sessions, model_size
 from rgalign.params import ROOT, ParamsError, load
 
@@ -186,15 +186,15 @@ def test_a_dry_run_says_what_a_card_would_take(folder, tmp_path, capsys):
 def test_cards_and_models_that_nobody_knows(folder):
     own = params(**{"reasoner.model": str(folder)})
     with pytest.raises(ParamsError, match="--card is H10; expected one of B200"):
-        machine.outlook(own, "H10")
-    assert "is not on this machine" in machine.outlook(params(**{"reasoner.model": "nobody/nothing"}))
-    assert "is tiny" in machine.outlook(load(ROOT / "params" / "smoke.yaml"))
-    assert "no estimate on a CPU" in machine.outlook(params(**{"reasoner.model": str(folder), "run.device": "auto"}))
+        estimate.describe(own, "H10")
+    assert "is not on this machine" in estimate.describe(params(**{"reasoner.model": "nobody/nothing"}))
+    assert "is tiny" in estimate.describe(load(ROOT / "params" / "smoke.yaml"))
+    assert "no estimate on a CPU" in estimate.describe(params(**{"reasoner.model": str(folder), "run.device": "auto"}))
 
 
 def test_a_launcher_shares_out_time(folder):
     own = {"reasoner.model": str(folder), "run.launcher": "torchrun --nproc_per_node 4"}
-    assert "estimate for 4 x H100" in machine.outlook(params(**own), "H100")
+    assert "estimate for 4 x H100" in estimate.describe(params(**own), "H100")
 
 
 @pytest.mark.parametrize(
@@ -224,10 +224,12 @@ def test_an_objective_or_reward_that_somebody_wrote_is_known_by_its_name(monkeyp
     monkeypatch.setitem(OBJECTIVES, "hinge", OBJECTIVES["dpo"])
     monkeypatch.setitem(REWARDS, "margin", REWARDS["list"])
     named = {"alignment.dpo.objective": "hinge", "alignment.reward.form": "margin"}
-    machine.refuse(load("params/smoke.yaml", named))
+    estimate.check_machine(load("params/smoke.yaml", named))
     monkeypatch.undo()
     with pytest.raises(ParamsError) as error:
-        machine.refuse(load("params/smoke.yaml", {"alignment.dpo.objective": "ipoo", "alignment.reward.form": "KB"}))
+        estimate.check_machine(
+            load("params/smoke.yaml", {"alignment.dpo.objective": "ipoo", "alignment.reward.form": "KB"})
+        )
     assert str(error.value).splitlines()[1:] == [
         "  alignment.dpo.objective is 'ipoo'; expected dpo | ipo | sft; did you mean 'ipo'?",
         "  alignment.reward.form is 'KB'; expected auto | list | kb; did you mean 'kb'?",

@@ -10,14 +10,14 @@ import pytest
 from jupyter_client.provisioning.local_provisioner import LocalPortCache
 from nbformat.v4 import new_code_cell, new_notebook
 
-from rgalign.commands import pipeline as rooms
+from rgalign.commands import pipeline
 from rgalign.commands.pipeline import Kernels
 
 
 @pytest.fixture
 def said(tmp_path, monkeypatch):
     """said(kernel, code): what the last expression of the code shows, executed by papermill in that kernel."""
-    monkeypatch.setattr(rooms, "IMPORTS", ("colorsys",))  # what no kernel imports by itself
+    monkeypatch.setattr(pipeline, "IMPORTS", ("colorsys",))  # what no kernel imports by itself
 
     def execute(kernel, code: str) -> str:
         book, out = tmp_path / "book.ipynb", tmp_path / "out.ipynb"
@@ -85,7 +85,7 @@ def test_sockets_lie_in_a_short_private_folder_that_is_gone_at_the_end(said, tmp
 
 def test_a_run_that_is_stopped_leaves_no_socket(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(rooms, "LONGEST", len(str(tmp_path)))
+    monkeypatch.setattr(pipeline, "LONGEST", len(str(tmp_path)))
 
     def stopped() -> None:
         with Kernels(tmp_path) as kernels, kernels.one(more=True) as kernel:

@@ -168,14 +168,14 @@ def test_what_would_run_with_other_parameters_is_refused_by_name_before_a_kernel
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "is no JSON"),
-        (b"{", "is no JSON"),
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
         (b"\xef\xbb\xbf{}", "begins with a byte order mark"),
         ("{}".encode("utf-16"), "is not UTF-8"),
-        (b"[]", "is no notebook of format 4 (found list)"),
+        (b"[]", "is not a notebook of format 4 (found list)"),
         (b'{"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": []}', "of format 4 (found 3)"),
-        (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}', "is no notebook ("),
-        (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "cod"}]}', "is no notebook ("),
+        (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}', "is not a notebook ("),
+        (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "cod"}]}', "is not a notebook"),
         (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": {"name": "ir", "display_name": "R", '
          b'"language": "R"}}, "cells": []}', "is a notebook of r; expected python"),
     ],

@@ -71,7 +71,7 @@ def test_all_faults_are_reported_at_once_with_the_nearest_name(tmp_path):
     [
         ("run.devise", "run.device"),
         ("data.world.distanse", "data.world.distance"),
-        ("ranker.bootstrap", "evaluation.bootstrap"),  # the right name in the wrong room
+        ("ranker.bootstrap", "evaluation.bootstrap"),  # the right name in the wrong section
         ("transcripts", "data.world.transcripts"),
     ],
 )

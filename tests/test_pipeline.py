@@ -16,7 +16,7 @@ from rgalign.run.stages import Stage
 TOY = Stage("01_toy", reads=(), writes=("tables/toy.txt",), params=("run.seed",))
 FINISH = """
 from pathlib import Path
-from rgalign import artifacts
+from rgalign.run import artifacts
 artifacts.write_text(Path(run_dir) / "tables/toy.txt", "toy")
 artifacts.record_stage(Path(run_dir), "01_toy", {
     "params": {"run.seed": 0}, "code": {}, "inputs": {}, "seconds": 1, "peak_memory_mb": 1,
@@ -90,7 +90,7 @@ def test_a_notebook_that_is_not_there_is_told_before_an_earlier_one_runs(toy, tm
 
 def test_a_kernel_that_dies_is_explained(toy):
     execute = toy("import os; os._exit(9)", FINISH)
-    with pytest.raises(pipeline.StageFailed, match=r"kernel died .*want of memory"):
+    with pytest.raises(pipeline.StageFailed, match=r"kernel died .*memory ran out"):
         execute()
 
 
@@ -113,7 +113,7 @@ def test_a_stage_killed_between_its_entry_and_its_notebook_runs_again(toy, tmp_p
     (folder / "01_toy.ipynb").rename(folder / ".01_toy.part.ipynb")
     capsys.readouterr()
     execute()
-    assert capsys.readouterr().out.splitlines()[0] == f"01_toy: {pipeline.BROKEN_OFF}"
+    assert capsys.readouterr().out.splitlines()[0] == f"01_toy: {pipeline.INTERRUPTED}"
     assert sorted(path.name for path in folder.iterdir()) == ["01_toy.html", "01_toy.ipynb"]
 
 

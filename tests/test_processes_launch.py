@@ -17,7 +17,7 @@ from rgalign.alignment.contrastive import train_contrastive
 from rgalign.alignment.dpo import train_dpo
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
 from rgalign.alignment.preferences import best_queries, preference_pairs
-from rgalign.alignment.rewarding import shard, write_own_shards
+from rgalign.alignment.rewarding import write_own_shards
 from rgalign.alignment.sft import train_sft
 from rgalign.params import ROOT, ParamsError, load
 from rgalign.reasoner.embed import embed_by_processes, gather
@@ -27,6 +27,7 @@ from rgalign.run import distributed
 from rgalign.run.artifacts import digest, write_table
 from rgalign.run.distributed import ProcessesError, planned
 from rgalign.run.stages import open_stage
+from rgalign.run.work_shards import LABEL, shard_path
 
 TORCHRUN = "torchrun --standalone --nproc_per_node {}"
 KILLER = """
@@ -131,11 +132,11 @@ def test_a_launcher_that_is_not_there_is_told(reasoner, tmp_path):
 
 
 def test_a_reason_that_a_user_can_mend_comes_back(tmp_path):
-    arguments = {"device": "cpu", "threads": 1, "shards": str(tmp_path / "s"), "dtype": "float32", "options": {}}
+    arguments = {"device": "cpu", "shards": str(tmp_path / "s"), "dtype": "float32", "options": {}}
     arguments["reasoner"] = {"folder": str(tmp_path / "none"), "adapter": None, "name": "n", "kind": "causal"}
     pd.DataFrame({"id": ["a"], "tokens": [[3]]}).to_parquet(tmp_path / "sequences.parquet")
     with pytest.raises(ProcessesError, match=r"ReasonerError: model .* is not on this machine"):
-        distributed.run("embed", tmp_path, TORCHRUN.format(1), arguments)
+        distributed.run("embed", tmp_path, TORCHRUN.format(1), arguments, device="cpu")
 
 
 def launched(context: Context) -> Context:
@@ -169,17 +170,18 @@ def test_shards_of_written_queries_are_kept_and_a_lost_one_is_written_again(cont
     assert write_own_shards(tmp_path, context, models, how) == {"shards": count}
     assert write_own_shards(tmp_path, context, models, how) == {"shards": 0}
     before = digest(tmp_path)
-    shard(tmp_path, 1).unlink()
+    shutil.rmtree(shard_path(tmp_path, 1))
     assert write_own_shards(tmp_path, context, models, how) == {"shards": 1}
     assert digest(tmp_path) == before
-    shard(tmp_path, 0).with_suffix(".txt").write_text("")  # a disk that was full
+    (shard_path(tmp_path, 0) / LABEL).write_text("")  # a disk that was full
     assert write_own_shards(tmp_path, context, models, how) == {"shards": 1}
     assert digest(tmp_path) == before
     other = replace(context, shop=replace(context.shop, sessions=with_other_text(context.shop.sessions, sessions, 31)))
     assert write_own_shards(tmp_path, other, models, how) == {"shards": 1}, "the same session in other words"
     assert write_own_shards(tmp_path, context, models, how | {"seed": 5}) == {"shards": count}
     write_own_shards(tmp_path, context, models, how)
-    parts = pd.concat([pd.read_parquet(shard(tmp_path, number)) for number in range(count)], ignore_index=True)
+    shards = [shard_path(tmp_path, number) / rewarding.CANDIDATES for number in range(count)]
+    parts = pd.concat(map(pd.read_parquet, shards), ignore_index=True)
     whole = candidates.generate_candidates(models, prompters, sessions, progress=False, **how)
     told = ["session_id", "source", "candidate", "query", "tokens", "count"]
     pd.testing.assert_frame_equal(parts[told], whole[told], check_dtype=False)

@@ -1,4 +1,4 @@
-"""Rankers and reward models by the user's launcher: dealt out whole, with the bytes and curves of one process."""
+"""Rankers and reward models by the user's launcher: each trained whole, with the bytes and curves of one process."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ MODELS = ["two_tower_text", "qe_rec/shuffled_query"]
 KILLER = """
 import pathlib, signal, subprocess, sys, time
 folder = pathlib.Path(sys.argv[-1])
-first, killed = folder / "trained-0000", folder.parent / "killed"
+first, killed = folder / "shard-00000", folder.parent / "killed"
 child = subprocess.Popen([sys.executable, *sys.argv[1:]])
 if not killed.exists():
     while not first.is_dir():
@@ -96,8 +96,8 @@ def test_each_process_trains_its_share_once(monkeypatch, tmp_path, index, own):
         trained.append(number)
         return pd.DataFrame({"epoch": [number]})
 
-    assert launched.deal(tmp_path, 5, train_one) == {"trained": len(own)}
-    assert launched.deal(tmp_path, 5, train_one) == {"trained": 0}
+    assert launched.train_in_shards(tmp_path, 5, train_one) == {"trained": len(own)}
+    assert launched.train_in_shards(tmp_path, 5, train_one) == {"trained": 0}
     assert trained == own
 
 
@@ -107,12 +107,12 @@ def test_half_a_ranker_is_not_kept(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        launched.deal(tmp_path, 1, killed)
+        launched.train_in_shards(tmp_path, 1, killed)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_another_call_left_is_trained_again(monkeypatch, tmp_path):
-    stale = tmp_path / "job" / "trained-0000"
+    stale = tmp_path / "job" / "shard-00000"
     stale.mkdir(parents=True)
 
     def train_one(number: int, folder: Path) -> pd.DataFrame:
@@ -121,10 +121,11 @@ def test_what_another_call_left_is_trained_again(monkeypatch, tmp_path):
 
     def run(task: str, job: Path, *given, **how) -> None:
         assert not stale.exists()
-        launched.deal(job, 1, train_one)
+        launched.train_in_shards(job, 1, train_one)
 
     monkeypatch.setattr(distributed, "run", run)
-    curves = launched.by_processes("rank", "torchrun", tmp_path / "job", [("m", 5)], {}, tmp_path / "rankers")
+    job = tmp_path / "job"
+    curves = launched.by_processes("rank", "torchrun", job, [("m", 5)], {}, tmp_path / "rankers", device="cpu")
     assert curves["epoch"].tolist() == [1]
     assert (tmp_path / "rankers" / "m" / "seed-5").is_dir()
 
@@ -180,7 +181,7 @@ def test_a_process_is_alone_with_its_rankers_among_others(monkeypatch):
     told |= {"ACCELERATE_MIXED_PRECISION": "bf16"}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    with launched.alone() as accelerator:
+    with distributed.single_process() as accelerator:
         assert (accelerator.num_processes, accelerator.device.type) == (1, "cpu")
         assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (1, "no")
         assert accelerator.state.dynamo_plugin.backend == "NO"

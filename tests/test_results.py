@@ -101,7 +101,7 @@ def test_what_is_published_names_no_folder_of_a_machine():
         assert str(Path.home()) not in text
 
 
-@pytest.mark.parametrize("page", ("README.md", *PAGES))
+@pytest.mark.parametrize("page", ["README.md", *PAGES])
 def test_files_and_commands_that_a_page_names_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for path in re.findall(r"\]\(([^)#:]+)\)", text):

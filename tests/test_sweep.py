@@ -61,7 +61,7 @@ def test_what_is_the_same_runs_once_and_ends_with_the_same_bytes_as_run_alone(fi
     assert swept(files, out) == 0
     assert [stage for run, stage in executed if run == "b-s1"] == ["03_rankers"]
     assert len(executed) == 3 + 3 + 1 + 1
-    assert "02_reasoner: has not run; taken over from a-s1" in capsys.readouterr().out
+    assert "02_reasoner: has not run; copied from a-s1" in capsys.readouterr().out
     alone = tmp_path / "alone"
     assert swept(files[1:], alone, seeds="1,") == 0
     assert digests(out / "b-s1") == digests(alone / "b-s1")
@@ -105,7 +105,7 @@ def test_what_was_made_otherwise_is_not_taken_over(files, executed, tmp_path, ot
     entry = artifacts.read_manifest(out / "a-s0")["stages"]["01_data"]
     artifacts.record_stage(out / "a-s0", "01_data", entry | other)
     (run,) = sweep.runs_of(files[1:], "1", {}, out)
-    assert sweep.twin(run.folder, pipeline.stage_named("01"), run.params) is None
+    assert sweep.find_cached_stage(run.folder, pipeline.stage_named("01"), run.params) is None
 
 
 def test_an_output_that_is_not_what_its_manifest_says_leaves_no_entry(files, executed, tmp_path):
@@ -114,7 +114,7 @@ def test_an_output_that_is_not_what_its_manifest_says_leaves_no_entry(files, exe
     (run,) = sweep.runs_of(files[1:], "1", {}, out)
     (out / "a-s0" / "tables/encoded/inner").write_text("altered")
     with pytest.raises(artifacts.ArtifactError, match="not what its manifest says"):
-        sweep.take_over(run.folder, pipeline.stage_named("01"), run.params, out / "a-s0")
+        sweep.copy_stage(run.folder, pipeline.stage_named("01"), run.params, out / "a-s0")
     assert not artifacts.read_manifest(run.folder)["stages"]
     assert not (run.folder / "tables/encoded").exists()
 
@@ -152,7 +152,7 @@ def test_a_failing_run_does_not_stop_the_others(files, executed, tmp_path, monke
     monkeypatch.setattr(pipeline, "_execute_stage", whole)
     executed.clear()
     assert swept(files, out) == 0
-    assert executed == [("a-s0", "03_rankers")]  # 02 is taken over from b-s0, which ran it
+    assert executed == [("a-s0", "03_rankers")]  # 02 is copied from b-s0, which ran it
     assert not json.loads((out / "sweep.json").read_text())["runs"]["a-s0"]["failed"]
 
 

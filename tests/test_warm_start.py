@@ -59,7 +59,7 @@ def test_what_is_taken_is_an_input(last, tmp_path):
     assert changed() is None
     artifacts.write_text(last / "tables/encoded", "made anew")
     assert "changed" in changed()
-    with pytest.raises(ArtifactError, match="is not what 01_data wrote there"):
+    with pytest.raises(ArtifactError, match="was altered after 01_data wrote it"):
         stage.last("tables/encoded")
 
 

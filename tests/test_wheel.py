@@ -57,7 +57,7 @@ def test_new_makes_a_folder_in_which_run_and_jupyterlab_find_what_they_need(inst
     rgalign = [sys.executable, "-m", "rgalign"]
     run([*rgalign, "new", "shop"], tmp_path, installed)
     shop = tmp_path / "shop"
-    where = "from rgalign import params, provenance; print(params.PACKAGE, params.ROOT)"
+    where = "from rgalign import params; print(params.PACKAGE, params.ROOT)"
     for folder in (shop, shop / "notebooks"):  # JupyterLab starts its kernels in notebooks/
         assert run([sys.executable, "-c", where], folder, installed).split() == [str(installed), str(shop)]
     settings = [word for each in SMALL for word in ("--set", each)]

@@ -39,6 +39,7 @@ from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions
 from rgalign.reasoner.model import Reasoner, load_saved, place_of, read_from, save
 from rgalign.reasoner.trainer import Engine, Setup
+from rgalign.run import distributed
 from rgalign.run.artifacts import atomic
 from rgalign.run.stages import OpenStage
 from rgalign.seeding import derived
@@ -119,7 +120,7 @@ class Context:
 
     @property
     def accelerator(self) -> Accelerator:
-        return rankers.accelerator(self.params.run.device, self.params.run.precision)
+        return distributed.accelerator(self.params.run.device, self.params.run.precision)
 
     @property
     def engine(self) -> Engine:

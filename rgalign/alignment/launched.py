@@ -1,7 +1,7 @@
-"""The alignment's steps by several processes (run.launcher): handed to `rgalign.commands.worker`, and what comes back.
+"""The alignment's steps by several processes (run.launcher): what `rgalign.commands.worker` is given and returns.
 
-A worker builds the run's context from its directory again, so that only what the notebook made itself travels: tables
-as parquet; a reasoner, rankers and vectors as the folders that they lie in.
+A worker reads the run's context from its directory, so that only what the notebook made itself is passed on: tables as
+parquet; a reasoner, rankers and vectors as the folders that they lie in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,8 +45,8 @@ def tune(
     arguments |= {"embeddings": str(context.embeddings.absolute()), "rankers": str(context.rankers_folder.absolute())}
     arguments |= {"reasoner": export_reasoner(start, job / "start"), "work": str((work / "training").absolute())}
     arguments["learners"] = None if learners is None else learners.session_id.tolist()
-    said = distributed.run("tune", job, context.recipe.launcher, arguments)
-    return context.load(job / TUNED), pd.read_parquet(job / CURVE), said
+    result = distributed.run("tune", job, context.recipe.launcher, arguments, device=context.params.run.device)
+    return context.load(job / TUNED), pd.read_parquet(job / CURVE), result
 
 
 def train_rewards(
@@ -56,10 +56,11 @@ def train_rewards(
     models: Mapping[tuple[str, int], Sequence[str]],
     folder: Path,
 ) -> pd.DataFrame:
-    """Reward models dealt out as rankers are (ranker.launched). queries: vectors by text; models: as of
+    """Reward models by several processes, as rankers are (ranker.launched). queries: vectors by text; models: as of
     `reward.train_reward_models`. Returns their learning curves."""
     job = folder / "job"
     write_table(job / "candidates.parquet", candidates)
     vectors.save(job / "queries", queries)
-    arguments = {"run": str(context.run.absolute()), "models": [[*key, list(heard)] for key, heard in models.items()]}
-    return by_processes("reward", context.recipe.launcher, job, list(models), arguments, folder)
+    trained = [[*key, list(sources)] for key, sources in models.items()]
+    arguments, device = {"run": str(context.run.absolute()), "models": trained}, context.params.run.device
+    return by_processes("reward", context.recipe.launcher, job, list(models), arguments, folder, device=device)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,10 @@ from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.train import Parts
 from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint
-from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.settings import TINY
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_table, write_text
+from rgalign.run.work_shards import digest_of, make_shards, shard_path
 from rgalign.seeding import derived
 
 
@@ -75,7 +74,7 @@ def write_candidates(context: Context, models: dict[str, Reasoner], work: Path) 
 # Candidates shard by shard of sessions, by one process or several: after a kill, finished shards are kept.
 
 SESSIONS_PER_SHARD = 1_000  # fixed, so that the number of processes changes no byte
-SESSIONS = "sessions.parquet"
+SESSIONS, CANDIDATES = "sessions.parquet", "candidates.parquet"
 
 
 def write_in_shards(
@@ -91,11 +90,11 @@ def write_in_shards(
     if context.recipe.launcher:
         placed = {name: export_reasoner(model, job / name) for name, model in models.items()}
         arguments = {"run": str(context.run.absolute()), "models": placed, "how": dict(how)}
-        distributed.run("write", job, context.recipe.launcher, arguments)
+        distributed.run("write", job, context.recipe.launcher, arguments, device=context.params.run.device)
     else:
         write_own_shards(job, context, models, how)
-    count = -(-len(sessions) // SESSIONS_PER_SHARD)
-    table = pd.concat([pd.read_parquet(shard(job, number)) for number in range(count)], ignore_index=True)
+    shards = [shard_path(job, number) / CANDIDATES for number in range(_shard_count(len(sessions)))]
+    table = pd.concat(map(pd.read_parquet, shards), ignore_index=True)
     return table.astype({"query": object})
 
 
@@ -106,34 +105,28 @@ def write_own_shards(
     ids: Sequence[str] = pd.read_parquet(job / SESSIONS)["session_id"].tolist()
     sessions = context.shop.sessions.set_index("session_id", drop=False).loc[ids].reset_index(drop=True)
     prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
-    settings, made = {"models": {name: fingerprint(model) for name, model in models.items()}, "how": dict(how)}, 0
-    for number in range(distributed.index(), -(-len(ids) // SESSIONS_PER_SHARD), distributed.count()):
-        first = number * SESSIONS_PER_SHARD
-        own = sessions.iloc[first : first + SESSIONS_PER_SHARD].reset_index(drop=True)
-        digest, label = _digest(settings | {"first": first}, prompters, own), shard(job, number).with_suffix(".txt")
-        if shard(job, number).is_file() and label.is_file() and label.read_text(encoding="utf-8") == digest:
-            continue
-        label.unlink(missing_ok=True)
-        shown = {"progress": distributed.index() == 0}
-        write_table(
-            shard(job, number), generation.generate_candidates(models, prompters, own, first_row=first, **how, **shown)
-        )
-        write_text(label, digest)
-        made += 1
-    return {"shards": made}
+    settings = {"models": {name: fingerprint(model) for name, model in models.items()}, "how": dict(how)}
+
+    def sessions_of(number: int) -> pd.DataFrame:
+        rows = slice(number * SESSIONS_PER_SHARD, (number + 1) * SESSIONS_PER_SHARD)
+        return sessions.iloc[rows].reset_index(drop=True)
+
+    def label(number: int) -> str:
+        own = sessions_of(number)
+        prompts = (prompt for prompter in prompters.values() for prompt in prompter.sessions(own))
+        return digest_of(settings | {"shard": number, "sessions": own["session_id"].tolist()}, prompts)
+
+    def make(number: int, shard: Path) -> None:
+        first, progress = number * SESSIONS_PER_SHARD, distributed.index() == 0
+        own, given = sessions_of(number), {"first_row": first, "progress": progress, **how}
+        write_table(shard / CANDIDATES, generation.generate_candidates(models, prompters, own, **given))
+
+    share = {"process": distributed.index(), "processes": distributed.count()}
+    return {"shards": make_shards(job, _shard_count(len(ids)), make, label=label, **share)}
 
 
-def _digest(settings: Mapping[str, Any], prompters: Mapping[str, Prompter], sessions: pd.DataFrame) -> str:
-    hashed = sha256(json.dumps([settings, sessions["session_id"].tolist()], sort_keys=True).encode())
-    for prompter in prompters.values():
-        for prompt in prompter.sessions(sessions):
-            hashed.update(np.array([len(prompt), *prompt], dtype=np.int64).tobytes())
-    return hashed.hexdigest()
-
-
-def shard(job: Path, number: int) -> Path:
-    """The file of the candidates of one shard of sessions."""
-    return job / f"candidates-{number:05d}.parquet"
+def _shard_count(sessions: int) -> int:
+    return -(-sessions // SESSIONS_PER_SHARD)
 
 
 EMPTY = {name: "object" for name in generation.COLUMNS} | {"tokens": "int64", "count": "int64", "reward": "float64"}

@@ -1,4 +1,4 @@
-"""What a run with a pretrained language model will take, before it starts: time from tokens, memory from parameters.
+"""Before a run starts: what this machine cannot do, and what a pretrained language model takes in time and memory.
 
 With P the parameters that a token is multiplied with (model_size.trunk) and T the tokens, in floating point operations:
 reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
@@ -6,21 +6,77 @@ reads once more, 2PT (Kaplan et al. 2020, 2.1). Queries are written by steps, a 
 takes as long as its weights and cache take to be moved, or its kernels to be launched. Time is that at UTILISATION of
 the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, every session a click. One is not: RG-DPO
 is taken to read a pair's prompt once where all attention is full, and reads it twice by an attention other than torch's
-(sdpa). Attention's own products, rankers and looks at a step are left out.
+(sdpa). Attention's own products, rankers and evaluation while training are left out.
+
+torch and transformers are imported late: most runs need neither here, and would wait seconds for them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
-from rgalign.alignment.logprobs import full_attention
-from rgalign.params import Params
-from rgalign.reasoner.generate import TOKENS_PER_BATCH
+from rgalign.data.schema import is_there
+from rgalign.data.sources import size_of
+from rgalign.params import Params, ParamsError
+from rgalign.params_schema import STEPS, Alignment, gpu_only, refused
+from rgalign.reasoner.settings import NEVER_ASKED, TINY
+from rgalign.run import artifacts, distributed
+from rgalign.run.external_inputs import model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+PLANNED_FOR = "H100"  # the card of an estimate where there is no CUDA and no --card
+
+
+def check_machine(params: Params) -> None:
+    """Raise ParamsError for what cannot be done here: a device that is not there, all that needs CUDA, and names of
+    objectives and rewards that do not exist."""
+    if unknown := _unknown_names(params.alignment):
+        raise ParamsError("\n  ".join(["these params name what does not exist:", *unknown]))
+    device, needs = params.run.device, gpu_only(params.reasoner, params.alignment)
+    if device in ("auto", "cpu") and not needs:
+        return
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    faults = []
+    if not there.get(device, True):
+        faults.append(
+            f"run.device is {device}, and torch finds none on this machine; set run.device to auto, which takes what "
+            f"there is, or see what torch says: python -c 'import torch; print(torch.zeros(1, device=\"{device}\"))'"
+        )
+    if needs and not there["cuda"]:
+        faults.append(refused(needs, "cpu"))
+    if faults:
+        raise ParamsError("\n  ".join(["these params cannot run on this machine:", *faults]))
+
+
+def _unknown_names(alignment: Alignment) -> list[str]:
+    """Faults of names that the schema cannot know; most runs have the defaults and need not wait for the import."""
+    usual = Alignment()
+    if (alignment.dpo.objective, alignment.reward.form) == (usual.dpo.objective, usual.reward.form):
+        return []
+    from rgalign.alignment.context import unknown_names
+
+    return unknown_names(alignment)
+
+
+def pretraining_note(params: Params) -> str:
+    """A note for a tiny model that will be tuned to write and is pretrained on no question; empty where that is not so,
+    or not known before the data are read (cfpb: some complaints have a text)."""
+    how, data = params.alignment, params.data
+    tunes = how.loop.rounds and (how.sft.use or how.dpo.use)
+    if not tunes or params.reasoner.model != TINY or params.run.warm_start:
+        return ""
+    if data.source == "folder":
+        there = is_there(artifacts.data_path(str(data.path)), "transcripts")
+    else:
+        there = {"shopworld": data.world.transcripts > 0, "msweb": False}.get(data.source, True)
+    return "" if there else f"note: {'; '.join(NEVER_ASKED)}"
+
 
 # How large a language model is, by its config alone: parameters, adapter, and what a token costs.
 #
@@ -54,14 +110,19 @@ class ModelSize:
         return rank * self.linear_ends
 
 
-def model_size(config: PreTrainedConfig, *, kind: str = "causal") -> ModelSize:
+def model_size(config: "PreTrainedConfig", *, kind: str = "causal") -> ModelSize:
     """Of the model that transformers builds for this config. kind: causal | encoder."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from rgalign.alignment.logprobs import full_attention
+
     auto = AutoModelForCausalLM if kind == "causal" else AutoModel
     with torch.device("meta"):
         model = auto.from_config(config)
     text, trunk = config.get_text_config(), model.base_model if kind == "causal" else model
     head = model.get_output_embeddings() if kind == "causal" else None
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trunk=sum(parameter.numel() for parameter in trunk.parameters()) - model.get_input_embeddings().weight.numel(),
@@ -76,7 +137,7 @@ def model_size(config: PreTrainedConfig, *, kind: str = "causal") -> ModelSize:
     )
 
 
-def _activations(text: PreTrainedConfig) -> int:
+def _activations(text: "PreTrainedConfig") -> int:
     """About how many numbers a token leaves in one layer of Qwen3's kind [C]: inputs and outputs of the two norms,
     queries and keys before and after norm and rotation, values, attention's output, and four of the MLP's width.
 
@@ -86,12 +147,12 @@ def _activations(text: PreTrainedConfig) -> int:
     return 4 * text.hidden_size + 3 * heads + 4 * _shared(text) + 4 * text.intermediate_size
 
 
-def _head(text: PreTrainedConfig) -> int:
+def _head(text: "PreTrainedConfig") -> int:
     """Width of one head of attention."""
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
-def _shared(text: PreTrainedConfig) -> int:
+def _shared(text: "PreTrainedConfig") -> int:
     """Width of all keys of a token, which several heads may share; that of its values."""
     return (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * _head(text)
 
@@ -100,7 +161,7 @@ UTILISATION = 0.4  # of a card's peak in bf16 and of its bandwidth [C]
 LAUNCHES = 0.7e-3  # seconds a layer and step of writing: its kernels, launched one by one; not measured [C]
 CACHE_MOVED = 3  # times a step: it is read for attention, and copied (read, written) to be a token longer
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-LEARNT = 4  # bytes of a weight that learns, of its gradient and of each of AdamW's two numbers: float32
+TRAINED = 4  # bytes of a trained weight, of its gradient and of each of AdamW's two numbers: float32
 PACKED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a weight of a linear layer
 GIB = 2**30
 
@@ -135,11 +196,11 @@ CARDS = {  # in the order in which a device's name is searched for them
 
 @dataclass(frozen=True)
 class Sessions:
-    """How many there are: all; of train and valid; of train's part (learners), at most all of which have a click."""
+    """How many there are: all; of train and valid; of train with a click, taken to be all of train."""
 
     all: int
-    seen: int
-    learners: int
+    train_valid: int
+    clicked: int
 
     @classmethod
     def of(cls, count: int) -> "Sessions":
@@ -159,36 +220,35 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
     # with prompt_query a prompt is read to write its query, and again with the query and the asking mark (not counted)
     repeats = params.reasoner.embed == "prompt_query"
     embedded, asked = (2 * prompt + query, query) if repeats else (prompt, 0)
-    test = sessions.all - sessions.seen
+    known = sessions.train_valid * embedded, sessions.train_valid * asked
+    test = sessions.all - sessions.train_valid
     rows = [
-        ("02_reasoner", "embed train and valid", sessions.seen * embedded, sessions.seen * asked, forward),
+        ("02_reasoner", "embed train and valid", *known, forward),
         ("09_evaluation", "embed test", test * embedded, test * asked, forward),
     ]
     if how.loop.rounds:
         writes = params.reasoner.kind == "causal"
-        document, learners = prompt + query, sessions.learners
-        pairs = int(learners * (1 - how.dpo.margin_quantile))
+        document, clicked = prompt + query, sessions.clicked
+        pairs = int(clicked * (1 - how.dpo.margin_quantile))
         if writes:
             rows.append(("04_reward_model", f"write {drawn} queries a session, by each of {models} models",
-                         2 * learners * prompt * models, learners * drawn * query * models, forward))  # fmt: skip
+                         2 * clicked * prompt * models, clicked * drawn * query * models, forward))  # fmt: skip
         if writes and how.sft.use:
-            rows.append(("05_rg_sft", "RG-SFT", int(learners * how.sft.epochs) * document, 0, learning))
+            rows.append(("05_rg_sft", "RG-SFT", int(clicked * how.sft.epochs) * document, 0, learning))
         if writes and how.dpo.use:
             both = tokens_of_pair(params, size)
             rows.append(("06_rg_dpo", "reference", pairs * both, 0, forward))
             rows.append(("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning))
         if writes and (how.sft.use or how.dpo.use):
             moved = "embed train and valid for the retraining"
-            rows.append(("07_rg_cl", moved, sessions.seen * embedded, sessions.seen * asked, forward))
+            rows.append(("07_rg_cl", moved, *known, forward))
         if how.cl.use:
-            runs = 2 if repeats and how.cl.lm_weight else 1  # what is embedded, and what is learnt beside it
-            rows.append(("07_rg_cl", "RG-CL", int(learners * how.cl.epochs) * document * runs, 0, learning))
+            runs = 2 if repeats and how.cl.lm_weight else 1  # what is embedded, and what the language loss reads
+            rows.append(("07_rg_cl", "RG-CL", int(clicked * how.cl.epochs) * document * runs, 0, learning))
             if repeats:
-                rows.append(("07_rg_cl", "write queries to embed", learners * prompt, learners * query, forward))
-        rows.append(
-            ("08_closed_loop", "embed train and valid anew", sessions.seen * embedded, sessions.seen * asked, forward)
-        )
-        rows.append(("09_evaluation", "embed test anew", test * embedded, test * asked, forward))
+                rows.append(("07_rg_cl", "write queries to embed", clicked * prompt, clicked * query, forward))
+        rows.append(("08_closed_loop", "embed train and valid again", *known, forward))
+        rows.append(("09_evaluation", "embed test again", test * embedded, test * asked, forward))
     table = pd.DataFrame(rows, columns=["stage", "what", "read", "written", "operations"])
     return table.sort_values("stage", kind="stable", ignore_index=True)
 
@@ -207,6 +267,8 @@ def seconds(table: pd.DataFrame, params: Params, size: ModelSize, card: Card, pr
 
 def seconds_written(params: Params, size: ModelSize, card: Card) -> float:
     """A written token's part of a step of `reasoner.queries`, which writes one token of each query of a batch."""
+    from rgalign.reasoner.generate import TOKENS_PER_BATCH
+
     document = params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens
     together = max(1, TOKENS_PER_BATCH["cuda"] // document)
     cache = together * document * size.layers * size.cached * BYTES[params.reasoner.dtype]
@@ -222,31 +284,31 @@ def memory_of_weights(params: Params, size: ModelSize) -> float:
 
 
 def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool = False) -> dict[str, float]:
-    """Bytes on each card at the widest step of RG-SFT, RG-DPO or RG-CL, by what they are for.
+    """Bytes on each card at the widest step of the alignment's steps, by what they are for.
 
-    weights      twice: the model that a stage begins from stays beside the one that learns, and is not sharded; where
-                 all weights learn, they do so in float32 (alignment.tuning), and precision bf16 copies them once more
-    gradients, optimizer   of what learns, in float32; AdamW keeps two numbers a parameter, of four bytes or of one
+    weights      twice: the model that a stage starts from stays beside the trained one, and is not sharded; where
+                 all weights are trained, they are so in float32, and precision bf16 copies them once more
+    gradients, optimizer   of what is trained, in float32; AdamW keeps two numbers a parameter, of four bytes or of one
                            (adamw_8bit)
     activations  of the tokens that run at once: all of a layer's, times the layers; with gradient checkpointing each
                  layer's input, and one layer whole; in the type of the weights
     logits       of the queries' tokens: the head's own, and twice float32 for the loss
-    sharded      FSDP, ZeRO-3: weights that learn, gradients and optimizer are shared out over the processes
+    sharded      FSDP, ZeRO-3: trained weights, gradients and optimizer are sharded over the processes
     """
     how = params.alignment
-    own = BYTES[params.reasoner.dtype] if how.lora else LEARNT
+    own = BYTES[params.reasoner.dtype] if how.lora else TRAINED
     learning = size.lora(how.lora.rank) if how.lora else size.parameters
-    state = 1 if how.engine.optimizer == "adamw_8bit" else LEARNT
+    state = 1 if how.engine.optimizer == "adamw_8bit" else TRAINED
     tokens, queries = widest_step(params, size, processes)
     kept = size.layers * size.activations
     if how.engine.gradient_checkpointing:
         kept = size.layers * size.hidden + size.activations
     copies = 2 if params.run.precision == "bf16" else 0
     weights, share = memory_of_weights(params, size), processes if sharded else 1
-    learner = weights if how.lora else size.parameters * (LEARNT + copies)
+    trained = weights if how.lora else size.parameters * (TRAINED + copies)
     return {
-        "weights": weights + learner / share,
-        "gradients": learning * LEARNT / share,
+        "weights": weights + trained / share,
+        "gradients": learning * TRAINED / share,
         "optimizer": 2 * learning * state / share,
         "activations": tokens * kept * own,
         "logits": queries * size.vocabulary * (own + 8),
@@ -270,7 +332,7 @@ def widest_step(params: Params, size: ModelSize, processes: int) -> tuple[int, i
     else:
         at_once = {name: -(-count // processes) for name, count in at_once.items()}
     at_once["cl"] = -(-how.cl.documents_per_batch // processes)
-    used = [name for name in at_once if getattr(how, name).use] if how.loop.rounds else []
+    used = [name for name in STEPS if getattr(how, name).use] if how.loop.rounds else []
     tokens, queries = ([at_once[name] * wide[name][kind] for name in used] for kind in (0, 1))
     return max(tokens, default=0), max(queries, default=0)
 
@@ -295,3 +357,51 @@ def as_text(
             f"memory a card, GiB: {parts}; {total / GIB:.1f} of {card.memory / GIB:.0f}: {verdict}",
         ]
     )
+
+
+def describe(params: Params, card: str | None = None) -> str:
+    """What is printed before a run begins: the estimate, or why there is none.
+
+    card  a name of CARDS; None: the one that is here, else PLANNED_FOR
+    Raises ParamsError for an unknown card.
+    """
+    reasoner = params.reasoner
+    if reasoner.model == TINY:
+        return "the language model is tiny: seconds by stage above are all there is to say, and memory is small"
+    folder = model_folder(reasoner.model)
+    if folder is None:
+        return f"no estimate: {reasoner.model} is not on this machine (hf download {reasoner.model})"
+    from transformers import AutoConfig
+
+    found, note = _card(card, params.run.device)
+    if found is None:
+        return note
+    try:
+        size = model_size(AutoConfig.from_pretrained(folder, local_files_only=True), kind=reasoner.kind)
+    except (OSError, ValueError) as error:  # notebook 02 lists all that is wrong with a model
+        return f"no estimate: {reasoner.model} has no config that can be read ({str(error).splitlines()[0]})"
+    launcher = params.run.launcher
+    count = (distributed.planned(launcher) if launcher else 1) or 1
+    sharded = any(word in (launcher or "") for word in ("fsdp", "zero3"))
+    table = work(params, size, Sessions.of(size_of(params.data).sessions))
+    held = memory(params, size, processes=count, sharded=sharded)
+    return "\n".join(filter(None, (note, as_text(table, held, size, params, found, count))))
+
+
+def _card(name: str | None, device: str) -> tuple[Card | None, str]:
+    """The card that an estimate is for, and a note; None where there is no estimate, and why."""
+    import torch
+
+    if name is not None and name not in CARDS:
+        raise ParamsError(f"--card is {name}; expected one of {', '.join(CARDS)}")
+    if name is not None:
+        return CARDS[name], ""
+    if torch.cuda.is_available() and device in ("auto", "cuda"):
+        here = torch.cuda.get_device_properties(0)
+        known = next((card for key, card in CARDS.items() if key in here.name), None)
+        if known is None:
+            return None, f"no estimate: {here.name} is not in rgalign/commands/estimate.py; --card names one like it"
+        return Card(here.name, known.operations, known.bandwidth, here.total_memory), ""
+    if device == "cuda":
+        return CARDS[PLANNED_FOR], f"no CUDA device is here: the estimate is for one {PLANNED_FOR} (--card for another)"
+    return None, "no estimate on a CPU: its peak is unknown. --card H100 says what a card would take"

@@ -1,8 +1,8 @@
 """The stages in order: each notebook executed by papermill in a fresh kernel, skipped where nothing changed.
 
-papermill cannot resume, so this does: a stage is skipped when its manifest entry still matches (stages.py).
-papermill may also call a notebook complete that was interrupted, so success is judged here: the manifest entry of
-this execution is there, every code cell has run, and none shows an error.
+papermill cannot resume, so this does: a stage is skipped while its manifest entry still matches (stages.py).
+papermill may also call an interrupted notebook complete, so success is checked here: the manifest entry of this
+execution is there, every code cell has run, and none shows an error.
 """
 
 import json
@@ -29,27 +29,27 @@ from rgalign.run.stages import PARAMETERS, reason_to_run
 
 # Kernels of a run's notebooks, each fresh and used once: the next one starts while a stage runs.
 #
-# Most of a small stage's time is the import of its libraries. A kernel that waits has imported them; what is the
-# project's own it imports when its notebook does, so that a stage runs the code that its manifest entry names.
+# Most of a small stage's time is the import of its libraries. A waiting kernel has imported them; the project's own
+# modules it imports when its notebook does, so that a stage runs the code that its manifest entry names.
 #
-# They are spoken to by Unix sockets in a folder of the run's own. A TCP port would be chosen here and bound by the
-# kernel seconds later, when another process may have it.
+# Kernels listen on Unix sockets in a private folder. A TCP port would be chosen here and bound by the kernel seconds
+# later, when another process may have it.
 
 IMPORTS = ("pandas", "matplotlib.pyplot", "torch", "transformers.trainer", "peft")
 LONGEST = 70  # bytes of the folder that holds the sockets' folder: a socket's whole path has 103 (macOS; Linux: 107)
 
 
 class Kernels:
-    """The kernels of one run, at work in the folder `cwd`; none outlives the `with` block."""
+    """The kernels of one run, which work in the folder `cwd`; none outlives the `with` block."""
 
     def __init__(self, cwd: Path):
         self.cwd = cwd
         self._waiting: AsyncKernelManager | None = None
         self._numbers = count(1)
-        self._place = _private_folder()
+        self._private = _private_folder()
 
     def __enter__(self) -> "Kernels":
-        self._folder = self._place.__enter__()
+        self._folder = self._private.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -57,11 +57,11 @@ class Kernels:
             if self._waiting is not None:
                 _stop(self._waiting, now=True)
         finally:
-            self._place.__exit__(None, None, None)
+            self._private.__exit__(None, None, None)
 
     @contextmanager
     def one(self, *, more: bool) -> Iterator[AsyncKernelManager]:
-        """A kernel that has executed nothing; more: another one will be asked for after it."""
+        """A kernel that has executed nothing; more: another one will be needed after it."""
         kernel, self._waiting = self._waiting or self._started(), None
         try:
             if more:
@@ -71,17 +71,17 @@ class Kernels:
             _stop(kernel)
 
     def _started(self, imports: tuple[str, ...] = ()) -> AsyncKernelManager:
-        """A kernel that starts, and is not waited for. What it imports is bound to no name there."""
+        """A kernel that is starting. The modules it imports are bound to no name there."""
         file = self._folder / f"{next(self._numbers)}.json"  # the sockets lie beside it: 1-ipc-1 to 1-ipc-5
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=str(file))
-        told = [f"--IPKernelApp.exec_lines=import {name}; del {name.split('.')[0]}" for name in imports]
-        told.append("--HistoryManager.hist_file=:memory:")  # not the user's: what a batch executes is not typed by hand
-        run_sync(kernel.start_kernel)(cwd=str(self.cwd), extra_arguments=told)
+        options = [f"--IPKernelApp.exec_lines=import {name}; del {name.split('.')[0]}" for name in imports]
+        options.append("--HistoryManager.hist_file=:memory:")  # not the user's history
+        run_sync(kernel.start_kernel)(cwd=str(self.cwd), extra_arguments=options)
         return kernel
 
 
 def _stop(kernel: AsyncKernelManager, *, now: bool = False) -> None:
-    """End it, by asking first unless it is to be now; papermill may have done so, when it was interrupted."""
+    """Shut it down, at once if `now`; papermill may have done so when it was interrupted."""
     if kernel.has_kernel:
         run_sync(kernel.shutdown_kernel)(now=now)
     run_sync(kernel.cleanup_resources)()
@@ -89,14 +89,14 @@ def _stop(kernel: AsyncKernelManager, *, now: bool = False) -> None:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder for the kernels' sockets, open to this user alone. Meanwhile `python3` means the running interpreter,
-    whatever kernels the user has installed under that name: the folder holds its spec, too."""
+    """A folder for the kernels' sockets that only this user can read. It holds a kernel spec too: inside, `python3` is
+    the running interpreter, whatever kernels the user has installed under that name."""
     short = len(os.fsencode(tempfile.gettempdir())) <= LONGEST
     with tempfile.TemporaryDirectory(prefix="rgalign-", dir=None if short else "/tmp") as folder:
         spec = Path(folder) / "kernels" / "python3" / "kernel.json"
         spec.parent.mkdir(parents=True)
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-        # threads that spin for long while they wait make two of them seventy times slower beside a busy process
+        # threads that spin while they wait make two of them seventy times slower beside a busy process
         env = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
         spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))
         before = os.environ.get("JUPYTER_PATH")
@@ -111,7 +111,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 START = 600  # seconds at most for a kernel and what it imports, on a busy machine
-BROKEN_OFF = "was broken off before its notebook was written"
+INTERRUPTED = "was interrupted before its notebook was written"
 
 
 class StageFailed(RuntimeError):
@@ -129,7 +129,8 @@ def chosen(first: str | None = None, through: str | None = None) -> list[Stage]:
         return [start]
     end = stage_named(through) if through else sequence[-1]
     if not end.in_sequence or end.name < start.name:
-        raise StageFailed(f"from {start.name} through {end.name} is no part of {', '.join(s.name for s in sequence)}")
+        names = ", ".join(stage.name for stage in sequence)
+        raise StageFailed(f"from {start.name} through {end.name} is no part of {names}")
     return [stage for stage in sequence if start.name <= stage.name <= end.name]
 
 
@@ -143,15 +144,15 @@ def stage_named(name: str) -> Stage:
 
 
 def refuse_unfit(stages: list[Stage], params: Params, parameters: Collection[str] = PARAMETERS) -> None:
-    """Raises StageFailed that lists the notebooks which are needed and not there, or which papermill would run with
-    other parameters than these (notebook_files.faults), before a kernel starts."""
+    """Raises StageFailed that lists the notebooks that are missing, or that papermill would run with other parameters
+    than these (notebook_files.faults), before a kernel starts."""
     names = [f"notebooks/{stage.name}.ipynb" for stage in stages if needed(stage, params)]
     if missing := [name for name in names if not (ROOT / name).is_file()]:
         raise StageFailed(
             f"{ROOT} lacks {', '.join(missing)}; nothing was run. A whole set of notebooks: python -m rgalign new DIR"
         )
     if wrong := [f"  {name}  {fault}" for name in names for fault in notebook_files.faults(ROOT / name, parameters)]:
-        raise StageFailed("\n".join(["notebooks that cannot be run; nothing was:", *wrong]))
+        raise StageFailed("\n".join(["these notebooks cannot be run; nothing was:", *wrong]))
 
 
 def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.DataFrame:
@@ -183,12 +184,12 @@ def execute(
     forced: bool,
     kernels: Kernels | None = None,
 ) -> None:
-    """Run the stages that need it, in order. Raises StageFailed at the first that does not end well, ArtifactError
-    where somebody else runs stages in `run`.
+    """Run the stages that need it, in order. Raises StageFailed at the first that fails, ArtifactError where another
+    process runs stages in `run`.
 
     parameters   what goes into each notebook's parameters cell: params_file, run_dir, overrides
-    kernels      of a caller who runs other stages after these; None: kernels of this call's own
-    What a killed run left unfinished beside its artifacts is removed first.
+    kernels      of a caller who runs other stages after these; None: new ones
+    What a killed run left unfinished is removed first.
     """
     refuse_unfit(stages, params, parameters)
     command = f"python -m rgalign run {parameters.get('params_file', '')}".strip()
@@ -197,14 +198,14 @@ def execute(
         left = {path.name for path in artifacts.sweep_run(run)}
         stages = [stage for stage in stages if needed(stage, params)]
         for stage in stages:
-            broken = artifacts.temporary_of(_copy(run, stage)).name in left
-            why = "forced" if forced else reason_to_run(run, stage, params) or (BROKEN_OFF if broken else None)
+            interrupted = artifacts.temporary_of(_copy(run, stage)).name in left
+            why = "forced" if forced else reason_to_run(run, stage, params) or (INTERRUPTED if interrupted else None)
             if why is None:
                 print(f"{stage.name}: unchanged, skipped", flush=True)
                 _complete_html(_copy(run, stage))
                 continue
             print(f"{stage.name}: {why}", flush=True)
-            if broken:
+            if interrupted:
                 artifacts.forget_stage(run, stage.name)
             more = kernels is not None or stage is not stages[-1]
             _execute_stage(run, stage, dict(parameters), partial(started.one, more=more))
@@ -259,7 +260,7 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any], a_kernel
                         progress_bar=sys.stderr.isatty(),
                     )
                     _check_executed(temporary)
-                except BaseException:  # the stage may have ended, and its notebook has not
+                except BaseException:  # the stage may have finished, and its notebook has not
                     if artifacts.read_manifest(run)["stages"].get(stage.name) != before:
                         artifacts.forget_stage(run, stage.name)
                     if temporary.exists():
@@ -295,13 +296,13 @@ def _explain(stage: Stage, error: Exception, copy: Path, log: Path) -> str:
             what += "\n  Lower its documents_per_batch, pairs_per_batch or lists_per_batch, or set run.device=cpu"
     elif type(error).__name__ == "DeadKernelError":
         what = (
-            "the kernel died without a word, most often for want of memory. "
+            "the kernel died without an error, most often because memory ran out. "
             "Lower data.world.sessions or ranker.lists_per_batch, then run again."
         )
     kept = [f"  {name:<14} {path}" for name, path in (("executed copy:", copy), ("log:", log)) if path.exists()]
     if not copy.parent.is_dir():
         kept.append(f"  {copy.parents[1]} was removed while it ran: start it again")
-    advice = "Mend it and give the same command again: finished stages are kept."
+    advice = "Fix it and give the same command again: finished stages are kept."
     return "\n".join([f"notebooks/{stage.name}.ipynb failed{where}", f"  {what}", *kept, advice])
 
 
@@ -326,7 +327,7 @@ def _log_file(path: Path):
 
 
 def _complete_html(notebook: Path) -> None:
-    """The page that a run killed just before it did not write."""
+    """Write the page of a notebook whose run was killed just before."""
     if notebook.exists() and not notebook.with_suffix(".html").exists():
         _export_html(notebook)
 
@@ -334,12 +335,12 @@ def _complete_html(notebook: Path) -> None:
 def _export_html(notebook: Path) -> None:
     from nbconvert import HTMLExporter
 
-    html, _ = HTMLExporter().from_filename(str(notebook))  # embed_images would shut <details> before what it hides
+    html, _ = HTMLExporter().from_filename(str(notebook))  # embed_images would close <details> too early
     artifacts.write_text(notebook.with_suffix(".html"), html)
 
 
 def estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
-    """Seconds the stage took last time, by these manifest entries, else a rough figure from the size of the data."""
+    """Seconds the stage took last time, by these manifest entries, else a rough estimate from the size of the data."""
     if stage.name in entries:
         return entries[stage.name]["seconds"]
     fixed, per_thousand = stage.seconds

@@ -1,4 +1,4 @@
-"""A user's own folder: the notebooks and params, so that an installed package alone is useful."""
+"""Commands over a finished run or its data (status, score, report, compare, labels), and `new`: a user's own folder."""
 
 import argparse
 import json
@@ -9,12 +9,10 @@ from pathlib import Path
 from rgalign.params import NEW_FOLDER, PACKAGE, ROOT, load_run
 from rgalign.run import artifacts
 
-# Commands over a run that has finished, or over its data: status, score, report, compare, labels.
-
 DATASET = "tables/dataset"  # in a run directory
 
 
-def tell(run: Path) -> None:
+def print_results(run: Path) -> None:
     """Print a finished run's results, and write its report and model card."""
     from rgalign.report import pages
 
@@ -59,18 +57,18 @@ def score_command(options: argparse.Namespace) -> int:
 
 
 def report_command(options: argparse.Namespace) -> int:
-    """Write report.html and model_card.md of a run anew."""
-    tell(run_of(options.run))
+    """Write report.html and model_card.md of a run again."""
+    print_results(run_of(options.run))
     return 0
 
 
 def compare_command(options: argparse.Namespace) -> int:
     """Print several runs' results side by side, and their differences where they judged the same sessions."""
-    from rgalign.commands import compare_runs
+    from rgalign.commands import compare
 
     runs = [run_of(run) for run in options.runs]
-    print(compare_runs.side_by_side(runs).round(4).to_string(na_rep=""))
-    if len(found := compare_runs.paired(runs)):
+    print(compare.side_by_side(runs).round(4).to_string(na_rep=""))
+    if len(found := compare.paired(runs)):
         print(f"\nGAUC minus that of {found.against[0]}, on the same test sessions (95 %, users sampled again;")
         print("p_holm: the p-value adjusted for these rows):")
         print(found.drop(columns="against").round(4).to_string(index=False))
@@ -78,7 +76,7 @@ def compare_command(options: argparse.Namespace) -> int:
 
 
 def run_of(given: str) -> Path:
-    """A run directory, as given or seen from the project's root. Raises ArtifactError where there is none."""
+    """A run directory, as given or below the project's root. Raises ArtifactError where there is none."""
     run = Path(given) if Path(given).is_dir() else ROOT / given
     if not run.is_dir():
         raise artifacts.ArtifactError(f"no run in {given}; start one: python -m rgalign run PARAMS")
@@ -136,6 +134,8 @@ def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
     except ValueError as error:
         raise LabelError(str(error)) from None
 
+
+# A user's own folder with notebooks and params, so that an installed package alone is useful.
 
 COPIED = ("notebooks", "params", "docs", "benchmarks")
 SHIPPED = Path(__file__).parents[1] / "shipped"  # in a wheel: put there by setup.py

@@ -1,18 +1,19 @@
-"""A study: what many runs in one folder found, gathered into tables (study_compare.py compares them).
+"""A study: what many runs in one folder found, gathered into tables (compare.py compares them).
 
-Only what counts is gathered: the results of runs that ended, as their manifests say, and were not made stale since.
-Where the runs are gone and their tables were published, these are read instead (study_kept.py).
+Only the results of runs that have finished count, as their manifests say, and were not made stale since. Where the runs
+are gone, the study's published tables are read instead: then the folder holds PUBLISHED and sweep.json themselves
+(outputs/published/), so that notebook 90 can be executed from them.
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rgalign.commands import study_kept
 from rgalign.evaluation import metrics, results
-from rgalign.evaluation.comparisons import PAIR
+from rgalign.evaluation.comparisons import INTERVALS, PAIR, by_world
 from rgalign.params import load_run
 from rgalign.run import artifacts
 from rgalign.run.artifacts import ArtifactError
@@ -26,6 +27,8 @@ ABLATIONS = "ablations"  # the folder of their params files: params/ablations/no
 METRICS = tuple(name for name, metric in metrics.METRICS.items() if metric.in_study)
 SLICES = ("all", "cold", "tail", "shuffled")
 WORLD = ["distance", "world_seed"]
+RUN = ["run", "recipe", "ablation", "seed", "state", "data", *WORLD]  # columns of runs_of
+PUBLISHED = ("results.parquet", "worlds.parquet", "stage_seconds.parquet")  # of a study whose runs are gone
 # What a step is worth where nothing comes after it: the whole may make up for a step that does harm.
 STEPS = (
     ("rgalign_rec/random_sft", "rgalign_rec/sft_only"),
@@ -55,12 +58,17 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"runs": {}}
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(said["runs"], dict):
+        swept = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(swept["runs"], dict):
             raise ValueError("its runs are no list by name")
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); delete it and give the sweep's command again") from None
-    return said
+    return swept
+
+
+def is_published(folder: Path) -> bool:
+    """Whether the folder holds a study's tables themselves; beside runs they lie in tables/."""
+    return all((folder / name).is_file() for name in PUBLISHED)
 
 
 def runs_of(folder: Path) -> pd.DataFrame:
@@ -74,8 +82,8 @@ def runs_of(folder: Path) -> pd.DataFrame:
     finished: there is nothing to study.
     """
     swept, rows = read_sweep(folder)["runs"], []
-    if study_kept.is_kept(folder):
-        return study_kept.runs(folder, swept, model_of)
+    if is_published(folder):
+        return _published_runs(folder, swept)
     found = {path.parent.name for path in folder.glob("*/params.yaml")}
     for name in sorted(found | set(swept)):
         made = swept.get(name, {})
@@ -86,24 +94,63 @@ def runs_of(folder: Path) -> pd.DataFrame:
         world = {} if state else table_of(folder, name, "results").iloc[0][["data", *WORLD]].to_dict()
         row = {"run": name, "recipe": Path(file).stem, "ablation": model_of(file), "seed": seed}
         rows.append(row | {"state": state or "finished"} | world)
-    runs = pd.DataFrame(rows, columns=["run", "recipe", "ablation", "seed", "state", "data", *WORLD])
-    runs = runs.astype({"distance": "float64", "world_seed": "Int64"})
+    runs = _typed(rows)
     if not (runs["state"] == "finished").any():
-        told = f"\n{runs[['run', 'state']].to_string(index=False)}" if len(runs) else ""
-        raise ArtifactError(
-            f"no run in {folder} has results; start some: python -m rgalign sweep PARAMS --seeds 5 --out {folder}{told}"
-        )
+        states = f"\n{runs[['run', 'state']].to_string(index=False)}" if len(runs) else ""
+        command = f"python -m rgalign sweep PARAMS --seeds 5 --out {folder}"
+        raise ArtifactError(f"no run in {folder} has results; start some: {command}{states}")
     return runs
+
+
+def _typed(rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=RUN).astype({"distance": "float64", "world_seed": "Int64"})
+
+
+def _published_runs(folder: Path, swept: dict[str, Any]) -> pd.DataFrame:
+    """runs_of by what sweep.json says of each run; its world and distance by the results.
+
+    Raises ArtifactError where these do not say which world or distance a run had.
+    """
+    table, key, rows = _published_results(folder), "data.world.distance", []
+    overridden = {float(made["overrides"][key]) for made in swept.values() if key in made["overrides"]}
+    plain = [value for value in table["distance"].unique() if value not in overridden]
+    for name, made in sorted(swept.items()):
+        worlds = table["world_seed"][table["lm_seed"] == made["seed"]].unique()
+        distance = float(made["overrides"][key]) if key in made["overrides"] else plain[0] if plain else None
+        if not made["failed"] and (len(worlds) != 1 or len(plain) > 1 or distance is None):
+            raise ArtifactError(f"{folder}: results.parquet does not say which world and distance {name} had")
+        row = {"run": name, "recipe": Path(made["params_file"]).stem, "ablation": model_of(made["params_file"])}
+        row |= {"seed": made["seed"], "state": made["failed"] or "finished", "data": table["data"].iloc[0]}
+        rows.append(row | ({} if made["failed"] else {"distance": distance, "world_seed": worlds[0]}))
+    return _typed(rows)
+
+
+def _published_results(folder: Path) -> pd.DataFrame:
+    return results.conform(pd.read_parquet(folder / "results.parquet"), "results")
+
+
+def _kept_worlds(folder: Path) -> pd.DataFrame:
+    table = pd.read_parquet(folder / "worlds.parquet").astype({"world_seed": "Int64", "distance": "float64"})
+    return table.reindex(columns=[*table, *(name for name in INTERVALS if name not in table)])
+
+
+def published_worlds(folder: Path, wanted: Collection[tuple[str, str]]) -> pd.DataFrame:
+    """by_world's rows of the pairs `wanted`, with each world's own INTERVALS where they were published."""
+    kept = _kept_worlds(folder)
+    known = pairs_in(kept)
+    kept = kept[[pair in wanted for pair in kept[PAIR].itertuples(index=False, name=None)]]
+    added = by_world(_published_results(folder), [pair for pair in wanted if pair not in known])
+    return pd.concat([kept, added], ignore_index=True) if len(added) else kept.reset_index(drop=True)
 
 
 def inputs(folder: Path, runs: pd.DataFrame) -> list[str]:
     """The files that name the bytes of all that a study reads: its runs' manifests, or the tables that were kept."""
     finished = runs["run"][runs["state"] == "finished"]
-    return list(study_kept.FILES) if study_kept.is_kept(folder) else [f"{run}/manifest.json" for run in finished]
+    return list(PUBLISHED) if is_published(folder) else [f"{run}/manifest.json" for run in finished]
 
 
 def _unfinished(run: Path) -> str | None:
-    """Why a run's results do not count: notebook 09 has not run, or what came before it was made anew since."""
+    """Why a run's results do not count: notebook 09 has not run, or a stage before it has run again since."""
     entries, params = artifacts.read_manifest(run)["stages"], load_run(run)
     if EVALUATION not in entries:
         return f"{EVALUATION} has not run"
@@ -137,15 +184,15 @@ def results_of(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     An ablation gives its rgalign_rec alone, under its own name. A model that several runs of one world have is there
     once; raises ValueError where they do not agree, or where the runs are not of one data set.
     """
-    if study_kept.is_kept(folder):
-        table = study_kept.results(folder)
+    if is_published(folder):
+        table = _published_results(folder)
         recipes = runs.drop_duplicates("ablation").set_index("ablation")["recipe"]
         return table.assign(recipe=table["model"].map(recipes).fillna(recipes[""]))
     parts = []
     for run in runs[runs["state"] == "finished"].itertuples():
         table = table_of(folder, run.run, "results")
-        wanted = (table["split"] == "test") & table["metric"].isin(METRICS) & table["slice"].isin(SLICES)
-        parts.append(as_row(table[wanted], run.ablation).assign(recipe=run.recipe))
+        rows = (table["split"] == "test") & table["metric"].isin(METRICS) & table["slice"].isin(SLICES)
+        parts.append(as_row(table[rows], run.ablation).assign(recipe=run.recipe))
     found = pd.concat(parts, ignore_index=True)
     if len(names := sorted(found["data"].unique())) > 1:
         raise ValueError(
@@ -170,40 +217,40 @@ def as_row(table: pd.DataFrame, ablation: str) -> pd.DataFrame:
 
 
 def pairs_of(folder: Path, runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """(model, against): what the runs compared themselves, each ablation against the whole, and STEPS."""
-    if study_kept.is_kept(folder):
-        return study_kept.pairs(folder, STEPS)
-    finished = runs[runs["state"] == "finished"]
-    pairs = [pair for pair in STEPS if set(pair) - {"qe_rec"} <= set(finished["ablation"])]
-    for run in finished.itertuples():
-        if run.ablation:
-            pairs.append((run.ablation, FULL))
-        else:
-            own = table_of(folder, run.run, "comparisons")
-            pairs += own[PAIR].drop_duplicates().itertuples(index=False, name=None)
+    """(model, against): what the runs compared themselves, each ablation against the whole, and STEPS.
+
+    Of published tables: what was compared, and those of STEPS whose models are there.
+    """
+    if is_published(folder):
+        models, pairs = set(_published_results(folder)["model"]), pairs_in(_kept_worlds(folder))
+        pairs |= {pair for pair in STEPS if models.issuperset(pair)}
+    else:
+        finished = runs[runs["state"] == "finished"]
+        pairs = {pair for pair in STEPS if set(pair) - {"qe_rec"} <= set(finished["ablation"])}
+        for run in finished.itertuples():
+            own = {(run.ablation, FULL)} if run.ablation else pairs_in(table_of(folder, run.run, "comparisons"))
+            pairs |= own
     order = list(results.MODELS).index
-    return sorted(set(pairs), key=lambda pair: (order(pair[0]), order(pair[1])))
+    return sorted(pairs, key=lambda pair: (order(pair[0]), order(pair[1])))
+
+
+def pairs_in(table: pd.DataFrame) -> set[tuple[str, str]]:
+    """The pairs that a table compares."""
+    return set(table[PAIR].itertuples(index=False, name=None))
 
 
 def stage_seconds(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     """What each stage of each run cost: run, recipe, seed, stage, seconds, peak_memory_mb, shared_from.
 
-    A stage that was taken over from another run has the figures of that run, named in `shared_from`, else empty.
+    A stage that was copied from another run has the figures of that run, named in `shared_from`, else empty.
     """
-    if study_kept.is_kept(folder):
+    if is_published(folder):
         return pd.read_parquet(folder / "stage_seconds.parquet")
+    columns = ["run", "recipe", "seed", "stage", "seconds", "peak_memory_mb", "shared_from"]
     rows = [
-        {
-            "run": run.run,
-            "recipe": run.recipe,
-            "seed": run.seed,
-            "stage": stage,
-            "shared_from": entry.get("shared_from"),
-        }
-        | {name: entry[name] for name in ("seconds", "peak_memory_mb")}
+        (run.run, run.recipe, run.seed, stage, entry["seconds"], entry["peak_memory_mb"], entry.get("shared_from"))
         for run in runs.itertuples()
         for stage, entry in artifacts.read_manifest(folder / run.run)["stages"].items()
     ]
-    columns = ["run", "recipe", "seed", "stage", "seconds", "peak_memory_mb", "shared_from"]
     types = {"run": "string", "recipe": "string", "stage": "string", "seconds": "float64", "shared_from": "string"}
     return pd.DataFrame(rows, columns=columns).astype(types)

@@ -1,4 +1,4 @@
-"""Many runs: each params file with each seed, one after the other, stages that are the same shared (sharing.py).
+"""Many runs: each params file with each seed, one after the other; a stage that another run has finished is copied.
 
 A run that fails does not stop the rest. The same command goes on where it stood. OUT/sweep.json says what was run; the
 study over the runs is notebook 90's.
@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from rgalign.commands import machine, pipeline, study
+from rgalign.commands import estimate, pipeline, study
 from rgalign.commands.pipeline import Kernels
 from rgalign.params import ROOT, Params, ParamsError, find, load, load_run
 from rgalign.run import artifacts, locks
@@ -26,42 +26,41 @@ from rgalign.run.artifacts import ArtifactError
 from rgalign.run.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 from rgalign.run.stages import change_since, changed_file, reason_to_run, write_params
 
-# Runs side by side in one folder: a stage that another run has finished with the same of everything is taken over.
+# Runs in one folder share stages: one that a sibling run has finished with the same params, seed, inputs, code and
+# packages is copied from it.
 #
-# What is taken over is hard-linked where the disk can, copied where not. Links are safe because no artifact is ever
-# written in place: every output, executed notebook and HTML page is made under a temporary name that no run has linked
-# and renamed over the old name (artifacts.atomic), which parts that name from the file behind it; folders are replaced
-# whole. What is written in place (logs/, a stage's work/) is not taken over.
+# Files are hard-linked where the disk can, copied where not. Links are safe because no artifact is written in place:
+# every output, executed notebook and HTML page is made under a temporary name and renamed over the old one
+# (artifacts.atomic), and folders are replaced whole. What is written in place (logs/, a stage's work/) is not copied.
 
 SHARED = "shared_from"  # note in a manifest entry: the run whose notebook was executed
 
 
-def neighbours(run: Path) -> list[Path]:
+def sibling_runs(run: Path) -> list[Path]:
     """The other runs in the folder that a run lies in, by name."""
     return [path.parent for path in sorted(run.parent.glob(f"*/{artifacts.MANIFEST}")) if path.parent != run]
 
 
-def twin(run: Path, stage: Stage, params: Params) -> Path | None:
-    """The first neighbour that has finished this stage as it would be run here, every output unaltered; else None.
+def find_cached_stage(run: Path, stage: Stage, params: Params) -> Path | None:
+    """The first sibling run that has finished this stage as it would be run here, every output unaltered; else None.
 
-    As it would be run here: the same params of the stage, seed, inputs, code and package versions. Only a neighbour
-    whose manifest agrees in what costs nothing to compare has its files read.
+    As it would be run here: the same params of the stage, seed, inputs, code and package versions. Files are read last,
+    of a run whose manifest agrees in all that costs nothing to compare.
     """
-    wanted, packages = stage_params(stage, params), artifacts.versions()
-    for other in neighbours(run):
-        entry = _entry(other, stage)
-        if entry is None or (entry["params"], entry.get("seed")) != (wanted, params.run.seed):
+    wanted = stage_params(stage, params), params.run.seed, artifacts.versions()
+    for other in sibling_runs(run):
+        entry = _entries(other).get(stage.name)
+        if entry is None or (entry["params"], entry.get("seed"), entry.get("packages")) != wanted:
             continue
-        if entry.get("packages") != packages or change_since(entry, run, stage, params):
+        if change_since(entry, run, stage, params) or changed_file(other, "output", entry["outputs"]):
             continue
-        whole = all((other / page).is_file() for page in _pages(stage))
-        if whole and changed_file(other, "output", entry["outputs"]) is None:
+        if all((other / page).is_file() for page in _pages(stage)):
             return other
     return None
 
 
-def take_over(run: Path, stage: Stage, params: Params, other: Path) -> None:
-    """Make the outputs of a stage of `other` this run's own, its executed notebook and HTML page too.
+def copy_stage(run: Path, stage: Stage, params: Params, other: Path) -> None:
+    """Copy the outputs of a stage of `other` into this run, its executed notebook and HTML page too.
 
     The manifest entry is written last, as when a stage runs: killed before, the stage has not run. Raises ArtifactError
     where an output turns out not to be what the manifest says.
@@ -75,13 +74,6 @@ def take_over(run: Path, stage: Stage, params: Params, other: Path) -> None:
             if name in entry["outputs"] and artifacts.digest(temporary) != entry["outputs"][name]:
                 raise ArtifactError(f"{other / name} is not what its manifest says: run {stage.name} there again")
     artifacts.record_stage(run, stage.name, {**entry, SHARED: entry.get(SHARED, other.name)})
-
-
-def _entry(run: Path, stage: Stage) -> Mapping[str, Any] | None:
-    try:
-        return artifacts.read_manifest(run)["stages"].get(stage.name)
-    except ArtifactError:  # a neighbour's torn manifest is the neighbour's affair
-        return None
 
 
 def _pages(stage: Stage) -> tuple[str, str]:
@@ -144,13 +136,13 @@ def runs_of(files: Sequence[str], seeds: str, overrides: Mapping[str, Any], out:
         faults.append("--set run.seed has no place here: --seeds gives every run its own")
     try:
         artifacts.refuse_no_folder(out, "the runs")
-    except artifacts.ArtifactError as error:
+    except ArtifactError as error:
         faults.append(f"--out {error}")
     before = study.read_sweep(out)["runs"]
     for file in files:
         try:
             runs += [_run(file, seed, overrides, out, before) for seed in numbers]
-        except (ParamsError, ValueError, artifacts.ArtifactError) as error:
+        except (ParamsError, ValueError, ArtifactError) as error:
             faults.append(str(error))
     names = [run.folder.name for run in runs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -167,7 +159,7 @@ def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: 
     params = load(path, own)
     if params.data.path:
         artifacts.data_path(params.data.path)
-    machine.refuse(params)
+    estimate.check_machine(params)
     changed = [f"{key.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+]+', '_', _text(v))}" for key, v in overrides.items()]
     run = Run(out / "-".join([path.stem, *changed, f"s{seed}"]), artifacts.portable(path), own, params)
     was = before.get(run.folder.name)
@@ -210,7 +202,7 @@ def plan(runs: Sequence[Run], stages: Sequence[Stage]) -> pd.DataFrame:
         known |= {keys[folder][name] for name in table.stage[table.action == "skip"]}
     rows = []
     for run in runs:
-        entries = {name: entry for near in neighbours(run.folder) for name, entry in _entries(near).items()}
+        entries = {name: entry for other in sibling_runs(run.folder) for name, entry in _entries(other).items()}
         entries |= _entries(run.folder)
         for name, action in tables[run.folder][["stage", "action"]].itertuples(index=False):
             key = keys[run.folder][name]
@@ -226,8 +218,8 @@ def _keys(params: Params) -> dict[str, str]:
     keys: dict[str, str] = {}
     for stage in STAGES.values():
         above = sorted({keys[maker(name).name] for name in reads_of(stage, params)})
-        said = json.dumps([stage.name, stage_params(stage, params), params.run.seed, above], sort_keys=True)
-        keys[stage.name] = hashlib.sha256(said.encode()).hexdigest()
+        meaning = json.dumps([stage.name, stage_params(stage, params), params.run.seed, above], sort_keys=True)
+        keys[stage.name] = hashlib.sha256(meaning.encode()).hexdigest()
     return keys
 
 
@@ -235,13 +227,13 @@ def _finished_elsewhere(runs: Sequence[Run], stages: Sequence[Stage]) -> set[str
     """Keys of the stages that runs in the same folder, but not of this sweep, have finished."""
     planned = {run.folder for run in runs}
     found = set()
-    for folder in neighbours(runs[0].folder):
+    for folder in sibling_runs(runs[0].folder):
         if folder in planned or not (folder / "params.yaml").is_file():
             continue
         try:
             params = load_run(folder)
             ended = [stage for stage in stages if reason_to_run(folder, stage, params) is None]
-        except (ParamsError, artifacts.ArtifactError):  # of another version, or torn: nothing to share
+        except (ParamsError, ArtifactError):  # of another version, or damaged: nothing to share
             continue
         keys = _keys(params)
         found |= {keys[stage.name] for stage in ended}
@@ -267,8 +259,8 @@ def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str
             _write_manifest(out, runs, number + 1, failures, started)
             try:
                 _execute_run(run, stages, kernels)
-            except Exception as error:  # whatever it is, the rest of a night's work goes on
-                if not isinstance(error, pipeline.StageFailed | artifacts.ArtifactError | OSError):
+            except Exception as error:  # the other runs still run
+                if not isinstance(error, pipeline.StageFailed | ArtifactError | OSError):
                     traceback.print_exc()
                 failures[name] = str(error) or type(error).__name__
                 print(f"{name} failed: {error}", flush=True)
@@ -279,18 +271,18 @@ def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str
 
 def _execute_run(run: Run, stages: Sequence[Stage], kernels: Kernels) -> None:
     with locks.locked(run.folder, f"python -m rgalign sweep, {run.folder.name}"):
-        _execute_stages(run, stages, kernels)
+        for stage in (stage for stage in stages if needed(stage, run.params)):
+            _execute_or_copy(run, stage, kernels)
 
 
-def _execute_stages(run: Run, stages: Sequence[Stage], kernels: Kernels) -> None:
-    for stage in (stage for stage in stages if needed(stage, run.params)):
-        why = reason_to_run(run.folder, stage, run.params)
-        other = twin(run.folder, stage, run.params) if why else None
-        if other is None:
-            pipeline.execute(run.folder, [stage], run.parameters, run.params, forced=False, kernels=kernels)
-        else:
-            take_over(run.folder, stage, run.params, other)
-            print(f"{stage.name}: {why}; taken over from {other.name}", flush=True)
+def _execute_or_copy(run: Run, stage: Stage, kernels: Kernels) -> None:
+    why = reason_to_run(run.folder, stage, run.params)
+    other = find_cached_stage(run.folder, stage, run.params) if why else None
+    if other is None:
+        pipeline.execute(run.folder, [stage], run.parameters, run.params, forced=False, kernels=kernels)
+    else:
+        copy_stage(run.folder, stage, run.params, other)
+        print(f"{stage.name}: {why}; copied from {other.name}", flush=True)
 
 
 def execute_study(runs: Sequence[Run], out: Path) -> dict[str, str]:
@@ -330,23 +322,23 @@ def _write_manifest(out: Path, runs: Sequence[Run], begun: int, failures: Mappin
 
     begun  how many of `runs` have begun: what is known of the others stays
     """
-    told = study.read_sweep(out)["runs"]
+    known = study.read_sweep(out)["runs"]
     for number, run in enumerate(runs):
         name = run.folder.name
         stages = {s: f"shared with {e[SHARED]}" if SHARED in e else "ran" for s, e in _entries(run.folder).items()}
         overrides = {key: value for key, value in run.overrides.items() if key != "run.seed"}
-        wrong = _short(failures.get(name, "")) if number < begun else told.get(name, {}).get("failed", "")
-        told[name] = {"params_file": run.params_file, "seed": run.params.run.seed, "overrides": overrides}
-        told[name] |= {"stages": stages, "failed": wrong}
-    said = {"started": started, "ended": _now(), "versions": artifacts.versions(), "runs": dict(sorted(told.items()))}
-    artifacts.write_text(out / study.SWEEP, json.dumps(said, indent=2) + "\n")
+        wrong = _short(failures.get(name, "")) if number < begun else known.get(name, {}).get("failed", "")
+        known[name] = {"params_file": run.params_file, "seed": run.params.run.seed, "overrides": overrides}
+        known[name] |= {"stages": stages, "failed": wrong}
+    table = {"started": started, "ended": _now(), "versions": artifacts.versions(), "runs": dict(sorted(known.items()))}
+    artifacts.write_text(out / study.SWEEP, json.dumps(table, indent=2) + "\n")
 
 
 def _entries(run: Path) -> dict[str, Any]:
-    """A run's manifest entries by stage; none where its manifest is torn, which the run itself will tell."""
+    """A run's manifest entries by stage; none where its manifest cannot be read, which the run itself will report."""
     try:
         return artifacts.read_manifest(run)["stages"]
-    except artifacts.ArtifactError:
+    except ArtifactError:
         return {}
 
 

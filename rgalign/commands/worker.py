@@ -1,7 +1,7 @@
 """What each process of run.launcher does: python -m rgalign.commands.worker JOB, by torchrun or accelerate.
 
-Every process is called with the same arguments; the first one writes the result. A reason that a user can mend is
-written for the notebook to say; any other end (a process killed, a connection lost) makes the job start once more.
+Every process is called with the same arguments; the first one writes the result. A reason that a user can fix is
+written for the notebook to report; any other end (a process killed, a connection lost) makes the job start once more.
 """
 
 import json
@@ -23,9 +23,9 @@ from rgalign.alignment.dpo import train_dpo
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
 from rgalign.alignment.sft import train_sft
 from rgalign.data import vectors
-from rgalign.params import Params, load
+from rgalign.params import load
 from rgalign.ranker import fit
-from rgalign.ranker.launched import alone, deal, train_share
+from rgalign.ranker.launched import train_in_shards, train_share
 from rgalign.reasoner.embed import embed_own_shards
 from rgalign.reasoner.model import Reasoner, import_reasoner
 from rgalign.reasoner.trainer import TrainingError, is_sharded
@@ -33,25 +33,24 @@ from rgalign.report import summaries as look
 from rgalign.run import distributed
 from rgalign.run.artifacts import ArtifactError, write_table, write_text
 
-SAID = (
+EXPECTED = (
     ValueError, KeyError, TypeError, OSError, ArtifactError, TrainingError, fit.TrainingError,
     distributed.ProcessesError, torch.OutOfMemoryError,
 )  # fmt: skip
-DEALT = ("rank", "reward")  # jobs whose processes do not meet before their end, however long the last one takes
-PATIENCE = timedelta(days=2)  # of those that are done by then: a lost process is told by the launcher, not by the clock
+ROUND_ROBIN = ("rank", "reward")  # jobs whose processes do not meet before their end, however long the last one takes
+PATIENCE = timedelta(days=2)  # of those that end first: a lost process is reported by the launcher, not by the clock
 
 
 def main(folder: Path) -> int:
     """Do this process's part of the job in a folder; returns the exit status."""
-    said = json.loads((folder / distributed.ARGUMENTS).read_text(encoding="utf-8"))
-    arguments = said["arguments"]
+    given = json.loads((folder / distributed.ARGUMENTS).read_text(encoding="utf-8"))
     try:
-        _join(said)
-        result = JOBS[said["job"]](folder, arguments)
+        _join(given)
+        result = JOBS[given["job"]](folder, given["arguments"])
         distributed.wait_for_all()
         if distributed.index() == 0:
             write_text(folder / distributed.RESULT, json.dumps(result) + "\n")
-    except SAID as error:
+    except EXPECTED as error:
         write_text(folder / distributed.ERROR, f"{type(error).__name__}: {error}")
         raise
     finally:
@@ -60,38 +59,32 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _join(said: Mapping[str, Any]) -> None:
-    """Meet the other processes. Raises ProcessesError where there are not as many as the launcher was told to start."""
-    device = said["arguments"].get("device") or _params(said["arguments"]).run.device
-    patience = {"timeout": PATIENCE} if said["job"] in DEALT else {}
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), **patience)
-    found, planned = state.num_processes, said["processes"]
+def _join(given: Mapping[str, Any]) -> None:
+    """Meet the other processes. Raises ProcessesError where there are not as many as the launcher was to start."""
+    patience = {"timeout": PATIENCE} if given["job"] in ROUND_ROBIN else {}
+    state = PartialState(cpu=given["device"] == "cpu" or not torch.cuda.is_available(), **patience)
+    found, planned = state.num_processes, given["processes"]
     if planned is not None and found != planned:
         raise distributed.ProcessesError(
-            f"`{said['launcher']}` was to start {planned} processes, and each finds itself one of {found}; on a CPU "
+            f"`{given['launcher']}` was to start {planned} processes, and each finds itself one of {found}; on a CPU "
             "use torchrun --nproc_per_node N (accelerate launch runs one there and says nothing)"
         )
-    threads = said["arguments"].get("threads") or _params(said["arguments"]).run.threads
-    torch.set_num_threads(max(1, threads // found))
-
-
-def _params(arguments: Mapping[str, Any]) -> Params:
-    """The run's params, without the launcher that has done its part."""
-    params = load(Path(arguments["run"]) / "params.yaml")
-    return params.model_copy(update={"run": params.run.model_copy(update={"launcher": None})})
+    torch.set_num_threads(max(1, given["threads"] // found))
 
 
 def _context(arguments: Mapping[str, Any]) -> tuple[Context, Callable[[dict], Reasoner]]:
-    """The run as its alignment sees it, and how to read a reasoner that was handed over."""
-    params, run = _params(arguments), Path(arguments["run"])
+    """The run as its alignment sees it, without the launcher that has done its part; and how to read a reasoner."""
+    run = Path(arguments["run"])
+    params = load(run / "params.yaml")
+    params = params.model_copy(update={"run": params.run.model_copy(update={"launcher": None})})
     how = {"dtype": params.reasoner.dtype, "device": params.run.device}
-    return Context.at(params, lambda artifact: run / artifact), lambda said: import_reasoner(said, **how)
+    return Context.at(params, lambda artifact: run / artifact), lambda place: import_reasoner(place, **how)
 
 
 def write(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Candidate queries of this process's shards (alignment.rewarding)."""
     context, read = _context(arguments)
-    models = {name: read(said) for name, said in arguments["models"].items()}
+    models = {name: read(place) for name, place in arguments["models"].items()}
     return rewarding.write_own_shards(folder, context, models, arguments["how"])
 
 
@@ -101,12 +94,12 @@ def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
     candidates, queries = pd.read_parquet(folder / "candidates.parquet"), vectors.load(folder / "queries")
 
     def train_one(number: int, place: Path) -> pd.DataFrame:
-        name, seed, heard = arguments["models"][number]
+        name, seed, sources = arguments["models"][number]
         how = {"folder": place, "accelerator": accelerator, "progress": distributed.index() == 0}
-        return rewarding.train_run_models(context, candidates, queries, models={(name, seed): heard}, **how)
+        return rewarding.train_run_models(context, candidates, queries, models={(name, seed): sources}, **how)
 
-    with alone(context.params.run.device, context.params.run.precision) as accelerator:
-        return deal(folder, len(arguments["models"]), train_one)
+    with distributed.single_process(context.params.run.device, context.params.run.precision) as accelerator:
+        return train_in_shards(folder, len(arguments["models"]), train_one)
 
 
 def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rankers by several processes (run.launcher): a stage's trainings are dealt out, each of them whole.
+"""Rankers by several processes (run.launcher): each process trains every n-th ranker of a stage, whole.
 
 A ranker itself is never split [C]: it is small, a stage trains many (models x seeds) that know nothing of each other,
 and so nothing travels between the processes while they learn. Each has the bytes that one process would give it with as
@@ -6,28 +6,24 @@ many threads of torch: run.threads shared out over the processes, as run.workers
 processes than trainings, the rest wait.
 """
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 
 from rgalign.params_schema import RankerSettings
 from rgalign.ranker import train as rankers
 from rgalign.ranker.train import PartsOf
 from rgalign.run import distributed
 from rgalign.run.artifacts import atomic, write_table
+from rgalign.run.distributed import single_process
+from rgalign.run.work_shards import make_shards, shard_path
 
 RANKERS, CURVE = "rankers", "curve.parquet"
-OF_OTHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a launcher tells a process of others by these
-OF_ACCELERATE = "ACCELERATE_"  # and by what begins so how they train one model; the device stays the process's own
 
 
 @dataclass(frozen=True)
@@ -79,84 +75,65 @@ def train(
         "seed": launch.seed,
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
-        "threads": torch.get_num_threads(),
     }
-    return by_processes("rank", launch.launcher, launch.job, arguments["trainings"], arguments, folder)
+    trainings, device = arguments["trainings"], accelerator.device.type
+    return by_processes("rank", launch.launcher, launch.job, trainings, arguments, folder, device=device)
 
 
-def train_share(job: Path, said: dict[str, Any]) -> dict[str, int]:
+def train_share(job: Path, given: dict[str, Any]) -> dict[str, int]:
     """This process's part of `train`."""
-    parts, start = rankers.load_parts(said["encoded"]), said["start"]
+    parts, start = rankers.load_parts(given["encoded"]), given["start"]
 
     def train_one(number: int, folder: Path) -> pd.DataFrame:
-        name, seed = said["trainings"][number]
-        own = rankers.parts_of_variant(parts, name, Path(said["embeddings"]), said["seed"])
-        how = {"positions": said["positions"], "start": {name: Path(start[name])} if name in start else None}
+        name, seed = given["trainings"][number]
+        own = rankers.parts_of_variant(parts, name, Path(given["embeddings"]), given["seed"])
+        how = {"positions": given["positions"], "start": {name: Path(start[name])} if name in start else None}
         how |= {"accelerator": accelerator, "progress": distributed.index() == 0}
-        how["refit_whitening"] = said["refit_whitening"]
-        return rankers.train({name: RankerSettings(**said["settings"][name])}, [seed], own, folder=folder, **how)
+        how["refit_whitening"] = given["refit_whitening"]
+        return rankers.train({name: RankerSettings(**given["settings"][name])}, [seed], own, folder=folder, **how)
 
-    with alone(said["device"], said["precision"]) as accelerator:
-        return deal(job, len(said["trainings"]), train_one)
+    with single_process(given["device"], given["precision"]) as accelerator:
+        return train_in_shards(job, len(given["trainings"]), train_one)
 
 
 def by_processes(
-    task: str, launcher: str, job: Path, trainings: Sequence[tuple[str, int]], arguments: dict[str, Any], folder: Path
+    task: str,
+    launcher: str,
+    job: Path,
+    trainings: Sequence[tuple[str, int]],
+    arguments: dict[str, Any],
+    folder: Path,
+    *,
+    device: str,
 ) -> pd.DataFrame:
-    """Have a task of `rgalign.commands.worker` that ends in `deal` done; returns the curves of its trainings in order.
+    """Have a task of the worker that ends in `train_in_shards` done; returns the curves of its trainings in order.
 
     trainings  name and seed of each: its ranker goes to folder/<name>/seed-<seed>
     What a call that was killed had trained is trained again: its data or code may have been others. Within a call, a
     lost process costs the ranker that it was at. Raises ProcessesError.
     """
-    for left in job.glob("trained-*"):
+    for left in job.glob("shard-*"):
         shutil.rmtree(left)
-    distributed.run(task, job, launcher, arguments, lower="ranker.lists_per_batch")
+    distributed.run(task, job, launcher, arguments, device=device, lower="ranker.lists_per_batch")
     curves = []
     for number, (name, seed) in enumerate(trainings):
-        curves.append(pd.read_parquet(_place(job, number) / CURVE))
+        shard = shard_path(job, number)
+        curves.append(pd.read_parquet(shard / CURVE))
         with atomic(folder / name / f"seed-{seed}") as temporary:
-            shutil.move(_place(job, number) / RANKERS / name / f"seed-{seed}", temporary)
+            shutil.move(shard / RANKERS / name / f"seed-{seed}", temporary)
     shutil.rmtree(job)
     return pd.concat(curves, ignore_index=True)
 
 
-def deal(job: Path, count: int, train_one: Callable[[int, Path], pd.DataFrame]) -> dict[str, int]:
+def train_in_shards(job: Path, count: int, train_one: Callable[[int, Path], pd.DataFrame]) -> dict[str, int]:
     """Train this process's share of `count` trainings: index, index + processes, ..
 
     train_one  (number, folder to save the ranker in) -> its learning curve
     One that an earlier start of the job has left, whole and with its curve, is kept. Returns how many were trained.
     """
-    made = 0
-    for number in range(distributed.index(), count, distributed.count()):
-        if _place(job, number).is_dir():
-            continue
-        with atomic(_place(job, number)) as temporary:
-            temporary.mkdir()
-            write_table(temporary / CURVE, train_one(number, temporary / RANKERS))
-        made += 1
-    return {"trained": made}
 
+    def make(number: int, shard: Path) -> None:
+        write_table(shard / CURVE, train_one(number, shard / RANKERS))
 
-@contextmanager
-def alone(device: str = "cpu", precision: str = "no") -> Iterator[Accelerator]:
-    """accelerate's view of this process as if it were the only one; afterwards the process's own view is as it was.
-
-    One of a launcher's processes keeps the GPU that it was given. Arguments, errors: as of `ranker.train.accelerator`.
-    """
-    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
-    told = [name for name in os.environ if name in OF_OTHERS or name.startswith(OF_ACCELERATE)]
-    others = {name: os.environ.pop(name) for name in told if name != "ACCELERATE_TORCH_DEVICE"}
-    for state, _ in shared:
-        state._shared_state.clear()
-    try:
-        yield rankers.accelerator(device, precision)
-    finally:
-        os.environ.update(others)
-        for state, was in shared:
-            state._shared_state.clear()
-            state._shared_state.update(was)
-
-
-def _place(job: Path, number: int) -> Path:
-    return job / f"trained-{number:04d}"
+    share = {"process": distributed.index(), "processes": distributed.count()}
+    return {"trained": make_shards(job, count, make, label=lambda number: {"training": number}, **share)}

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -57,14 +56,6 @@ def load_parts(folder: str | Path) -> Parts:
     """The encoded parts that notebook 01 wrote."""
     lists = {part: shards.load_lists(folder, part) for part in ("train", "dev", "valid")}
     return Parts(shards.load_space(folder), shards.load_intents(folder), **lists)
-
-
-def accelerator(device: str, precision: str) -> Accelerator:
-    """accelerate's view of run.device and run.precision. Raises ValueError for a device that is not there."""
-    seen = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not seen.get(device, True):
-        raise ValueError(f"run.device is {device}, but torch sees no such device here; expected auto or cpu")
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
 def parts_of_variant(parts: Parts, name: str, embeddings: Path, seed: int) -> Parts:

@@ -1,8 +1,6 @@
 """Large sets of embeddings, made shard by shard, by one process or several that share a folder; resumable."""
 
 import copy
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +25,8 @@ from rgalign.reasoner.generate import has_plain_cache
 from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint, import_reasoner
 from rgalign.reasoner.prompts import Prompter
 from rgalign.run import distributed
-from rgalign.run.artifacts import atomic, write_arrow
+from rgalign.run.artifacts import write_arrow
+from rgalign.run.work_shards import digest_of, label_of, make_shards, shard_path
 
 # Token sequences to vectors: last-token pooling by length, no token computed twice, little padding.
 #
@@ -200,8 +199,7 @@ def _check(reasoner: Reasoner, sequences: Sequence[Sequence[int]], prefix: int, 
 ROWS_PER_SHARD = 20_000
 SESSIONS_AT_ONCE = 4_096  # prompts made together
 ROWS_BY_PROCESSES = 2_000  # in a shard, where several processes embed; fixed, so that their number changes no byte
-SEQUENCES = "sequences.parquet"
-LABEL, VECTORS = "shard.json", "vectors"
+SEQUENCES, VECTORS = "sequences.parquet", "vectors"
 
 
 class Prompts(Sequence):
@@ -252,24 +250,23 @@ def embed_to_shards(
         faults.append(f"rows_per_shard {rows_per_shard}, process {process_index} of {processes}: out of range")
     if faults:
         raise ValueError(f"nothing was embedded into {folder}:\n  " + "\n  ".join(faults))
-    shards = max(1, -(-len(ids) // rows_per_shard))
-    label = {"of": _digest(reasoner, ids, sequences, rows_per_shard, options), "shards": shards}
+    count = max(1, -(-len(ids) // rows_per_shard))
+    # Budget, progress and a shared prefix change the speed, never the meaning of a vector.
+    meaning = {"model": fingerprint(reasoner), "rows": rows_per_shard, "ids": list(map(str, ids))}
+    meaning["pooling"] = options.get("pooling") or reasoner.pooling
+    label = {"of": digest_of(meaning, sequences), "shards": count}
     folder.mkdir(parents=True, exist_ok=True)
     if process_index == 0:
-        for left in set(folder.glob("shard-*")) - {_shard(folder, i) for i in range(shards)}:  # of a longer set
-            shutil.rmtree(left)
-    made = 0
-    for i in range(process_index, shards, processes):
-        if _label(_shard(folder, i)) == label:
-            continue
-        part = slice(i * rows_per_shard, (i + 1) * rows_per_shard)
-        values = embed(reasoner, sequences[part], **options)
-        with atomic(_shard(folder, i)) as temporary:
-            temporary.mkdir()
-            store.save(temporary / VECTORS, Vectors(np.asarray(ids[part], dtype=str), values))
-            (temporary / LABEL).write_text(json.dumps(label) + "\n", encoding="utf-8")
-        made += 1
-    return made
+        for left in set(folder.glob("shard-*")) - {shard_path(folder, number) for number in range(count)}:
+            shutil.rmtree(left)  # of a longer set
+
+    def make(number: int, shard: Path) -> None:
+        rows = slice(number * rows_per_shard, (number + 1) * rows_per_shard)
+        values = embed(reasoner, sequences[rows], **options)
+        store.save(shard / VECTORS, Vectors(np.asarray(ids[rows], dtype=str), values))
+
+    share = {"process": process_index, "processes": processes}
+    return make_shards(folder, count, make, label=lambda _: label, **share)
 
 
 def embed_by_processes(
@@ -292,8 +289,8 @@ def embed_by_processes(
     tokens = pa.array([list(map(int, row)) for row in sequences], pa.list_(pa.int32()))
     write_arrow(job / SEQUENCES, pa.table({"id": pa.array(list(map(str, ids)), pa.string()), "tokens": tokens}))
     arguments = {"reasoner": export_reasoner(reasoner, job / "reasoner"), "dtype": dtype, "device": device}
-    arguments |= {"shards": str(folder.absolute()), "threads": torch.get_num_threads(), "options": options}
-    distributed.run("embed", job, launcher, arguments)
+    arguments |= {"shards": str(folder.absolute()), "options": options}
+    distributed.run("embed", job, launcher, arguments, device=device)
     shutil.rmtree(job)
 
 
@@ -302,12 +299,8 @@ def embed_own_shards(job: Path, arguments: dict[str, Any]) -> dict[str, int]:
     table = pq.read_table(job / SEQUENCES)
     ids, sequences = table["id"].to_pylist(), table["tokens"].to_pylist()
     reasoner = import_reasoner(arguments["reasoner"], dtype=arguments["dtype"], device=arguments["device"])
-    part = {
-        "process_index": distributed.index(),
-        "processes": distributed.count(),
-        "rows_per_shard": ROWS_BY_PROCESSES,
-    }
-    how = {**arguments["options"], **part, "progress": distributed.index() == 0}
+    index, share = distributed.index(), {"process_index": distributed.index(), "processes": distributed.count()}
+    how = {**arguments["options"], **share, "rows_per_shard": ROWS_BY_PROCESSES, "progress": index == 0}
     return {"shards": embed_to_shards(arguments["shards"], reasoner, ids, sequences, **how)}
 
 
@@ -317,34 +310,14 @@ def gather(folder: str | Path) -> Vectors:
     Raises ValueError that names the shards that are missing or of another model or set.
     """
     folder = Path(folder)
-    first = _label(_shard(folder, 0))
+    first = label_of(shard_path(folder, 0))
     if first is None:
         raise ValueError(f"{folder} has no first shard; call embed_to_shards for every process first")
-    paths = [_shard(folder, i) for i in range(first["shards"])]
-    wrong = [path.name for path in paths if _label(path) != first]
+    paths = [shard_path(folder, number) for number in range(first["shards"])]
+    wrong = [path.name for path in paths if label_of(path) != first]
     if wrong:
         raise ValueError(
             f"{folder}: {len(wrong)} of {len(paths)} shards are missing, or of another set (first: {wrong[0]})"
             "; call embed_to_shards again: finished shards are kept"
         )
     return store.concat([store.load(path / VECTORS) for path in paths])
-
-
-def _shard(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:05d}"
-
-
-def _label(shard: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((shard / LABEL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _digest(reasoner: Reasoner, ids: Sequence[str], sequences: Sequence, rows: int, options: dict[str, Any]) -> str:
-    # Budget, progress and a shared prefix change the speed, not the vectors.
-    meaning = {"model": fingerprint(reasoner), "rows": rows, "pooling": options.get("pooling") or reasoner.pooling}
-    hashed = hashlib.sha256(json.dumps([meaning, list(map(str, ids))]).encode())
-    for sequence in sequences:
-        hashed.update(np.array([len(sequence), *sequence], dtype=np.int64).tobytes())
-    return hashed.hexdigest()

@@ -18,6 +18,7 @@ from rgalign.evaluation.comparisons import holm, verdict
 from rgalign.evaluation.metrics import LABELS, gap_closed
 from rgalign.evaluation.results import MODELS, UNTRAINED, best_untrained
 from rgalign.params import Params, dump, load_run
+from rgalign.params_schema import STEPS
 from rgalign.run import artifacts
 from rgalign.run.plan import EVALUATION, STAGES, maker, stage_params
 from rgalign.run.stages import params_changes
@@ -228,8 +229,8 @@ def _recipe(params: Params) -> list[str]:
     how = params.alignment
     if not how.loop.rounds:
         return []
-    used = {"RG-SFT": how.sft.use, "RG-DPO": how.dpo.use, "RG-CL": how.cl.use}
-    return [name for name, use in used.items() if use] + [f"closed loop ({how.loop.ranker} ranker)"]
+    used = [name for section, name in STEPS.items() if getattr(how, section).use]
+    return [*used, f"closed loop ({how.loop.ranker} ranker)"]
 
 
 def _templates(escape: bool) -> Environment:

@@ -1,7 +1,7 @@
 """A run directory on disk: atomic writes, digests, and the manifest that says what made each artifact.
 
-Writes go to a temporary name beside the target and are renamed, so a reader never meets half a file and a
-killed run leaves nothing that looks finished. The manifest entry of a stage is written last.
+Writes go to a temporary name beside the target and are renamed, so a reader never sees half a file and a killed run
+leaves nothing that looks finished. The manifest entry of a stage is written last.
 """
 
 import errno
@@ -26,22 +26,22 @@ from rgalign.params import PACKAGE, ROOT
 
 # What made an artifact: code, package versions, device, memory.
 
-HOMES = {"rgalign": PACKAGE, "benchmarks": ROOT}  # whose code makes artifacts, and what it lies in
+ROOTS = {"rgalign": PACKAGE, "benchmarks": ROOT}  # packages whose code makes artifacts, and the folders they lie in
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow", "matplotlib")
 
 
 def code_in_use(notebook: str) -> dict[str, str]:
-    """Digest of a notebook, and of every module of HOMES that this process has imported with the YAML beside it."""
+    """Digest of a notebook, and of every module of ROOTS that this process has imported, with the YAML beside it."""
     names = [f"notebooks/{notebook}.ipynb"]
     for name, module in sorted(sys.modules.items()):
-        home, path = HOMES.get(name.partition(".")[0]), getattr(module, "__file__", None)
-        if home and path and (file := Path(path).resolve()).is_relative_to(home):
-            names += [each.relative_to(home).as_posix() for each in (file, *sorted(file.parent.glob("*.yaml")))]
+        root, path = ROOTS.get(name.partition(".")[0]), getattr(module, "__file__", None)
+        if root and path and (file := Path(path).resolve()).is_relative_to(root):
+            names += [each.relative_to(root).as_posix() for each in (file, *sorted(file.parent.glob("*.yaml")))]
     return {name: code_digest(code_file(name)) for name in dict.fromkeys(names) if code_file(name).is_file()}
 
 
 def code_file(name: str) -> Path:
-    """Where a file of a manifest lies: of the package where that is installed, all else in the project's folder."""
+    """Where a file of a manifest lies: of the package where it is installed, else in the project's folder."""
     return (PACKAGE if name.startswith("rgalign/") else ROOT) / name
 
 
@@ -60,7 +60,7 @@ def code_digest(path: Path) -> str:
 
 
 def peak_memory_mb() -> int:
-    """Largest resident size of this process so far, MiB (macOS counts in bytes, Linux in KiB)."""
+    """Largest resident size of this process so far, MiB (macOS reports bytes, Linux KiB)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
 
@@ -86,12 +86,12 @@ def versions() -> dict[str, str]:
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".part"
-PLACES = ("tables", "models", "figures", "notebooks")  # folders of a run directory
-VERSION = 1  # of the run directory's layout; a run of another one is left to the code that made it
+FOLDERS = ("tables", "models", "figures", "notebooks")  # folders of a run directory
+VERSION = 1  # of the run directory's layout; a run of another version is not read
 
 
 class ArtifactError(RuntimeError):
-    """An artifact is missing, altered, or not declared; the message names the command or notebook that mends it."""
+    """An artifact is missing, altered, or not declared; the message names what makes it again."""
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def atomic(target: Path) -> Iterator[Path]:
         else:
             temporary.replace(target)
     except Exception as error:
-        if not _no_room(error):
+        if not _is_full(error):
             raise
         free = shutil.disk_usage(target.parent).free // 2**20
         raise ArtifactError(
@@ -125,26 +125,26 @@ def atomic(target: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-def _no_room(error: Exception) -> bool:
-    """Whether a disk, a quota or a limit of file sizes is full; libraries say it in their own classes."""
+def _is_full(error: Exception) -> bool:
+    """Whether a disk, a quota or a limit of file sizes is full; libraries raise it in their own classes."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def temporary_of(target: Path) -> Path:
-    """Where `atomic` has the target made: beside it, so that a rename is all that is left to do."""
+    """The temporary path of `atomic`: beside the target, so that a rename is enough."""
     return target.parent / f".{target.stem}{TEMPORARY}{target.suffix}"  # papermill looks at the suffix
 
 
 def sweep_run(run: Path) -> list[Path]:
-    """Remove what killed writers left anywhere in a run directory, which nobody else may write in meanwhile.
+    """Remove what killed writers left anywhere in a run directory, in which nobody else may write meanwhile.
 
-    Returns the removed paths. Other runs in the same folder are left alone, and so is `work`, which is gone on from.
+    Returns the removed paths. Other runs in the same folder are left alone, and so is `work`, which stages resume from.
     """
-    places = [run.glob(f".*{TEMPORARY}*"), *((run / name).rglob(f".*{TEMPORARY}*") for name in PLACES)]
+    places = [run.glob(f".*{TEMPORARY}*"), *((run / name).rglob(f".*{TEMPORARY}*") for name in FOLDERS)]
     left = sorted(path for place in places for path in place)
     for path in left:
-        _remove(path)  # what lay inside a folder that is gone is gone as well
+        _remove(path)  # what was inside a removed folder is gone as well
     return left
 
 
@@ -189,13 +189,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _refuse_folder(path: Path) -> None:
-    """What replaces a file must not replace a folder with all that is in it."""
+    """Raises ArtifactError for a folder: a file that is written must not replace all that is in it."""
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder; expected a file to write")
 
 
 def refuse_no_folder(path: Path, what: str) -> None:
-    """Raises ArtifactError where there is something that is no folder: a file, a device, a link that leads nowhere."""
+    """Raises ArtifactError for what is not a folder: a file, a device, a link that leads nowhere."""
     if os.path.lexists(path) and not path.is_dir():
         is_what = "is a file" if path.exists() else "is a link that leads nowhere"
         raise ArtifactError(f"{path} {is_what}; expected a folder for {what}")
@@ -220,22 +220,22 @@ def read_manifest(run: Path) -> dict[str, Any]:
             raise ValueError("; ".join(faults))
     except (ValueError, KeyError, RecursionError) as error:
         raise ArtifactError(
-            f"{path} cannot be read ({error}); delete it and run again: finished stages are made anew"
+            f"{path} cannot be read ({error}); delete it and run again: its stages are run again"
         ) from None
     return manifest
 
 
 def _entry_faults(entry: Any) -> list[str]:
-    """What is wrong with a stage's entry in a manifest, in so far as anybody counts on it."""
+    """What is wrong with a stage's entry in a manifest, of all that is read from it."""
     if not isinstance(entry, dict):
-        return ["is no entry of a stage"]
+        return ["is not an entry of a stage"]
     parts = [name for name in ("params", "code", "inputs", "outputs") if not isinstance(entry.get(name), dict)]
     counts = [name for name in ("seconds", "peak_memory_mb") if not _is_count(entry.get(name))]
     names = [name for name in entry.get("outputs") or () if Path(name).is_absolute() or ".." in Path(name).parts]
     return [
-        *(f"{name} is no table of names" for name in parts),
+        *(f"{name} is not a table of names" for name in parts),
         *(f"{name} is {entry.get(name)!r:.40}; expected a number from 0" for name in counts),
-        *(f"the output {name!r:.80} lies outside of the run" for name in names),
+        *(f"the output {name!r:.80} lies outside the run" for name in names),
     ]
 
 
@@ -262,7 +262,7 @@ def record_stage(run: Path, stage: str, entry: Mapping[str, Any]) -> None:
 def _other_version(run: Path, found: object) -> str:
     return (
         f"{run} was made by another version of this code (its layout is {found!r}; this code writes {VERSION}). Use it "
-        f"with that version, or make it anew beside it: python -m rgalign run {run / 'params.yaml'} "
+        f"with that version, or make it again beside it: python -m rgalign run {run / 'params.yaml'} "
         f"--run-dir {run.with_name(run.name + '-new')}"
     )
 

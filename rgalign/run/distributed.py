@@ -15,10 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,9 @@ from tqdm import tqdm
 
 from rgalign.params import ROOT
 from rgalign.run.artifacts import write_text
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # Independent jobs side by side on one machine's CPU, each in a process of its own; the results are those of a loop.
 
@@ -84,6 +88,8 @@ NODES = ("--nnodes", "--num_machines", "--num-machines")
 CONFIGS = ("--config_file", "--config-file")
 STARTS = 2  # of a job that loses a process without a word
 OF_A_MODEL = "alignment.engine.tokens_per_batch or reasoner.embed_tokens_per_batch"
+OF_OTHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a launcher tells a process of others by these
+OF_ACCELERATE = "ACCELERATE_"  # and by what begins so how they train one model; the device stays the process's own
 KEPT = 4000  # characters of what the processes said, for the message
 
 
@@ -175,6 +181,38 @@ class _AllGather(torch.autograd.Function):
         return total.split(ctx.counts)[dist.get_rank()], None
 
 
+def accelerator(device: str, precision: str) -> "Accelerator":
+    """accelerate's view of run.device and run.precision. Raises ValueError for a device that is not there."""
+    from accelerate import Accelerator  # late: the command line needs none
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, True):
+        raise ValueError(f"run.device is {device}, but torch sees no such device here; expected auto or cpu")
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+@contextmanager
+def single_process(device: str = "cpu", precision: str = "no") -> "Iterator[Accelerator]":
+    """accelerate's view of this process as if it were the only one; afterwards the process's own view is as it was.
+
+    One of a launcher's processes keeps the GPU that it was given. Arguments, errors: those of `accelerator`.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
+    told = [name for name in os.environ if name in OF_OTHERS or name.startswith(OF_ACCELERATE)]
+    others = {name: os.environ.pop(name) for name in told if name != "ACCELERATE_TORCH_DEVICE"}
+    for state, _ in shared:
+        state._shared_state.clear()
+    try:
+        yield accelerator(device, precision)
+    finally:
+        os.environ.update(others)
+        for state, was in shared:
+            state._shared_state.clear()
+            state._shared_state.update(was)
+
+
 def planned(launcher: str) -> int | None:
     """How many processes a launcher is told to start; None where it decides itself (gpu, auto).
 
@@ -196,10 +234,13 @@ def planned(launcher: str) -> int | None:
     return int(said) * (1 if of_all else int(nodes))
 
 
-def run(job: str, folder: Path, launcher: str, arguments: dict[str, Any], *, lower: str = OF_A_MODEL) -> dict[str, Any]:
+def run(
+    job: str, folder: Path, launcher: str, arguments: dict[str, Any], *, device: str, lower: str = OF_A_MODEL
+) -> dict[str, Any]:
     """Have the processes do a job of `rgalign.commands.worker`; returns what its first process wrote as its result.
 
     folder     the job's own: files that `arguments` (JSON) name, what the job goes on from, its result
+    device     as run.device; the processes share the threads that torch has here
     lower      the params that its memory hangs on
     What the processes print is shown here as it comes. Where they end without having said why (killed, out of memory)
     they are started once more. Raises ProcessesError.
@@ -208,8 +249,9 @@ def run(job: str, folder: Path, launcher: str, arguments: dict[str, Any], *, low
     folder.mkdir(parents=True, exist_ok=True)
     for left in (RESULT, ERROR):
         (folder / left).unlink(missing_ok=True)
-    said = {"job": job, "processes": planned(launcher), "launcher": launcher, "arguments": arguments}
-    write_text(folder / ARGUMENTS, json.dumps(said, indent=2) + "\n")
+    given = {"job": job, "launcher": launcher, "processes": planned(launcher), "arguments": arguments}
+    given |= {"device": device, "threads": torch.get_num_threads()}
+    write_text(folder / ARGUMENTS, json.dumps(given, indent=2) + "\n")
     command = [*_found(shlex.split(launcher)), "-m", "rgalign.commands.worker", str(folder)]
     for start in range(1, STARTS + 1):
         status, words = _shown(command)

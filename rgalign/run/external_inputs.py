@@ -1,5 +1,5 @@
 """What a run reads from outside its directory, by its name in the manifest: data (`data:`), models (`model:`), and
-artifacts of the run that it goes on from (`last:`)."""
+artifacts of the run that it continues (`last:`)."""
 
 import functools
 import hashlib
@@ -14,7 +14,7 @@ from rgalign.run import artifacts
 from rgalign.run.artifacts import ArtifactError
 
 DATA, MODEL, LAST = "data:", "model:", "last:"
-ALIGNED = "08_closed_loop"  # the stage that a run must have finished for another to go on from it
+ALIGNED = "08_closed_loop"  # the stage that a run must have finished for another to continue it
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")  # weights that are never read
 
 
@@ -38,10 +38,10 @@ def digest(name: str, path: Path) -> str:
 
 
 def last_run(params: Params, run: Path) -> Path | None:
-    """The run that this one goes on from (run.warm_start); None: it begins anew.
+    """The run that this one continues (run.warm_start), else None.
 
-    run  this one. Raises ArtifactError where the other is not there, is not aligned to the end, is this very run, or
-    has learnt from users that are held out here; ParamsError as `load_run`.
+    run  this one. Raises ArtifactError where the other is not there, has not finished its alignment, is this very run,
+    or has learnt from users that are held out here; ParamsError as `load_run`.
     """
     given = params.run.warm_start
     if given is None:
@@ -55,13 +55,13 @@ def last_run(params: Params, run: Path) -> Path | None:
             f"(python -m rgalign status {given})"
         )
     if faults := _other_development_users(params, load_run(last)):
-        learnt = "whose rankers have learnt from users that are development users here"
-        raise ArtifactError(f"run.warm_start is {given}, {learnt}:{faults}")
+        why = "whose rankers have learnt from users that are development users here"
+        raise ArtifactError(f"run.warm_start is {given}, {why}:{faults}")
     return last
 
 
 def _other_development_users(params: Params, last: Params) -> str:
-    """Which params make users of development of those that another run has learnt from, a line each."""
+    """Which params make development users of users that the last run has learnt from, a line each."""
     here, there = params.data, last.data
     faults = ""
     if here.seed != there.seed:
@@ -69,7 +69,7 @@ def _other_development_users(params: Params, last: Params) -> str:
     if here.dev_users > there.dev_users:
         faults += f"\n  data.dev_users is {here.dev_users}; expected at most {there.dev_users}, as there"
     for name in ("dev_days", "dev_new_intents"):
-        if value := getattr(here, name):  # whom these take depends on the data, which have grown since
+        if value := getattr(here, name):  # which users these take depends on the data, which have grown since
             faults += f"\n  data.{name} is {value}; expected 0 in a warm start"
     return faults
 
@@ -77,17 +77,17 @@ def _other_development_users(params: Params, last: Params) -> str:
 def models(params: Params) -> dict[str, str]:
     """{'model:<name or folder>': digest} of the pretrained models and the adapter that params name.
 
-    Those that are not on this machine are left out: whoever loads them says how to get them.
+    Those that are not on this machine are left out: loading them says how to get them.
     """
-    room = params.reasoner
-    named = [room.model, *(other.model for other in room.others)]
-    wanted = [name for name in named if name != "tiny"] + ([room.adapter] if room.adapter else [])
-    places = {name: model_folder(name) for name in wanted}
+    reasoner = params.reasoner
+    models = [reasoner.model, *(other.model for other in reasoner.others)]
+    names = [name for name in models if name != "tiny"] + ([reasoner.adapter] if reasoner.adapter else [])
+    places = {name: model_folder(name) for name in names}
     return {f"{MODEL}{name}": content(place) for name, place in places.items() if place is not None}
 
 
 def given_folder(model: str) -> Path | None:
-    """The folder that a model is given by, as it stands or seen from the project's root; None for a name."""
+    """The folder that a model is given by, as given or below the project's root; None for a name."""
     return next((place for place in (Path(model).expanduser(), ROOT / model) if place.is_dir()), None)
 
 
@@ -111,9 +111,9 @@ def model_folder(model: str) -> Path | None:
 
 
 def content(folder: Path) -> str:
-    """SHA-256 of the names and bytes of a model folder's files; hidden and pickled ones, which are never read, aside.
+    """SHA-256 of the names and bytes of a model folder's files, without hidden and pickled ones, which are never read.
 
-    Within a process a file is read once, as long as its size and time of change stay.
+    Within a process a file is read once, as long as its size and modification time stay the same.
     """
     hashed = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -1,6 +1,6 @@
-"""A stage's notebook before a kernel starts: whether papermill would run it with the parameters that it is given.
+"""Checks of a stage's notebook before a kernel starts: whether papermill would run it with the given parameters.
 
-papermill only warns where it cannot: the cell's defaults then win, and a run writes into another run's folder.
+papermill only warns where it cannot: then the cell's defaults hold, and a run writes into another run's folder.
 """
 
 import ast
@@ -12,27 +12,27 @@ from pathlib import Path
 
 TAG, INJECTED = "parameters", "injected-parameters"
 NOT_PYTHON = ("%", "!", "?")  # what IPython reads before Python does
-MEND = "copy it from a new folder: python -m rgalign new DIR"
+FIX = "copy it from a new folder: python -m rgalign new DIR"
 
 
 def faults(path: Path, parameters: Collection[str]) -> list[str]:
     """Why this notebook cannot be run with these parameters, one line a fault; empty where it can.
 
     parameters  names that are given; the one code cell tagged `parameters` has to assign each, and no other cell any
-    What papermill can do without, it does without: a kernel's name or language, cell ids, outputs.
+    What papermill does not need may be missing: a kernel's name or language, cell ids, outputs.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        return [f"is not UTF-8 (byte {error.start}); {MEND}"]
+        return [f"is not UTF-8 (byte {error.start}); {FIX}"]
     if text.startswith("\ufeff"):
-        return ["begins with a byte order mark, which is no JSON: save it as UTF-8 without one"]
+        return ["begins with a byte order mark, which is not JSON: save it as UTF-8 without one"]
     try:
         notebook = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return [f"is no JSON ({error}); {MEND}"]
+        return [f"is not JSON ({error}); {FIX}"]
     if wrong := _format_fault(notebook):
-        return [f"{wrong}; {MEND}"]
+        return [f"{wrong}; {FIX}"]
     return [*_language_faults(notebook["metadata"]), *_parameter_faults(notebook["cells"], parameters)]
 
 
@@ -41,13 +41,13 @@ def _format_fault(notebook: object) -> str | None:
 
     if not isinstance(notebook, dict) or notebook.get("nbformat") != 4:
         found = notebook.get("nbformat") if isinstance(notebook, dict) else type(notebook).__name__
-        return f"is no notebook of format 4 (found {found})"
+        return f"is not a notebook of format 4 (found {found})"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cells without an id get one
         try:
             nbformat.validate(nbformat.validator.normalize(nbformat.from_dict(notebook))[1])
         except (nbformat.ValidationError, AttributeError, KeyError, TypeError) as error:
-            return f"is no notebook ({str(error).splitlines()[0]})"
+            return f"is not a notebook ({str(error).splitlines()[0]})"
     return None
 
 
@@ -65,7 +65,7 @@ def _parameter_faults(cells: list[dict], parameters: Collection[str]) -> list[st
     if len(tagged) != 1 or cells[tagged[0]]["cell_type"] != "code":
         kind = "" if len(tagged) != 1 else f", a {cells[tagged[0]]['cell_type']} cell"
         what = f"has {_cells(tagged)} tagged `{TAG}`{kind}; expected one code cell, that which assigns "
-        return [f"{what}{', '.join(parameters)}: tag it again, or {MEND}"]
+        return [f"{what}{', '.join(parameters)}: tag it again, or {FIX}"]
     found, (place,) = [], tagged
     if missing := set(parameters) - assigned(_source(cells[place])):
         found.append(f"has no {', '.join(sorted(missing))} in its cell tagged `{TAG}`, which is given")

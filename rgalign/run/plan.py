@@ -13,7 +13,7 @@ from rgalign.params import Params, flat
 class Stage:
     """One notebook: artifacts read and written (paths in the run directory), params it depends on.
 
-    given  paths in the run directory that no stage writes and people may: read where they are there
+    given  paths in the run directory that no stage writes and users may add: read where they are there
     """
 
     name: str
@@ -23,7 +23,7 @@ class Stage:
     given: tuple[str, ...] = ()
     seconds: tuple[float, float] = (5, 0)  # estimate on two cores: fixed, and per 1,000 sessions
     in_sequence: bool = True  # False: runs only when it is asked for by name
-    models: bool = False  # reads the language models outside the run directory that params name
+    models: bool = False  # reads the language models outside the run directory that the params name
     aligns: bool = False  # part of the alignment, which a run may do without (alignment.loop.rounds 0)
 
 

@@ -1,7 +1,7 @@
-"""The door through which a notebook comes in to its stage (declared in plan.py), and whether a stage must run.
+"""A notebook's stage (declared in plan.py) while it runs, and whether a stage must run.
 
-A notebook opens its stage, reads and writes through it, and closes it with `finish`, which checks that all that
-was declared is there and writes the manifest entry. The same door serves JupyterLab, papermill and the pipeline.
+A notebook opens its stage, reads and writes through it, and ends it with `finish`, which checks that all declared
+outputs are there and writes the manifest entry. JupyterLab, papermill and the pipeline use it alike.
 """
 
 import datetime
@@ -37,8 +37,8 @@ def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
 
 
 def change_since(entry: Mapping[str, Any], run: Path, stage: Stage, params: Params) -> str | None:
-    """What a stage would meet now in `run` and did not when `entry` was written, there or in another run: params, code,
-    inputs. None where all are the same, so that its outputs would be too."""
+    """What has changed for a stage in `run` since `entry` was written, in this or another run: params, code, inputs.
+    None where all are the same, so that its outputs would be too."""
     if changes := params_changes(entry["params"], stage_params(stage, params)):
         return f"params changed: {changes}"
     changed = [f for f, was in entry["code"].items() if artifacts.code_digest(artifacts.code_file(f)) != was]
@@ -65,8 +65,8 @@ def changed_file(run: Path, kind: str, digests: Mapping[str, str]) -> str | None
 def params_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """'ranker.seeds [0] -> [1]' for the first leaves that differ, and how many more; empty where none does."""
     keys = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
-    told = [f"{key} {was.get(key)} -> {now.get(key)}" for key in keys[:SHOWN]]
-    return "; ".join(told + ([f"and {len(keys) - SHOWN} more"] if len(keys) > SHOWN else []))
+    changes = [f"{key} {was.get(key)} -> {now.get(key)}" for key in keys[:SHOWN]]
+    return "; ".join(changes + ([f"and {len(keys) - SHOWN} more"] if len(keys) > SHOWN else []))
 
 
 @dataclass
@@ -77,7 +77,7 @@ class OpenStage:
     run: Path
     params: Params
     inputs: dict[str, str]
-    code: dict[str, str]  # as it was when the stage opened: an edit while it runs must not pass for what ran
+    code: dict[str, str]  # as it was when the stage opened: an edit while it runs is not what ran
     started: datetime.datetime
     figures: list[str] = field(default_factory=list)
     clock: float = field(default_factory=time.perf_counter)
@@ -89,11 +89,9 @@ class OpenStage:
         return self.run / artifact
 
     def given(self, artifact: str) -> Path | None:
-        """Where an input that people may give lies; None where it was not there when the stage opened."""
+        """Where an optional input that users may add lies; None where it was not there when the stage opened."""
         if artifact not in self.stage.given:
-            raise ArtifactError(
-                f"{self.stage.name} does not declare that it may be given {artifact} (rgalign/run/plan.py)"
-            )
+            raise ArtifactError(f"{self.stage.name} does not declare {artifact} as optional (rgalign/run/plan.py)")
         return self.run / artifact if artifact in self.inputs else None
 
     def read(self, artifact: str) -> pd.DataFrame:
@@ -107,9 +105,9 @@ class OpenStage:
         return path
 
     def last(self, artifact: str) -> Path | None:
-        """An artifact of the run that this one goes on from; None: it begins anew. Its digest goes into the manifest.
+        """An artifact of the run that this one continues (run.warm_start), or None; its digest goes into the manifest.
 
-        Raises ArtifactError as `outside.last_run` does, and where the artifact was altered since.
+        Raises ArtifactError as `external_inputs.last_run` does, and where the artifact was altered since.
         """
         last = external_inputs.last_run(self.params, self.run)
         if last is None:
@@ -119,7 +117,7 @@ class OpenStage:
         was = artifacts.read_manifest(last)["stages"].get(made_by, {"outputs": {}})["outputs"].get(artifact)
         self.inputs[name] = artifacts.digest(path) if path.exists() else "missing"
         if self.inputs[name] != was:
-            raise ArtifactError(f"{path} is not what {made_by} wrote there: run it again in {last.name}")
+            raise ArtifactError(f"{path} was altered after {made_by} wrote it: run it again in {last.name}")
         return path
 
     def use(self, file: str) -> Path:
@@ -142,15 +140,15 @@ class OpenStage:
 
     @property
     def work(self) -> Path:
-        """A folder for what a killed stage goes on from; gone when the stage finishes."""
+        """A folder for what a killed stage resumes from; removed when the stage finishes."""
         return self.run / "work" / self.stage.name
 
     def figure(self, name: str, figure: Figure) -> Figure:
-        """Save a figure as figures/<stage>/<name>.png and hand it back, so that the notebook shows it."""
+        """Save a figure as figures/<stage>/<name>.png and return it, so that the notebook shows it."""
         self.figures.append(f"figures/{self.stage.name}/{name}.png")
         with artifacts.atomic(self.run / self.figures[-1]) as temporary:
-            about = {"Software": None, "Description": described(figure)}
-            figure.savefig(temporary, format="png", dpi=120, metadata=about)
+            metadata = {"Software": None, "Description": described(figure)}
+            figure.savefig(temporary, format="png", dpi=120, metadata=metadata)
         return figure
 
     def _declared_output(self, artifact: str) -> Path:
@@ -189,13 +187,13 @@ class OpenStage:
 
 def described(figure: Figure) -> str:
     """What a figure shows, in words, for those who cannot see it: each panel's title, axes and legend."""
-    told = []
+    panels = []
     for axes in figure.axes:
-        ways = [label for label in (axes.get_ylabel(), axes.get_xlabel()) if label]
-        named = axes.get_legend_handles_labels()[1]
-        panel = ": ".join(part for part in (axes.get_title(), " against ".join(ways)) if part)
-        told.append(panel + (f" ({', '.join(named)})" if panel and named else ""))
-    return "; ".join(panel.replace("\n", " ") for panel in told if panel)
+        labels = [label for label in (axes.get_ylabel(), axes.get_xlabel()) if label]
+        legend = axes.get_legend_handles_labels()[1]
+        panel = ": ".join(part for part in (axes.get_title(), " against ".join(labels)) if part)
+        panels.append(panel + (f" ({', '.join(legend)})" if panel and legend else ""))
+    return "; ".join(panel.replace("\n", " ") for panel in panels if panel)
 
 
 def open_stage(
@@ -210,7 +208,7 @@ def open_stage(
     stage = STAGES[name]
     params = load(params_file, overrides)
     if not needed(stage, params):
-        raise ArtifactError(f"{name} is no part of this run: alignment.loop.rounds is 0; set it to 1 or more")
+        raise ArtifactError(f"{name} is not part of this run: alignment.loop.rounds is 0; set it to 1 or more")
     run = artifacts.run_directory(run_dir, params_file)
     artifacts.refuse_no_folder(run, "the run: give another run_dir")
     run.mkdir(parents=True, exist_ok=True)
@@ -228,7 +226,7 @@ def open_stage(
 
 
 def write_params(run: Path, params: Params) -> None:
-    """Write a run's resolved params.yaml, unless it says the same already."""
+    """Write a run's resolved params.yaml, unless it is the same already."""
     text, path = dump(params), run / "params.yaml"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         artifacts.write_text(path, text)
@@ -237,7 +235,7 @@ def write_params(run: Path, params: Params) -> None:
 def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> dict[str, str]:
     """Digest of each input. Raises ArtifactError for inputs that are missing, altered or of other params.
 
-    command  what mends it all, for the message
+    command  what makes them all, for the message
     """
     entries = artifacts.read_manifest(run)["stages"]
     faults, inputs = [], {name: artifacts.digest(run / name) for name in stage.given if (run / name).exists()}
@@ -261,8 +259,8 @@ def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> di
 
 
 def _refuse_unknown_parameters() -> None:
-    """papermill by hand only warns of a misspelt `-p` name, and of a `parameters` tag that was lost, and runs with the
-    cell's defaults; here both are errors."""
+    """Raises ArtifactError for a misspelt `-p` name and for a lost `parameters` tag: papermill only warns of them, and
+    runs with the cell's defaults."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     cells = shell.user_ns.get("In", []) if shell else []
     for place, source in enumerate(cells):
@@ -283,7 +281,7 @@ def _refuse_unknown_parameters() -> None:
 
 
 def _pin_threads(threads: int) -> None:
-    """torch's and BLAS's threads: how sums are shared out changes their last bits."""
+    """torch's and BLAS's threads: their number changes the last bits of sums."""
     import torch  # late: a wrong parameter should not wait two seconds for it
 
     torch.set_num_threads(threads)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from rgalign.data.schema import YAML_FILE
 from rgalign.run.artifacts import atomic, write_arrow, write_text
+from rgalign.run.work_shards import unfinished
 from rgalign.shopworld.sessions import batches
 from rgalign.shopworld.tables import BATCH, WORLD_VERSION, World
 from rgalign.shopworld.world import refuse, without_sessions
@@ -44,10 +45,9 @@ def write_world(
     folder, text = Path(folder), json.dumps({"version": version, "seed": seed, **settings})
     _begin(folder, text)
     world, count = World.build(seed, version=version), -(-sessions // BATCH)
-    there = {number for number in range(count) if all(_part(folder, name, number).is_file() for name in DRAWN)}
-    left = [number for number in range(count) if number not in there]
-    bar = tqdm(left, "ShopWorld", unit="batch", delay=5, disable=not progress)
-    for number, drawn in zip(bar, batches(world, sessions=sessions, users=users, left_out=there), strict=True):
+    left = unfinished(count, lambda number: all(_part(folder, name, number).is_file() for name in DRAWN))
+    bar, kept = tqdm(left, "ShopWorld", unit="batch", delay=5, disable=not progress), {*range(count)} - {*left}
+    for number, drawn in zip(bar, batches(world, sessions=sessions, users=users, left_out=kept), strict=True):
         for name, table in zip(DRAWN, drawn, strict=True):
             write_arrow(_part(folder, name, number), table)
     others, meta = without_sessions(world, settings)
@@ -60,14 +60,14 @@ def write_world(
 
 def _begin(folder: Path, text: str) -> None:
     """Leave the folder with nothing but parts of this very world. Raises FileExistsError."""
-    said = folder / SETTINGS
-    if said.is_file():
-        if said.read_text(encoding="utf-8") != text:
+    settings = folder / SETTINGS
+    if settings.is_file():
+        if settings.read_text(encoding="utf-8") != text:
             for name in DRAWN:
                 shutil.rmtree(folder / name, ignore_errors=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already, and is no world that is being drawn. Name a new folder.")
-    write_text(said, text)
+    write_text(settings, text)
 
 
 def _part(folder: Path, name: str, number: int) -> Path:

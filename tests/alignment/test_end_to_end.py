@@ -100,6 +100,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
 
 def test_it_is_one_training_of_all_weights():
     given = {"cl": {"ranker_learns": True, "similarity": "cosine"}, "lora": {}, "loop": {"rounds": 2}}
-    with pytest.raises(ParamsError, match=r"knows no rounds above 1, lora, similarity cosine"):
+    with pytest.raises(ParamsError, match=r"cannot go with rounds above 1, lora, similarity cosine"):
         check({"alignment": given})
     assert check({"alignment": {**given, "cl": {"ranker_learns": True, "use": False}}}).alignment.cl.ranker_learns

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from rgalign.__main__ import main
-from rgalign.commands import compare_runs
+from rgalign.commands import compare
 from rgalign.evaluation.results import results
 from rgalign.run.artifacts import ArtifactError, write_table
 
@@ -29,9 +29,9 @@ def make_run(folder, gauc, *, sessions=None, weight=4.0):
 def test_the_difference_is_that_of_the_means_over_seeds(tmp_path, capsys):
     first = make_run(tmp_path / "a", [[0.5, 0.7], [0.2, 0.4], [0.9, 0.9], [0.3, 0.5]])
     other = make_run(tmp_path / "b", [[0.6, 0.8], [0.4, 0.4], [0.9, 1.0], [0.3, 0.5]])
-    table = compare_runs.side_by_side([first, other])
+    table = compare.side_by_side([first, other])
     assert table.loc[("qe_rec", "gauc")].tolist() == pytest.approx([0.55, 0.6125])
-    (row,) = compare_runs.paired([first, other]).itertuples()
+    (row,) = compare.paired([first, other]).itertuples()
     assert (row.run, row.against, row.model, row.sessions) == ("b", "a", "qe_rec", 4)
     assert row.difference == pytest.approx(0.0625)
     assert row.ci_low <= row.difference <= row.ci_high
@@ -45,7 +45,7 @@ def test_a_run_on_other_sessions_is_not_paired(tmp_path, capsys):
     first = make_run(tmp_path / "a", [[0.5], [0.6]])
     elsewhere = make_run(tmp_path / "b", [[0.5], [0.6]], sessions=["x1", "x2"])
     weighed = make_run(tmp_path / "c", [[0.5], [0.6]], weight=9.0)
-    assert compare_runs.paired([first, elsewhere, weighed]).empty
+    assert compare.paired([first, elsewhere, weighed]).empty
     assert main(["compare", str(first), str(elsewhere)]) == 0
     assert "same test sessions" not in capsys.readouterr().out
 
@@ -62,7 +62,7 @@ def test_a_published_run_has_results_and_no_pairs(tmp_path, capsys):
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
     runs = [make_run(tmp_path / week / "shop", [[0.5], [0.6]]) for week in ("one", "two")]
-    assert list(compare_runs.side_by_side(runs)) == ["one/shop", "two/shop"]
+    assert list(compare.side_by_side(runs)) == ["one/shop", "two/shop"]
 
 
 def test_every_fault_is_told_at_once(tmp_path):
@@ -70,7 +70,7 @@ def test_every_fault_is_told_at_once(tmp_path):
     with pytest.raises(
         ArtifactError, match=r"nowhere has no tables/results\.parquet[\s\S]*at least two runs"
     ) as caught:
-        compare_runs.side_by_side([first, tmp_path / "nowhere", first])
+        compare.side_by_side([first, tmp_path / "nowhere", first])
     assert "cannot be compared" in str(caught.value)
     with pytest.raises(ArtifactError, match="at least two runs"):
-        compare_runs.side_by_side([first])
+        compare.side_by_side([first])

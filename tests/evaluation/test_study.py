@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 from small_studies import PAIRS, add_run, made_up_sessions, tell
 
-from rgalign.commands import pipeline, study
-from rgalign.commands import study_compare as over
+from rgalign.commands import compare, pipeline, study
 from rgalign.data import tables
 from rgalign.evaluation import bootstrap, results
 from rgalign.evaluation.comparisons import holm, verdict
@@ -60,7 +59,7 @@ def gathered(folder):
     """runs, results, pairs, comparisons, worlds."""
     runs = study.runs_of(folder)
     table, pairs = study.results_of(folder, runs), study.pairs_of(folder, runs)
-    return runs, table, pairs, *over.compare(folder, runs, table, pairs, **DRAWS)
+    return runs, table, pairs, *compare.compare_models(folder, runs, table, pairs, **DRAWS)
 
 
 def row_of(compared, model, against, metric="gauc", name="all", distance=0.5):
@@ -134,9 +133,9 @@ def test_data_that_do_not_know_which_lists_were_shuffled_have_no_such_slice(tmp_
         small_run(tmp_path, (replace(dataset, sessions=sessions), masks.drop(columns="shuffled")), MAIN, seed)
     runs = study.runs_of(tmp_path)
     table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
-    compared, _ = over.compare(tmp_path, runs, table, pairs, **DRAWS)
+    compared, _ = compare.compare_models(tmp_path, runs, table, pairs, **DRAWS)
     assert set(compared["slice"]) == {"all", "cold", "tail"}
-    rows = over.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs)
+    rows = compare.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs)
     assert "shuffled" not in rows
     assert rows["ci_low"].notna().sum() == len(PAIRS)
 
@@ -155,7 +154,7 @@ def test_lm_seeds_that_only_one_of_two_models_has_do_not_count(tmp_path):
     add_run(tmp_path, ABLATION, 2, world=1)
     runs = study.runs_of(tmp_path)
     table = study.results_of(tmp_path, runs).drop(columns="recipe")
-    whole = over.by_world(table, [("rgalign_rec/no_neftune", "rgalign_rec")])
+    whole = compare.by_world(table, [("rgalign_rec/no_neftune", "rgalign_rec")])
     (row,) = whole[(whole["metric"] == "gauc") & (whole["slice"] == "all") & (whole["world_seed"] == 0)].itertuples()
     chosen = (table["metric"] == "gauc") & (table["slice"] == "all") & (table["model"] == "rgalign_rec")
     assert row.old == pytest.approx(table[chosen & (table["lm_seed"] == 0)]["value"].mean())
@@ -164,7 +163,7 @@ def test_lm_seeds_that_only_one_of_two_models_has_do_not_count(tmp_path):
 def test_the_stage_table_says_means_verdicts_and_seconds(gathered, folder):
     runs, table, _, compared, _ = gathered
     seconds = study.stage_seconds(folder, runs)
-    rows = over.stage_table(table, compared, seconds, runs)
+    rows = compare.stage_table(table, compared, seconds, runs)
     assert list(rows["model"][:5]) == [
         "popularity",
         "two_tower_text",
@@ -185,7 +184,7 @@ def test_the_stage_table_says_means_verdicts_and_seconds(gathered, folder):
     assert shown[0.5, "rgalign_rec"] == "0 1 2 3"
     assert shown[0.5, "rgalign_rec/no_neftune"] == "0 1 2", "a row over other worlds says which"
     assert rows["shuffled"].between(0, 1).all()
-    assert over.main_distance(runs) == 0.5
+    assert compare.main_distance(runs) == 0.5
 
 
 def small_world(folder, shop, seed):
@@ -198,7 +197,7 @@ def test_in_one_world_the_intervals_are_those_of_its_users(tmp_path, shop):
     small_world(tmp_path, shop, 0)
     runs = study.runs_of(tmp_path)
     table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
-    compared, worlds = over.compare(tmp_path, runs, table, pairs, **DRAWS)
+    compared, worlds = compare.compare_models(tmp_path, runs, table, pairs, **DRAWS)
     tail = row_of(compared, "rgalign_rec/no_neftune", "rgalign_rec", "gauc", "tail")
     ours, theirs = (
         study.table_of(tmp_path, run, "session_metrics").query("model == 'rgalign_rec'")
@@ -219,7 +218,7 @@ def test_two_worlds_have_each_their_own_interval_and_none_together(tmp_path, sho
         small_world(tmp_path, shop, seed)
     runs = study.runs_of(tmp_path)
     table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
-    compared, worlds = over.compare(tmp_path, runs, table, pairs, **DRAWS)
+    compared, worlds = compare.compare_models(tmp_path, runs, table, pairs, **DRAWS)
     row = row_of(compared, *PAIRS[1])
     assert (row.worlds, np.isnan(row.ci_low)) == (2, True)
     assert verdict(row) == "two worlds: see each"
@@ -237,13 +236,13 @@ def test_data_that_know_no_world_are_one_world_however_many_seeds(tmp_path, shop
         tables.write(dataset, run / "tables/dataset")
     runs = study.runs_of(tmp_path)
     table = study.results_of(tmp_path, runs)
-    compared, _ = over.compare(tmp_path, runs, table, PAIRS, **DRAWS)
+    compared, _ = compare.compare_models(tmp_path, runs, table, PAIRS, **DRAWS)
     (row,) = compared.query("model == 'rgalign_rec' and metric == 'gauc' and slice == 'all'").itertuples()
     values = table.query("metric == 'gauc' and slice == 'all'").groupby("model")["value"].mean()
     assert row.worlds == 1
     assert row.difference == pytest.approx(values["rgalign_rec"] - values["qe_rec"])
     assert row.ci_low < row.difference < row.ci_high
-    rows = over.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs)
+    rows = compare.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs)
     assert rows["gauc"].tolist() == pytest.approx(values[rows["model"]].tolist())
 
 
@@ -291,11 +290,11 @@ def test_a_study_whose_runs_are_gone_says_the_same_from_its_tables(gathered, fol
     assert study.pairs_of(tmp_path, again) == pairs
     gone = study.results_of(tmp_path, again)
     assert set(finished["recipe"]) >= set(gone["recipe"])
-    found, by_world = over.compare(tmp_path, again, gone, pairs, **DRAWS)
+    found, by_world = compare.compare_models(tmp_path, again, gone, pairs, **DRAWS)
     pd.testing.assert_frame_equal(found, compared)
     assert len(by_world) == len(worlds)
     rows = [
-        over.stage_table(results_of, compared_of, study.stage_seconds(place, runs_of), runs_of)
+        compare.stage_table(results_of, compared_of, study.stage_seconds(place, runs_of), runs_of)
         for place, results_of, compared_of, runs_of in (
             (folder, table, compared, runs),
             (tmp_path, gone, found, again),
@@ -338,7 +337,7 @@ def test_two_ablations_are_compared_with_each_other_on_the_same_sessions(tmp_pat
     runs = study.runs_of(tmp_path)
     table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
     assert set(study.STEPS) & set(pairs) == {STEP, ("rgalign_rec/sft_only", "qe_rec")}
-    compared, _ = over.compare(tmp_path, runs, table, pairs, **DRAWS)
+    compared, _ = compare.compare_models(tmp_path, runs, table, pairs, **DRAWS)
     row = row_of(compared, *STEP)
     own = table[(table["metric"] == "gauc") & (table["slice"] == "all")]
     new, old = (own[own["model"] == name].groupby("world_seed")["value"].mean() for name in STEP)
@@ -361,7 +360,7 @@ def test_a_baselines_seconds_hold_no_language_model_and_a_slow_run_does_not_coun
     path.write_text(json.dumps(told))
     runs = study.runs_of(tmp_path)
     table, pairs = study.results_of(tmp_path, runs), study.pairs_of(tmp_path, runs)
-    compared, _ = over.compare(tmp_path, runs, table, pairs, **DRAWS)
-    rows = over.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs).set_index("model")
+    compared, _ = compare.compare_models(tmp_path, runs, table, pairs, **DRAWS)
+    rows = compare.stage_table(table, compared, study.stage_seconds(tmp_path, runs), runs).set_index("model")
     assert rows.loc["two_tower_text", "seconds"] == 10 + 30
     assert rows.loc["qe_rec", "seconds"] == 10 + 20 + 30

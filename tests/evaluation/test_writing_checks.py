@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 
-from rgalign.commands import machine
+from rgalign.commands import estimate
 from rgalign.evaluation import writing_checks as checks
 from rgalign.evaluation.writing_checks import Chance
 from rgalign.params import flat, load
@@ -101,15 +101,17 @@ def test_a_data_set_without_a_question_is_told_before_and_after(tmp_path):
     assert after[["stage", "check"]].to_numpy().tolist() == [["05_rg_sft", "transcripts"]]
     (tmp_path / "shop").mkdir()
     folder = {"data.source": "folder", "data.path": str(tmp_path / "shop")}
-    assert "has never seen a question" in machine.never_asked(load("params/smoke.yaml", folder))
+    assert "has never seen a question" in estimate.pretraining_note(load("params/smoke.yaml", folder))
     off = {"alignment.sft.use": False, "alignment.dpo.use": False}
     for silent in (off, {"alignment.loop.rounds": 0}, {"reasoner.model": "some/model", "reasoner.others": []}):
-        assert machine.never_asked(load("params/smoke.yaml", folder | silent)) == ""
+        assert estimate.pretraining_note(load("params/smoke.yaml", folder | silent)) == ""
     (tmp_path / "shop" / "transcripts.parquet").touch()
     assert (
-        machine.never_asked(load("params/smoke.yaml", folder)) == machine.never_asked(load("params/smoke.yaml")) == ""
+        estimate.pretraining_note(load("params/smoke.yaml", folder))
+        == estimate.pretraining_note(load("params/smoke.yaml"))
+        == ""
     )
-    assert machine.never_asked(load("params/smoke.yaml", {"data.world.transcripts": 0}))
+    assert estimate.pretraining_note(load("params/smoke.yaml", {"data.world.transcripts": 0}))
 
 
 def test_what_was_wrong_before_a_step_is_not_blamed_on_it():

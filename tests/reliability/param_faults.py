@@ -14,11 +14,11 @@ from rgalign.params import flat
 from rgalign.params_schema import Params
 
 LEAVES = tuple(sorted(flat(Params())))
-MORE = {  # rooms that the defaults leave empty
+MORE = {  # sections that the defaults leave empty
     "alignment.lora": ("rank", "alpha", "dropout", "targets"),
     "data.sampled_negatives": ("popularity", "uniform", "smoothing"),
 }
-FREE = ("ranker.tuned",)  # a dictionary of whatever rooms
+FREE = ("ranker.tuned",)  # a dictionary of sections
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def _typo(word: str, draw: random.Random) -> str:
 
 
 def typos() -> dict[str, BadParam]:
-    """One of each leaf and of each room; a word that is another parameter of the same room is no typo."""
+    """One of each leaf and of each section; a word that is another parameter of the same section is no typo."""
     draw, found = random.Random(0), {}
-    rooms = {key.rpartition(".")[0] for key in LEAVES}
-    for key in [*LEAVES, *sorted(rooms)]:
-        room, _, leaf = key.rpartition(".")
-        wrong = f"{room}.{_typo(leaf, draw)}".lstrip(".")
+    sections = {key.rpartition(".")[0] for key in LEAVES}
+    for key in [*LEAVES, *sorted(sections)]:
+        section, _, leaf = key.rpartition(".")
+        wrong = f"{section}.{_typo(leaf, draw)}".lstrip(".")
         if any(other == wrong or other.startswith(f"{wrong}.") for other in LEAVES):
             continue
         found[f"typo {wrong}"] = BadParam(wrong, "1", wrong, "typo")
@@ -57,10 +57,10 @@ def typos() -> dict[str, BadParam]:
 
 
 def _kinds(key: str) -> Any:
-    room: type[BaseModel] = Params
+    section: type[BaseModel] = Params
     for part in key.split("."):
-        field = room.model_fields[part]
-        room = field.annotation
+        field = section.model_fields[part]
+        section = field.annotation
     return field
 
 
@@ -127,7 +127,7 @@ MEANINGS = {
     "a number too long to print": BadParam("run.seed", "0x" + "f" * 5000, "run.seed", "meaning"),
     "an empty key": BadParam("", "1", "is not a parameter", "meaning"),
     "a key of dots": BadParam("..", "1", "is not a parameter", "meaning"),
-    "a room that is a leaf": BadParam("run.seed.value", "1", "run.seed", "meaning"),
+    "a section that is a leaf": BadParam("run.seed.value", "1", "run.seed", "meaning"),
     "no such run to go on from": BadParam("run.warm_start", "outputs/none", "run.warm_start", "meaning"),
     "no such data": BadParam("data", "{source: folder, path: /no/where}", "data.path", "meaning"),
     "a device that is not here": BadParam("run.device", "mps", "run.device", "meaning"),

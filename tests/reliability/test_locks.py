@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -16,7 +17,7 @@ from rgalign.run.artifacts import ArtifactError
 HOLD = """
 import sys, time
 from pathlib import Path
-from rgalign import locks
+from rgalign.run import locks
 run = Path(sys.argv[1])
 if sys.argv[2] == "run":
     with locks.locked(run, "a night's run"):
@@ -73,10 +74,11 @@ def test_a_killed_owner_leaves_nothing_that_keeps_others_out(tmp_path, other):
         owner = other(what)
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-    assert {path.name for path in tmp_path.iterdir()} == {locks.RUN, locks.STAGE}
+    left = {locks.RUN, locks.STAGE}
+    assert {path.name for path in tmp_path.iterdir()} == left | {f"{locks.STAGE}.json"}
     with locks.locked(tmp_path, "the next"):
-        assert json.loads((tmp_path / locks.RUN).read_text())["process"] == os.getpid()
-    assert not list(tmp_path.iterdir())
+        assert json.loads(locks.owner_file(tmp_path / locks.RUN).read_text())["process"] == os.getpid()
+    assert {path.name for path in tmp_path.iterdir()} == left, "owner files go, lock files stay"
 
 
 def test_a_run_waits_for_the_kernel_of_a_killed_one(tmp_path, other, monkeypatch):
@@ -85,24 +87,24 @@ def test_a_run_waits_for_the_kernel_of_a_killed_one(tmp_path, other, monkeypatch
     with pytest.raises(ArtifactError, match="shut its kernel down"), locks.locked(tmp_path, "the next"):
         pass
     monkeypatch.setattr(locks, "PATIENCE", 30)
-    monkeypatch.setattr(locks.time, "sleep", lambda _: (owner.kill(), owner.wait()))
+    threading.Timer(0.3, owner.kill).start()
     with locks.locked(tmp_path, "the next"):
-        assert owner.poll() is not None
+        assert owner.wait() != 0
 
 
 def test_the_same_process_may_go_in_twice_and_out(tmp_path):
     with locks.locked(tmp_path, "a sweep"), locks.locked(tmp_path, "its run"):
-        assert (tmp_path / locks.RUN).exists()
-    assert not (tmp_path / locks.RUN).exists()
+        assert "a sweep" in locks.owner_file(tmp_path / locks.RUN).read_text()
+    assert not locks.owner_file(tmp_path / locks.RUN).exists()
 
 
 def test_a_finished_stage_lets_others_in(tmp_path):
     stage = stages.open_stage("01_data", "params/smoke.yaml", tmp_path)
-    assert json.loads((tmp_path / locks.STAGE).read_text())["doing"] == "01_data"
+    assert json.loads(locks.owner_file(tmp_path / locks.STAGE).read_text())["doing"] == "01_data"
     for name in stage.stage.writes:
         artifacts.write_text(tmp_path / name, name)
     stage.finish()
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [locks.STAGE]
 
 
 def test_a_run_of_another_version_is_refused_with_the_command_to_type(tmp_path, capsys):

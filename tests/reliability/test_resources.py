@@ -52,7 +52,7 @@ def test_a_full_disk_is_said_with_the_file_and_leaves_the_old_one(tmp_path, what
     """A limit on the size of files is what a full disk is to a writer: it ends in the middle of a write."""
     target = tmp_path / "artifact"
     target.write_text("old")
-    header = "import numpy as np, pandas as pd\nfrom pathlib import Path\nfrom rgalign import artifacts\n"
+    header = "import numpy as np, pandas as pd\nfrom pathlib import Path\nfrom rgalign.run import artifacts\n"
     code = f"{header}target = Path({str(target)!r})\n{SMALL_FILES}{textwrap.dedent(WRITE[what])}"
     done = run_code(code)
     assert "rgalign.run.artifacts.ArtifactError: " in done.stderr, done.stderr
@@ -242,7 +242,7 @@ def test_being_asked_to_end_is_as_a_ctrl_c_in_the_terminal(capsys, monkeypatch, 
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         monkeypatch.setattr(pipeline, "execute", lambda *_, number=number, **__: os.kill(os.getpid(), number))
-        monkeypatch.setattr("rgalign.commands.runs.tell", lambda _: time.sleep(10))
+        monkeypatch.setattr("rgalign.commands.runs.print_results", lambda _: time.sleep(10))
         assert main(["run", "params/smoke.yaml", "--run-dir", str(tmp_path)]) == 128 + number
         assert "Give the same command again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before

@@ -1,9 +1,9 @@
-"""Comparisons over a study's worlds, and the stage table (METHOD.md 4).
+"""Comparisons of runs: a few side by side (python -m rgalign compare), or a study over its worlds (METHOD.md 4).
 
-The unit is the world: each has its own LM seed and ranker seeds, over which its values are averaged first. The interval
-over the worlds has the sampling error of their sessions as a floor (bootstrap.over_worlds). One or two worlds say next
-to nothing about another world: then there is only each world's own interval, users sampled again, and the column
-`worlds` shows it. Two models are compared in the worlds that have both; `world_seeds` names these.
+The unit of a study is the world: each has its own LM seed and ranker seeds, over which its values are averaged first.
+The interval over the worlds has the sampling error of their sessions as a floor (bootstrap.over_worlds). One or two
+worlds say next to nothing about another world: then there is only each world's own interval, users sampled again, and
+the column `worlds` shows it. Two models are compared in the worlds that have both; `world_seeds` names these.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rgalign.commands import study_kept
+from rgalign.commands import study
 from rgalign.commands.study import FULL, METRICS, SLICES, WORLD, as_row, table_of
 from rgalign.data import tables
 from rgalign.data.describe import train_clicks
-from rgalign.evaluation import results, slices
+from rgalign.evaluation import bootstrap, results, slices
 from rgalign.evaluation.comparisons import (
     COMPARED,
     INTERVALS,
@@ -24,12 +24,84 @@ from rgalign.evaluation.comparisons import (
     by_world,
     comparisons,
     comparisons_over_worlds,
+    holm,
     verdict,
 )
+from rgalign.evaluation.results import GAUC_WEIGHT
 from rgalign.ranker.variants import RANKERS
+from rgalign.run.artifacts import ArtifactError
+
+SIDE_BY_SIDE = ("gauc", "recall@3", "ndcg@3", "recall@3/kb", "ihr@1")  # metrics of `side_by_side`
+RESULTS, SESSION_METRICS = "tables/results.parquet", "tables/session_metrics.parquet"
 
 
-def compare(
+def side_by_side(runs: Sequence[Path]) -> pd.DataFrame:
+    """Means over ranker seeds on the whole test split: one row a model and metric, one column a run.
+
+    Raises ArtifactError that names every run without results, and for less than two runs or one given twice.
+    """
+    faults = [f"{run} has no {RESULTS}: run it through 09" for run in runs if not (run / RESULTS).is_file()]
+    if len({run.resolve() for run in runs}) < max(2, len(runs)):
+        faults.append("expected at least two runs, each once")
+    if faults:
+        raise ArtifactError("these runs cannot be compared:\n  " + "\n  ".join(faults))
+    columns = {}
+    for run, name in zip(runs, names(runs), strict=True):
+        table = pd.read_parquet(run / RESULTS)
+        whole = table[(table.slice == "all") & (table.split == "test") & table.metric.isin(SIDE_BY_SIDE)]
+        columns[name] = whole.groupby(["model", "metric"])["value"].mean()
+    table = pd.DataFrame(columns).dropna(how="all")
+    return table.sort_index(key=lambda level: level.map([*results.MODELS, *SIDE_BY_SIDE].index))
+
+
+def paired(runs: Sequence[Path], *, seed: int = 0, replicates: int = 1000) -> pd.DataFrame:
+    """GAUC of each later run minus the first's, model by model, where both judged the same test sessions.
+
+    Columns: run, against, model, difference, ci_low, ci_high (95 %, users sampled again), p_holm (adjusted for the rows
+    of this table), sessions. No row for a run that is kept without its session_metrics.
+    """
+    rows, labels = [], names(runs)
+    first = _run_sessions(runs[0])
+    for run, name in zip(runs[1:], labels[1:], strict=True):
+        other = _run_sessions(run)
+        for model in [model for model in results.MODELS if model in first and model in other]:
+            old, new = first[model], other[model]
+            same = old.index.equals(new.index) and old[GAUC_WEIGHT].equals(new[GAUC_WEIGHT])
+            if not same or old.user_id.ne(new.user_id).any():
+                continue
+            interval = bootstrap.over_users(
+                (new.gauc - old.gauc).to_numpy(), old[GAUC_WEIGHT].to_numpy(), old.user_id.to_numpy(),
+                seed=seed, replicates=replicates,
+            )  # fmt: skip
+            rows.append((name, labels[0], model, *map(float, interval), bootstrap.p_over_users(*interval), len(old)))
+    columns = ["run", "against", "model", "difference", "ci_low", "ci_high", "p_holm", "sessions"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(p_holm=holm(table["p_holm"]))
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """A name a run: its folder's, with as much of the path before it as makes it different from the others."""
+    for parts in range(1, max(len(run.resolve().parts) for run in runs) + 1):
+        found = ["/".join(run.resolve().parts[-parts:]) for run in runs]
+        if len(set(found)) == len(found):
+            break
+    return found
+
+
+def _run_sessions(run: Path) -> dict[str, pd.DataFrame]:
+    """model -> its test sessions by session_id, GAUC averaged over ranker seeds; nothing where they are not kept."""
+    if not (run / SESSION_METRICS).is_file():
+        return {}
+    sessions = results.conform(pd.read_parquet(run / SESSION_METRICS), "session_metrics")
+    test = sessions[sessions.split == "test"]
+    means = {}
+    for model, own in test.groupby("model"):
+        by_session = own.groupby("session_id")
+        means[model] = by_session.agg({"gauc": "mean", GAUC_WEIGHT: "first", "user_id": "first"})
+    return means
+
+
+def compare_models(
     folder: Path, runs: pd.DataFrame, table: pd.DataFrame, pairs: Sequence[tuple[str, str]], **draws
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The comparisons rows of a study, and the same world by world (with world_seed, new, old).
@@ -37,8 +109,8 @@ def compare(
     runs, table, pairs  study.runs_of, results_of, pairs_of
     draws               seed, replicates of the bootstrap inside each world
     """
-    if study_kept.is_kept(folder):
-        worlds = study_kept.worlds(folder, pairs)
+    if study.is_published(folder):
+        worlds = study.published_worlds(folder, pairs)
         return comparisons_over_worlds(worlds), worlds
     worlds = by_world(results.conform(table.drop(columns="recipe"), "results"), pairs)
     own = _own_intervals(folder, runs, worlds, **draws)
@@ -53,9 +125,9 @@ def _own_intervals(folder: Path, runs: pd.DataFrame, worlds: pd.DataFrame, **dra
         here = runs[(runs["state"] == "finished") & same(runs["distance"], distance) & same(runs["world_seed"], world)]
         masks = _slices(folder / here["run"].iloc[0])
         ablations = frozenset(here["ablation"]) - {""}
-        wanted = list(part[PAIR].drop_duplicates().itertuples(index=False, name=None))
-        for names in {ablations.intersection(pair): None for pair in wanted}:
-            pairs = [pair for pair in wanted if ablations.intersection(pair) == names]
+        all_pairs = list(part[PAIR].drop_duplicates().itertuples(index=False, name=None))
+        for names in {ablations.intersection(pair): None for pair in all_pairs}:
+            pairs = [pair for pair in all_pairs if ablations.intersection(pair) == names]
             sessions = _sessions(folder, here, names)
             rows = comparisons(sessions, pairs, masks, distance=distance, **draws)
             found.append(rows[[*COMPARED, *PAIR, *INTERVALS]].assign(world_seed=world))
@@ -80,7 +152,7 @@ def _slices(run: Path) -> pd.DataFrame:
 def _sessions(folder: Path, runs: pd.DataFrame, ablations: Collection[str]) -> pd.DataFrame:
     """session_metrics of one world's runs: those of no ablation, with those of some beside them.
 
-    Seeds are numbered anew, since runs of two LM seeds may have the same ranker seeds. Beside ablations only runs of
+    Seeds are numbered again, since runs of two LM seeds may have the same ranker seeds. Beside ablations only runs of
     run.seeds that each of them has count: an LM is noise that all must share.
     """
     seeds = set.intersection(*(set(runs["seed"][runs["ablation"] == name]) for name in ("", *ablations)))
@@ -112,13 +184,13 @@ def stage_table(table: pd.DataFrame, compared: pd.DataFrame, seconds: pd.DataFra
     wide = wide.reindex(columns=["distance", "model", *names])
     wide = wide[wide["gauc"].notna()]
     gauc = compared[(compared["metric"] == "gauc") & (compared["slice"] == "all")]
-    told = ["difference", "ci_low", "ci_high", "p_holm", "relative", "relative_low", "relative_high"]
-    shown = gauc[["distance", *PAIR, *told, "worlds", "world_seeds"]]
+    interval = ["difference", "ci_low", "ci_high", "p_holm", "relative", "relative_low", "relative_high"]
+    shown = gauc[["distance", *PAIR, *interval, "worlds", "world_seeds"]]
     rows = wide.merge(shown.assign(says=[verdict(row) for row in shown.itertuples()]), "left", ["distance", "model"])
     rows["seconds"] = [_seconds(row.model, row.distance, seconds, runs) for row in rows.itertuples()]
     order = rows["model"].map(list(results.MODELS).index)
     rows = rows.assign(order=order).sort_values(["distance", "order"], kind="stable", ignore_index=True)
-    first = ["distance", "model", "gauc", "against", *told, "worlds", "world_seeds", "says"]
+    first = ["distance", "model", "gauc", "against", *interval, "worlds", "world_seeds", "says"]
     return rows[[*first, *names[1:], "seconds"]].astype({"worlds": "Int64"})
 
 
@@ -132,7 +204,7 @@ def main_distance(runs: pd.DataFrame) -> float:
 def _seconds(model: str, distance: float, seconds: pd.DataFrame, runs: pd.DataFrame) -> float:
     """Median over a model's runs of the seconds of its stages; NaN for what no stage trains (popularity, an oracle).
 
-    The median, since a machine that was busy with something else must not make a stage look dear.
+    The median, since a machine that was busy with something else must not make a stage look expensive.
     """
     trained = model.split("+")[0]
     if trained not in RANKERS and not trained.startswith(FULL):
