@@ -43,7 +43,7 @@ def generate_candidates(
     if doubled := int(sessions["session_id"].duplicated().sum()):
         errors.append(f"{doubled} sessions are there twice")
     if errors:
-        raise ValueError("no candidate can be written:\n" + "\n".join(f"  {fault}" for fault in errors))
+        raise ValueError("no candidate can be written:\n" + "\n".join(f"  {error}" for error in errors))
     sampling = dict(samples=samples, temperature=temperature, top_p=top_p)
     how = dict(max_new_tokens=max_new_tokens, progress=progress)
     tables = []

@@ -331,16 +331,9 @@ def end_to_end(
     rows = [{"input_ids": list(map(int, ids)), "prompt": len(ids), "session": row} for row, ids in enumerate(prompts)]
     through = partial(_ranking_loss, reasoner=reasoner, lists=lists.to(device), intents=intents.to(device), loss=loss)
     collate = partial(_collate, pad=reasoner.tokenizer.pad_token_id)
-    schedule = Schedule(
-        settings.epochs,
-        settings.learning_rate,
-        settings.documents_per_batch,
-        settings.weight_decay,
-        neftune=settings.neftune,
-    )
     identity = {"reasoner": fingerprint(reasoner), "rankers": hashed.hexdigest()}
     task, modules = Task("end to end", Rows(rows), collate, through), {"rankers": together}
-    trained, curve = fit(reasoner, task, schedule, setup, identity=identity, modules=modules)
+    trained, curve = fit(reasoner, task, Schedule.of(settings), setup, identity=identity, modules=modules)
     return trained, [ranker.train(False) for ranker in together], curve
 
 

@@ -197,17 +197,10 @@ def contrastive(
     placed = [space.to(device) for space in spaces]
     language = sessions.queries is not None
     loss = partial(rg_cl_loss, reasoner=reasoner, spaces=placed, settings=settings, language=language)
-    schedule = Schedule(
-        settings.epochs,
-        settings.learning_rate,
-        settings.documents_per_batch,
-        settings.weight_decay,
-        neftune=settings.neftune,
-    )
     identity = {"reasoner": fingerprint(reasoner), "spaces": [space.digest() for space in spaces]}
     identity["settings"] = settings.model_dump()
     task = Task("contrastive", sessions.rows(), partial(_collate, pad=pad), loss)
-    return fit(reasoner, task, schedule, setup, identity=identity)
+    return fit(reasoner, task, Schedule.of(settings), setup, identity=identity)
 
 
 def rg_cl_loss(

@@ -73,22 +73,22 @@ class Pairs:
     reward_rejected: np.ndarray
 
     def __post_init__(self) -> None:
-        faults = []
+        errors = []
         counts = {name: len(value) for name, value in vars(self).items()}
         if len(set(counts.values())) > 1:
-            faults.append("their parts differ in number: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+            errors.append("their parts differ in number: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
         if not counts["prompts"]:
-            faults.append("there is no pair")
+            errors.append("there is no pair")
         for name in ("prompts", *SIDES):
             if empty := sum(not len(ids) for ids in getattr(self, name)):
-                faults.append(f"{empty} of {name} have no token")
+                errors.append(f"{empty} of {name} have no token")
         if equal := sum(list(one) == list(other) for one, other in zip(self.chosen, self.rejected, strict=False)):
-            faults.append(f"{equal} pairs have the same query twice: nothing is preferred")
+            errors.append(f"{equal} pairs have the same query twice: nothing is preferred")
         for name in ("reward_chosen", "reward_rejected"):
             if bad := int((~np.isfinite(np.asarray(getattr(self, name), dtype=float))).sum()):
-                faults.append(f"{bad} of {name} are not finite")
-        if faults:
-            raise ValueError("these are no preference pairs:\n" + "\n".join(f"  {fault}" for fault in faults))
+                errors.append(f"{bad} of {name} are not finite")
+        if errors:
+            raise ValueError("these are no preference pairs:\n" + "\n".join(f"  {error}" for error in errors))
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -40,14 +40,7 @@ def sft(
     raise_all("RG-SFT", document_errors(reasoner, prompts, queries))
     collate = partial(right_padded, pad=reasoner.tokenizer.pad_token_id)
     task = Task("RG-SFT", Documents(prompts, queries), collate, query_loss, weight=query_tokens)
-    schedule = Schedule(
-        settings.epochs,
-        settings.learning_rate,
-        settings.documents_per_batch,
-        settings.weight_decay,
-        neftune=settings.neftune,
-    )
-    return fit(reasoner, task, schedule, setup, identity={"reasoner": fingerprint(reasoner)})
+    return fit(reasoner, task, Schedule.of(settings), setup, identity={"reasoner": fingerprint(reasoner)})
 
 
 def query_tokens(row: dict) -> int:

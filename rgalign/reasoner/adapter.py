@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rgalign.params_schema import Lora
-from rgalign.reasoner.folder import ADAPTER_WEIGHTS, ReasonerError, adapter_faults
+from rgalign.reasoner.folder import ADAPTER_WEIGHTS, ReasonerError, adapter_errors
 from rgalign.seeding import seeded
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> 
     found = {key: shape for key, shape in found.items() if key not in brought}
     if wanted != found:
         first = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
-        raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: first fault at {first}")
+        raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: first error at {first}")
     # peft froze the base; merged, it is a plain model again, that can be trained.
     if not merge:
         return ready_to_save(wrapped, embeddings=bool(brought))
@@ -52,8 +52,8 @@ def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> 
 
 def read_adapter(folder: Path, name: str) -> PeftConfig:
     """The config of an adapter that is meant for the model of this name. Raises ReasonerError; no weight is read."""
-    if faults := adapter_faults(folder):
-        raise ReasonerError(f"adapter {folder} cannot be read: {'; '.join(faults)}")
+    if errors := adapter_errors(folder):
+        raise ReasonerError(f"adapter {folder} cannot be read: {'; '.join(errors)}")
     try:
         config = PeftConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -162,16 +162,18 @@ def build_models(
     Curves: model, step, loss (nats a token), seconds; empty where nothing was trained.
     Raises ReasonerError, ValueError.
     """
-    wanted, settings = _wanted(recipe, vectors), recipe.settings
+    wanted, settings = _models_of(recipe, vectors), recipe.settings
     if aligned is not None:
-        _go_on(recipe, aligned, last / MAIN, folder / MAIN)
+        _copy_aligned(recipe, aligned, last / MAIN, folder / MAIN)
         del wanted[MAIN]
         for other in [name for name in wanted if name != KB_LM and (last / name).is_dir()]:
             shutil.copytree(last / other, folder / other)
             del wanted[other]
     for name, (source, _, _) in wanted.items():
         if source != TINY:
-            _take(recipe, dataset, source, folder / name, adapter=settings.adapter if name == MAIN else None)
+            _record_pretrained(
+                recipe, dataset, source, folder / name, adapter=settings.adapter if name == MAIN else None
+            )
     own = {name: how for name, (source, *how) in wanted.items() if source == TINY}
     if not own:
         return pd.DataFrame({"model": [], "step": [], "loss": []})
@@ -180,11 +182,11 @@ def build_models(
         {**shared, "seed": seed, "size": size, "work": work / name, "kb_only": name == KB_LM, "folder": folder / name}
         for name, (seed, size) in own.items()
     ]
-    curves = each(_tiny, jobs, total=len(jobs), workers=min(workers, len(jobs)), title="language models")
+    curves = each(_train_tiny, jobs, total=len(jobs), workers=min(workers, len(jobs)), title="language models")
     return pd.concat([curve.assign(model=name) for name, curve in zip(own, curves, strict=True)])
 
 
-def _wanted(recipe: Recipe, vectors: Collection[str]) -> dict[str, tuple[str, int, TinyModel]]:
+def _models_of(recipe: Recipe, vectors: Collection[str]) -> dict[str, tuple[str, int, TinyModel]]:
     """name -> source, seed and size of every model of the run."""
     settings = recipe.settings
     if KB_LM in vectors and not recipe.own:
@@ -195,7 +197,7 @@ def _wanted(recipe: Recipe, vectors: Collection[str]) -> dict[str, tuple[str, in
     return wanted | ({KB_LM: wanted[MAIN]} if KB_LM in vectors else {})
 
 
-def _go_on(recipe: Recipe, aligned: Path, main: Path, folder: Path) -> None:
+def _copy_aligned(recipe: Recipe, aligned: Path, main: Path, folder: Path) -> None:
     """Write the aligned reasoner of another run; an adapter is merged into the model that it was trained on."""
     if not (aligned / ADAPTER).is_file():
         shutil.copytree(aligned, folder)
@@ -206,7 +208,7 @@ def _go_on(recipe: Recipe, aligned: Path, main: Path, folder: Path) -> None:
     save(replace(before, model=adapted(before.model, aligned, before.name, merge=True)), folder)
 
 
-def _take(recipe: Recipe, dataset: Dataset, model: str, folder: Path, adapter: str | None) -> None:
+def _record_pretrained(recipe: Recipe, dataset: Dataset, model: str, folder: Path, adapter: str | None) -> None:
     """Record a hub model or folder, after checking that it can be prompted."""
     how = recipe.settings.model_dump(include={"kind", "dtype", "quantize"})
     found = look(model, adapter=adapter, device=recipe.device, **how)
@@ -320,12 +322,12 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
         sessions=_train(dataset),
         transcripts=_transcripts(dataset),
     )
-    enough = settings.tiny.min_count
-    told = verbalize.compact_text(settings.instruction or "").split()
-    return tokenizer.build(counts | Counter(dict.fromkeys(told, enough)), min_count=enough)
+    min_count = settings.tiny.min_count
+    instruction = verbalize.compact_text(settings.instruction or "").split()
+    return tokenizer.build(counts | Counter(dict.fromkeys(instruction, min_count)), min_count=min_count)
 
 
-def _tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder: Path) -> pd.DataFrame:
+def _train_tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder: Path) -> pd.DataFrame:
     reasoner = tiny(words, hidden=size.hidden, layers=size.layers, heads=size.heads, seed=seed)
     how = recipe.settings.pretraining
     repeats = KB_ALONE_REPEATS if kb_only else how.kb_repeats

@@ -72,7 +72,7 @@ def embed(
     tokens_per_batch  padded tokens in a batch; a longer sequence is a batch of its own. Default: by device [C]
     pooling           last | mean | cls; default: the reasoner's own
     Equal sequences are encoded once. A batch that the device has no memory for is halved, and the log says so.
-    Raises ValueError that lists all faults.
+    Raises ValueError that lists all errors.
     """
     pooling = pooling or reasoner.pooling
     budget = tokens_per_batch or TOKENS_PER_BATCH.get(reasoner.device.type, TOKENS_PER_BATCH["cuda"])
@@ -172,28 +172,28 @@ def pool(
 
 
 def _check(reasoner: Reasoner, sequences: Sequence[Sequence[int]], prefix: int, budget: int, pooling: str) -> None:
-    faults = []
+    errors = []
     if pooling not in POOLINGS:
-        faults.append(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+        errors.append(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
     if budget < 1 or prefix < 0:
-        faults.append(f"tokens_per_batch {budget} and prefix {prefix}: expected at least 1 and 0")
+        errors.append(f"tokens_per_batch {budget} and prefix {prefix}: expected at least 1 and 0")
     lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
     if (empty := np.flatnonzero(lengths == 0)).size:
-        faults.append(f"{empty.size} sequences have no token (first: number {empty[0]})")
+        errors.append(f"{empty.size} sequences have no token (first: number {empty[0]})")
     if reasoner.positions is not None and (long := np.flatnonzero(lengths > reasoner.positions)).size:
         most = f"the model's {reasoner.positions} positions"
-        faults.append(f"{long.size} sequences are longer than {most} (longest: {lengths.max()}); lower max_tokens")
+        errors.append(f"{long.size} sequences are longer than {most} (longest: {lengths.max()}); lower max_tokens")
     flat = np.fromiter((token for ids in sequences for token in ids), dtype=np.int64, count=int(lengths.sum()))
     known = reasoner.model.get_input_embeddings().weight.shape[0]
     if (foreign := flat[(flat < 0) | (flat >= known)]).size:
-        faults.append(f"{foreign.size} token ids are not the model's {known} (first: {foreign[0]})")
+        errors.append(f"{foreign.size} token ids are not the model's {known} (first: {foreign[0]})")
     if prefix > 0 and len(sequences):
         head = tuple(sequences[0][:prefix])
         apart = [i for i, ids in enumerate(sequences) if len(head) < prefix or tuple(ids[:prefix]) != head]
         if apart:
-            faults.append(f"{len(apart)} sequences do not share the first {prefix} ids (first: number {apart[0]})")
-    if faults:
-        raise ValueError(f"{len(sequences)} sequences cannot be embedded:\n  " + "\n  ".join(faults))
+            errors.append(f"{len(apart)} sequences do not share the first {prefix} ids (first: number {apart[0]})")
+    if errors:
+        raise ValueError(f"{len(sequences)} sequences cannot be embedded:\n  " + "\n  ".join(errors))
 
 
 ROWS_PER_SHARD = 20_000
@@ -241,15 +241,15 @@ def embed_to_shards(
     leaves no half shard. options are those of `embed`. Raises ValueError.
     """
     folder = Path(folder)
-    faults = []
+    errors = []
     if len(ids) != len(sequences):
-        faults.append(f"{len(ids)} ids for {len(sequences)} sequences")
+        errors.append(f"{len(ids)} ids for {len(sequences)} sequences")
     if len(set(ids)) != len(ids):
-        faults.append(f"{len(ids) - len(set(ids))} ids are there twice")
+        errors.append(f"{len(ids) - len(set(ids))} ids are there twice")
     if rows_per_shard < 1 or not 0 <= process_index < processes:
-        faults.append(f"rows_per_shard {rows_per_shard}, process {process_index} of {processes}: out of range")
-    if faults:
-        raise ValueError(f"nothing was embedded into {folder}:\n  " + "\n  ".join(faults))
+        errors.append(f"rows_per_shard {rows_per_shard}, process {process_index} of {processes}: out of range")
+    if errors:
+        raise ValueError(f"nothing was embedded into {folder}:\n  " + "\n  ".join(errors))
     count = max(1, -(-len(ids) // rows_per_shard))
     # Budget, progress and a shared prefix change the speed, never the meaning of a vector.
     meaning = {"model": fingerprint(reasoner), "rows": rows_per_shard, "ids": list(map(str, ids))}

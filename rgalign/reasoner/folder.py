@@ -42,7 +42,7 @@ def read_json(path: Path) -> Any:
         raise ReasonerError(f"{path} cannot be read: {error}") from None
 
 
-def pointer_faults(folder: Path) -> list[str]:
+def pointer_errors(folder: Path) -> list[str]:
     """Files that were left in Git's large file storage."""
     files = sorted(path for pattern in READ for path in folder.glob(pattern) if path.is_file())
     left = [path.name for path in files if _begins(path, LFS)]
@@ -53,7 +53,7 @@ def pointer_faults(folder: Path) -> list[str]:
     ]
 
 
-def foreign_faults(folder: Path) -> list[str]:
+def foreign_errors(folder: Path) -> list[str]:
     """Why a folder is not one whole model: an adapter alone or beside one, or GGUF alone."""
     if (folder / ADAPTER_CONFIG).is_file():
         if not (_whole(folder) or (folder / INDEX).is_file()):
@@ -72,7 +72,7 @@ def foreign_faults(folder: Path) -> list[str]:
     return []
 
 
-def weight_faults(folder: Path) -> list[str]:
+def weight_errors(folder: Path) -> list[str]:
     """Why the weights of this folder cannot be read whole."""
     if (folder / WEIGHTS).is_file():
         return damaged(folder, [WEIGHTS])
@@ -100,10 +100,10 @@ def weight_faults(folder: Path) -> list[str]:
     return ["no weights (*.safetensors) beside the config"]
 
 
-def adapter_faults(folder: Path) -> list[str]:
+def adapter_errors(folder: Path) -> list[str]:
     """Why this folder is no adapter that peft can read."""
-    if faults := pointer_faults(folder):
-        return faults
+    if errors := pointer_errors(folder):
+        return errors
     if not (folder / ADAPTER_CONFIG).is_file():
         other = "it is a whole model: give it as reasoner.model" if _whole(folder) else "that is not a peft adapter"
         return [f"no {ADAPTER_CONFIG}: {other}"]
@@ -114,14 +114,14 @@ def adapter_faults(folder: Path) -> list[str]:
 
 def damaged(folder: Path, names: list[str]) -> list[str]:
     """Those of these safetensors files that are not whole: header against size."""
-    faults = []
+    errors = []
     for name in names:
         try:
             with safe_open(folder / name, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            faults.append(f"{name} cannot be loaded, it is damaged or not whole ({error}): download it again")
-    return faults
+            errors.append(f"{name} cannot be loaded, it is damaged or not whole ({error}): download it again")
+    return errors
 
 
 def _whole(folder: Path) -> bool:
@@ -164,10 +164,10 @@ PROBES = (
 SHIFTED = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "mpnet")
 
 
-def refuse(subject: str, faults: list[str]) -> None:
-    """Raises ReasonerError with all faults, if there are any."""
-    if faults:
-        raise ReasonerError(f"{subject} cannot be used as a reasoner:\n  " + "\n  ".join(faults))
+def refuse(subject: str, errors: list[str]) -> None:
+    """Raises ReasonerError with all errors, if there are any."""
+    if errors:
+        raise ReasonerError(f"{subject} cannot be used as a reasoner:\n  " + "\n  ".join(errors))
 
 
 def locate(model: str, subject: str = "model") -> Path:
@@ -183,22 +183,22 @@ def locate(model: str, subject: str = "model") -> Path:
     )
 
 
-def folder_faults(folder: Path) -> list[str]:
+def folder_errors(folder: Path) -> list[str]:
     """What keeps this folder from being a model with a tokenizer, whatever its kind."""
-    if faults := pointer_faults(folder) or foreign_faults(folder):
-        return faults
+    if errors := pointer_errors(folder) or foreign_errors(folder):
+        return errors
     if not (folder / CONFIG).is_file():
         return [f"no {CONFIG} in {folder}: that is not a transformers model"]
     config = read_json(folder / CONFIG)
-    faults = []
+    errors = []
     if not isinstance(config, dict) or config.get("model_type") not in CONFIG_MAPPING_NAMES:
         found = config.get("model_type") if isinstance(config, dict) else config
-        faults.append(f"model_type {found!r} is none that transformers knows; code in a model's folder is never run")
-    faults += weight_faults(folder)
-    return faults + _tokenizer_faults(folder)
+        errors.append(f"model_type {found!r} is none that transformers knows; code in a model's folder is never run")
+    errors += weight_errors(folder)
+    return errors + _tokenizer_errors(folder)
 
 
-def causal_faults(folder: Path) -> list[str]:
+def causal_errors(folder: Path) -> list[str]:
     """Why this folder's config is not that of a causal language model that can be used here; empty where it is."""
     config = read_json(folder / CONFIG)
     kind, found = config.get("model_type"), config.get("architectures") or []
@@ -217,13 +217,13 @@ def causal_faults(folder: Path) -> list[str]:
 
 def _unsupported(architecture: str, config: dict) -> list[str]:
     """What a causal model lacks that queries and embeddings are made with."""
-    faults = []
+    errors = []
     if "past_key_values" not in inspect.signature(getattr(transformers, architecture).forward).parameters:
-        faults.append(f"not supported: {architecture} keeps no keys and values of its prompt (past_key_values)")
+        errors.append(f"not supported: {architecture} keeps no keys and values of its prompt (past_key_values)")
     narrow, hidden = config.get("word_embed_proj_dim"), config.get("hidden_size")
     if narrow is not None and narrow != hidden:
-        faults.append(f"not supported: its last states are {narrow} wide and the rest {hidden} (word_embed_proj_dim)")
-    return faults
+        errors.append(f"not supported: its last states are {narrow} wide and the rest {hidden} (word_embed_proj_dim)")
+    return errors
 
 
 def positions(config: Any) -> int | None:
@@ -275,14 +275,14 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ReasonerError(f"the tokenizer in {folder} cannot be read: {error or broken}") from None
     if by_class is not None and _ids(by_class) == wanted:
         return by_class
-    by_file, fault = _attempt(PreTrainedTokenizerFast, folder)
+    by_file, file_error = _attempt(PreTrainedTokenizerFast, folder)
     ids = by_file and _ids(by_file)
     if by_class is not None and ids == _ids(by_class):  # what differs is not the class: tokens that its config adds
         return by_class
     if ids != wanted:
         raise ReasonerError(
             f"the tokenizer in {folder} cannot be read: whatever its class, it gives other tokens than its own "
-            f"{TOKENIZER_FILE} ({fault or error or 'no error'}); download it again"
+            f"{TOKENIZER_FILE} ({file_error or error or 'no error'}); download it again"
         )
     named = type(by_class).__name__ if by_class is not None else "its class"
     logger.warning("%s: %s gives other tokens than %s; the file is used as it is", folder, named, TOKENIZER_FILE)
@@ -309,7 +309,7 @@ def _ids_of_file(path: Path) -> list[list[int]]:
     return [plain.encode(text, add_special_tokens=False).ids for text in PROBES]
 
 
-def vocabulary_faults(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str]:
+def vocabulary_errors(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str]:
     """Tokens that a prompt may hold and that the model has no row for; a special token that no prompt can hold is none.
 
     rows  of the embeddings. Prompts hold data, from which special tokens are removed, and what chat template and
@@ -358,7 +358,7 @@ def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **opt
     return model.eval()
 
 
-def _tokenizer_faults(folder: Path) -> list[str]:
+def _tokenizer_errors(folder: Path) -> list[str]:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return [f"no tokenizer ({VOCABULARIES[0]} or another vocabulary file) beside the config"]
     settings = folder / "tokenizer_config.json"
@@ -411,12 +411,12 @@ def read_encoder(folder: Path) -> Encoder:
     settings_file = modules[0][1] / "sentence_bert_config.json"
     settings = read_json(settings_file) if settings_file.is_file() else {}
     pooling = _pooling(read_json(modules[1][1] / "config.json"))
-    faults = []
+    errors = []
     if pooling not in POOLINGS:
-        faults.append(f"its pooling is {pooling}; understood is one of {', '.join(POOLINGS)}")
+        errors.append(f"its pooling is {pooling}; understood is one of {', '.join(POOLINGS)}")
     if settings.get("do_lower_case"):
-        faults.append("it lower-cases text before its tokenizer, which is not understood (do_lower_case)")
-    refuse(str(folder), faults)
+        errors.append("it lower-cases text before its tokenizer, which is not understood (do_lower_case)")
+    refuse(str(folder), errors)
     return Encoder(modules[0][1], POOLINGS[pooling], "Normalize" in names, settings.get("max_seq_length"))
 
 

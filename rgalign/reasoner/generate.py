@@ -180,12 +180,12 @@ def sample(
     number), count (how often it was drawn). A draw depends on seed, row and its own number alone, not on the number of
     samples, prompts or new tokens; torch's random state is neither read nor changed. first_row: the number of the
     first prompt's draws, where these prompts are a part of more. tokens_per_batch: in the cache; default: by device.
-    Raises ValueError with every fault of the arguments, ReasonerError for an encoder.
+    Raises ValueError with every error of the arguments, ReasonerError for an encoder.
     """
-    faults = [f"samples is {samples}; expected 1 or more"] if samples < 1 else []
-    faults += [f"temperature is {temperature}; expected more than 0"] if not temperature > 0 else []
-    faults += [f"top_p is {top_p}; expected more than 0 and at most 1"] if not 0 < top_p <= 1 else []
-    _check(reasoner, prompts, max_new_tokens, faults)
+    errors = [f"samples is {samples}; expected 1 or more"] if samples < 1 else []
+    errors += [f"temperature is {temperature}; expected more than 0"] if not temperature > 0 else []
+    errors += [f"top_p is {top_p}; expected more than 0 and at most 1"] if not 0 < top_p <= 1 else []
+    _check(reasoner, prompts, max_new_tokens, errors)
     uniform = torch.from_numpy(_uniform(seed, len(prompts), samples, max_new_tokens, first_row))
 
     def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
@@ -260,19 +260,19 @@ def repeated_share(texts: Sequence[str], words: int = 3) -> float:
     return sum(map(repeats, texts)) / max(1, len(texts))
 
 
-def _check(reasoner: Reasoner, prompts: Sequence[Sequence[int]], max_new_tokens: int, faults: list[str]) -> None:
+def _check(reasoner: Reasoner, prompts: Sequence[Sequence[int]], max_new_tokens: int, errors: list[str]) -> None:
     if reasoner.kind != "causal":
         raise ReasonerError(f"{reasoner.name} is an encoder: it embeds, it cannot write queries; load a causal LM")
     empty = [row for row, prompt in enumerate(prompts) if not len(prompt)]
-    faults += [f"{len(empty)} prompts have no token (first: {empty[0]})"] if empty else []
-    faults += [f"max_new_tokens is {max_new_tokens}; expected 1 or more"] if max_new_tokens < 1 else []
+    errors += [f"{len(empty)} prompts have no token (first: {empty[0]})"] if empty else []
+    errors += [f"max_new_tokens is {max_new_tokens}; expected 1 or more"] if max_new_tokens < 1 else []
     longest, most = max(map(len, prompts), default=0), reasoner.positions
     if most is not None and longest + max_new_tokens > most:
-        faults.append(
+        errors.append(
             f"a prompt of {longest} tokens and a query of {max_new_tokens}; the model can read {most} at most"
         )
-    if faults:
-        raise ValueError("no query can be written:\n  " + "\n  ".join(faults))
+    if errors:
+        raise ValueError("no query can be written:\n  " + "\n  ".join(errors))
 
 
 def _invert(probability: Tensor, uniform: Tensor, top_p: float) -> Tensor:

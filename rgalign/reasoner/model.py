@@ -31,8 +31,8 @@ from rgalign.reasoner.adapter import adapted, read_adapter
 from rgalign.reasoner.folder import (
     Encoder,
     ReasonerError,
-    causal_faults,
-    folder_faults,
+    causal_errors,
+    folder_errors,
     load_tokenizer,
     load_weights,
     locate,
@@ -40,7 +40,7 @@ from rgalign.reasoner.folder import (
     read_encoder,
     read_json,
     refuse,
-    vocabulary_faults,
+    vocabulary_errors,
     write_encoder,
 )
 from rgalign.run.artifacts import atomic, digest
@@ -123,12 +123,12 @@ def look(
     quantize: str | None = None,
 ) -> Found:
     """Finds the model that `load` would load, and refuses what can be refused before any weight is read."""
-    refuse(f"model {model!r} with these settings", _setting_faults(kind, adapter, dtype, device, quantize))
+    refuse(f"model {model!r} with these settings", _setting_errors(kind, adapter, dtype, device, quantize))
     folder = locate(model)
     name = folder.resolve().name if given_folder(model) is not None else model
     encoder = read_encoder(folder) if kind == "encoder" else None
     place = encoder.transformer if encoder else folder
-    refuse(str(folder), folder_faults(place) or ([] if encoder else causal_faults(place)))
+    refuse(str(folder), folder_errors(place) or ([] if encoder else causal_errors(place)))
     if adapter:
         read_adapter(locate(adapter, "adapter"), name)
     tokenizer = load_tokenizer(place)
@@ -138,7 +138,7 @@ def look(
         config = AutoConfig.from_pretrained(place, local_files_only=True)
     except Exception as error:  # whatever a broken file makes a config class raise
         raise ReasonerError(f"the config in {place} cannot be read: {error}") from None
-    refuse(str(place), vocabulary_faults(tokenizer, config.get_text_config().vocab_size))
+    refuse(str(place), vocabulary_errors(tokenizer, config.get_text_config().vocab_size))
     return Found(name, place, tokenizer, config, encoder)
 
 
@@ -187,12 +187,12 @@ def tiny(
     large model has learnt that long ago, a tiny one has two minutes.
     hidden is a multiple of 2 * heads (rotary positions turn pairs). Raises ReasonerError.
     """
-    faults = []
+    errors = []
     if min(hidden, layers, heads) < 1 or hidden % (2 * heads):
-        faults.append(f"hidden {hidden}, layers {layers}, heads {heads}: hidden must be a multiple of 2 * heads")
+        errors.append(f"hidden {hidden}, layers {layers}, heads {heads}: hidden must be a multiple of 2 * heads")
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
-        faults.append("its tokenizer needs a pad and an end-of-text token")
-    refuse("a tiny model", faults)
+        errors.append("its tokenizer needs a pad and an end-of-text token")
+    refuse("a tiny model", errors)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -255,29 +255,29 @@ def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def _setting_faults(kind: str, adapter: str | None, dtype: str, device: str, quantize: str | None) -> list[str]:
-    faults = []
+def _setting_errors(kind: str, adapter: str | None, dtype: str, device: str, quantize: str | None) -> list[str]:
+    errors = []
     if kind not in KINDS:
-        faults.append(f"kind {kind!r} is none of {', '.join(KINDS)}")
+        errors.append(f"kind {kind!r} is none of {', '.join(KINDS)}")
     if dtype not in DTYPES:
-        faults.append(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    if (fault := _device_fault(device)) is not None:
-        faults.append(fault)
+        errors.append(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    if (error := _device_error(device)) is not None:
+        errors.append(error)
     if kind == "encoder" and (adapter or quantize):
-        faults.append("adapter and quantize are for causal models; an encoder takes neither")
+        errors.append("adapter and quantize are for causal models; an encoder takes neither")
     if quantize is not None and quantize not in QUANTIZATIONS:
-        faults.append(f"quantize {quantize!r} is none of {', '.join(QUANTIZATIONS)}")
+        errors.append(f"quantize {quantize!r} is none of {', '.join(QUANTIZATIONS)}")
     elif quantize is not None:
         lacking = [] if torch.cuda.is_available() else ["a CUDA device (none is here)"]
         lacking += [] if find_spec("bitsandbytes") else ["bitsandbytes (pip install bitsandbytes)"]
         if lacking:
-            faults.append(f"quantize {quantize} needs {' and '.join(lacking)}; leave quantize empty to do without")
+            errors.append(f"quantize {quantize} needs {' and '.join(lacking)}; leave quantize empty to do without")
         if device == "cpu":
-            faults.append(f"quantize {quantize} runs on CUDA alone; device is cpu")
-    return faults
+            errors.append(f"quantize {quantize} runs on CUDA alone; device is cpu")
+    return errors
 
 
-def _device_fault(device: str) -> str | None:
+def _device_error(device: str) -> str | None:
     if device == "auto":
         return None
     try:

@@ -62,7 +62,7 @@ def prompter(
     embed            prompt | prompt_query, for a control; None: reasoner.embed
     ends, positions  the model's own (Reasoner)
     The layout is the tokenizer's affair: a run may have tiny models beside pretrained ones. Raises ValueError with
-    Prompter's faults, and where prompt and query are longer than the model's positions.
+    Prompter's errors, and where prompt and query are longer than the model's positions.
     """
     own = has_ask(tokenizer)
     instruction = settings.instruction

@@ -31,7 +31,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from rgalign.params_schema import Lora
+from rgalign.params_schema import Contrastive, Lora, Sft
 from rgalign.reasoner.adapter import trainable, tuned
 from rgalign.reasoner.batches import (
     MicroBatch,
@@ -114,6 +114,12 @@ class Schedule:
     weight_decay: float = 0.01
     neftune: float = 0.0
     beta2: float = 0.999
+
+    @classmethod
+    def of(cls, section: Sft | Contrastive) -> "Schedule":
+        """By the params of a step."""
+        rows, decay = section.documents_per_batch, section.weight_decay
+        return cls(section.epochs, section.learning_rate, rows, decay, section.neftune)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Looking changes nothing; the stop rule on made-up figures; the KL of a policy to itself is 0."""
+"""Measuring changes nothing; the stop rule on made-up values; the KL of a policy to itself is 0."""
 
 from types import SimpleNamespace
 
