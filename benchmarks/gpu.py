@@ -25,7 +25,7 @@ from benchmarks.tuning import Clock
 from rgalign.alignment.sft import sft
 from rgalign.commands.estimate import model_size
 from rgalign.data.lists import Lists, with_queries, with_texts
-from rgalign.params_schema import Lora, RankerSettings, Sft
+from rgalign.params_training import Lora, RankerSettings, Sft
 from rgalign.ranker.fit import fit
 from rgalign.ranker.losses import listnet_kl
 from rgalign.ranker.train import Parts, build

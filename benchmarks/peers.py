@@ -24,7 +24,7 @@ from torch import Tensor
 from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import gauc, gauc_of_lists, group_auc, ndcg_at
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker.fit import fit, gauc_of
 from rgalign.ranker.towers import TwoTower, TwoTowerConfig
 from rgalign.run.distributed import single_process

@@ -77,7 +77,7 @@ def measure_one(folder: Path, size: int, *, lists: int, threads: int) -> list[di
     import torch
 
     from rgalign.data import shards, split
-    from rgalign.params_schema import RankerSettings
+    from rgalign.params_training import RankerSettings
     from rgalign.ranker.train import Parts, build
     from rgalign.shopworld.shards import write_world
 
@@ -119,7 +119,7 @@ def _trained(model, parts, most: int) -> int:
     """One epoch over at most so many lists with a click; returns how many it was."""
     import torch
 
-    from rgalign.params_schema import RankerSettings
+    from rgalign.params_training import RankerSettings
     from rgalign.ranker.fit import fit, with_click
 
     own = with_click(parts.train.take(torch.arange(min(most, len(parts.train)))))

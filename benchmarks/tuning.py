@@ -24,7 +24,7 @@ from benchmarks.peers import MISSING, installed, row
 from rgalign.alignment.dpo import dpo
 from rgalign.alignment.preferences import Pairs, reference_log_probabilities
 from rgalign.alignment.sft import sft
-from rgalign.params_schema import Dpo, Sft
+from rgalign.params_training import Dpo, Sft
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.trainer import CHECKPOINTING, CHECKPOINTS, Setup, borrowed_state
 

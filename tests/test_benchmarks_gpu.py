@@ -8,7 +8,7 @@ import torch
 from benchmarks import embedding, gpu, peers
 from rgalign.data.encode import encode_intents, encode_lists
 from rgalign.data.features import fit_space
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker.train import Parts, build
 from rgalign.shopworld import world
 

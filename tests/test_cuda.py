@@ -15,7 +15,7 @@ from rgalign.alignment.sft import sft
 from rgalign.commands import estimate
 from rgalign.commands.estimate import model_size
 from rgalign.params import ROOT, load
-from rgalign.params_schema import Lora, Sft
+from rgalign.params_training import Lora, Sft
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import sample
 from rgalign.reasoner.model import load as load_reasoner

@@ -20,7 +20,7 @@ from rgalign.evaluation import metrics, off_policy
 from rgalign.evaluation.bootstrap import over_worlds
 from rgalign.experiment import ab_test
 from rgalign.params import ROOT
-from rgalign.params_schema import Dpo, RankerSettings
+from rgalign.params_training import Dpo, RankerSettings
 from rgalign.ranker.losses import listnet_kl, listnet_loss
 from rgalign.ranker.towers import Branches, ThreeTower, ThreeTowerConfig, TwoTower, TwoTowerConfig
 from rgalign.reasoner.pretrain import ahead_loss, next_token_loss

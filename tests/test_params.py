@@ -20,7 +20,8 @@ from rgalign.params import (
     parse_assignments,
     shipped_files,
 )
-from rgalign.params_schema import CORE_RANKERS, RANKER_NAMES, Params, RankerSettings
+from rgalign.params_schema import Params
+from rgalign.params_training import CORE_RANKERS, RANKER_NAMES, RankerSettings
 from rgalign.ranker.store import ARCHITECTURES
 from rgalign.ranker.towers import INTERACTIONS
 from rgalign.ranker.variants import RANKERS

@@ -8,8 +8,9 @@ import torch
 
 from rgalign.__main__ import main
 from rgalign.params import dump, load
-from rgalign.params_schema import Lora, OtherModel, Params
+from rgalign.params_schema import OtherModel, Params
 from rgalign.params_schema import Reasoner as ReasonerSettings
+from rgalign.params_training import Lora
 from rgalign.reasoner import build
 from rgalign.reasoner.adapter import trainable
 from rgalign.reasoner.embed import embed

@@ -30,7 +30,7 @@ from rgalign.alignment.sft import train_sft
 from rgalign.data import vectors
 from rgalign.data.lists import QueryIntents, QueryLists
 from rgalign.data.vectors import Vectors
-from rgalign.params_schema import Contrastive
+from rgalign.params_training import Contrastive
 from rgalign.ranker import launched, store
 from rgalign.ranker.fit import gauc_of
 from rgalign.ranker.launched import Launch

@@ -26,7 +26,7 @@ from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.errors import nearest, safe_repr
 from rgalign.params import Params
-from rgalign.params_schema import Alignment, RankerSettings
+from rgalign.params_training import Alignment, RankerSettings
 from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import score, with_click

@@ -26,7 +26,7 @@ from rgalign.alignment.info_nce import (
     uniformity,
 )
 from rgalign.data.lists import Lists
-from rgalign.params_schema import Contrastive
+from rgalign.params_training import Contrastive
 from rgalign.reasoner.batches import Documents, Rows, raise_all, right_padded
 from rgalign.reasoner.embed import pool
 from rgalign.reasoner.model import Reasoner, fingerprint

@@ -28,7 +28,7 @@ from rgalign.alignment.preferences import (
     to_pairs,
 )
 from rgalign.errors import nearest
-from rgalign.params_schema import Dpo
+from rgalign.params_training import Dpo
 from rgalign.reasoner.batches import document_errors, raise_all, retry_smaller
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.trainer import Schedule, Setup, Task, fit

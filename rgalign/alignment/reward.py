@@ -24,7 +24,7 @@ from rgalign.alignment.candidates import nonempty
 from rgalign.data.lists import Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
 from rgalign.errors import nearest
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker import store
 from rgalign.ranker.fit import fit, refuse_other_parts, score
 from rgalign.ranker.losses import Loss

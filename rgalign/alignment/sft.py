@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rgalign.alignment import launched
 from rgalign.alignment.context import Context
 from rgalign.alignment.logprobs import query_log_probabilities
-from rgalign.params_schema import Sft
+from rgalign.params_training import Sft
 from rgalign.reasoner.batches import Documents, document_errors, raise_all, right_padded
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.trainer import Schedule, Setup, Task, fit

@@ -28,7 +28,7 @@ from rgalign.data.features import UNKNOWN, FeatureSpace, column_of, ids_of
 from rgalign.data.lists import Bag, Intents, Lists, listed_in
 from rgalign.data.schema import FEATURE_TYPES, STRING
 from rgalign.data.tables import Dataset
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker.fit import TrainingError
 from rgalign.ranker.towers import TwoTower
 from rgalign.ranker.variants import RANKERS

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from rgalign.data.lists import Intents, Lists
 from rgalign.evaluation.metrics import Gauc, gauc_of_lists
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker.losses import Loss, listnet
 from rgalign.seeding import seeded
 

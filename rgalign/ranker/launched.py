@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from accelerate import Accelerator
 
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker import train as rankers
 from rgalign.ranker.train import PartsOf
 from rgalign.run import distributed

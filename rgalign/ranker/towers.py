@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgalign.data.lists import Intents, Lists, listed_in
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker.layers import (
     BagEmbedding,
     FieldAttention,
@@ -39,7 +39,7 @@ class TwoTowerConfig:
     positions                    longest training list; 0 where positions are not real: no position bias
     text                         True: the words of both sides are read; False: ids only
     query_dim                    width of a reasoner's vectors of sessions and intents; 0: none are read
-    The others are those of params_schema.RankerSettings. Raises ValueError with all that is wrong.
+    The others are those of params_training.RankerSettings. Raises ValueError with all that is wrong.
     """
 
     KIND: ClassVar[str] = "two-tower"

@@ -17,7 +17,7 @@ from rgalign.data import shards, vectors
 from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker import chats as chatting
 from rgalign.ranker import store
 from rgalign.ranker.fit import fit

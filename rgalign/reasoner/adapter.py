@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from rgalign.params_schema import Lora
+from rgalign.params_training import Lora
 from rgalign.reasoner.folder import ADAPTER_WEIGHTS, ReasonerError, adapter_errors
 from rgalign.seeding import seeded
 

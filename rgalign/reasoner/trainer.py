@@ -31,7 +31,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from rgalign.params_schema import Contrastive, Lora, Sft
+from rgalign.params_training import Contrastive, Lora, Sft
 from rgalign.reasoner.adapter import trainable, tuned
 from rgalign.reasoner.batches import (
     MicroBatch,

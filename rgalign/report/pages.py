@@ -18,7 +18,7 @@ from rgalign.evaluation.comparisons import holm, verdict
 from rgalign.evaluation.metrics import LABELS, gap_closed
 from rgalign.evaluation.results import MODELS, UNTRAINED, best_untrained
 from rgalign.params import Params, dump, load_run
-from rgalign.params_schema import STEPS
+from rgalign.params_training import STEPS
 from rgalign.run import artifacts
 from rgalign.run.plan import EVALUATION, STAGES, maker, stage_params
 from rgalign.run.stages import params_changes

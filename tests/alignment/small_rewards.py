@@ -9,7 +9,7 @@ import torch
 from rgalign.alignment.reward import RewardModel
 from rgalign.data.lists import Bag, Intents, Lists, QueryIntents, with_queries, with_texts
 from rgalign.data.vectors import Vectors
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker.towers import ThreeTower, ThreeTowerConfig, set_whitening
 from rgalign.ranker.train import Parts
 

@@ -7,7 +7,7 @@ from rgalign.alignment import contrastive as rg_cl
 from rgalign.alignment import dpo as rg_dpo
 from rgalign.alignment import sft as rg_sft
 from rgalign.alignment.monitor import EarlyStopping
-from rgalign.params_schema import Contrastive, Dpo, Lora, Sft
+from rgalign.params_training import Contrastive, Dpo, Lora, Sft
 from rgalign.reasoner.trainer import Setup
 
 SESSIONS = {field.name for field in fields(rg_cl.ClickedSessions)} - {"prompts"}

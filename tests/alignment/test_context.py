@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rgalign.alignment.context import MAIN, Context, copy_folder, load_aligned
 from rgalign.data import tables
-from rgalign.params_schema import Lora
+from rgalign.params_training import Lora
 from rgalign.reasoner.adapter import trainable, tuned
 from rgalign.reasoner.model import fingerprint
 from rgalign.run.artifacts import digest

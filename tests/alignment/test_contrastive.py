@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, TrainerCallback
 
 from rgalign.alignment.info_nce import RankingSpace, alignment, effective_rank, info_nce, session_nce, uniformity
 from rgalign.data.lists import Bag, QueryIntents, QueryLists
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker.losses import listnet_loss
 from rgalign.ranker.towers import ThreeTower, ThreeTowerConfig
 from rgalign.reasoner.embed import embed

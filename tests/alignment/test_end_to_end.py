@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from rgalign.data.lists import with_queries, with_texts
 from rgalign.params import ParamsError, check
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.losses import listnet_kl
 from rgalign.ranker.towers import ThreeTower, ThreeTowerConfig

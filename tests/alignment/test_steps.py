@@ -12,7 +12,7 @@ from small_pairs import Onlooker
 
 from rgalign.alignment import contrastive, dpo, preferences, sft
 from rgalign.data import tables
-from rgalign.params_schema import Dpo
+from rgalign.params_training import Dpo
 
 LISTS = SimpleNamespace(
     candidates=torch.tensor([[4, 2, 9], [7, 1, -1], [3, 8, 5]]),

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from rgalign.alignment.logprobs import log_probabilities, query_log_probabilities
 from rgalign.alignment.preferences import reference_log_probabilities
-from rgalign.params_schema import Lora
+from rgalign.params_training import Lora
 from rgalign.reasoner.adapter import trainable, tuned
 from rgalign.reasoner.batches import Documents, right_padded
 from rgalign.reasoner.model import fingerprint, load, save

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rgalign.data.lists import Bag, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker import fit as training
 from rgalign.ranker.towers import ThreeTowerConfig, TwoTowerConfig
 

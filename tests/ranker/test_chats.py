@@ -10,7 +10,7 @@ from conftest import CATEGORIES, PER_CATEGORY, UNSEEN, bags
 from rgalign.data import shards, tables
 from rgalign.data.features import UNKNOWN
 from rgalign.data.split import development_users
-from rgalign.params_schema import RANKER_NAMES, Ranker, RankerSettings
+from rgalign.params_training import RANKER_NAMES, Ranker, RankerSettings
 from rgalign.ranker import chats as chatting
 from rgalign.ranker.chats import Chats, chat_loss, encode, of_run, pretrain
 from rgalign.ranker.fit import TrainingError, score

@@ -9,7 +9,7 @@ import torch
 from conftest import fit
 
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.params_schema import RANKER_NAMES, RankerSettings
+from rgalign.params_training import RANKER_NAMES, RankerSettings
 from rgalign.ranker.fit import Fitted, TrainingError, score
 from rgalign.ranker.search import SPACE, changes, configurations, grid, search, space_of
 from rgalign.ranker.towers import TwoTower

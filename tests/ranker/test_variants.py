@@ -11,7 +11,7 @@ from conftest import BUCKETS, CATEGORIES, KB
 from hypothesis import strategies as st
 
 from rgalign.data.vectors import Vectors
-from rgalign.params_schema import RankerSettings
+from rgalign.params_training import RankerSettings
 from rgalign.ranker import store
 from rgalign.ranker.fit import fit, score
 from rgalign.ranker.layers import Whitening

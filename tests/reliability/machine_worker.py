@@ -16,7 +16,7 @@ from rgalign.alignment.sft import sft
 from rgalign.data import shards, sources, split, tables
 from rgalign.data.vectors import Vectors
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.params_schema import RankerSettings, Sft
+from rgalign.params_training import RankerSettings, Sft
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import fit, score
 from rgalign.reasoner import build, embed, generate

@@ -1,0 +1,271 @@
+"""The sections of the params that say what is trained and how: ranker, alignment."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
+
+from rgalign.params_base import Real, Section, Seed, Seeds, Share, all_different, tuple_from_yaml
+from rgalign.ranker.variants import RANKERS
+
+RANKER_NAMES = tuple(name for name, ranker in RANKERS.items() if ranker.in_params)  # with a slash: controls
+RankerName = Literal[*RANKER_NAMES]
+CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
+
+
+class Search(Section):
+    trials: int = Field(
+        0,
+        ge=0,
+        description="random configurations of each model, judged on valid beside the values given here; a control "
+        "(qe_rec/lsa) has its model's best and searches what is its own alone (whitening_ridge, "
+        "the chat settings); 0: take the values given here",
+    )
+    seed: Seed | None = Field(None, description="of the configurations and their training; empty: run.seed")
+
+
+class RankerSettings(Section):
+    """What one ranker is built and trained with; the sizes are choices [C] that the search may replace."""
+
+    embedding_dim: int = Field(8, ge=1, description="width of a feature field")
+    dim: int = Field(32, ge=1, description="width of the user and intent vectors")
+    attention_layers: int = Field(1, ge=0, description="AutoInt layers over the fields")
+    heads: int = Field(1, ge=1, description="of the attention; they divide embedding_dim")
+    experts: int = Field(4, ge=1, description="mixture of experts on top of the fields")
+    hidden: int = Field(32, ge=1, description="width of an expert")
+    dropout: Share = Field(0.5, lt=1)
+    id_dropout: Share = Field(0.1, lt=1, description="ids shown as 'unknown' in training, so that it can stand in")
+    intent_std: Real = Field(0.3, gt=0, description="of the first weights of an intent's id and category")
+    whitening_ridge: Real = Field(
+        0.3,
+        gt=0,
+        description="of the vectors that are read: what is added to the variance of a direction before it is scaled to "
+        "1; large: directions that hardly vary, mostly noise, stay small [C]",
+    )
+    learning_rate: Real = Field(4e-3, gt=0)
+    weight_decay: Real = Field(0.01, ge=0)
+    epochs: int = Field(60, ge=1, description="at most; early stopping ends before")
+    patience: int = Field(5, ge=1, description="epochs without a better GAUC on the development users")
+    chat_epochs: int = Field(4, ge=1, description="over the chats, before the clicks, of two_tower_text/chats [C]")
+    chat_learning_rate: Real = Field(2e-3, gt=0, description="on the chats [C]")
+    chat_temperature: Real = Field(1.0, gt=0, description="of the chats' softmax; 1: the ranker's own scores [C]")
+    lists_per_batch: int = Field(128, ge=2, description="impression lists, not rows")
+    interaction: Literal["attention", "product"] = Field("attention", description="of the three towers [C]")
+    interaction_hidden: int = Field(32, ge=1, description="width of what scores a pair from the towers' products")
+    kl_weight: Real = Field(0.2, ge=0, description="how much the query branch must agree; 0 switches it off [C]")
+    query_hidden: int = Field(128, ge=0, description="width of the query tower's hidden layer; 0: linear")
+    query_dropout: Share = Field(0.5, lt=1)
+
+    @field_validator("heads")
+    @classmethod
+    def heads_divide_the_width(cls, heads: int, info: ValidationInfo) -> int:
+        width = info.data.get("embedding_dim", heads)
+        if width % heads:
+            raise ValueError(f"does not divide ranker.embedding_dim, which is {width}")
+        return heads
+
+
+class Ranker(RankerSettings):
+    models: Annotated[tuple[RankerName, ...], BeforeValidator(tuple_from_yaml), AfterValidator(all_different)] = Field(
+        CORE_RANKERS, min_length=1
+    )
+    seeds: Seeds | None = Field(None, min_length=1, description="one ranker a seed; empty: three from run.seed")
+    position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
+    search: Search = Search()
+    tuned: dict[RankerName, RankerSettings] = Field({}, description="model: settings that a search found for it")
+
+    @field_serializer("tuned")
+    def tuned_as_given(self, tuned: dict[str, RankerSettings]) -> dict[str, dict[str, Any]]:
+        """Only what was set: the rest keeps following the shared settings when the params are read back."""
+        return {name: own.model_dump(exclude_unset=True) for name, own in tuned.items()}
+
+    def settings(self) -> dict[str, RankerSettings]:
+        """model -> all it is built and trained with: the shared settings, under its parent's, under its own.
+
+        A control (qe_rec/no_text) has its parent's settings (qe_rec): they differ in what is controlled alone.
+        """
+        shared = self.model_dump(include=set(RankerSettings.model_fields))
+        tuned = self.model_dump()["tuned"]
+        own = {name: {**tuned.get(name.split("/")[0], {}), **tuned.get(name, {})} for name in self.models}
+        return {name: RankerSettings.model_construct(**{**shared, **own[name]}) for name in self.models}
+
+
+# The params of ranking-guided alignment (METHOD.md 2.3): notebooks 04 to 08.
+
+STEPS = {"sft": "RG-SFT", "dpo": "RG-DPO", "cl": "RG-CL"}  # of the alignment in their order: section -> name
+WRITING_STEPS = ("sft", "dpo")  # that teach to write: not for an encoder
+WEIGHT_DECAY = Field(0.01, ge=0)
+
+
+class Lora(Section):
+    """A low-rank adapter beside the frozen weights, through peft; for models of billions of parameters."""
+
+    rank: int = Field(16, ge=1)
+    alpha: Real = Field(32, gt=0)
+    dropout: Share = Field(0.0, lt=1)
+    targets: str = Field("all-linear", description="peft's target_modules")
+
+
+class Engine(Section):
+    """How RG-SFT, RG-DPO and RG-CL fit a large model into a card's memory; the defaults are for small ones."""
+
+    gradient_checkpointing: bool = Field(False, description="states of layers are made again in the backward pass")
+    tokens_per_batch: int | None = Field(
+        None,
+        ge=16,
+        description="padded tokens that a process runs at once; a step's documents are run in such pieces and their "
+        "gradients added: the same step. Not RG-CL, whose rows are each other's negatives. Empty: all at once",
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="8 bit: bitsandbytes on CUDA alone")
+
+
+class Candidates(Section):
+    """What every LLM writes for a session with a click: its greedy query and these."""
+
+    samples: int = Field(4, ge=1, description="a session and LLM")
+    temperature: Real = Field(1.0, gt=0)
+    top_p: Share = Field(1.0, gt=0)
+    llms: Literal["all", "one"] = Field("all", description="one: the main LLM alone writes as many as all would")
+
+
+class Reward(Section):
+    folds: int = Field(
+        2,
+        ge=1,
+        le=10,
+        description="of train's users: a session that training data is chosen from is judged by a model that was "
+        "trained without its user's fold; 1: by the model trained on all [C]",
+    )
+    form: str = Field(
+        "auto", description="a name of alignment.reward.REWARDS; auto: the better judge of list and kb [C]"
+    )
+    null_share: Share = Field(0.1, lt=1, description="of training sessions conditioned on the null query [C]")
+    compared: bool = Field(
+        True, description="one more of another seed and one on a single LLM's queries, to judge it by"
+    )
+
+
+class Sft(Section):
+    use: bool = Field(True, description="False switches this step off")
+    select: Literal["best", "random"] = Field("best", description="of a session's candidates: by reward, or any")
+    min_reward: Real | None = Field(None, description="nats; a session whose best query has less is left out")
+    epochs: Real = Field(3.0, gt=0)
+    learning_rate: Real = Field(6e-4, gt=0)
+    documents_per_batch: int = Field(48, ge=1)
+    neftune: Real = Field(5.0, ge=0, description="NEFTune's alpha [P: NEFTune]; 0: no noise")
+    weight_decay: Real = WEIGHT_DECAY
+
+
+class Dpo(Section):
+    use: bool = Field(True, description="False switches this step off")
+    objective: str = Field("dpo", description="a name of alignment.objectives.OBJECTIVES")
+    beta: Real = Field(0.3, gt=0, description="with small ones the policy drifts from its reference [C]")
+    sft_weight: Real = Field(1.0, ge=0, description="of the chosen queries' -log p per token beside it [C]")
+    length_normalised: bool = False
+    min_margin: Real = Field(0.1, ge=0, description="nats of reward between chosen and rejected, at least [C]")
+    margin_quantile: Share = Field(0.5, lt=1, description="share of the pairs with the smallest margins left out [C]")
+    epochs: Real = Field(1.0, gt=0)
+    learning_rate: Real = Field(1e-4, gt=0)
+    pairs_per_batch: int = Field(32, ge=1)
+    weight_decay: Real = WEIGHT_DECAY
+    looks: int = Field(4, ge=0, description="evaluations of ranking and writing while it trains; 0: none")
+    tolerance: Real = Field(
+        0.005, ge=0, description="GAUC on valid that may be lost while the reward rises; more stops training [C]"
+    )
+
+
+class Contrastive(Section):
+    use: bool = Field(True, description="False switches this step off")
+    similarity: Literal["ranker", "cosine", "dot"] = Field(
+        "ranker", description="the frozen ranker's score of a pair, or of the query branch alone [C]"
+    )
+    ranker_learns: bool = Field(
+        False, description="the reference: the rankers' own loss through the reasoner, and both learn"
+    )
+    temperature: Real = Field(1.0, gt=0)
+    hard: int = Field(16, ge=0, description="negatives a session: what the ranker ranks highest and nobody clicked")
+    in_batch: bool = Field(
+        True, validate_default=True, description="the other sessions' clicked intents are negatives too"
+    )
+    symmetric: Real = Field(0.0, ge=0, description="weight of the same loss from intent to session; not for ranker")
+    lm_weight: Real = Field(0.3, ge=0, description="of the language loss on the best queries beside it [C]")
+    epochs: Real = Field(4.0, gt=0)
+    learning_rate: Real = Field(1e-3, gt=0)
+    documents_per_batch: int = Field(64, ge=1)
+    neftune: Real = Field(0.0, ge=0)
+    weight_decay: Real = WEIGHT_DECAY
+
+    @field_validator("in_batch")
+    @classmethod
+    def something_to_push_away(cls, in_batch: bool, info: ValidationInfo) -> bool:
+        if not in_batch and info.data.get("use") and info.data.get("hard") == 0:
+            raise ValueError("there would be no negative: set hard above 0, or in_batch to true")
+        return in_batch
+
+    @field_validator("symmetric")
+    @classmethod
+    def not_for_the_rankers_score(cls, symmetric: float, info: ValidationInfo) -> float:
+        if symmetric and info.data.get("similarity") == "ranker":
+            raise ValueError("a session's score of an intent is no distance; set similarity to cosine or dot")
+        return symmetric
+
+
+class ClosedLoop(Section):
+    """How the ranker follows the LM: after RG-SFT and RG-DPO, and again after RG-CL; and how often all is repeated."""
+
+    rounds: int = Field(
+        1, ge=0, le=10, description="at most, while GAUC on the development users rises; 0: no alignment at all"
+    )
+    ranker: Literal["warm", "scratch", "frozen"] = Field(
+        "warm", description="continues the ranker before, starts from scratch, or is not trained [C]"
+    )
+    refit_whitening: bool = Field(
+        True, description="on the vectors after RG-CL; false: that of the ranker that RG-CL aligned with [C]"
+    )
+    learning_rate: Real = Field(3e-4, gt=0, description="of the warm ranker")
+    patience: int = Field(3, ge=1, description="epochs without a better GAUC on the development users")
+    cross_fit: bool = Field(
+        False, description="the ranker learns from vectors of models that RG-CL aligned without their users [C]"
+    )
+    look_sessions: int = Field(2000, ge=1, description="of each part, that a step is evaluated on while it trains")
+
+    @field_validator("cross_fit")
+    @classmethod
+    def of_one_round(cls, cross_fit: bool, info: ValidationInfo) -> bool:
+        if cross_fit and info.data.get("rounds", 1) > 1:
+            raise ValueError("a second round would begin from a reasoner that has seen all users: set rounds to 1")
+        return cross_fit
+
+
+class Alignment(Section):
+    lora: Lora | None = Field(None, description="empty: all weights learn, as a tiny model may")
+    engine: Engine = Engine()
+    candidates: Candidates = Candidates()
+    reward: Reward = Reward()
+    sft: Sft = Sft()
+    dpo: Dpo = Dpo()
+    cl: Contrastive = Contrastive()
+    loop: ClosedLoop = ClosedLoop()
+
+    @field_validator("loop")
+    @classmethod
+    def what_goes_with_a_ranker_that_learns(cls, loop: ClosedLoop, info: ValidationInfo) -> ClosedLoop:
+        cl = info.data.get("cl")
+        if cl is None or not (cl.use and cl.ranker_learns):
+            return loop
+        beside = {"rounds above 1": loop.rounds > 1, "cross_fit": loop.cross_fit, "lora": info.data.get("lora")}
+        wrong = [name for name, given in beside.items() if given]
+        if cl.similarity != "ranker":
+            wrong.append(f"similarity {cl.similarity}")
+        if wrong:
+            raise ValueError(f"cl.ranker_learns is one training of all weights: it cannot go with {', '.join(wrong)}")
+        return loop
+
+
+# The params of the machine: seeds, device, processes, and what a CPU refuses by name.
