@@ -286,26 +286,30 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     if aligned and not (run / ALIGNED).is_dir():
         raise ArtifactError(f"{run} has no {ALIGNED}: run it through 08, or load it with aligned=False")
     params = load_run(run)
-    room = params.reasoner
+    reasoner_params = params.reasoner
     meta: dict[str, Any] = read_yaml(run / DATASET / YAML_FILE)
     intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))
-    reads_kb = partial(load_saved, run / REASONER, kind=room.kind, dtype=room.dtype, device=device)
+    reads_kb = partial(
+        load_saved, run / REASONER, kind=reasoner_params.kind, dtype=reasoner_params.dtype, device=device
+    )
     reasoner, serves_aligned = reads_kb(), aligned is not False and (run / ALIGNED).is_dir()
     if serves_aligned:
-        recipe, kb_reader = Recipe(room, params.data.features.drop, device), run / KB_READER
+        recipe, kb_reader = Recipe(reasoner_params, params.data.features.drop, device), run / KB_READER
         reasoner = load_step(run / ALIGNED, recipe, reasoner)
         if kb_reader.is_dir() and any(kb_reader.iterdir()):  # else the one before the alignment
             reads_main = reads_kb
             reads_kb = lambda: load_step(kb_reader, recipe, reads_main())  # noqa: E731
     own = {"ends": reasoner.ends, "positions": reasoner.positions}
-    prompter = settings.prompter(room, meta, intents, reasoner.tokenizer, drop=params.data.features.drop, **own)
+    prompter = settings.prompter(
+        reasoner_params, meta, intents, reasoner.tokenizer, drop=params.data.features.drop, **own
+    )
     return Scorer(
         reasoner,
         prompter,
         dict(meta["features"]),
         reads_kb,
-        room.queries.max_new_tokens,
-        room.embed_tokens_per_batch,
+        reasoner_params.queries.max_new_tokens,
+        reasoner_params.embed_tokens_per_batch,
         _load_ranking(run, params, serves_aligned, seed, intents, meta, reasoner.device),
     )
 

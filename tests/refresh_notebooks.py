@@ -1,4 +1,4 @@
-"""Make the committed notebook outputs anew: `make notebooks` (quickstart, for readers), `make references` (nbval).
+"""Make the committed notebook outputs again: `make notebooks` (quickstart, for readers), `make references` (nbval).
 
 90 and 91 are executed by hand, since their outputs are those of a study and of a machine:
 python tests/refresh_notebooks.py study | benchmarks.

@@ -26,7 +26,7 @@ def read_counts() -> dict:
 
 
 def record(counts: dict) -> None:
-    """Keep the counts of some kinds of case, and write the document's section anew once all kinds are there."""
+    """Keep the counts of some kinds of case, and write the document's section again once all kinds are there."""
     kept = {**read_counts(), **counts}
     write_text(COUNTS, json.dumps(kept, indent=2, sort_keys=True) + "\n")
     if {"tables", "params"} <= set(kept):

@@ -41,7 +41,7 @@ CONTROLS = ("cfpb2014-controls", "msweb-controls")  # whose controls have a tabl
 SWEPT = ("study", "study-2")  # what sweeps ran and notebook 90 made of it; each on worlds of its own
 CL_ONLY = "rgalign_rec/cl_only"  # which still had its language term in the first study
 DISTANCES = "study-distance"  # a sweep over the distance between the LM's chats and the shop
-ALIGNED = {  # sweeps over a public set, LLMs and rankers drawn anew; an encoder is always the same one
+ALIGNED = {  # sweeps over a public set, LLMs and rankers sampled again; an encoder is always the same one
     "cfpb2014-alignment": "cfpb2014",
     "cfpb2014-minilm-alignment": "cfpb2014, MiniLM for the LM",
     "msweb-alignment": "msweb",

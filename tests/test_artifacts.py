@@ -101,7 +101,7 @@ def test_missing_data_lists_where_it_was_looked_for(monkeypatch, tmp_path):
 
 
 def test_places_that_nobody_has_are_not_named(tmp_path, monkeypatch):
-    """A user's own folder has no ../shared/data, and need not hear of it."""
+    """A user's own folder has no ../shared/data, and need not be told of it."""
     monkeypatch.delenv("RGALIGN_DATA", raising=False)
     monkeypatch.setattr(artifacts, "ROOT", tmp_path / "mine")
     with pytest.raises(ArtifactError) as error:

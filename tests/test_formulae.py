@@ -134,10 +134,10 @@ def test_reward(form):
         vectors = ranker.intent(intents)[0].numpy()
 
     def log_p(query) -> np.ndarray:
-        heard = type(lists)(**{**vars(lists), "query": query})
+        asked = type(lists)(**{**vars(lists), "query": query})
         with torch.no_grad():
-            scores = ranker(heard, intents).numpy()
-            branch = ranker.query(heard).numpy() @ vectors.T / np.sqrt(SMALL["dim"])
+            scores = ranker(asked, intents).numpy()
+            branch = ranker.query(asked).numpy() @ vectors.T / np.sqrt(SMALL["dim"])
         own = log_softmax(scores) if form == "list" else log_softmax(branch)
         at = lists.candidates.numpy()
         places = np.broadcast_to(np.arange(at.shape[1]), at.shape) if form == "list" else at

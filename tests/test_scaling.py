@@ -29,7 +29,7 @@ def test_a_size_is_measured_from_world_to_evaluation(tmp_path, capfd):
     assert pd.isna(scaling.growth(table)).all()
     assert (tmp_path / scaling.FIGURE).read_bytes().startswith(b"\x89PNG")
     again = scaling.measure(tmp_path, [600], lists=50)
-    pd.testing.assert_frame_equal(again, table)  # to the second: it was not measured anew
+    pd.testing.assert_frame_equal(again, table)  # to the second: it was not measured again
     assert "600" not in capfd.readouterr().out
 
 

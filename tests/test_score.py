@@ -49,9 +49,9 @@ def test_queries_are_those_of_the_runs_own_model_and_prompt(run, sessions):
     assert list(found) == ["session_id", "query", "log_probability"]
     assert found.session_id.tolist() == sessions.session_id.tolist()
     assert scorer.prompter.features == ["state", "note", "visited"], "dropped columns are not shown"
-    room = load_params(run / serve.PARAMS).reasoner
+    of_reasoner = load_params(run / serve.PARAMS).reasoner
     intents = to_frame(good_tables()["intents"])
-    prompter = settings.prompter(room, good_meta(), intents, scorer.reasoner.tokenizer, drop=["amount"])
+    prompter = settings.prompter(of_reasoner, good_meta(), intents, scorer.reasoner.tokenizer, drop=["amount"])
     asked = greedy(scorer.reasoner, prompter, prompter.sessions(sessions), max_new_tokens=5, progress=False)
     assert found["query"].tolist() == asked["query"].tolist()
     np.testing.assert_array_equal(found.log_probability, asked.log_probability)

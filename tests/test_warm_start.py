@@ -49,16 +49,16 @@ def opened(run, last=None):
 
 
 def test_what_is_taken_is_an_input(last, tmp_path):
-    anew = opened(tmp_path / "anew")
-    assert anew.last("tables/encoded") is None
-    assert not anew.inputs
+    fresh = opened(tmp_path / "fresh")
+    assert fresh.last("tables/encoded") is None
+    assert not fresh.inputs
     stage = opened(tmp_path / "next", last)
     assert stage.last("tables/encoded").read_text() == "tables/encoded of the last run"
     ((name, was),) = stage.inputs.items()
     assert was == artifacts.digest(last / "tables/encoded")
     changed = lambda: stages.changed_file(tmp_path / "next", "input", {name: was})  # noqa: E731
     assert changed() is None
-    artifacts.write_text(last / "tables/encoded", "made anew")
+    artifacts.write_text(last / "tables/encoded", "made again")
     assert "changed" in changed()
     with pytest.raises(ArtifactError, match="was altered after 01_data wrote it"):
         stage.last("tables/encoded")

@@ -332,8 +332,8 @@ def _batches(
     or one prompt's draws."""
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     while order:
-        room = samples * (len(prompts[order[0]]) + max_new_tokens)
-        size = max(1, tokens_per_batch // room)
+        tokens_of_one = samples * (len(prompts[order[0]]) + max_new_tokens)
+        size = max(1, tokens_per_batch // tokens_of_one)
         yield order[:size]
         order = order[size:]
 

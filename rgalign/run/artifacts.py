@@ -118,8 +118,8 @@ def atomic(target: Path) -> Iterator[Path]:
             raise
         free = shutil.disk_usage(target.parent).free // 2**20
         raise ArtifactError(
-            f"{target} cannot be written: {error} ({free:,} MiB are free there). Nothing of it is left; make room, "
-            "then give the same command again"
+            f"{target} cannot be written: {error} ({free:,} MiB are free there). Nothing of it is left; free some "
+            "space, then give the same command again"
         ) from error
     finally:
         _remove(temporary)

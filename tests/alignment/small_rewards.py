@@ -92,7 +92,7 @@ def kb() -> QueryIntents:
 
 
 def model(*, seed: int = 0, form: str = "list") -> RewardModel:
-    """Untrained, but with the whitening of these queries; its query tower hears."""
+    """Untrained, but with the whitening of these queries; its query tower has weights."""
     sizes = dict(field_sizes=(6, 6), history_sizes=(), word_buckets=1, intent_ids=KB + 2, categories=GROUPS + 2)
     ranker = ThreeTower(
         ThreeTowerConfig.of(RankerSettings(), **sizes, positions=SHOWN, text=False, dim=8, query_dim=DIM), seed=seed

@@ -95,7 +95,7 @@ GIVEN = {
 def test_the_loss_is_info_nce_of_the_embeddings_that_will_be_served(kind, tmp_path):
     given = GIVEN[kind]()
     query, clicked, hard, also = in_space(given), torch.tensor(CLICKED), torch.tensor(HARD), torch.tensor(ALSO)
-    texts = QUERIES if kind == "causal" else None  # what follows the prompt must not be heard
+    texts = QUERIES if kind == "causal" else None  # what follows the prompt must not be read
     found = one_step(given, tmp_path, queries=texts, temperature=0.3, symmetric=0.5, also=ALSO)
     forth = info_nce(query, SPACE.intents, clicked, hard, also, negatives=clicked, temperature=0.3)
     back = session_nce(query, SPACE.intents, clicked, query, torch.cat([clicked[:, None], also], 1), temperature=0.3)

@@ -1,4 +1,4 @@
-"""Cross-fitting: no training session's vector comes from a model that has heard a click of its user."""
+"""Cross-fitting: no training session's vector comes from a model that has learnt from a click of its user."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,7 +80,7 @@ def test_a_training_sessions_vector_is_of_the_model_that_has_not_heard_its_user(
     assert found.ids.tolist() == given.ids.tolist()
     user_of = dict(zip(context.parts.train.session_id, context.parts.train.user_id, strict=True))
     for session, (number, _) in zip(found.ids.tolist(), found.values.tolist(), strict=True):
-        if session in user_of:  # also those without a click, of which nothing was heard
+        if session in user_of:  # also those without a click, from which nothing was learnt
             assert user_of[session] not in context.users_of[f"fold-{number:.0f}"]
         else:
             assert number == SERVING

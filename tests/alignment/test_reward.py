@@ -47,10 +47,10 @@ def some_queries(count: int, seed: int = 0) -> np.ndarray:
 
 def by_hand(model: RewardModel, lists, query, form: str, exists: np.ndarray) -> list[float]:
     """log p of the clicked intents, list by list, in plain loops."""
-    heard, found = with_queries(lists, query), []
+    asked, found = with_queries(lists, query), []
     with torch.no_grad():
-        scores, (v, _) = model.ranker(heard, model.intents), model.ranker.intent(model.intents)
-        branch = model.ranker.query(heard) @ v.T / np.sqrt(8)
+        scores, (v, _) = model.ranker(asked, model.intents), model.ranker.intent(model.intents)
+        branch = model.ranker.query(asked) @ v.T / np.sqrt(8)
     for row in range(len(lists)):
         shown = [int(i) for i in lists.candidates[row] if i >= 0]
         clicked = [i for i, click in zip(shown, lists.clicked[row], strict=False) if click]
@@ -272,8 +272,8 @@ def test_curves_and_folders(trained):
     assert model.form == "kb"
     own = candidates[candidates["source"] == "main"]
     assert torch.equal(model.null, null_query(parts.train, own, QUERIES))
-    heard = own[own["session_id"].isin(parts.train.session_id) & (own["query"] != "")]["query"]
-    mean = QUERIES.rows(heard).astype(float).mean(axis=0)  # whitening is that of all of train's queries
+    asked = own[own["session_id"].isin(parts.train.session_id) & (own["query"] != "")]["query"]
+    mean = QUERIES.rows(asked).astype(float).mean(axis=0)  # whitening is that of all of train's queries
     np.testing.assert_allclose(model.ranker.query.layers[0].mean, mean, atol=1e-4)
 
 

@@ -76,8 +76,8 @@ def test_pieces_leave_the_curve_of_one_process_as_it_is(step, budget, tmp_path):
     pd.testing.assert_frame_equal(pieces.drop(columns="seconds"), whole.drop(columns="seconds"), **CURVE)
 
 
-@pytest.mark.parametrize("room", [None, 11])
-def test_gradients_are_complete_in_a_steps_last_piece_alone(room, tmp_path, monkeypatch):
+@pytest.mark.parametrize("budget", [None, 11])
+def test_gradients_are_complete_in_a_steps_last_piece_alone(budget, tmp_path, monkeypatch):
     """DeepSpeed steps in every backward pass that accelerate calls complete; also where a piece found no memory."""
     passes, pieces, backward, attempt = [], [], Accelerator.backward, StepTrainer._attempt
 
@@ -94,11 +94,11 @@ def test_gradients_are_complete_in_a_steps_last_piece_alone(room, tmp_path, monk
 
     monkeypatch.setattr(Accelerator, "backward", spied)
     monkeypatch.setattr(StepTrainer, "_attempt", counted)
-    if room is None:
+    if budget is None:
         process_worker.train("sft", tmp_path, budget=16)
     else:
-        with room_for(room, "sft"):
-            process_worker.train("sft", tmp_path, budget=2 * room)
+        with room_for(budget, "sft"):
+            process_worker.train("sft", tmp_path, budget=2 * budget)
     whole = [said for said, loss in pieces if loss is not None]
     assert max(map(len, whole)) > 1
     assert all(said == [False] * (len(said) - 1) + [True] for said in whole)

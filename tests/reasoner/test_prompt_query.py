@@ -115,9 +115,9 @@ def test_no_document_of_pretraining_has_a_longer_query_than_is_ever_written(reci
 
 def test_a_model_without_room_for_the_repeated_mark_is_refused(recipe, shop, models):
     words = models["main"].tokenizer
-    room = recipe.settings.max_tokens + 5  # prompt and query fit, the mark does not
+    limit = recipe.settings.max_tokens + 5  # prompt and query fit, the mark does not
     asked = recipe.settings.model_copy(update={"embed": "prompt_query"})
-    how = {"positions": room, "drop": ()}
+    how = {"positions": limit, "drop": ()}
     build.prompter(recipe.settings, shop.meta, shop.intents, words, **how)
     with pytest.raises(ValueError, match=r"the asking mark again \(reasoner\.embed\) 1: 262 together.* to 255"):
         build.prompter(asked, shop.meta, shop.intents, words, **how)

@@ -127,7 +127,7 @@ def test_a_link_that_leads_to_no_folder_ends_in_one_line_with_the_path(tmp_path,
     ],
 )
 def test_whoever_says_that_a_disk_is_full_is_understood(tmp_path, error):
-    with pytest.raises(ArtifactError, match="make room"), artifacts.atomic(tmp_path / "x"):
+    with pytest.raises(ArtifactError, match="free some space"), artifacts.atomic(tmp_path / "x"):
         raise error
 
 
