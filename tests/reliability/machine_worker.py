@@ -30,8 +30,7 @@ PARAMS = small_run.small(
 
 def read_data(folder: Path) -> dict[str, str]:
     """Writes the world's tables and, split and encoded, its lists; SHA-256 by file."""
-    world = PARAMS.data.world.model_dump()
-    sources.write_dataset(folder / "dataset", "shopworld", seed=0, world_settings=world)
+    sources.write_dataset(folder / "dataset", PARAMS.data.model_copy(update={"seed": 0}))
 
     def development(users):
         return split.development_users(users, share=0.2, seed=0)
