@@ -137,7 +137,7 @@ def test_without_rounds_there_is_no_alignment_anywhere(run, capsys):
     stages.write_params(run, params)
     assert pipeline.status(run).stage.tolist() == left
     for name in ALIGNMENT:
-        with pytest.raises(artifacts.ArtifactError, match=r"no part of this run: alignment\.loop\.rounds is 0"):
+        with pytest.raises(artifacts.ArtifactError, match=r"not part of this run: alignment\.loop\.rounds is 0"):
             play(name, run, none)
     for name in ("09_evaluation", "10_ab_test"):
         play(name, run, none)
