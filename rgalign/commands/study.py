@@ -29,12 +29,16 @@ SLICES = ("all", "cold", "tail", "shuffled")
 WORLD = ["distance", "world_seed"]
 RUN = ["run", "recipe", "ablation", "seed", "state", "data", *WORLD]  # columns of runs_of
 PUBLISHED = ("results.parquet", "worlds.parquet", "stage_seconds.parquet")  # of a study whose runs are gone
-# What a step is worth where nothing comes after it: the whole may make up for a step that does harm.
+# What a step is worth where nothing comes after it: the whole may make up for a step that does harm. Of the pairs with
+# QE-Rec the one with no_alignment is the fair one: its ranker is trained as often, QE-Rec's once less.
 STEPS = (
     ("rgalign_rec/random_sft", "rgalign_rec/sft_only"),
     ("rgalign_rec/sft_only", "qe_rec"),
+    ("rgalign_rec/sft_only", "rgalign_rec/no_alignment"),
     ("rgalign_rec/sft_dpo", "rgalign_rec/sft_only"),
+    ("rgalign_rec/sft_dpo", "rgalign_rec/no_alignment"),
     ("rgalign_rec/cl_only", "qe_rec"),
+    ("rgalign_rec/cl_only", "rgalign_rec/no_alignment"),
 )
 
 
