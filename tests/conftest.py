@@ -76,3 +76,14 @@ def rewarded(context, tmp_path_factory):
     rewarding.train_models(context, embedder, candidates, folder)
     rewarding.save_form(folder, "list")
     return rewarding.Rewarder.load(context, folder).scored(candidates), folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """As each of two workers has: their number changes the last bits, and a run opened before may have set it."""
+    import torch  # late, as above
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -229,15 +229,6 @@ def test_a_query_is_read_as_an_intent_without_description():
 
 
 @pytest.fixture(scope="module")
-def one_thread():
-    """As each of two workers has; the number of threads changes the last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory, one_thread):
     folder, parts = tmp_path_factory.mktemp("reward"), shop.parts(train=400, dev=100)
     candidates = pd.concat([shop.candidates(parts.train), shop.candidates(parts.dev)])
