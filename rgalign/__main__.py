@@ -10,15 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rgalign.commands import runs as run_folders
-from rgalign.params import ROOT, ParamsError, find, load, parse_assignments
+from rgalign.errors import UserError
+from rgalign.params import ROOT, find, load, parse_assignments
 from rgalign.params_schema import World
 from rgalign.run import artifacts
 from rgalign.run.plan import EVALUATION
 
+MOVED = {"scale": "python -m benchmarks.scaling"}  # commands of 0.1.0
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run the command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in MOVED:
+        parser.error(f"{given[0]} is another command now: {MOVED[given[0]]}")
+    options = parser.parse_args(given)
     try:
         with _stopped_in_order():
             return options.command(options)
@@ -26,9 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         number = stopped.args[0] if stopped.args else signal.SIGINT
         print("\nStopped. Give the same command again to go on where it stood.", file=sys.stderr)
         return 128 + number
-    except Exception as error:
-        if not isinstance(error, _expected_errors()):
-            raise
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -49,22 +54,6 @@ def _stopped_in_order() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message is enough for the user; any other shows its traceback."""
-    expected = [ParamsError, artifacts.ArtifactError, OSError]
-    for module, name in (
-        ("rgalign.commands.pipeline", "StageFailed"),
-        ("rgalign.run.distributed", "ProcessesError"),
-        ("rgalign.data.tables", "TableError"),
-        ("rgalign.data.labels", "LabelError"),
-        ("rgalign.serve", "ScoreError"),
-        ("rgalign.reasoner.folder", "ReasonerError"),
-    ):
-        if module in sys.modules:
-            expected.append(getattr(sys.modules[module], name))
-    return tuple(expected)
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -124,7 +113,7 @@ def sweep_command(options: argparse.Namespace) -> int:
 
     out = Path(os.path.abspath(options.out)) if options.out else ROOT / "outputs" / "study"
     stages = pipeline.chosen(None, options.through)
-    runs = sweep.runs_of(options.params, options.seeds, overrides, out)
+    runs = sweep.runs_of(options.params, options.seeds, overrides, out, here=not options.scheduler)
     for each in runs:
         pipeline.refuse_unfit(stages, each.params)
     planned = sweep.plan(runs, stages)
@@ -135,7 +124,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     if options.dry_run:
         return 0
     with locks.locked(out, "python -m rgalign sweep"):
-        failures = sweep.execute(runs, stages, out)
+        failures = sweep.execute(runs, stages, out, options.scheduler)
         failures |= sweep.execute_study(runs, out)
     print(sweep.outcome(runs, failures).to_string(index=False))
     return 1 if failures else 0
@@ -203,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", help="a folder of runs; default: outputs/study")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter of all")
     sweep.add_argument("--through", metavar="STAGE", default="09", help="end here (default: 09, which a study reads)")
+    sweep.add_argument(
+        "--scheduler", metavar="tcp://HOST:PORT", help="a dask scheduler, whose workers run it all at once"
+    )
     sweep.add_argument("--dry-run", action="store_true", help="say what would run and about how long")
     sweep.set_defaults(command=sweep_command)
 

@@ -22,6 +22,10 @@ LONGEST = 40  # characters of a value that are printed
 Mask = np.ndarray | pa.ChunkedArray  # (rows,) bool
 
 
+class UserError(Exception):
+    """An error whose message says what to change; the command line shows it without a traceback."""
+
+
 def safe_repr(value: object, longest: int = LONGEST) -> str:
     """A given value in at most `longest` characters; control characters of a string are escaped."""
     if isinstance(value, str):

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rgalign.errors import safe_repr
+from rgalign.errors import UserError, safe_repr
 from rgalign.params_schema import Params
 
 PACKAGE = Path(__file__).resolve().parents[1]  # what rgalign/ lies in: a checkout, or site-packages
@@ -43,7 +43,7 @@ BASE = "base"  # key of a params file that is laid over another one
 MOST_BASES = 8  # in a chain: longer ones are hard to follow [C]
 
 
-class ParamsError(ValueError):
+class ParamsError(UserError, ValueError):
     """One or more faults in a params file or in the overrides; the message lists them all."""
 
 
@@ -247,7 +247,7 @@ def _fill_seeds(params: Params) -> Params:
 
 REMOVED = {  # parameters of earlier versions, and what to do
     "alignment.cl.space": "RG-CL always aligns with the rankers retrained after RG-SFT and RG-DPO; delete the line "
-    "(the order that `before` asked for was measured: outputs/published/mended-valid/control.csv)",
+    "(the order that `before` asked for was measured: outputs/published/mended-valid/control.csv)"
 }
 
 

@@ -7,20 +7,19 @@ import shlex
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from rgalign.params_base import Names, Real, Section, Seed, Share, tuple_from_yaml
 from rgalign.params_training import (
     STEPS,
     WRITING_STEPS,
     Alignment,
+    Names,
     Ranker,
+    Real,
+    Section,
+    Seed,
+    Share,
+    tuple_from_yaml,
 )
 
 LAUNCHERS = ("torchrun", "accelerate launch")  # both take `-m MODULE`
@@ -40,8 +39,7 @@ class RunConfig(Section):
         "--nproc_per_node 4, accelerate launch --config_file params/accelerate/fsdp.yaml",
     )
     warm_start: str | None = Field(
-        None,
-        description="an aligned run to continue with newer logs: its encoding, LLMs and rankers; keep data.seed",
+        None, description="an aligned run to continue with newer logs: its encoding, LLMs and rankers; keep data.seed"
     )
 
     @field_validator("launcher")
@@ -49,9 +47,9 @@ class RunConfig(Section):
     def a_launcher_that_is_known(cls, launcher: str | None) -> str | None:
         if launcher is None:
             return None
-        words = shlex.split(launcher)
-        name = PurePath(words[0]).name if words else ""
-        if " ".join([name, *words[1:2]]) not in LAUNCHERS and name not in LAUNCHERS:
+        program, *rest = shlex.split(launcher) or [""]
+        name = PurePath(program).name
+        if name not in LAUNCHERS and " ".join([name, *rest[:1]]) not in LAUNCHERS:
             raise ValueError(f"expected one that begins with {' or '.join(LAUNCHERS)}")
         return launcher
 
@@ -68,18 +66,6 @@ def refused(given: dict[str, str], device: str) -> str | None:
         return None
     named = " and ".join(f"{key} ({value})" for key, value in given.items())
     return f"{named} run on CUDA alone, and run.device is {device}: set it to cuda, or leave {' and '.join(given)} out"
-
-
-def packed_fault(reasoner: Any, alignment: Any) -> str | None:
-    """Why 8- or 4-bit weights cannot learn what is asked of them; None where they can, or need not."""
-    used = [f"alignment.{name}" for name in STEPS if getattr(alignment, name).use]
-    learns_beside = alignment.lora is not None or reasoner.adapter is not None
-    if reasoner.quantize is None or learns_beside or not (alignment.loop.rounds and used):
-        return None
-    return (
-        f"reasoner.quantize is {reasoner.quantize} and lora is empty: packed weights cannot learn, as "
-        f"{', '.join(used)} would have them do; give alignment.lora a rank, or leave reasoner.quantize out"
-    )
 
 
 class World(Section):
@@ -313,45 +299,38 @@ class Params(Section):
     def a_control_of_what_is_embedded_differs(cls, ranker: Ranker, info: ValidationInfo) -> Ranker:
         reasoner = info.data.get("reasoner")
         if reasoner is not None and (same := f"qe_rec/{reasoner.embed}") in ranker.models:
-            raise ValueError(
-                f"{same} is qe_rec itself where reasoner.embed is {reasoner.embed}: leave it out of ranker.models"
-            )
+            raise ValueError(f"{same} is qe_rec itself where reasoner.embed is {reasoner.embed}: leave it out")
         return ranker
 
     @field_validator("alignment")
     @classmethod
-    def a_ranker_to_align_to(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
-        ranker = info.data.get("ranker")
-        if alignment.loop.rounds and ranker is not None and "qe_rec" not in ranker.models:
-            raise ValueError(
+    def what_can_be_aligned(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
+        ranker, reasoner = info.data.get("ranker"), info.data.get("reasoner")
+        if not alignment.loop.rounds:
+            return alignment
+        faults, used = [], [name for name in STEPS if getattr(alignment, name).use]
+        if ranker is not None and "qe_rec" not in ranker.models:
+            faults.append(
                 f"ranker.models is {', '.join(ranker.models)}; the alignment needs qe_rec among them "
                 "(or set alignment.loop.rounds to 0: no alignment)"
             )
-        return alignment
-
-    @field_validator("alignment")
-    @classmethod
-    def what_an_encoder_can_learn(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
-        reasoner = info.data.get("reasoner")
-        if not alignment.loop.rounds or reasoner is None or reasoner.kind != "encoder":
-            return alignment
-        faults = []
-        if writing := [name for name in WRITING_STEPS if getattr(alignment, name).use]:
-            faults.append(f"an encoder writes nothing that {' and '.join(writing)} could use: set their use to false")
-        if alignment.cl.use and alignment.cl.lm_weight:
-            faults.append("an encoder has no language loss: set alignment.cl.lm_weight to 0")
-        if alignment.lora is not None:
-            faults.append("an encoder takes no adapter: leave alignment.lora empty, all its weights learn")
+        if reasoner is not None and reasoner.kind == "encoder":
+            if writing := [name for name in WRITING_STEPS if name in used]:
+                faults.append(
+                    f"an encoder writes nothing that {' and '.join(writing)} could use: set their use to false"
+                )
+            if alignment.cl.use and alignment.cl.lm_weight:
+                faults.append("an encoder has no language loss: set alignment.cl.lm_weight to 0")
+            if alignment.lora is not None:
+                faults.append("an encoder takes no adapter: leave alignment.lora empty, all its weights learn")
+        if reasoner is not None and reasoner.quantize and used and not (alignment.lora or reasoner.adapter):
+            faults.append(
+                f"reasoner.quantize is {reasoner.quantize} and lora is empty: packed weights cannot learn, as "
+                f"{', '.join(f'alignment.{name}' for name in used)} would have them do; give alignment.lora a rank, or "
+                "leave reasoner.quantize out"
+            )
         if faults:
             raise ValueError("; ".join(faults))
-        return alignment
-
-    @field_validator("alignment")
-    @classmethod
-    def what_packed_weights_can_learn(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
-        reasoner = info.data.get("reasoner")
-        if reasoner is not None and (fault := packed_fault(reasoner, alignment)):
-            raise ValueError(fault)
         return alignment
 
     @field_validator("run")
@@ -364,9 +343,7 @@ class Params(Section):
         if run.launcher and alignment.loop.rounds > 1:
             faults.append("a launcher does one round: set alignment.loop.rounds to 1, or leave run.launcher out")
         if run.launcher and reasoner.embed == "prompt_query":
-            faults.append(
-                "reasoner.embed prompt_query is written by one process: set it to prompt, or leave run.launcher out"
-            )
+            faults.append("reasoner.embed prompt_query is for one process: set it to prompt, or leave run.launcher out")
         if run.launcher and alignment.cl.use and alignment.cl.ranker_learns:
             faults.append("alignment.cl.ranker_learns is trained in one process: leave run.launcher out")
         if faults:

@@ -1,22 +1,54 @@
-"""The sections of the params that say what is trained and how: ranker, alignment."""
+"""What sections of the params are made of, and those that say what is trained and how: ranker, alignment."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationInfo,
     field_serializer,
     field_validator,
 )
 
-from rgalign.params_base import Real, Section, Seed, Seeds, Share, all_different, tuple_from_yaml
 from rgalign.ranker.variants import RANKERS
 
 RANKER_NAMES = tuple(name for name, ranker in RANKERS.items() if ranker.in_params)  # with a slash: controls
 RankerName = Literal[*RANKER_NAMES]
 CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
+
+
+def _float_from_yaml(value: Any) -> Any:
+    """YAML 1.1 reads `1e-5` (no dot) as a string; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def all_different(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise ValueError("each may be there once")
+    return values
+
+
+def tuple_from_yaml(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Real = Annotated[float, BeforeValidator(_float_from_yaml), Field(allow_inf_nan=False)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(tuple_from_yaml), AfterValidator(all_different)]
+Names = Annotated[tuple[str, ...], BeforeValidator(tuple_from_yaml)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
 class Search(Section):
@@ -266,6 +298,3 @@ class Alignment(Section):
         if wrong:
             raise ValueError(f"cl.ranker_learns is one training of all weights: it cannot go with {', '.join(wrong)}")
         return loop
-
-
-# The params of the machine: seeds, device, processes, and what a CPU refuses by name.

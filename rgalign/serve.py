@@ -28,7 +28,7 @@ from rgalign.data.features import FeatureSpace
 from rgalign.data.lists import Intents, Lists, with_queries, with_texts
 from rgalign.data.schema import REQUIRED, YAML_FILE, as_types, read_yaml, to_frame
 from rgalign.data.vectors import Vectors
-from rgalign.errors import Report, count_rows, nearest
+from rgalign.errors import Report, UserError, count_rows, nearest
 from rgalign.params import ROOT, Params, load_run
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
@@ -46,7 +46,7 @@ INTENT_TYPES = REQUIRED["intents"]
 NO_IMPRESSIONS = pa.table({name: pa.array([], REQUIRED["impressions"][name]) for name in IMPRESSION_COLUMNS})
 
 
-class ScoreError(ValueError):
+class ScoreError(UserError, ValueError):
     """Sessions or intents that a finished run cannot take; the message lists all that is wrong with them."""
 
 

@@ -86,6 +86,38 @@ def test_writing_anew_in_one_run_leaves_the_other_as_it_was(files, executed, tmp
     assert artifacts.digest(out / "a-s0" / "tables/dataset") == before["tables/dataset"]
 
 
+def test_runs_that_share_stages_wait_for_the_run_that_makes_them(files, tmp_path):
+    stages = pipeline.chosen(None, "03")
+    runs = sweep.runs_of([*files, str(SMOKE)], "2", {}, tmp_path)
+    (tmp_path / "c.yaml").write_text((tmp_path / "b.yaml").read_text() + "\n# the same as b\n")
+    runs += sweep.runs_of([str(tmp_path / "c.yaml")], "1", {}, tmp_path)
+    names = [[run.folder.name for run in group] for group in sweep.waves(runs, stages)]
+    assert names == [["a-s0", "a-s1"], ["b-s0", "b-s1", "smoke-s0", "smoke-s1"], ["c-s0"]]
+
+
+def test_two_workers_of_a_dask_cluster_run_a_sweep(files, tmp_path, capsys):
+    """Two worlds at once, then the runs that share them."""
+    distributed = pytest.importorskip("distributed")
+    out, small = tmp_path / "out", ["--set", "data.world.sessions=200", "--set", "data.world.users=50"]
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        given = [*files, "--seeds", "2", "--out", str(out), "--through", "01", *small]
+        assert main(["sweep", *given, "--scheduler", cluster.scheduler_address]) == 0
+    entries = {run.name: artifacts.read_manifest(run)["stages"]["01_data"] for run in out.glob("*-s?")}
+    made = {name: entry.get("shared_from") for name, entry in entries.items()}
+    first = "a-sessions=200-users=50-s"
+    assert made == {f"{first}0": None, f"{first}1": None, f"b{first[1:]}0": f"{first}0", f"b{first[1:]}1": f"{first}1"}
+    printed = capsys.readouterr().out
+    assert "[2/4]" in printed
+    assert f"copied from {first}0" in printed
+
+
+def test_a_scheduler_that_does_not_answer_is_an_error_with_what_to_start(files, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(sweep, "CONNECT", 0.5)
+    assert swept(files, tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9") == 1
+    assert "start one: dask scheduler; then start workers" in capsys.readouterr().err
+
+
 def test_an_altered_artifact_is_not_taken_over(files, executed, tmp_path):
     out = tmp_path / "out"
     swept(files[:1], out, seeds="1")

@@ -27,16 +27,16 @@ from rgalign.evaluation.comparisons import (
     holm,
     verdict,
 )
+from rgalign.evaluation.metrics import LABELS
 from rgalign.evaluation.results import GAUC_WEIGHT
 from rgalign.ranker.variants import RANKERS
 from rgalign.run.artifacts import ArtifactError
 
-SIDE_BY_SIDE = ("gauc", "recall@3", "ndcg@3", "recall@3/kb", "ihr@1")  # metrics of `side_by_side`
 RESULTS, SESSION_METRICS = "tables/results.parquet", "tables/session_metrics.parquet"
 
 
 def side_by_side(runs: Sequence[Path]) -> pd.DataFrame:
-    """Means over ranker seeds on the whole test split: one row a model and metric, one column a run.
+    """Means over ranker seeds on the whole test split: one row a model and metric of LABELS, one column a run.
 
     Raises ArtifactError that names every run without results, and for less than two runs or one given twice.
     """
@@ -48,10 +48,10 @@ def side_by_side(runs: Sequence[Path]) -> pd.DataFrame:
     columns = {}
     for run, name in zip(runs, names(runs), strict=True):
         table = pd.read_parquet(run / RESULTS)
-        whole = table[(table.slice == "all") & (table.split == "test") & table.metric.isin(SIDE_BY_SIDE)]
+        whole = table[(table.slice == "all") & (table.split == "test") & table.metric.isin(LABELS)]
         columns[name] = whole.groupby(["model", "metric"])["value"].mean()
     table = pd.DataFrame(columns).dropna(how="all")
-    return table.sort_index(key=lambda level: level.map([*results.MODELS, *SIDE_BY_SIDE].index))
+    return table.sort_index(key=lambda level: level.map([*results.MODELS, *LABELS].index))
 
 
 def paired(runs: Sequence[Path], *, seed: int = 0, replicates: int = 1000) -> pd.DataFrame:

@@ -8,7 +8,7 @@ the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, e
 is taken to read a pair's prompt once where all attention is full, and reads it twice by an attention other than torch's
 (sdpa). Attention's own products, rankers and evaluation while training are left out.
 
-torch and transformers are imported late: most runs need neither here, and would wait seconds for them.
+torch and transformers are imported late: most runs need neither here.
 """
 
 from collections.abc import Mapping
@@ -30,13 +30,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 PLANNED_FOR = "H100"  # the card of an estimate where there is no CUDA and no --card
+UTILISATION = 0.4  # of a card's peak in bf16 and of its bandwidth [C]
+LAUNCHES = 0.7e-3  # seconds a layer and step of writing: its kernels, launched one by one; not measured [C]
+CACHE_MOVED = 3  # times a step: it is read for attention, and copied (read, written) to be a token longer
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+TRAINED = 4  # bytes of a trained weight, of its gradient and of each of AdamW's two numbers: float32
+PACKED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a weight of a linear layer
+GIB = 2**30
 
 
 def check_machine(params: Params) -> None:
     """Raise ParamsError for what cannot be done here: a device that is not there, all that needs CUDA, and names of
     objectives and rewards that do not exist."""
-    if unknown := _unknown_names(params.alignment):
-        raise ParamsError("\n  ".join(["these params name what does not exist:", *unknown]))
+    how, usual = params.alignment, Alignment()
+    if (how.dpo.objective, how.reward.form) != (usual.dpo.objective, usual.reward.form):
+        from rgalign.alignment.context import unknown_names
+
+        if unknown := unknown_names(how):
+            raise ParamsError("\n  ".join(["these params name what does not exist:", *unknown]))
     device, needs = params.run.device, gpu_only(params.reasoner, params.alignment)
     if device in ("auto", "cpu") and not needs:
         return
@@ -55,16 +66,6 @@ def check_machine(params: Params) -> None:
         raise ParamsError("\n  ".join(["these params cannot run on this machine:", *faults]))
 
 
-def _unknown_names(alignment: Alignment) -> list[str]:
-    """Faults of names that the schema cannot know; most runs have the defaults and need not wait for the import."""
-    usual = Alignment()
-    if (alignment.dpo.objective, alignment.reward.form) == (usual.dpo.objective, usual.reward.form):
-        return []
-    from rgalign.alignment.context import unknown_names
-
-    return unknown_names(alignment)
-
-
 def pretraining_note(params: Params) -> str:
     """A note for a tiny model that will be tuned to write and is pretrained on no question; empty where that is not so,
     or not known before the data are read (cfpb: some complaints have a text)."""
@@ -79,14 +80,11 @@ def pretraining_note(params: Params) -> str:
     return "" if there else f"note: {'; '.join(NEVER_ASKED)}"
 
 
-# How large a language model is, by its config alone: parameters, adapter, and what a token costs.
-#
-# Nothing but shapes is built (torch's meta device): Qwen3-4B takes a second and no memory.
-
-
 @dataclass(frozen=True)
 class ModelSize:
-    """parameters  all of them, tied ones once
+    """How large a language model is.
+
+    parameters  all of them, tied ones once
     trunk        of these, all but the vocabulary's table and the language head: what every token is multiplied with
     linear       of these, in linear layers but the language head: what 8- and 4-bit weights pack, LoRA stands beside
     linear_ends  sum over these layers of inputs + outputs: LoRA has rank times as many parameters
@@ -112,7 +110,13 @@ class ModelSize:
 
 
 def model_size(config: "PreTrainedConfig", *, kind: str = "causal") -> ModelSize:
-    """Of the model that transformers builds for this config. kind: causal | encoder."""
+    """Of the model that transformers builds for this config; nothing but shapes is built (torch's meta device).
+
+    kind  causal | encoder
+    About so many numbers stay of a token in one layer of Qwen3's kind [C]: inputs and outputs of the two norms, queries
+    and keys before and after norm and rotation, values, attention's output, and four of the MLP's width. Attention's
+    own matrix is not kept (flash and sdpa make it again).
+    """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -124,6 +128,9 @@ def model_size(config: "PreTrainedConfig", *, kind: str = "causal") -> ModelSize
     text, trunk = config.get_text_config(), model.base_model if kind == "causal" else model
     head = model.get_output_embeddings() if kind == "causal" else None
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries = text.num_attention_heads * width
+    keys = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * width  # several heads share them
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trunk=sum(parameter.numel() for parameter in trunk.parameters()) - model.get_input_embeddings().weight.numel(),
@@ -132,39 +139,10 @@ def model_size(config: "PreTrainedConfig", *, kind: str = "causal") -> ModelSize
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
-        activations=_activations(text),
-        cached=2 * _shared(text),
+        activations=4 * text.hidden_size + 3 * queries + 4 * keys + 4 * text.intermediate_size,
+        cached=2 * keys,
         full_attention=full_attention(config),
     )
-
-
-def _activations(text: "PreTrainedConfig") -> int:
-    """About how many numbers a token leaves in one layer of Qwen3's kind [C]: inputs and outputs of the two norms,
-    queries and keys before and after norm and rotation, values, attention's output, and four of the MLP's width.
-
-    Attention's own matrix is not kept (flash and sdpa make it again).
-    """
-    heads = text.num_attention_heads * _head(text)
-    return 4 * text.hidden_size + 3 * heads + 4 * _shared(text) + 4 * text.intermediate_size
-
-
-def _head(text: "PreTrainedConfig") -> int:
-    """Width of one head of attention."""
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-
-
-def _shared(text: "PreTrainedConfig") -> int:
-    """Width of all keys of a token, which several heads may share; that of its values."""
-    return (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * _head(text)
-
-
-UTILISATION = 0.4  # of a card's peak in bf16 and of its bandwidth [C]
-LAUNCHES = 0.7e-3  # seconds a layer and step of writing: its kernels, launched one by one; not measured [C]
-CACHE_MOVED = 3  # times a step: it is read for attention, and copied (read, written) to be a token longer
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-TRAINED = 4  # bytes of a trained weight, of its gradient and of each of AdamW's two numbers: float32
-PACKED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a weight of a linear layer
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -205,7 +183,7 @@ class Sessions:
 
     @classmethod
     def of(cls, count: int) -> "Sessions":
-        """By the shares of ShopWorld's weeks: four of six train, one valid, one test."""
+        """By ShopWorld's weeks: four of six train, one valid, one test."""
         return cls(count, count * 5 // 6, count * 4 // 6)
 
 
@@ -241,8 +219,7 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
             rows.append(("06_rg_dpo", "reference", pairs * both, 0, forward))
             rows.append(("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning))
         if writes and (how.sft.use or how.dpo.use):
-            moved = "embed train and valid for the retraining"
-            rows.append(("07_rg_cl", moved, *known, forward))
+            rows.append(("07_rg_cl", "embed train and valid for the retraining", *known, forward))
         if how.cl.use:
             runs = 2 if repeats and how.cl.lm_weight else 1  # what is embedded, and what the language loss reads
             rows.append(("07_rg_cl", "RG-CL", int(clicked * how.cl.epochs) * document * runs, 0, learning))
@@ -255,7 +232,7 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
 
 
 def learning_operations(params: Params, size: ModelSize) -> int:
-    """Operations a token in training: 6P, or 4P with an adapter; 2P more with gradient checkpointing."""
+    """Of a token in training (this module's docstring)."""
     times = (4 if params.alignment.lora else 6) + (2 if params.alignment.engine.gradient_checkpointing else 0)
     return times * size.trunk
 
@@ -349,15 +326,14 @@ def as_text(
     total = sum(held.values())
     parts = ", ".join(f"{name} {amount / GIB:.1f}" for name, amount in held.items())
     verdict = "fits" if total < 0.9 * card.memory else "DOES NOT FIT"
-    return "\n".join(
-        [
-            f"estimate for {processes} x {card.name} at {UTILISATION:.0%} of its peak; at most (commands/estimate.py)",
-            f"{params.reasoner.model}: {size.parameters:,} parameters, {size.trunk:,} without vocabulary",
-            pd.DataFrame(shown).to_string(index=False),
-            f"about {hours.sum():.1f} hours in all, and {hours.sum() * processes:.1f} card-hours",
-            f"memory a card, GiB: {parts}; {total / GIB:.1f} of {card.memory / GIB:.0f}: {verdict}",
-        ]
-    )
+    lines = [
+        f"estimate for {processes} x {card.name} at {UTILISATION:.0%} of its peak; at most (commands/estimate.py)",
+        f"{params.reasoner.model}: {size.parameters:,} parameters, {size.trunk:,} without vocabulary",
+        pd.DataFrame(shown).to_string(index=False),
+        f"about {hours.sum():.1f} hours in all, and {hours.sum() * processes:.1f} card-hours",
+        f"memory a card, GiB: {parts}; {total / GIB:.1f} of {card.memory / GIB:.0f}: {verdict}",
+    ]
+    return "\n".join(lines)
 
 
 def describe(params: Params, card: str | None = None) -> str:

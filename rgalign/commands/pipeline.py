@@ -11,53 +11,47 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
 from rgalign.data.sources import size_of
-from rgalign.params import ROOT, Params
+from rgalign.errors import UserError
+from rgalign.params import ROOT, Params, load_run
 from rgalign.run import artifacts, locks, notebook_files
 from rgalign.run.plan import STAGES, Stage, needed
 from rgalign.run.stages import PARAMETERS, reason_to_run
-
-# Kernels of a run's notebooks, each fresh and used once: the next one starts while a stage runs.
-#
-# Most of a small stage's time is the import of its libraries. A waiting kernel has imported them; the project's own
-# modules it imports when its notebook does, so that a stage runs the code that its manifest entry names.
-#
-# Kernels listen on Unix sockets in a private folder. A TCP port would be chosen here and bound by the kernel seconds
-# later, when another process may have it.
 
 IMPORTS = ("pandas", "matplotlib.pyplot", "torch", "transformers.trainer", "peft")
 LONGEST = 70  # bytes of the folder that holds the sockets' folder: a socket's whole path has 103 (macOS; Linux: 107)
 
 
-class Kernels:
-    """The kernels of one run, which work in the folder `cwd`; none outlives the `with` block."""
+class Kernels(ExitStack):
+    """The kernels of one run, which work in the folder `cwd`, each fresh and used once; none outlives the `with` block.
+
+    Most of a small stage's time is the import of its libraries: the next kernel starts while a stage runs, and imports
+    IMPORTS. The project's own modules it imports when its notebook does, so that a stage runs the code that its
+    manifest entry names. Kernels listen on Unix sockets in a private folder: a TCP port would be chosen here and bound
+    by the kernel seconds later, when another process may have it.
+    """
 
     def __init__(self, cwd: Path):
+        super().__init__()
         self.cwd = cwd
         self._waiting: AsyncKernelManager | None = None
         self._numbers = count(1)
-        self._private = _private_folder()
 
     def __enter__(self) -> "Kernels":
-        self._folder = self._private.__enter__()
+        self._folder = self.enter_context(_private_folder())
+        self.callback(lambda: self._waiting is not None and _stop(self._waiting, now=True))
         return self
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            if self._waiting is not None:
-                _stop(self._waiting, now=True)
-        finally:
-            self._private.__exit__(None, None, None)
 
     @contextmanager
     def one(self, *, more: bool) -> Iterator[AsyncKernelManager]:
@@ -73,7 +67,10 @@ class Kernels:
     def _started(self, imports: tuple[str, ...] = ()) -> AsyncKernelManager:
         """A kernel that is starting. The modules it imports are bound to no name there."""
         file = self._folder / f"{next(self._numbers)}.json"  # the sockets lie beside it: 1-ipc-1 to 1-ipc-5
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=str(file))
+        specs = KernelSpecManager(kernel_dirs=[str(self._folder / "kernels")])
+        kernel = AsyncKernelManager(
+            kernel_name="python3", transport="ipc", connection_file=str(file), kernel_spec_manager=specs
+        )
         options = [f"--IPKernelApp.exec_lines=import {name}; del {name.split('.')[0]}" for name in imports]
         options.append("--HistoryManager.hist_file=:memory:")  # not the user's history
         run_sync(kernel.start_kernel)(cwd=str(self.cwd), extra_arguments=options)
@@ -99,22 +96,14 @@ def _private_folder() -> Iterator[Path]:
         # threads that spin while they wait make two of them seventy times slower beside a busy process
         env = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
         spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))
-        before = os.environ.get("JUPYTER_PATH")
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
-        try:
-            yield Path(folder)
-        finally:
-            if before is None:
-                del os.environ["JUPYTER_PATH"]
-            else:
-                os.environ["JUPYTER_PATH"] = before
+        yield Path(folder)
 
 
 START = 600  # seconds at most for a kernel and what it imports, on a busy machine
 INTERRUPTED = "was interrupted before its notebook was written"
 
 
-class StageFailed(RuntimeError):
+class StageFailed(UserError, RuntimeError):
     """A notebook did not end well; the message names notebook, cell, error, executed copy and log."""
 
 
@@ -202,7 +191,10 @@ def execute(
             why = "forced" if forced else reason_to_run(run, stage, params) or (INTERRUPTED if interrupted else None)
             if why is None:
                 print(f"{stage.name}: unchanged, skipped", flush=True)
-                _complete_html(_copy(run, stage))
+                if (copy := _copy(run, stage)).exists() and not copy.with_suffix(
+                    ".html"
+                ).exists():  # killed just before
+                    _export_html(copy)
                 continue
             print(f"{stage.name}: {why}", flush=True)
             if interrupted:
@@ -214,7 +206,6 @@ def execute(
 
 
 def _copy(run: Path, stage: Stage) -> Path:
-    """The executed copy of a stage's notebook."""
     return run / "notebooks" / f"{stage.name}.ipynb"
 
 
@@ -222,8 +213,6 @@ def status(run: Path) -> pd.DataFrame:
     """One row a stage: state, seconds, peak memory, when. Raises ArtifactError where there is no run."""
     if not (run / "params.yaml").exists():
         raise artifacts.ArtifactError(f"no run in {run}; start one: python -m rgalign run PARAMS")
-    from rgalign.params import load_run
-
     params = load_run(run)
     entries = artifacts.read_manifest(run)["stages"]
     rows = []
@@ -313,7 +302,6 @@ def _log_file(path: Path):
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = logging.getLogger("papermill")
-    propagate, level = logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.INFO)
@@ -322,14 +310,6 @@ def _log_file(path: Path):
     finally:
         logger.removeHandler(handler)
         handler.close()
-        logger.propagate = propagate
-        logger.setLevel(level)
-
-
-def _complete_html(notebook: Path) -> None:
-    """Write the page of a notebook whose run was killed just before."""
-    if notebook.exists() and not notebook.with_suffix(".html").exists():
-        _export_html(notebook)
 
 
 def _export_html(notebook: Path) -> None:
@@ -344,6 +324,4 @@ def estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
     if stage.name in entries:
         return entries[stage.name]["seconds"]
     fixed, per_thousand = stage.seconds
-    if not per_thousand:
-        return round(fixed)
-    return round(fixed + per_thousand * size_of(params.data).sessions / 1000)
+    return round(fixed + (per_thousand * size_of(params.data).sessions / 1000 if per_thousand else 0))

@@ -23,7 +23,6 @@ def print_results(run: Path) -> None:
 
 
 def status_command(options: argparse.Namespace) -> int:
-    """Print the state of each stage of a run."""
     from rgalign.commands import pipeline
 
     print(pipeline.status(run_of(options.run)).to_string(index=False, na_rep="-"))
@@ -31,7 +30,6 @@ def status_command(options: argparse.Namespace) -> int:
 
 
 def score_command(options: argparse.Namespace) -> int:
-    """Rank the knowledge base for a table of sessions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -57,20 +55,20 @@ def score_command(options: argparse.Namespace) -> int:
 
 
 def report_command(options: argparse.Namespace) -> int:
-    """Write report.html and model_card.md of a run again."""
     print_results(run_of(options.run))
     return 0
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    """Print several runs' results side by side, and their differences where they judged the same sessions."""
     from rgalign.commands import compare
 
     runs = [run_of(run) for run in options.runs]
     print(compare.side_by_side(runs).round(4).to_string(na_rep=""))
     if len(found := compare.paired(runs)):
-        print(f"\nGAUC minus that of {found.against[0]}, on the same test sessions (95 %, users sampled again;")
-        print("p_holm: the p-value adjusted for these rows):")
+        print(
+            f"\nGAUC minus that of {found.against[0]}, on the same test sessions (95 %, users sampled again;\n"
+            "p_holm: the p-value adjusted for these rows):"
+        )
         print(found.drop(columns="against").round(4).to_string(index=False))
     return 0
 
@@ -84,12 +82,14 @@ def run_of(given: str) -> Path:
 
 
 def labels_command(options: argparse.Namespace) -> int:
-    """Write a sheet for people to fill in, or read a filled one back into the data set or beside it in its run."""
     from rgalign.data import labels, tables
 
     folder = Path(options.folder) if Path(options.folder).exists() else ROOT / options.folder
     of_run = _is_run(folder)
-    _refuse_inside_a_run(folder)
+    for run in (place := Path(os.path.realpath(folder))).parents:  # Path.resolve fails on a link that leads to itself
+        if _is_run(run) and (run / artifacts.MANIFEST).is_file() and place.is_relative_to(run / "tables"):
+            # an artifact must stay as its stage wrote it, or all that was made from it has to be made again
+            raise labels.LabelError(f"{folder} belongs to a run, which keeps its labels beside its tables: name {run}")
     dataset, target = (folder / DATASET if of_run else folder), folder / "labels.parquet"
     if of_run and not dataset.is_dir():
         raise artifacts.ArtifactError(f"{dataset} is not there: run 01_data first (python -m rgalign status {folder})")
@@ -108,16 +108,6 @@ def labels_command(options: argparse.Namespace) -> int:
 
 def _is_run(folder: Path) -> bool:
     return (folder / "params.yaml").is_file() and not (folder / "dataset.yaml").is_file()
-
-
-def _refuse_inside_a_run(folder: Path) -> None:
-    """An artifact of a stage must stay as the stage wrote it, or all that was made from it has to be made again."""
-    from rgalign.data.labels import LabelError
-
-    place = Path(os.path.realpath(folder))  # Path.resolve fails on a link that leads to itself
-    for run in place.parents:
-        if _is_run(run) and (run / artifacts.MANIFEST).is_file() and place.is_relative_to(run / "tables"):
-            raise LabelError(f"{folder} belongs to a run, which keeps its labels beside its tables: name {run}")
 
 
 def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
@@ -142,10 +132,8 @@ SHIPPED = Path(__file__).parents[1] / "shipped"  # in a wheel: put there by setu
 
 
 def new_command(options: argparse.Namespace) -> int:
-    """Make a folder of one's own."""
     folder = Path(options.folder)
-    made = make(folder)
-    print(f"{made} notebooks, the params and docs: {folder}\n\n  cd {folder}")
+    print(f"{make(folder)} notebooks, the params and docs: {folder}\n\n  cd {folder}")
     print("  python -m rgalign run params/quickstart.yaml   # a simulated shop; your own logs: docs/own-logs.md")
     print("  jupyter lab notebooks")
     return 0
@@ -154,38 +142,27 @@ def new_command(options: argparse.Namespace) -> int:
 def make(folder: Path) -> int:
     """Copy notebooks, without their outputs, params and docs into a folder; returns the number of notebooks.
 
-    Raises ArtifactError where the folder is not empty: what a user has written must not be overwritten. Where copying
-    fails, a full disk say, nothing of it stays: the same command can be given again.
+    Raises ArtifactError where the folder is not empty. Where copying fails, a full disk say, nothing of it stays.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise artifacts.ArtifactError(f"{folder} is not empty; expected a new folder: give another name")
+    source = SHIPPED if SHIPPED.is_dir() else PACKAGE
     try:
-        return _copy(SHIPPED if SHIPPED.is_dir() else PACKAGE, folder)
+        for path in sorted((source / "notebooks").glob("*.ipynb")):
+            notebook = json.loads(path.read_text(encoding="utf-8"))
+            for cell in notebook["cells"]:
+                if cell["cell_type"] == "code":
+                    cell |= {"outputs": [], "execution_count": None}
+            text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+            artifacts.write_text(folder / "notebooks" / path.name, text)
+        shutil.copytree(source / "params", folder / "params")
+        for path in sorted([*source.glob("benchmarks/*.py"), *source.glob("docs/*.md")]):
+            artifacts.write_text(folder / path.relative_to(source), path.read_text(encoding="utf-8"))
+        return len(list((folder / "notebooks").glob("*.ipynb")))
     except BaseException:
         for name in COPIED:
             shutil.rmtree(folder / name, ignore_errors=True)
         raise
-
-
-def _copy(source: Path, folder: Path) -> int:
-    notebooks = sorted((source / "notebooks").glob("*.ipynb"))
-    for path in notebooks:
-        notebook = without_outputs(json.loads(path.read_text(encoding="utf-8")))
-        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-        artifacts.write_text(folder / "notebooks" / path.name, text)
-    shutil.copytree(source / "params", folder / "params")
-    for path in sorted((source / "benchmarks").glob("*.py")):
-        artifacts.write_text(folder / "benchmarks" / path.name, path.read_text(encoding="utf-8"))
-    for path in sorted((source / "docs").glob("*.md")):
-        artifacts.write_text(folder / "docs" / path.name, path.read_text(encoding="utf-8"))
-    return len(notebooks)
-
-
-def without_outputs(notebook: dict) -> dict:
-    """The same notebook as if no cell had run."""
-    cleared = {"outputs": [], "execution_count": None}
-    cells = [cell | cleared if cell["cell_type"] == "code" else cell for cell in notebook["cells"]]
-    return notebook | {"cells": cells}
 
 
 def refuse_without_notebooks() -> None:

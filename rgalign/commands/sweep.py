@@ -1,17 +1,26 @@
-"""Many runs: each params file with each seed, one after the other; a stage that another run has finished is copied.
+"""Many runs: each params file with each seed, one after the other, or at once by the workers of a dask scheduler.
 
 A run that fails does not stop the rest. The same command goes on where it stood. OUT/sweep.json says what was run; the
 study over the runs is notebook 90's.
+
+Runs in one folder share stages: one that a sibling run has finished with the same params, seed, inputs, code and
+packages is copied from it, hard-linked where the disk can. Links are safe because no artifact is written in place
+(artifacts.atomic); what is (logs/, a stage's work/) is not copied.
 """
 
 import datetime
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
+import subprocess
+import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,26 +35,18 @@ from rgalign.run.artifacts import ArtifactError
 from rgalign.run.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 from rgalign.run.stages import change_since, changed_file, reason_to_run, write_params
 
-# Runs in one folder share stages: one that a sibling run has finished with the same params, seed, inputs, code and
-# packages is copied from it.
-#
-# Files are hard-linked where the disk can, copied where not. Links are safe because no artifact is written in place:
-# every output, executed notebook and HTML page is made under a temporary name and renamed over the old one
-# (artifacts.atomic), and folders are replaced whole. What is written in place (logs/, a stage's work/) is not copied.
-
+CONNECT = 20  # seconds for a dask scheduler to answer
 SHARED = "shared_from"  # note in a manifest entry: the run whose notebook was executed
 
 
 def sibling_runs(run: Path) -> list[Path]:
-    """The other runs in the folder that a run lies in, by name."""
     return [path.parent for path in sorted(run.parent.glob(f"*/{artifacts.MANIFEST}")) if path.parent != run]
 
 
 def find_cached_stage(run: Path, stage: Stage, params: Params) -> Path | None:
     """The first sibling run that has finished this stage as it would be run here, every output unaltered; else None.
 
-    As it would be run here: the same params of the stage, seed, inputs, code and package versions. Files are read last,
-    of a run whose manifest agrees in all that costs nothing to compare.
+    Files are read last, of a run whose manifest agrees in all that costs nothing to compare.
     """
     wanted = stage_params(stage, params), params.run.seed, artifacts.versions()
     for other in sibling_runs(run):
@@ -60,10 +61,9 @@ def find_cached_stage(run: Path, stage: Stage, params: Params) -> Path | None:
 
 
 def copy_stage(run: Path, stage: Stage, params: Params, other: Path) -> None:
-    """Copy the outputs of a stage of `other` into this run, its executed notebook and HTML page too.
+    """Copy the outputs and pages of a stage of `other` into this run, its manifest entry last.
 
-    The manifest entry is written last, as when a stage runs: killed before, the stage has not run. Raises ArtifactError
-    where an output turns out not to be what the manifest says.
+    Raises ArtifactError where an output turns out not to be what the manifest says.
     """
     entry = artifacts.read_manifest(other)["stages"][stage.name]
     write_params(run, params)
@@ -105,11 +105,8 @@ class Run:
     @property
     def parameters(self) -> dict[str, Any]:
         """What goes into each notebook's parameters cell."""
-        return {
-            "params_file": self.params_file,
-            "run_dir": artifacts.portable(self.folder),
-            "overrides": dict(self.overrides),
-        }
+        run_dir = artifacts.portable(self.folder)
+        return {"params_file": self.params_file, "run_dir": run_dir, "overrides": dict(self.overrides)}
 
 
 def seeds_of(text: str) -> list[int]:
@@ -122,9 +119,12 @@ def seeds_of(text: str) -> list[int]:
     raise ParamsError(f"--seeds is {text!r}; expected a count (5 means 0,1,2,3,4) or different seeds (5,6,8; one: 5,)")
 
 
-def runs_of(files: Sequence[str], seeds: str, overrides: Mapping[str, Any], out: Path) -> list[Run]:
+def runs_of(
+    files: Sequence[str], seeds: str, overrides: Mapping[str, Any], out: Path, *, here: bool = True
+) -> list[Run]:
     """OUT/<params name>-s<seed> for each params file and seed; what --set changes stands in the name as well.
 
+    here  they run on this machine, which must be able to
     Raises ParamsError with every fault of the whole command before anything runs.
     """
     faults, runs, numbers = [], [], [0]
@@ -142,6 +142,8 @@ def runs_of(files: Sequence[str], seeds: str, overrides: Mapping[str, Any], out:
     for file in files:
         try:
             runs += [_run(file, seed, overrides, out, before) for seed in numbers]
+            if here:
+                estimate.check_machine(runs[-1].params)
         except (ParamsError, ValueError, ArtifactError) as error:
             faults.append(str(error))
     names = [run.folder.name for run in runs]
@@ -159,8 +161,8 @@ def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: 
     params = load(path, own)
     if params.data.path:
         artifacts.data_path(params.data.path)
-    estimate.check_machine(params)
-    changed = [f"{key.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+]+', '_', _text(v))}" for key, v in overrides.items()]
+    values = {key: v if isinstance(v, str) else json.dumps(v, default=str) for key, v in overrides.items()}
+    changed = [f"{key.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+]+', '_', v)}" for key, v in values.items()]
     run = Run(out / "-".join([path.stem, *changed, f"s{seed}"]), artifacts.portable(path), own, params)
     was = before.get(run.folder.name)
     if was is not None and (was["params_file"], was["overrides"]) != (run.params_file, dict(overrides)):
@@ -168,11 +170,6 @@ def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: 
             f"{run.folder.name} was made with {was['params_file']} {was['overrides'] or ''} before; give another --out"
         )
     return run
-
-
-def _text(value: Any) -> str:
-    """An override's value as a run's name has it: what was written on the command line, or near it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
@@ -225,18 +222,16 @@ def _keys(params: Params) -> dict[str, str]:
 
 def _finished_elsewhere(runs: Sequence[Run], stages: Sequence[Stage]) -> set[str]:
     """Keys of the stages that runs in the same folder, but not of this sweep, have finished."""
-    planned = {run.folder for run in runs}
-    found = set()
+    planned, found = {run.folder for run in runs}, set()
     for folder in sibling_runs(runs[0].folder):
         if folder in planned or not (folder / "params.yaml").is_file():
             continue
         try:
             params = load_run(folder)
-            ended = [stage for stage in stages if reason_to_run(folder, stage, params) is None]
+            keys = _keys(params)
+            found |= {keys[stage.name] for stage in stages if reason_to_run(folder, stage, params) is None}
         except (ParamsError, ArtifactError):  # of another version, or damaged: nothing to share
             continue
-        keys = _keys(params)
-        found |= {keys[stage.name] for stage in ended}
     return found
 
 
@@ -248,41 +243,130 @@ def by_run(planned: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis(columns=None).reset_index()
 
 
-def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path) -> dict[str, str]:
-    """Run all, one after the other; returns {run: what went wrong} of those that failed. OUT/sweep.json is kept."""
+def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path, scheduler: str | None = None) -> dict[str, str]:
+    """Execute all; returns {run: what went wrong} of those that failed. OUT/sweep.json is kept.
+
+    scheduler  address of a dask scheduler whose workers execute the runs; None: here, one after the other
+    """
     failures: dict[str, str] = {}
-    started = _now()
-    with Kernels(ROOT) as kernels:
-        for number, run in enumerate(runs):
-            name = run.folder.name
-            print(f"[{number + 1}/{len(runs)}] {name}", flush=True)
-            _write_manifest(out, runs, number + 1, failures, started)
+    started, begun = _now(), 0
+    groups = waves(runs, stages) if scheduler else [[run] for run in runs]
+    runs = [run for group in groups for run in group]
+    with _cluster(scheduler, stages) if scheduler else _here(stages) as execute_group:
+        for group in groups:
+            begun += len(group)
+            print(f"[{begun}/{len(runs)}] {', '.join(run.folder.name for run in group)}", flush=True)
+            _write_manifest(out, runs, begun, failures, started)
             try:
-                _execute_run(run, stages, kernels)
-            except Exception as error:  # the other runs still run
-                if not isinstance(error, pipeline.StageFailed | ArtifactError | OSError):
-                    traceback.print_exc()
-                failures[name] = str(error) or type(error).__name__
-                print(f"{name} failed: {error}", flush=True)
+                failures |= execute_group(group)
             finally:
-                _write_manifest(out, runs, number + 1, failures, started)
+                _write_manifest(out, runs, begun, failures, started)
     return failures
 
 
+def waves(runs: Sequence[Run], stages: Sequence[Stage]) -> list[list[Run]]:
+    """The runs in groups that can be executed at once: a stage that a run shares was made in a group before."""
+    made: dict[str, int] = {}  # key of a stage -> number of the group that executes it
+    groups: dict[int, list[Run]] = defaultdict(list)
+    for run in runs:
+        keys = _keys(run.params)
+        own = [keys[stage.name] for stage in stages if needed(stage, run.params)]
+        number = max((made[key] + 1 for key in own if key in made), default=0)
+        made = dict.fromkeys(own, number) | made
+        groups[number].append(run)
+    return [groups[number] for number in sorted(groups)]
+
+
+@contextmanager
+def _here(stages: Sequence[Stage]) -> Iterator[Callable[[Sequence[Run]], dict[str, str]]]:
+    with Kernels(ROOT) as kernels:
+        yield lambda group: {run.folder.name: wrong for run in group if (wrong := _executed(run, stages, kernels))}
+
+
+def _executed(run: Run, stages: Sequence[Stage], kernels: Kernels) -> str:
+    """What went wrong in a run, which was executed; empty: nothing. The other runs of a sweep still run."""
+    try:
+        _execute_run(run, stages, kernels)
+        return ""
+    except Exception as error:
+        if not isinstance(error, pipeline.StageFailed | ArtifactError | ParamsError | OSError):
+            traceback.print_exc()
+        print(f"{run.folder.name} failed: {error}", flush=True)
+        return str(error) or type(error).__name__
+
+
 def _execute_run(run: Run, stages: Sequence[Stage], kernels: Kernels) -> None:
+    estimate.check_machine(run.params)
     with locks.locked(run.folder, f"python -m rgalign sweep, {run.folder.name}"):
         for stage in (stage for stage in stages if needed(stage, run.params)):
-            _execute_or_copy(run, stage, kernels)
+            why = reason_to_run(run.folder, stage, run.params)
+            other = find_cached_stage(run.folder, stage, run.params) if why else None
+            if other is None:
+                pipeline.execute(run.folder, [stage], run.parameters, run.params, forced=False, kernels=kernels)
+            else:
+                copy_stage(run.folder, stage, run.params, other)
+                print(f"{stage.name}: {why}; copied from {other.name}", flush=True)
 
 
-def _execute_or_copy(run: Run, stage: Stage, kernels: Kernels) -> None:
-    why = reason_to_run(run.folder, stage, run.params)
-    other = find_cached_stage(run.folder, stage, run.params) if why else None
-    if other is None:
-        pipeline.execute(run.folder, [stage], run.parameters, run.params, forced=False, kernels=kernels)
-    else:
-        copy_stage(run.folder, stage, run.params, other)
-        print(f"{stage.name}: {why}; copied from {other.name}", flush=True)
+@contextmanager
+def _cluster(scheduler: str, stages: Sequence[Stage]) -> Iterator[Callable[[Sequence[Run]], dict[str, str]]]:
+    """Runs by joblib's dask backend. Raises ParamsError without dask, a scheduler at that address, or a worker."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ParamsError("--scheduler needs dask: pip install 'rgalign[dask]'") from None
+    from joblib import Parallel, delayed, parallel_config
+
+    worker = f"start workers where {ROOT} can be read: dask worker {scheduler} --nthreads 1"
+    try:
+        client = Client(scheduler, timeout=CONNECT)
+    except (OSError, ValueError) as error:
+        raise ParamsError(
+            f"no dask scheduler answers at {scheduler} ({error}); start one: dask scheduler; then {worker}"
+        ) from None
+    names = [stage.name for stage in stages]
+
+    def execute_group(group: Sequence[Run]) -> dict[str, str]:
+        left, failures = {run.folder.name for run in group}, {}
+        at_once = Parallel(batch_size=1, pre_dispatch="all", return_as="generator_unordered")
+        try:
+            for name, printed, wrong in at_once(delayed(_on_worker)(str(ROOT), run, names) for run in group):
+                print(f"{name}:\n{printed}", flush=True)
+                left.discard(name)
+                failures |= {name: wrong} if wrong else {}
+        except Exception as error:  # of the cluster: a worker was killed several times, say
+            traceback.print_exc()
+            failures |= dict.fromkeys(left, f"{type(error).__name__}: {error}")
+        return failures
+
+    with client, parallel_config("dask", client=client):
+        if not client.ncores():
+            raise ParamsError(f"the dask scheduler at {scheduler} has no worker; {worker}")
+        yield execute_group
+
+
+def _on_worker(root: str, run: Run, stages: list[str]) -> tuple[str, str, str]:
+    """A run in a process of its own, as kernels, locks and signals ask: its name, what it printed, what went wrong."""
+    name = run.folder.name
+    if not Path(root).is_dir():
+        return name, "", f"{root} is not on {platform.node()}: the workers and the sweep need one file system"
+    job = {"folder": str(run.folder), "params_file": run.params_file, "overrides": run.overrides, "stages": stages}
+    command = [sys.executable, "-m", "rgalign.commands.sweep", json.dumps(job)]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if ended.returncode:
+        return name, ended.stdout + ended.stderr, f"its process ended with status {ended.returncode}"
+    *printed, wrong = ended.stdout.splitlines()
+    return name, "\n".join(printed), json.loads(wrong)
+
+
+def main(job: str) -> None:
+    """The process of `_on_worker`; its last line says what went wrong."""
+    given = json.loads(job)
+    params = load(given["params_file"], given["overrides"])
+    run = Run(Path(given["folder"]), given["params_file"], given["overrides"], params)
+    with Kernels(ROOT) as kernels:
+        wrong = _executed(run, [STAGES[name] for name in given["stages"]], kernels)
+    print(json.dumps(wrong))
 
 
 def execute_study(runs: Sequence[Run], out: Path) -> dict[str, str]:
@@ -349,3 +433,7 @@ def _short(error: str) -> str:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

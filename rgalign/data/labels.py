@@ -17,7 +17,7 @@ import pandas as pd
 
 from rgalign.data.schema import STRING, location
 from rgalign.data.tables import Dataset
-from rgalign.errors import SHOWN, nearest, safe_repr
+from rgalign.errors import SHOWN, UserError, nearest, safe_repr
 from rgalign.run import artifacts
 
 COLUMNS = ("session_id", "session", "intent_id")  # of the sheet; `intent_id` is for the human
@@ -33,7 +33,7 @@ LONGEST_CELL = 16_000  # characters; Excel holds 32,767 UTF-16 units a cell, and
 CUT = " [...]"
 
 
-class LabelError(ValueError):
+class LabelError(UserError, ValueError):
     """A sheet or labels that cannot be written or read; the message lists every error, a sheet's by its row numbers."""
 
 

@@ -34,6 +34,7 @@ from rgalign.data.schema import (
     to_table,
     typed_batches,
 )
+from rgalign.errors import UserError
 from rgalign.run.artifacts import atomic
 
 ROW_GROUP = 131_072  # rows; fixed, so that the same tables give the same bytes
@@ -41,7 +42,7 @@ ROWS_AT_ONCE = 2**20  # rows looked up together: each look-up hashes all session
 KEYS_AT_ONCE = 2**22  # the same where the ids alone are read
 
 
-class TableError(ValueError):
+class TableError(UserError, ValueError):
     """A data set folder that cannot be used; the message lists every error and the next command."""
 
 

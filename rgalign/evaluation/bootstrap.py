@@ -42,8 +42,7 @@ def over_users(
     users        (sessions,), of any type
     per          (..., sessions): what the difference is relative to, such as the old model's error. The estimate is
                  then the ratio of the two weighted means, computed again in each replicate: an interval of its own
-    Returns arrays of the leading shape (...). All means share the same draws, so one call for many of them is much
-    cheaper than many calls. A mean without any weight is NaN.
+    Returns arrays of the leading shape (...); all means share the same draws. A mean without any weight is NaN.
     """
     differences = np.asarray(differences, dtype=np.float64)
     weights = np.broadcast_to(np.asarray(weights, dtype=np.float64), differences.shape)
@@ -126,7 +125,7 @@ def sampling_error(standard_errors) -> float:
 def standard_error(low, high, *, level: float = 0.95):
     """The standard error of an estimate from its interval, if its distribution is normal: its width / 3.92 at 95 % [C].
 
-    Tables keep intervals, not replicates; over a thousand or more users the bootstrap's distribution is near normal.
+    Tables keep intervals, not replicates; over a thousand users the bootstrap's distribution is near normal.
     """
     return (np.asarray(high, dtype=np.float64) - low) / (2 * ndtri((1 + level) / 2))
 
@@ -140,9 +139,7 @@ def p_over_users(estimate: float, low: float, high: float, *, level: float = 0.9
 
 
 def _p_value(estimate: float, error: float, below) -> float:
-    """Two-sided; below: the distribution function of estimate / error, symmetric about 0.
-
-    NaN where either is; 1 where there is no spread (one user, equal scores): nothing is known of chance there."""
+    """Two-sided, `below` being the distribution function of estimate / error; 1 where there is no spread."""
     if np.isnan(estimate) or np.isnan(error):
         return float("nan")
     return float(2 * below(-abs(estimate) / error)) if error > 0 else 1.0

@@ -108,7 +108,7 @@ def by_world(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
                 new, old = own.mean()
                 of_world = {"world_seed": world, "new": new, "old": old, "seeds": most.loc[own.index].min()}
                 rows.append(fixed | of_world | difference_of(key[0], new, old))
-    names = [*COMPARED, "world_seed", "model", "against", "new", "old", "seeds", "difference", "relative"]
+    names = [*COMPARED, "world_seed", *PAIR, "new", "old", "seeds", "difference", "relative"]
     return pd.DataFrame(rows, columns=names).astype({"world_seed": "Int64", "distance": "float64"})
 
 
@@ -136,7 +136,6 @@ def comparisons_over_worlds(worlds: pd.DataFrame, *, level: float = 0.95) -> pd.
 
 
 def _over(column: str, part: pd.DataFrame, low: str, high: str, level: float) -> bootstrap.Tested:
-    """The estimate over the worlds of one pair, its interval and p-value; NaN where a world's value is undefined."""
     values, undefined = part[column].to_numpy(dtype=np.float64), (np.nan, np.nan, np.nan)
     if np.isnan(values).any() or 1 < len(values) < MIN_WORLDS:
         return bootstrap.Tested(float(values.mean()), *undefined)
@@ -175,17 +174,15 @@ def _paired(means: dict[str, pd.DataFrame], model: str, against: str) -> tuple[p
     new, old = means[model], means[against]
     both_have = [name for name in metric_names(new) if not (new[name].isna().all() or old[name].isna().all())]
     faults = [column for column in ("session_id", "user_id", GAUC_WEIGHT) if not new[column].equals(old[column])]
-    if not faults:
-        faults = [name for name in both_have if not new[name].isna().equals(old[name].isna())]
-    if faults:
+    if faults := faults or [name for name in both_have if not new[name].isna().equals(old[name].isna())]:
         raise ValueError(f"{model} and {against} were not judged on the same lists: {', '.join(faults)} differ")
     columns = [*COLUMNS["session_metrics"], *both_have]
     return new[columns], old[columns]
 
 
 def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **interval) -> list[dict]:
-    """The rows of all metrics over the sessions given; the draws are the same for all of them."""
-    names = metric_names(new)
+    """The rows of all metrics over the sessions given."""
+    names, level = metric_names(new), interval["level"]
     new_values, old_values = (frame[names].to_numpy().T for frame in (new, old))  # (metrics, sessions)
     weight = np.ones_like(new_values)
     if "gauc" in names:
@@ -199,8 +196,8 @@ def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **interval) -> list[dict]:
         means = [metrics.average_auc(values[i], weight[i]).value for values in (new_values, old_values)]
         row = {"metric": name, **difference_of(name, *means), "ci_low": ends.low[i], "ci_high": ends.high[i]}
         row |= {"relative_low": ratios.low[i], "relative_high": ratios.high[i]}
-        row["p"] = bootstrap.p_over_users(row["difference"], ends.low[i], ends.high[i], level=interval["level"])
-        row["sampling_error"] = float(bootstrap.standard_error(ends.low[i], ends.high[i], level=interval["level"]))
+        row["p"] = bootstrap.p_over_users(row["difference"], ends.low[i], ends.high[i], level=level)
+        row["sampling_error"] = float(bootstrap.standard_error(ends.low[i], ends.high[i], level=level))
         rows.append(row)
     return rows
 

@@ -4,9 +4,6 @@ IHR asks whether a written query leads to a gold intent (METHOD.md 4): that of a
 else the click. A query judge maps queries to similarities with every intent of the KB; `intent_hits` says whether a
 gold one is among the k nearest. The TF-IDF judge is the default: it is fitted on the KB alone, so it does not move with
 the model.
-
-    source, gold = gold_intents(shop, "test")
-    hits = query_hits(judge, shop, gold, reasoner, prompter, name="tfidf", max_new_tokens=24)
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,11 +42,11 @@ class TfidfJudge:
     """
 
     def __init__(self, intents: pd.DataFrame) -> None:
-        texts = _texts(intents)
+        columns = [intents[name].astype(object) for name in ("title", "description")]
+        title, description = (column.where(column.notna(), "") for column in columns)
+        texts = (title + " " + description).tolist()
         if not any(map(words_of, texts)):
-            raise ValueError(
-                f"none of {len(texts)} intents has a word in its title or description: nothing to judge by"
-            )
+            raise ValueError(f"none of {len(texts)} intents has a word in title or description: nothing to judge by")
         self._vectorizer = TfidfVectorizer(analyzer=_terms, dtype=np.float64)
         self._intents = self._vectorizer.fit_transform(texts)
 
@@ -105,14 +102,8 @@ def intent_hits(similarity: np.ndarray, gold: np.ndarray, exists: np.ndarray | N
     return np.where(empty & gold.any(axis=1), 0.0, hits)
 
 
-def _texts(intents: pd.DataFrame) -> list[str]:
-    columns = [intents[name].astype(object) for name in ("title", "description")]
-    title, description = (column.where(column.notna(), "") for column in columns)
-    return (title + " " + description).tolist()
-
-
 def _different(queries: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different queries, and for each query the place of its equal among them."""
+    """The different queries, and the place of each query among them."""
     places: dict[str, int] = {}
     row = [places.setdefault(query, len(places)) for query in queries]
     return list(places), np.array(row, dtype=np.int64)
@@ -132,7 +123,6 @@ def _terms(text: str) -> list[str]:
 def query_judge(
     name: str, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame
 ) -> TfidfJudge | EmbeddingJudge:
-    """The judge that maps a query to KB intents: tfidf (fixed), or embedding (as this reasoner sees them)."""
     return TfidfJudge(intents) if name == "tfidf" else EmbeddingJudge(reasoner, prompter, intents)
 
 
@@ -155,7 +145,7 @@ class Judge:
 
     @classmethod
     def of(cls, dataset: Dataset, lists: Lists, intents: Intents, seen: Sequence[Lists], **how: Any) -> "Judge":
-        """The judge of a split: `dataset` has its sessions.
+        """Of a split whose sessions `dataset` has.
 
         seen  train and dev, the lists of the train split: by their clicks sampled negatives were drawn
         """
@@ -165,20 +155,20 @@ class Judge:
         return cls(lists, intents, when, correction, **how)
 
     def for_parts(self, parts: Parts) -> "Judge":
-        """The same judge for a variant's valid lists."""
+        """For a variant's valid lists."""
         return replace(self, lists=parts.valid, intents=parts.intents)
 
     def with_vectors(self, name: str, sessions: Vectors, intents: Vectors, train: Lists, seed: int) -> "Judge":
-        """The same judge for a variant that reads vectors (ranker.train.lists_with_vectors)."""
+        """For a variant that reads vectors (ranker.train.lists_with_vectors)."""
         lists = lists_with_vectors(self.lists, name, sessions, train, seed)
         return replace(self, lists=lists, intents=with_texts(self.intents, intents.rows(self.intents.intent_id)))
 
     def ranker(self, model: nn.Module, name: str, seed: int | None) -> pd.DataFrame:
-        """The session_metrics rows of a ranker that was trained on lists like these."""
+        """The session_metrics rows of a ranker."""
         return self._metrics(score(model, self.lists, self.intents), self.over_kb(model), name, seed)
 
     def over_kb(self, model: nn.Module) -> np.ndarray:
-        """Scores (lists, intents) by which a ranker that was trained on lists like these ranks the whole KB."""
+        """Scores (lists, intents) by which a ranker ranks the whole KB."""
         found = score_kb(model, self.lists, self.intents)
         return found if self.correction is None else found + self.correction
 
@@ -206,7 +196,11 @@ class Judge:
             lists = self.lists.take(rows)
             is_gold = clicked_in_kb(lists.candidates.numpy(), lists.clicked.numpy(), len(self.intents))
         else:
-            is_gold = _gold_mask(gold, session_ids, self.intents.intent_id)
+            is_gold = np.zeros((len(rows), len(self.intents)), dtype=bool)
+            row = pd.Index(list(session_ids), dtype=object).get_indexer(gold["session_id"].astype(object))
+            column = pd.Index(list(self.intents.intent_id), dtype=object).get_indexer(gold["intent_id"].astype(object))
+            known = (row >= 0) & (column >= 0)  # a row with an empty intent counts for none
+            is_gold[row[known], column[known]] = True
         hits = {f"ihr@{k}": intent_hits(similarity, is_gold, self.exists[rows], k) for k in (1, 3)}
         return pd.DataFrame({"session_id": list(session_ids), **hits})
 
@@ -220,18 +214,6 @@ class Judge:
         )  # fmt: skip
 
 
-def _gold_mask(gold: pd.DataFrame, session_ids: Sequence[str], intent_ids: np.ndarray) -> np.ndarray:
-    """(session_ids, intent_ids) bool; a row with an empty intent counts for none."""
-    places = [
-        pd.Index(list(ids), dtype=object).get_indexer(gold[name].astype(object))
-        for name, ids in (("session_id", session_ids), ("intent_id", intent_ids))
-    ]
-    row, column = (place[(places[0] >= 0) & (places[1] >= 0)] for place in places)
-    mask = np.zeros((len(session_ids), len(intent_ids)), dtype=bool)
-    mask[row, column] = True
-    return mask
-
-
 def about(dataset: Dataset, lm_seed: int | None) -> dict[str, Any]:
     """What the result tables say of a run: its data, a simulated world's seed and distance, the LM's seed."""
     settings = dataset.meta.get("world", {})
@@ -243,8 +225,8 @@ def gold_intents(dataset: Dataset, split: str) -> tuple[str, pd.DataFrame]:
     """The best relevance source of a split, labels | truth | click, and its rows: session_id, intent_id.
 
     Labels if anybody labelled a session of the split, else the truth, else the clicks [C]. One source for all sessions:
-    a mean over some by label and others by click would be neither. A session may have several rows, any one of which
-    counts as a hit; rows without an intent (an annotator found none) are left out. The click's rows may be none.
+    a mean over some by label and others by click would be neither. Any one of several rows of a session counts as a
+    hit; rows without an intent (an annotator found none) are left out.
     """
     sessions = dataset.sessions.loc[dataset.sessions["split"] == split, "session_id"]
 

@@ -31,10 +31,7 @@ class Gauc(NamedTuple):
 
 
 def session_auc(scores, clicked, shown) -> np.ndarray:
-    """AUC of each list: the share of its (clicked, not clicked) pairs ranked right, a tie counting one half.
-
-    Shapes as in the module's docstring. NaN for a list without a click or with nothing but clicks.
-    """
+    """AUC of each list: the share of its (clicked, not clicked) pairs ranked right. NaN without one of the two."""
     scores, clicked, shown = _padded(scores, clicked, shown)
     rank = _rank_clicked(scores, clicked, shown)
     clicks, size = clicked.sum(axis=1), shown.sum(axis=1)
@@ -104,7 +101,6 @@ def mrr(scores, clicked, shown) -> np.ndarray:
 
 
 def gauc_of_lists(scores, clicked, shown, weights: str = "impressions") -> Gauc:
-    """GAUC of padded lists, the group being the list; `weights` as in `gauc`."""
     auc = session_auc(scores, clicked, shown)
     return average_auc(auc, group_weights(weights, np.sum(shown, axis=1), np.sum(clicked, axis=1)))
 
@@ -112,9 +108,7 @@ def gauc_of_lists(scores, clicked, shown, weights: str = "impressions") -> Gauc:
 def gauc(scores, clicked, groups, weights: str = "impressions") -> Gauc:
     """AUC inside each group, averaged with weights; groups without both classes are left out and counted.
 
-    scores   (rows,), any scale; a tied pair counts one half, so a constant scorer has exactly 0.5
-    clicked  (rows,), 0 or 1
-    groups   (rows,), the list's or the user's id: integers, strings or dates, rows in any order
+    groups   (rows,), the list's or the user's id: integers, strings or dates
     weights  a group's weight: "impressions" (its rows), "clicks" or "uniform" (1)
     """
     auc, impressions, clicks = group_auc(scores, clicked, groups)
@@ -125,8 +119,7 @@ def group_auc(scores, clicked, groups) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """AUC (NaN without both classes), impressions and clicks of each group, each (groups,).
 
     Groups come in the order of np.unique(groups), strings in that of their first appearance. Rows are sorted once, by
-    one 64-bit integer that packs (group, score, clicked): numpy sorts integers several times faster than it finds a
-    sorting order.
+    one 64-bit integer that packs (group, score, clicked): faster than to find a sorting order.
     """
     scores, clicked, groups = _flat(scores, clicked, groups)
     if not len(scores):
@@ -153,7 +146,6 @@ def group_auc(scores, clicked, groups) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def group_weights(weights: str, impressions: np.ndarray, clicks: np.ndarray) -> np.ndarray:
-    """The weight of each group (groups,) by the name that METHOD.md 4 gives it: impressions, clicks or uniform."""
     if weights not in WEIGHTS:
         raise ValueError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
     chosen = {"impressions": impressions, "clicks": clicks, "uniform": np.ones(len(impressions))}
@@ -186,7 +178,7 @@ def gap_closed(model: float, floor: float, oracle: float) -> float:
 class Metric(NamedTuple):
     """How a metric is computed from scores, and where it is shown.
 
-    label      how tables and figures call it; empty: it is in the tables of a run, and nowhere else
+    label      how reports, figures and `compare` call it; empty: it is in the tables of a run, and nowhere else
     of_lists   (scores, clicked, shown) -> (lists,), NaN where undefined; None: not made from scores (IHR, judge.py)
     over_kb    the lists are the whole knowledge base instead of what was shown
     in_study   studies of many runs have it too
@@ -218,7 +210,7 @@ LABELS = {name: metric.label for name, metric in METRICS.items() if metric.label
 
 
 class _Ranks(NamedTuple):
-    """Ranks of the clicked candidates in their list; each (clicked candidates,), lists in order."""
+    """Of the clicked candidates, lists in order, each (clicked candidates,)."""
 
     row: np.ndarray  # its list
     above: np.ndarray  # shown candidates scored higher
@@ -284,45 +276,36 @@ def _group_code(groups: np.ndarray) -> np.ndarray:
 
 
 def _padded(scores, clicked, shown, k: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    scores, clicked, shown = np.asarray(scores), np.asarray(clicked), np.asarray(shown)
-    if not (scores.shape == clicked.shape == shown.shape and scores.ndim == 2):
-        raise ValueError(
-            f"scores, clicked, shown have the shapes {scores.shape}, {clicked.shape}, {shown.shape}; "
-            "expected one shape (lists, candidates)"
-        )
-    faults = _faults(scores, clicked, shown)
-    if int(k) != k or k < 1:
-        faults.append(f"k is {k!r}; expected a whole number >= 1")
-    return *_raise_or(faults, scores, clicked), shown.astype(bool)
+    scores, clicked, shown = _of_one_shape("(lists, candidates)", scores=scores, clicked=clicked, shown=shown)
+    more = [f"k is {k!r}; expected a whole number >= 1"] if int(k) != k or k < 1 else []
+    if hidden := int(((clicked == 1) & (shown == 0)).sum()):
+        more.insert(0, f"{hidden} candidates are clicked but not shown")
+    _refuse(scores, clicked, shown.astype(bool), more)
+    return scores, clicked.astype(bool), shown.astype(bool)
 
 
 def _flat(scores, clicked, groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    scores, clicked, groups = np.asarray(scores), np.asarray(clicked), np.asarray(groups)
-    if not (scores.shape == clicked.shape == groups.shape and scores.ndim == 1):
-        raise ValueError(
-            f"scores, clicked, groups have the shapes {scores.shape}, {clicked.shape}, {groups.shape}; "
-            "expected one shape (rows,)"
-        )
-    faults = _faults(scores, clicked, True)
-    if groups.dtype.kind in "fmM" and (missing := int((groups != groups).sum())):
-        faults.append(f"groups is missing in {missing} rows")
-    return *_raise_or(faults, scores, clicked), groups
+    scores, clicked, groups = _of_one_shape("(rows,)", scores=scores, clicked=clicked, groups=groups)
+    missing = int((groups != groups).sum()) if groups.dtype.kind in "fmM" else 0
+    _refuse(scores, clicked, True, [f"groups is missing in {missing} rows"] if missing else [])
+    return scores, clicked.astype(bool), groups
 
 
-def _faults(scores, clicked, shown) -> list[str]:
+def _of_one_shape(form: str, **given) -> list[np.ndarray]:
+    """As arrays; raises ValueError unless all have one shape with as many axes as `form` names."""
+    arrays = [np.asarray(values) for values in given.values()]
+    shapes = [array.shape for array in arrays]
+    if len(set(shapes)) > 1 or len(shapes[0]) != len(form.strip("(),").split(",")):
+        raise ValueError(f"{', '.join(given)} have the shapes {', '.join(map(str, shapes))}; expected one shape {form}")
+    return arrays
+
+
+def _refuse(scores: np.ndarray, clicked: np.ndarray, shown: np.ndarray | bool, more: list[str]) -> None:
     faults = []
-    broken = np.isnan(scores) & (shown if shown is True else shown.astype(bool))
-    if broken.any():
+    if (broken := np.isnan(scores) & shown).any():
         first = tuple(int(i) for i in np.argwhere(broken)[0])
         faults.append(f"scores is NaN for {int(broken.sum())} shown candidates (first: {first})")
     if clicked.dtype != bool and (bad := int(((clicked != 0) & (clicked != 1)).sum())):
         faults.append(f"clicked is neither 0 nor 1 in {bad} places")
-    if shown is not True and (hidden := int(((clicked == 1) & (shown == 0)).sum())):
-        faults.append(f"{hidden} candidates are clicked but not shown")
-    return faults
-
-
-def _raise_or(faults: list[str], scores, clicked) -> tuple[np.ndarray, np.ndarray]:
-    if faults:
+    if faults := faults + more:
         raise ValueError("these scores cannot be judged:\n  " + "\n  ".join(faults))
-    return scores, clicked.astype(bool)

@@ -1,4 +1,19 @@
-"""How good off-policy estimates are, where the truth is known: over many logs of the same sessions of a ShopWorld."""
+"""What CTR@k a ranker would have had, from a log that another policy wrote with its propensities.
+
+CTR@k = clicks on the k intents shown, divided by impressions of them. The item-position model: a click depends on the
+session, the intent and its position, not on the rest of the list (Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay,
+Wen 2018, "Offline evaluation of ranking policies with click models"). So a target slot counts where the log happened
+to show the same intent at the same position, with the weight w = 1 / propensity, and 0 elsewhere:
+
+ips    mean of w * clicked (Horvitz & Thompson 1952). Unbiased where every target slot had a chance to be logged.
+snips  sum of w * clicked / sum of w (Swaminathan & Joachims 2015). Never above 1; bias of order 1 / effective sample.
+dr     mean of q + w * (clicked - q), q the predicted click probability of the target slot (Dudik, Langford & Li 2011;
+       Dudik, Erhan, Langford & Li 2014). Unbiased as IPS is, whatever q; the better q, the smaller the variance.
+
+Clipping w at `clip` (evaluation.experiment.clip) trades variance for bias: IPS then reads too low, DR leans on q. It
+bounds what one slot can do: IPS lies in [0, clip], DR in [1 - clip, clip], SNIPS in [0, 1] with or without. Where few
+slots match, with weights in the hundreds, intervals can be too short: look at effective_sample_size first.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,8 +31,6 @@ from rgalign.data.lists import Lists
 from rgalign.data.tables import Dataset
 from rgalign.shopworld.traffic import Traffic
 
-# The direct model of the doubly robust estimate: P(click) of an intent at a position, from a ranker's own scores.
-
 FITTED_ON = ("train", "dev")
 LEAST = np.log(1e-6)  # log-probabilities are clipped here
 
@@ -26,9 +39,9 @@ LEAST = np.log(1e-6)  # log-probabilities are clipped here
 class DirectModel:
     """P(click) = sigmoid(slope * log p(intent | session) + intercept of the position), p the softmax of the scores.
 
-    A calibration of the ranker, as simple as that [C]: DR is unbiased with any model, and the fewer numbers are
-    fitted, the less there is to overfit. Alone it is no estimate: the log shows an intent where its policy ranked
-    it high, so a ranker that knows less than that policy looks better than it is. `intercepts` (positions,).
+    The direct model of the doubly robust estimate: a calibration of the ranker, no more [C], since DR is unbiased with
+    any model. Alone it is no estimate: the log shows an intent where its policy ranked it high, so a ranker that knows
+    less than that policy looks better than it is. `intercepts` (positions,).
     """
 
     slope: float
@@ -77,27 +90,6 @@ def _log_p(scores: np.ndarray, rows: int) -> np.ndarray:
     return np.where(nothing, LEAST, log_softmax(np.where(nothing, 0, scores), axis=1).clip(min=LEAST))
 
 
-# What CTR@k a ranker would have had, from a log that another policy wrote with its propensities.
-#
-#     log = Log.of(dataset)
-#     estimates(log, target, predicted)                  # one ranker: IPS, SNIPS, DR with their intervals
-#     differences(log, (target, other))                  # one ranker minus another, paired
-#
-# CTR@k = clicks on the k intents shown, divided by impressions of them. The item-position model: a click depends on the
-# session, the intent and its position, not on the rest of the list (Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay,
-# Wen 2018, "Offline evaluation of ranking policies with click models"). So a target slot counts where the log happened
-# to show the same intent at the same position, with the weight w = 1 / propensity, and 0 elsewhere:
-#
-# ips    mean of w * clicked (Horvitz & Thompson 1952). Unbiased where every target slot had a chance to be logged.
-# snips  sum of w * clicked / sum of w (Swaminathan & Joachims 2015). Never above 1; bias of order 1 / effective sample.
-# dr     mean of q + w * (clicked - q), q the predicted click probability of the target slot (Dudik, Langford & Li 2011;
-#        Dudik, Erhan, Langford & Li 2014). Unbiased as IPS is, whatever q; the better q, the smaller the variance.
-#
-# Clipping w at `clip` (evaluation.experiment.clip) trades variance for bias: IPS then reads too low, DR leans on q. It
-# bounds what one slot can do: IPS lies in [0, clip], DR in [1 - clip, clip], SNIPS in [0, 1] with or without. `clipped`
-# says how many weights it took something from. Where few slots match, with weights in the hundreds, intervals can be
-# too short: look at effective_sample_size first.
-
 LARGEST = 1e12  # a weight where none is clipped: its square, summed over a log, is still a number [C]
 _MISSING = (
     "impressions.parquet of {name!r} has no column propensity = P(this intent at this position | session), as the "
@@ -110,9 +102,8 @@ _MISSING = (
 class Log:
     """Logged impression lists, rows in the order of sessions.parquet, all (sessions, positions) but `users`.
 
-    A list shorter than the longest is padded on the right; a target slot beyond its end had no chance to be logged.
-    Raises ValueError, with counts, for shapes that do not fit and for propensities of shown slots that are empty or
-    outside (0, 1].
+    A list shorter than the longest is padded on the right. Raises ValueError, with counts, for shapes that do not fit
+    and for propensities of shown slots that are empty or outside (0, 1].
     """
 
     shown: np.ndarray  # row in intents.parquet, -1 where padded
@@ -137,10 +128,7 @@ class Log:
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Log":
-        """The log of a data set's sessions.
-
-        Raises ValueError where impressions have no propensity, or dataset.yaml says that positions are not real.
-        """
+        """Raises ValueError where impressions have no propensity, or dataset.yaml says that positions are not real."""
         impressions = dataset.impressions
         if "propensity" not in impressions:
             raise ValueError(_MISSING.format(name=dataset.name))
@@ -191,19 +179,12 @@ def share_clipped(log: Log, targets: Iterable[np.ndarray], clip: float | None = 
 
 
 def estimates(
-    log: Log,
-    target: np.ndarray,
-    predicted: np.ndarray | None = None,
-    *,
-    clip: float | None = None,
-    level: float = 0.95,
+    log: Log, target: np.ndarray, predicted: np.ndarray | None = None, *, clip: float | None = None, level: float = 0.95
 ) -> pd.DataFrame:
     """CTR@k of a ranker's lists, one row an estimator: ips, snips, and dr where there is a direct model.
 
     target     (sessions, k) rows in intents.parquet, from position 0 on
-    predicted  (sessions, k) the direct model's P(click) of each target slot. It has to be made without the clicks of
-               `log` (evaluation.direct_model). A logged slot counts only where it is the target's, so that no other
-               predictions are needed
+    predicted  (sessions, k) the direct model's P(click) of each target slot, made without the clicks of `log`
     Columns: estimator, value, standard_error, low, high (`_row`); and of the weights, alike in all rows:
     effective_sample_size  (sum of w)^2 / sum of w^2, in impressions (Kish)
     matched                share of target slots that the log shows
@@ -259,10 +240,7 @@ def _probabilities(predicted: np.ndarray | None, shape: tuple[int, ...]) -> np.n
 
 
 def _linearised(log: Log, weight: np.ndarray, predicted: np.ndarray | None) -> dict[str, tuple[float, np.ndarray]]:
-    """Each estimator's value, and what each session moves it by, to first order (sessions,).
-
-    All are a ratio of two sums over sessions; the second is the number of sessions, or for SNIPS the weights.
-    """
+    """Each estimator's value, a ratio of two sums over sessions, and what each session moves it by (sessions,)."""
     clicked, each = log.clicked[:, : weight.shape[1]], np.ones(len(weight))
     earned = (weight * clicked).mean(axis=1)
     terms = {"ips": (earned, each), "snips": (earned, weight.mean(axis=1))}
@@ -279,8 +257,7 @@ def _linearised(log: Log, weight: np.ndarray, predicted: np.ndarray | None) -> d
 def _row(name: str, value: float, influence: np.ndarray, user: np.ndarray, level: float) -> dict:
     """Student's t interval by linearisation, sessions of a user together [C: no resampling, so no seed].
 
-    It is the interval for other sessions of such users. Where few slots match, with weights in the hundreds, it is too
-    short: with an effective sample of about 55 impressions it held the truth in about 88 % of logs (notebook 10).
+    With an effective sample of about 55 impressions it held the truth in about 88 % of logs (notebook 10).
     """
     by_user = np.bincount(user, influence)
     free = len(by_user) - 1
@@ -342,17 +319,10 @@ def _one(log: Log, name: str, other: str | None, targets: Mapping, predicted: Ma
 def _summary(table: pd.DataFrame, truth: float) -> dict[str, float]:
     """What `over_logs` says of one estimator of one figure; `table` has its row in every log."""
     table = table.dropna(subset="value")
-    error = table["value"] - truth
-    return {
-        "truth": truth,
-        "mean": table["value"].mean(),
-        "bias": error.mean(),
-        "standard_deviation": table["value"].std(),
-        "rmse": float(np.sqrt((error**2).mean())),
-        "coverage": ((table["low"] <= truth) & (truth <= table["high"])).mean(),
-        "standard_error": table["standard_error"].mean(),
-        "effective_sample_size": table["effective_sample_size"].mean() if "matched" in table else np.nan,
-        "matched": table["matched"].mean() if "matched" in table else np.nan,
-        "clipped": table["clipped"].mean(),
-        "logs": len(table),
-    }
+    error, inside = table["value"] - truth, (table["low"] <= truth) & (truth <= table["high"])
+    found = {"truth": truth, "mean": table["value"].mean(), "bias": error.mean()}
+    found |= {"standard_deviation": table["value"].std(), "rmse": float(np.sqrt((error**2).mean()))}
+    found |= {"coverage": inside.mean()}
+    for name in ("standard_error", "effective_sample_size", "matched", "clipped"):
+        found[name] = table[name].mean() if name in table else np.nan
+    return found | {"logs": len(table)}

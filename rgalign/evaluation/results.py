@@ -4,8 +4,7 @@ session_metrics  one row a session, model and seed; one column a metric: what pa
 results          one row a metric, slice, model and seed
 comparisons      one row a metric, slice and pair of models, with an interval: evaluation.comparisons
 
-artifacts.write_table stores them; after reading one back, `conform` restores its types (an empty seed makes pandas
-read floats). The same input gives the same rows in the same order.
+After reading one back, `conform` restores its types (an empty seed makes pandas read floats).
 """
 
 import difflib
@@ -45,48 +44,16 @@ GAUC_WEIGHT = "gauc_weight"  # of a session; by list and impressions it is the n
 
 # Table -> columns with their types; in session_metrics the metrics follow, as float64.
 COLUMNS = {
-    "session_metrics": {
-        "session_id": "string",
-        "user_id": "string",
-        "model": "string",
-        "seed": "Int64",
-        "split": "string",
-        GAUC_WEIGHT: "float64",
-    },
-    "results": {
-        "model": "string",
-        "metric": "string",
-        "slice": "string",
-        "split": "string",
-        "data": "string",
-        "distance": "float64",
-        "world_seed": "Int64",
-        "lm_seed": "Int64",
-        "seed": "Int64",
-        "value": "float64",
-        "groups": "int64",
-        "left_out": "int64",
-    },
-    "comparisons": {
-        "model": "string",
-        "against": "string",
-        "metric": "string",
-        "slice": "string",
-        "split": "string",
-        "distance": "float64",
-        "difference": "float64",
-        "relative": "float64",
-        "ci_low": "float64",
-        "ci_high": "float64",
-        "relative_low": "float64",
-        "relative_high": "float64",
-        "sampling_error": "float64",
-        "p": "float64",
-        "p_holm": "float64",
-        "worlds": "int64",
-        "world_seeds": "string",
-        "seeds": "int64",
-    },
+    "session_metrics": dict.fromkeys(("session_id", "user_id", "model"), "string")
+    | {"seed": "Int64", "split": "string", GAUC_WEIGHT: "float64"},
+    "results": dict.fromkeys(("model", "metric", "slice", "split", "data"), "string")
+    | {"distance": "float64"}
+    | dict.fromkeys(("world_seed", "lm_seed", "seed"), "Int64")
+    | {"value": "float64", "groups": "int64", "left_out": "int64"},
+    "comparisons": dict.fromkeys(("model", "against", "metric", "slice", "split"), "string")
+    | dict.fromkeys(("distance", "difference", "relative", "ci_low", "ci_high", "relative_low"), "float64")
+    | dict.fromkeys(("relative_high", "sampling_error", "p", "p_holm"), "float64")
+    | {"worlds": "int64", "world_seeds": "string", "seeds": "int64"},
 }
 ORDER = {  # what rows are sorted by; no two rows of a table are equal in all of these
     "session_metrics": ["split", "model", "seed", "session_id"],
@@ -202,7 +169,12 @@ def conform(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     if faults:
         raise ValueError(f"{table} cannot be made:\n  " + "\n  ".join(faults))
     frame = frame[list(columns)].astype(columns)
-    return frame.sort_values(ORDER[table], key=_rank_of_model, ignore_index=True)
+    place = list(MODELS).index
+    return frame.sort_values(
+        ORDER[table],
+        key=lambda column: column.map(place) if column.name in ("model", "against") else column,
+        ignore_index=True,
+    )
 
 
 def metric_names(sessions: pd.DataFrame) -> list[str]:
@@ -231,10 +203,6 @@ def _user_auc(scores, clicked, shown, user_id) -> tuple[np.ndarray, np.ndarray]:
     auc = np.full(len(users), np.nan)
     auc[np.unique(of_row)] = metrics.group_auc(np.asarray(scores)[shown], np.asarray(clicked)[shown], of_row)[0]
     return auc[user], np.bincount(user)[user]
-
-
-def _rank_of_model(column: pd.Series) -> pd.Series:
-    return column.map(list(MODELS).index) if column.name in ("model", "against") else column
 
 
 def unknown_model(name) -> str:

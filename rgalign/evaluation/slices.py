@@ -51,7 +51,7 @@ def session_slices(
 ) -> pd.DataFrame:
     """One bool column a slice, indexed by session_id in the order of `sessions`; `.sum()` gives the counts.
 
-    sessions, impressions  of the split to be judged (ARCHITECTURE.md, Contracts); the clicked impressions will do
+    sessions, impressions  of the split to be judged; the clicked impressions will do
     train_clicks           ids clicked in train, one a click
     seen                   train's impressions of each user, by user_id; None: no slices by them
     A slice without a session is kept: its metric is undefined, and the tables say so.
@@ -66,26 +66,16 @@ def session_slices(
         slices[name] = slices.index.isin(sessions_of_click[kind == name])
     if "shuffled" in sessions:
         slices["shuffled"] = sessions["shuffled"].eq(True).fillna(False).to_numpy(dtype=bool)
-    if seen is not None:
-        slices = slices.assign(**_by_impressions(sessions["user_id"].map(seen).fillna(0).to_numpy(dtype=int)))
-    if "timestamp" in sessions:
-        slices = slices.assign(**_by_hour(sessions["timestamp"]))
+    many = np.zeros(len(ids), int) if seen is None else sessions["user_id"].map(seen).fillna(0).to_numpy(dtype=int)
+    if (many > 0).any():
+        middle = int(np.median(many[many > 0]))
+        by_seen = {"seen=0": many == 0, f"seen=1..{middle}": (many > 0) & (many <= middle)}
+        slices = slices.assign(**by_seen, **{f"seen>{middle}": many > middle})
+    if "timestamp" in sessions and not (hour := pd.to_datetime(sessions["timestamp"]).dt.hour).isna().all():
+        for first in range(0, 24, HOURS):
+            inside = (hour // HOURS == first // HOURS).fillna(False)
+            slices[f"hour={first}..{first + HOURS - 1}"] = inside.to_numpy(dtype=bool)
     regions = sorted(sessions["region"].dropna().unique())
     for name in regions if 1 < len(regions) <= MOST_REGIONS else ():
         slices[f"region={name}"] = (sessions["region"] == name).fillna(False).to_numpy(dtype=bool)
     return slices
-
-
-def _by_impressions(seen: np.ndarray) -> dict:
-    if not (seen > 0).any():
-        return {}
-    middle = int(np.median(seen[seen > 0]))
-    return {"seen=0": seen == 0, f"seen=1..{middle}": (seen > 0) & (seen <= middle), f"seen>{middle}": seen > middle}
-
-
-def _by_hour(timestamps: pd.Series) -> dict:
-    hour = pd.to_datetime(timestamps).dt.hour
-    if hour.isna().all():
-        return {}
-    inside = {first: (hour // HOURS == first // HOURS).fillna(False) for first in range(0, 24, HOURS)}
-    return {f"hour={first}..{first + HOURS - 1}": mask.to_numpy(dtype=bool) for first, mask in inside.items()}

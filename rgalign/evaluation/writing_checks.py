@@ -1,8 +1,7 @@
 """Can the reasoner write? Checks of its greedy queries on valid; a warning names the parameter to change.
 
-A model that cannot write still embeds, so the run continues. But RG-SFT and RG-DPO tune what is written, and learn
-nothing from queries that are all alike, repeat themselves or match no intent. Notebooks 02, 05 and 06 write the
-warnings, the report reads them. METHOD.md 2.1 and 2.3 [C].
+A model that cannot write still embeds, but RG-SFT and RG-DPO learn nothing from queries that are all alike, repeat
+themselves or match no intent. Notebooks 02, 05 and 06 write the warnings, the report reads them. METHOD.md 2.1 and 2.3.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,12 +108,10 @@ def of_reasoner(
     """
     greedy = queries[queries["candidate"] == -1]
     if greedy.empty:  # an encoder
-        return none()
+        return _table([])
     never = _table([("02_reasoner", "transcripts", 0.0, 1.0, *NEVER_ASKED)] if trained_here and not asked else [])
-    values = figures(greedy["query"].tolist(), hits["ihr@1"])
-    return joined(
-        never, warnings_of("02_reasoner", values, Chance.of(dataset, greedy["session_id"]), trained_here=trained_here)
-    )
+    values, chance = figures(greedy["query"].tolist(), hits["ihr@1"]), Chance.of(dataset, greedy["session_id"])
+    return joined(never, warnings_of("02_reasoner", values, chance, trained_here=trained_here))
 
 
 def after_tuning(stage: str, values: Mapping[str, float], chance: Chance, before: pd.DataFrame) -> pd.DataFrame:
@@ -130,13 +127,8 @@ def after_tuning(stage: str, values: Mapping[str, float], chance: Chance, before
 
 def joined(*tables: pd.DataFrame, stage: str | None = None) -> pd.DataFrame:
     """Several as one, all of them with this `stage` if it is given."""
-    table = pd.concat([table for table in tables if len(table)] or [none()], ignore_index=True)
+    table = pd.concat([table for table in tables if len(table)] or [_table([])], ignore_index=True)
     return table if stage is None else table.assign(stage=stage)
-
-
-def none() -> pd.DataFrame:
-    """No warning."""
-    return _table([])
 
 
 @dataclass(frozen=True, eq=False)

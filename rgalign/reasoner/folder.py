@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from rgalign.errors import UserError
 from rgalign.reasoner.chat_template import controls, frame
 from rgalign.run.external_inputs import PICKLED, model_folder
 
@@ -30,7 +31,7 @@ LFS = b"version https://git-lfs.github.com/spec/"  # how a file begins that git 
 READ = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # the files of a model's folder that are read
 
 
-class ReasonerError(ValueError):
+class ReasonerError(UserError, ValueError):
     """A reasoner cannot be loaded as asked; the message lists everything that is wrong and the next command."""
 
 

@@ -29,10 +29,7 @@ MODEL_STYLE = {  # colour, marker
     "oracle_discrete": ("#777777", "<"),
     "oracle": ("#000000", ">"),
 }
-REWARD_STYLE = {
-    "all": ("#009E73", "o"),
-    "one": ("#56B4E9", "s"),
-}  # reward models, by their LLMs
+REWARD_STYLE = {"all": ("#009E73", "o"), "one": ("#56B4E9", "s")}  # reward models, by their LLMs
 SPLIT_STYLE = {"train": ("#56B4E9", ""), "valid": ("#E69F00", "//"), "test": ("#000000", "xx")}
 
 

@@ -22,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rgalign.errors import UserError
 from rgalign.params import PACKAGE, ROOT
 
 # What made an artifact: code, package versions, device, memory.
@@ -90,7 +91,7 @@ FOLDERS = ("tables", "models", "figures", "notebooks")  # folders of a run direc
 VERSION = 1  # of the run directory's layout; a run of another version is not read
 
 
-class ArtifactError(RuntimeError):
+class ArtifactError(UserError, RuntimeError):
     """An artifact is missing, altered, or not declared; the message names what makes it again."""
 
 

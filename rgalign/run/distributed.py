@@ -27,6 +27,7 @@ import yaml
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from rgalign.errors import UserError
 from rgalign.params import ROOT
 from rgalign.run.artifacts import write_text
 
@@ -93,7 +94,7 @@ OF_ACCELERATE = "ACCELERATE_"  # and by what begins so how they train one model;
 KEPT = 4000  # characters of what the processes said, for the message
 
 
-class ProcessesError(RuntimeError):
+class ProcessesError(UserError, RuntimeError):
     """The processes did not do their job; the message says what they said last, and what to change."""
 
 
