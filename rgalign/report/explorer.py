@@ -111,10 +111,8 @@ class Explorer:
 
         The greedy query stands first, with drawn 0. rewarded: a reward needs the features of the session that clicked
         """
-        tables = [
-            self._written(scorer, row).assign(written=when)
-            for when, scorer in zip((BEFORE, AFTER), self.scorers.values(), strict=False)
-        ]
+        scorers = zip((BEFORE, AFTER), self.scorers.values(), strict=False)
+        tables = [self._written(scorer, row).assign(written=when) for when, scorer in scorers]
         table = pd.concat(tables, ignore_index=True)[["written", "query", "drawn"]]
         if self.rewarder is None or not rewarded:
             return table.assign(reward=np.nan)
@@ -129,10 +127,8 @@ class Explorer:
         if self.baseline is not None:
             scores = self.baseline.scores(self.baseline.lists(row, None), row.timestamp.to_numpy("datetime64[us]"))
             tables = {BASELINE: self.baseline.top(row.session_id.to_numpy(), scores, k)} | tables
-        shown = {
-            MODELS[name]: table.title + np.where(table.intent_id.isin(clicked), CLICKED, "")
-            for name, table in tables.items()
-        }
+        marks = {name: np.where(table.intent_id.isin(clicked), CLICKED, "") for name, table in tables.items()}
+        shown = {MODELS[name]: table.title + marks[name] for name, table in tables.items()}
         return pd.DataFrame(shown).set_axis(pd.RangeIndex(1, max(map(len, shown.values())) + 1, name="rank"))
 
     def page(self, session_id: str, changed: Mapping[str, str] | None = None) -> str:

@@ -1,7 +1,6 @@
 """A run's report.html and model_card.md: what notebook 09 found, on one page that opens from disk.
 
-Everything shown comes from the run's tables, figures, params and manifest. The pages are made by templates that escape
-every value: what customers wrote is shown, never obeyed.
+The templates escape every value: what customers wrote is shown, never obeyed.
 """
 
 import base64
@@ -53,10 +52,9 @@ def contents(run: Path) -> dict[str, Any]:
     if changed := _changed_params(stages, EVALUATION, params):
         raise artifacts.ArtifactError(f"{run}: {EVALUATION} was made with other params ({changed}): {again}")
     results, compared = read(run, "results"), on_test(read(run, "comparisons"))
-    whole = compared[compared.slice == "all"]
-    by_pair = whole[whole.metric.isin(LABELS)].sort_values(
-        ["model", "metric"], key=lambda column: column.map([*MODELS, *LABELS].index)
-    )
+    labelled, whole = compared[compared.metric.isin(LABELS)], compared[compared.slice == "all"]
+    place = [*MODELS, *LABELS].index
+    by_pair = whole[whole.metric.isin(LABELS)].sort_values(["model", "metric"], key=lambda column: column.map(place))
     return {
         "run": run.name,
         "folder": artifacts.portable(run.resolve()),
@@ -71,10 +69,13 @@ def contents(run: Path) -> dict[str, Any]:
         "verdicts": gauc_differences(compared).to_dict("records"),
         "differences": by_pair.to_dict("records"),
         "slices": _slices(compared, results),
-        "no_gain": compared[compared.metric.isin(LABELS) & ~compared.says.str.startswith("gain")].to_dict("records"),
-        "compared": len(compared[compared.metric.isin(LABELS)]),
+        "no_gain": labelled[~labelled.says.str.startswith("gain")].to_dict("records"),
+        "compared": len(labelled),
         "paper": PAPER,
-        "ours": _beside_the_paper(run, stages, params, whole),
+        "ours": [
+            (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, stages, params, model, other))
+            for model, other in OURS
+        ],
         "figures": figures(run),
         "writing": _writing(run, stages).to_dict("records"),
         "examples": _examples(run),
@@ -149,9 +150,8 @@ def _simple(results: pd.DataFrame, compared: pd.DataFrame) -> dict[str, Any] | N
 
 def _by_kind(results: pd.DataFrame) -> dict[str, float]:
     """GAUC of the last model on head, tail and cold intents, of those that were clicked."""
-    gauc = results[
-        (results.metric == "gauc") & (results.split == "test") & results.slice.isin(["head", "tail", "cold"])
-    ]
+    gauc = results[(results.metric == "gauc") & (results.split == "test")]
+    gauc = gauc[gauc.slice.isin(["head", "tail", "cold"])]
     trained = [name for name in MODELS if name in set(gauc.model) and not name.startswith("oracle")]  # untrained first
     return gauc[gauc.model == trained[-1]].groupby("slice")["value"].mean().dropna().sort_values().to_dict()
 
@@ -172,16 +172,8 @@ def _slices(compared: pd.DataFrame, results: pd.DataFrame) -> list[dict]:
     return last.assign(lists=[groups[row.model, row.slice] for row in last.itertuples()]).to_dict("records")
 
 
-def _beside_the_paper(run: Path, stages: dict, params: Params, whole: pd.DataFrame) -> list[tuple]:
-    """(model, against, metric -> its row, what the experiment found) of each pair that the paper has too."""
-    return [
-        (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, stages, params, model, other))
-        for model, other in OURS
-    ]
-
-
 def _of_pair(whole: pd.DataFrame, model: str, against: str) -> dict[str, dict]:
-    """metric -> its comparisons row; empty where the run has not both."""
+    """metric -> its comparisons row."""
     own = whole[(whole.model == model) & (whole.against == against)]
     return {row["metric"]: row for row in own.to_dict("records")}
 
@@ -208,8 +200,7 @@ def _writing(run: Path, stages: dict) -> pd.DataFrame:
 
 
 def _examples(run: Path) -> list[dict]:
-    """The first sessions' candidates with the highest and lowest reward, beside the greedy query: what alignment had
-    to choose from. None where the run has no alignment."""
+    """The first sessions' candidates with the highest and lowest reward, beside the greedy query."""
     path = run / "tables/candidates.parquet"
     if not path.is_file():
         return []
@@ -218,30 +209,23 @@ def _examples(run: Path) -> list[dict]:
     rows = []
     for session, own in chosen.groupby("session_id", sort=False):
         ordered = own.sort_values("reward", kind="stable")
-        greedy = own[(own.candidate < 0) & (own.source == "main")]
-        rows.append({"session": session, "greedy": greedy.iloc[0] if len(greedy) else None,
-                     "best": ordered.iloc[-1], "worst": ordered.iloc[0]})  # fmt: skip
+        greedy = next((row for _, row in own[(own.candidate < 0) & (own.source == "main")].iterrows()), None)
+        rows.append({"session": session, "greedy": greedy, "best": ordered.iloc[-1], "worst": ordered.iloc[0]})
     return rows
 
 
 def _recipe(params: Params) -> list[str]:
     """The steps of the alignment that the run went through, in words."""
     how = params.alignment
-    if not how.loop.rounds:
-        return []
     used = [name for section, name in STEPS.items() if getattr(how, section).use]
-    return [*used, f"closed loop ({how.loop.ranker} ranker)"]
+    return [*used, f"closed loop ({how.loop.ranker} ranker)"] if how.loop.rounds else []
 
 
 def _templates(escape: bool) -> Environment:
     """Undefined names are errors. escape: for HTML; a model card quotes no customer."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    how = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, autoescape=escape, **how)
     environment.filters["masked"] = masked
     environment.filters["figure"] = lambda value: "" if pd.isna(value) else f"{value:.4f}"
     environment.filters["signed"] = lambda value: "" if pd.isna(value) else f"{value:+.4f}"

@@ -37,10 +37,8 @@ def sessions_by_day(days: pd.DataFrame) -> Figure:
     """Sessions a day, coloured by split. days: columns day (datetime), split, sessions."""
     figure, (axes,) = panels_of(1, width=8, height=2.8)
     for split, (colour, hatch) in SPLIT_STYLE.items():
-        part = days[days.split == split]
-        if part.empty:
-            continue
-        axes.bar(part.day, part.sessions, width=0.9, color=colour, hatch=hatch, edgecolor="white", label=split)
+        if len(part := days[days.split == split]):
+            axes.bar(part.day, part.sessions, width=0.9, color=colour, hatch=hatch, edgecolor="white", label=split)
     axes.set(title="Sessions by day and split", xlabel="day", ylabel="sessions")
     legend_beside(axes)
     figure.autofmt_xdate()
@@ -68,8 +66,8 @@ def intent_clicks(intents: pd.DataFrame) -> Figure:
     ordered = intents.sort_values("clicks", ascending=False, kind="stable").reset_index(drop=True)
     for group, colour, hatch in (("head", "#56B4E9", ""), ("tail", "#E69F00", "//"), ("cold", "#D55E00", "xx")):
         part = ordered[ordered.group == group]
-        label = f"{group} ({len(part)})"
-        axes.bar(part.index, part.clicks + 0.5, width=0.9, color=colour, hatch=hatch, edgecolor="white", label=label)
+        style = {"color": colour, "hatch": hatch, "edgecolor": "white", "label": f"{group} ({len(part)})"}
+        axes.bar(part.index, part.clicks + 0.5, width=0.9, **style)
     axes.set_yscale("log")
     axes.set(title="A few intents get most clicks", xlabel="intent, by rank", ylabel="clicks in train + 0.5")
     axes.legend(frameon=False, title="intents")
@@ -81,16 +79,8 @@ def clicks_by_position(rates: pd.DataFrame) -> Figure:
     figure, (axes,) = panels_of(1, width=6, height=3)
     styles = zip(("#0072B2", "#D55E00", "#009E73"), "os^", ("-", "--", ":"), strict=True)
     for (label, part), (colour, marker, line) in zip(rates.groupby("lists", sort=False), styles, strict=False):
-        axes.errorbar(
-            part.position + 1,
-            part.rate,
-            1.96 * part.error,
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            label=label,
-            capsize=2,
-        )
+        style = {"color": colour, "marker": marker, "linestyle": line, "label": label, "capsize": 2}
+        axes.errorbar(part.position + 1, part.rate, 1.96 * part.error, **style)
     axes.set(title="Clicks by position", xlabel="position in the list (1 = top)", ylabel="click rate (95 % interval)")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
@@ -151,14 +141,17 @@ def differences(comparisons: pd.DataFrame, title: str) -> Figure:
     """Paired differences with their 95 % intervals. comparisons: columns label, difference, ci_low, ci_high."""
     figure, (axes,) = panels_of(1, width=7, height=0.9 + 0.32 * len(comparisons))
     rows = np.arange(len(comparisons))[::-1]
-    middle = comparisons.difference.to_numpy()
-    errors = np.abs(np.stack([middle - comparisons.ci_low, comparisons.ci_high - middle]))
-    axes.errorbar(middle, rows, xerr=errors, fmt="o", color="#0072B2", capsize=3)
+    axes.errorbar(comparisons.difference, rows, xerr=_to_ends(comparisons), fmt="o", color="#0072B2", capsize=3)
     axes.axvline(0, color="#000000", linewidth=0.8, linestyle="--")
     axes.set_yticks(rows, comparisons.label)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set(title=title, xlabel="difference (95 % interval); right of zero: better")
     return figure
+
+
+def _to_ends(table: pd.DataFrame) -> np.ndarray:
+    """(2, rows): from each difference down and up to the ends of its interval."""
+    return np.abs(np.stack([table.difference - table.ci_low, table.ci_high - table.difference]))
 
 
 def gain_by_distance(comparisons: pd.DataFrame) -> Figure:
@@ -170,8 +163,8 @@ def gain_by_distance(comparisons: pd.DataFrame) -> Figure:
     for number, (label, part) in enumerate(comparisons.sort_values("distance").groupby("label", sort=False)):
         place = part.distance + 0.008 * number  # side by side, or one interval would hide the other
         colour, marker = _style(part.model.iloc[0])
-        errors = np.abs(np.stack([part.difference - part.ci_low, part.ci_high - part.difference]))
-        axes.errorbar(place, part.difference, errors, color=colour, marker=marker, label=label, capsize=3)
+        style = {"color": colour, "marker": marker, "label": label, "capsize": 3}
+        axes.errorbar(place, part.difference, _to_ends(part), **style)
     axes.axhline(0, color="#000000", linewidth=0.8, linestyle="--")
     axes.set(title="Gain against distance", xlabel="distance between the LM's chats and this shop (0: its own kind)")
     axes.set_ylabel("difference in GAUC (95 % interval)")
@@ -187,17 +180,12 @@ def distance_to_oracle(values: pd.DataFrame) -> Figure:
     for i, (model, value) in enumerate(values.sort_values("value")[["model", "value"]].itertuples(index=False)):
         colour, marker = _style(model)
         axes.plot(value, 0, marker=marker, color=colour, markersize=9)
+        height = offsets[i % 4]
+        line = {"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.8} if abs(height) > 10 else None
         axes.annotate(
-            f"{model}\n{value:.3f}",
-            (value, 0),
-            xytext=(0, offsets[i % 4]),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if i % 2 == 0 else "top",
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.8} if abs(offsets[i % 4]) > 10 else None,
-            zorder=3,
-        )
+            f"{model}\n{value:.3f}", (value, 0), xytext=(0, height), textcoords="offset points", fontsize=8,
+            ha="center", va="bottom" if i % 2 == 0 else "top", arrowprops=line, zorder=3,
+        )  # fmt: skip
     axes.set_ylim(-1, 1)
     axes.set_yticks([])
     axes.margins(x=0.08)
@@ -213,15 +201,13 @@ def ratios(benchmarks: pd.DataFrame) -> Figure:
     axes.barh(range(len(known)), known.ratio, color="#56B4E9")
     axes.set_yticks(range(len(known)), known["name"] + "\nagainst " + peers, fontsize=8)
     for row, (ratio, unit) in enumerate(zip(known.ratio, known.unit, strict=True)):
-        told = f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.2f}x"
-        text = told + (" less error" if unit == "GAUC" else "")
+        text = (f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.2f}x") + (" less error" if unit == "GAUC" else "")
         axes.annotate(text, (ratio, row), xytext=(3, -3), textcoords="offset points", fontsize=8)
     axes.axvline(1, color="#000000", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
     axes.margins(x=0.15)
-    axes.set(
-        title="Measured side by side in this run", xlabel="ratio to the peer: speed, or error (right of 1: better)"
-    )
+    axes.set(title="Measured side by side in this run")
+    axes.set_xlabel("ratio to the peer: speed, or error (right of 1: better)")
     return figure
 
 
@@ -254,10 +240,8 @@ def scaling(table: pd.DataFrame) -> Figure:
 
 FIRST, SECOND, TRUTH = "#0072B2", "#D55E00", "#000000"
 ESTIMATORS = {
-    "ips": ("IPS", "#E69F00", "s"),
-    "snips": ("SNIPS", "#009E73", "^"),
-    "dr": ("doubly robust", "#0072B2", "o"),
-}
+    "ips": ("IPS", "#E69F00", "s"), "snips": ("SNIPS", "#009E73", "^"), "dr": ("doubly robust", "#0072B2", "o")
+}  # fmt: skip
 
 
 def p_values(p: np.ndarray, title: str) -> Figure:
@@ -303,14 +287,11 @@ def looks(users: np.ndarray, fixed: Interval, monitored: Monitored, truth: float
     """One experiment as it goes on: the interval of one planned look, and of all of them at once (looks,)."""
     figure, (axes,) = panels_of(1, width=7, height=3)
     known = np.isfinite(monitored.difference.low)
-    axes.fill_between(
-        users[known], monitored.difference.low[known], monitored.difference.high[known],
-        color=FIRST, alpha=0.2, linewidth=0, label="at all looks at once",
-    )  # fmt: skip
+    low, high = monitored.difference.low[known], monitored.difference.high[known]
+    axes.fill_between(users[known], low, high, color=FIRST, alpha=0.2, linewidth=0, label="at all looks at once")
     error = [fixed.estimate - fixed.low, fixed.high - fixed.estimate]
-    axes.errorbar(
-        users, fixed.estimate, yerr=error, color=FIRST, marker="o", markersize=4, capsize=2, label="at one look"
-    )
+    style = {"color": FIRST, "marker": "o", "markersize": 4, "capsize": 2}
+    axes.errorbar(users, fixed.estimate, yerr=error, label="at one look", **style)
     axes.axhline(truth, color=TRUTH, linewidth=0.8, linestyle="--", label="truth")
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -325,16 +306,15 @@ def off_policy(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     table  of evaluation.over_logs, without differences; labels: ranker -> what the figure calls it
     """
     rankers = [name for name in labels if name in set(table.ranker)]
+    place = np.arange(len(rankers))
     figure, (axes,) = panels_of(1, width=8, height=1.2 + 0.7 * len(rankers))
     for shift, (name, (label, colour, marker)) in zip((0.22, 0, -0.22), ESTIMATORS.items(), strict=True):
         own = table[table.estimator == name].set_index("ranker").reindex(rankers)
-        axes.errorbar(
-            own["mean"], np.arange(len(rankers)) + shift, xerr=1.96 * own.standard_deviation,
-            color=colour, marker=marker, linestyle="", capsize=3, label=label,
-        )  # fmt: skip
+        style = {"color": colour, "marker": marker, "linestyle": "", "capsize": 3, "label": label}
+        axes.errorbar(own["mean"], place + shift, xerr=1.96 * own.standard_deviation, **style)
     truth = table.groupby("ranker").truth.first().reindex(rankers)
-    axes.vlines(truth, np.arange(len(rankers)) - 0.4, np.arange(len(rankers)) + 0.4, color=TRUTH, label="truth")
-    axes.set_yticks(range(len(rankers)), [labels[name] for name in rankers])
+    axes.vlines(truth, place - 0.4, place + 0.4, color=TRUTH, label="truth")
+    axes.set_yticks(place, [labels[name] for name in rankers])
     axes.invert_yaxis()
     axes.set(title="CTR@3 from the log of another ranker", xlabel="CTR@3: mean over logs, 1.96 standard deviations")
     legend_beside(axes)
@@ -343,9 +323,8 @@ def off_policy(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
 
 def panels_of(panels: int, *, columns: int = 1, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure in the style of this module and its axes, row by row."""
-    figure, axes = plt.subplots(
-        -(-panels // columns), columns, figsize=(width, height), layout="constrained", squeeze=False
-    )
+    shape = {"nrows": -(-panels // columns), "ncols": columns, "figsize": (width, height)}
+    figure, axes = plt.subplots(**shape, layout="constrained", squeeze=False)
     for each in axes.flat:
         each.spines[["top", "right"]].set_visible(False)
     plt.close(figure)  # the notebook shows what the cell returns; an open figure would be shown twice

@@ -50,9 +50,8 @@ def pretraining(curves: pd.DataFrame) -> Figure:
     """Loss of pre-training. curves: columns model, step, loss (nats)."""
     figure, (axes,) = panels_of(1, width=7, height=3)
     for number, (model, curve) in enumerate(curves.groupby("model", sort=False)):
-        axes.plot(
-            curve.step, curve.loss, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % 8], ms=3, label=model
-        )
+        style = {"color": COLOURS[number % 8], "marker": MARKERS[number % 8], "label": model}
+        axes.plot(curve.step, curve.loss, ms=3, **style)
     axes.set(title="Pre-training the tiny model", xlabel="step", ylabel="both losses, nats")
     axes.legend(frameon=False)
     return figure
@@ -80,9 +79,8 @@ def embedding_map(points: pd.DataFrame, title: str) -> Figure:
         axes.scatter(rest.x, rest.y, s=5, color="#CCCCCC", label="other")
     for number, family in enumerate(common):
         own = points[points.family == family]
-        axes.scatter(
-            own.x, own.y, s=9, color=COLOURS[number], marker=MARKERS[number], label=short(family, 24), alpha=0.7
-        )
+        style = {"color": COLOURS[number], "marker": MARKERS[number], "label": short(family, 24)}
+        axes.scatter(own.x, own.y, s=9, alpha=0.7, **style)
     axes.set(title=title, xlabel="first principal direction", ylabel="second")
     legend_beside(axes, markerscale=1.6)
     return figure
@@ -99,9 +97,8 @@ def idea(known: Sequence[str], before: str, after: str, shown: Sequence[str]) ->
     """
     figure, (axes,) = panels_of(1, width=10, height=3.1)
     axes.set_axis_off()
-    axes.set(
-        xlim=(0, 10), ylim=(0.35, 3.4), title="What the shop knows, what the customer is about to ask, what is shown"
-    )
+    axes.set(xlim=(0, 10), ylim=(0.35, 3.4))
+    axes.set_title("What the shop knows, what the customer is about to ask, what is shown")
     _box(axes, 0.1, 2.7, KNOWN, "the shop knows", known)
     _box(axes, 3.6, 2.7, WRITTEN, "the reasoner writes", [f"“{after}”", "", "before its alignment:", f"“{before}”"])
     _box(axes, 7.1, 2.7, RANKED, "the ranker shows", [f"{i}. {title}" for i, title in enumerate(shown, start=1)])
@@ -157,10 +154,7 @@ def curve(table: pd.DataFrame, columns: Sequence[str], title: str) -> Figure:
     table  column step and those of `columns` that it has
     """
     there = [name for name in columns if name in table]
-    wide = min(3, max(1, len(there)))
-    figure, panels = panels_of(max(1, len(there)), columns=wide, width=max(5, 3.7 * wide), height=_height(there))
-    for axes in panels[len(there) :]:
-        axes.set_axis_off()
+    figure, panels = _grid(len(there), most=3, width=3.7)
     for axes, name in zip(panels, there, strict=False):
         axes.plot(table["step"], table[name], color=BEFORE, marker="o", ms=2.5)
         if name in START:
@@ -188,11 +182,8 @@ def queries_by_reward(scored: pd.DataFrame) -> Figure:
         weights = np.full(len(part), 1 / max(1, len(part)))
         axes.hist(part, bins, weights=weights, label=f"leads {label}: {len(part):,}", **style)
     axes.axvline(0, color="black", lw=0.8)
-    axes.set(
-        title="Reward of queries, development users",
-        xlabel="reward, nats (0: no more help than the null query)",
-        ylabel="share of its kind",
-    )
+    axes.set(title="Reward of queries, development users", ylabel="share of its kind")
+    axes.set_xlabel("reward, nats (0: no more help than the null query)")
     axes.legend(frameon=False)
     return figure
 
@@ -220,12 +211,8 @@ def margins(pairs: pd.DataFrame) -> Figure:
 def step_rows(rows: pd.DataFrame) -> Figure:
     """What each step changed. rows: index step, columns ranking, reward, ihr@1, distinct, of those there are."""
     there = [name for name in ("ranking", "reward", "ihr@1", "distinct") if name in rows and rows[name].notna().any()]
-    wide = min(2, max(1, len(there)))
-    height = 2.6 * -(-max(1, len(there)) // wide) + 0.4
-    figure, panels = panels_of(max(1, len(there)), columns=wide, width=5 * wide, height=height)
+    figure, panels = _grid(len(there), most=2, width=5)
     place = np.arange(len(rows))
-    for axes in panels[len(there) :]:
-        axes.set_axis_off()
     for axes, name in zip(panels, there, strict=False):
         axes.plot(place, rows[name], color=BEFORE, marker="o")
         _spread(axes, name)
@@ -258,9 +245,8 @@ def rank_shift(ranks: Mapping[str, np.ndarray], title: str) -> Figure:
 def rounds(table: pd.DataFrame) -> Figure:
     """GAUC of each iteration of the loop. table: columns round, dev, valid; round 0 is QE-Rec before the alignment."""
     figure, (axes,) = panels_of(1, width=6, height=3)
-    styles = {"dev": ("development users", BEFORE, "o"), "valid": ("valid", AFTER, "s")}
-    for name, (label, colour, marker) in styles.items():
-        axes.plot(table["round"], table[name], color=colour, marker=marker, label=label)
+    axes.plot(table["round"], table["dev"], color=BEFORE, marker="o", label="development users")
+    axes.plot(table["round"], table["valid"], color=AFTER, marker="s", label="valid")
     axes.set_xticks(table["round"])
     axes.set(title="The closed loop, round by round", xlabel="round (0: QE-Rec, no alignment)", ylabel="GAUC")
     axes.legend(frameon=False)
@@ -276,5 +262,10 @@ def _spread(axes: Axes, name: str) -> None:
         axes.set_ylim(low - down, high + lack - down)
 
 
-def _height(panels: Sequence[str]) -> float:
-    return 2.6 * -(-max(1, len(panels)) // 3) + 0.4
+def _grid(panels: int, most: int, width: float) -> tuple[Figure, list[Axes]]:
+    """At least one panel, at most `most` in a row, each of this width; the axes beyond are off."""
+    wide, count = min(most, max(1, panels)), max(1, panels)
+    figure, axes = panels_of(count, columns=wide, width=max(5, width * wide), height=2.6 * -(-count // wide) + 0.4)
+    for each in axes[panels:]:
+        each.set_axis_off()
+    return figure, axes

@@ -1,7 +1,7 @@
 """The small tables that the notebooks show: queries, rankings, alignment steps, experiments."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,12 @@ from rgalign.reasoner.generate import greedy, sample
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
 
-# Example sessions: where one model ranks the click higher than another, and where lower.
-
 
 def wins_and_losses(metrics: pd.DataFrame, model: str, against: str, count: int = 5) -> pd.DataFrame:
-    """The sessions with the largest differences in the click's place, wins first.
+    """The sessions with the largest differences in the click's place, wins first: session_id, outcome (win | loss),
+    place under each model (1 / mean reciprocal rank over seeds), named by the models.
 
-    metrics  a session_metrics table of one split; means over seeds
-    Columns: session_id, outcome (win | loss), place under each model (1 / mean reciprocal rank), named by the models.
+    metrics  a session_metrics table of one split
     """
     mean = metrics[metrics["model"].isin([model, against])].pivot_table("mrr", "session_id", "model")
     place = (1 / mean).dropna()
@@ -43,10 +41,9 @@ def wins_and_losses(metrics: pd.DataFrame, model: str, against: str, count: int 
 
 
 def with_context(cases: pd.DataFrame, sessions: pd.DataFrame, clicks: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The cases with the features of their sessions and what was clicked.
+    """The cases with the features of their sessions, personal ones hidden, and what was clicked.
 
-    sessions  with these columns: what personal ones hold is hidden, and addresses and telephone numbers in the others
-    clicks    session_id, title of the clicked intent, query (where one was written)
+    clicks  session_id, title of the clicked intent, query (where one was written)
     """
     known = sessions[["session_id", *columns]].astype(object)
     for column in columns:
@@ -63,14 +60,9 @@ QUERY_COLUMNS = ["session_id", "candidate", "query", "log_probability", "tokens"
 
 def model_card(reasoner: Reasoner) -> dict[str, Any]:
     """Name, architecture, sizes and pooling."""
-    return {
-        "model": reasoner.name,
-        "architecture": type(reasoner.model).__name__,
-        "parameters": sum(p.numel() for p in reasoner.model.parameters()),
-        "tokens": len(reasoner.tokenizer),
-        "width": reasoner.hidden_size,
-        "pooling": reasoner.pooling,
-    }
+    parameters = sum(p.numel() for p in reasoner.model.parameters())
+    sizes = {"parameters": parameters, "tokens": len(reasoner.tokenizer), "width": reasoner.hidden_size}
+    return {"model": reasoner.name, "architecture": type(reasoner.model).__name__, **sizes, "pooling": reasoner.pooling}
 
 
 def clicked_sessions(dataset: Dataset, split: str) -> pd.DataFrame:
@@ -146,8 +138,8 @@ def principal_map(embedded: Vectors, sessions: pd.DataFrame, dataset: Dataset) -
     _, _, directions = np.linalg.svd(values, full_matrices=False)
     signs = np.sign(directions[:2][np.arange(2), np.abs(directions[:2]).argmax(axis=1)])  # a direction has no sign
     x, y = (values @ (directions[:2] * signs[:, None]).T).T
-    of_session: Mapping = family["category"].astype(object).fillna("(none)").to_dict()
-    return pd.DataFrame({"x": x, "y": y, "family": [of_session[i] for i in sessions["session_id"]]})
+    of_session = family["category"].astype(object).fillna("(none)")
+    return pd.DataFrame({"x": x, "y": y, "family": of_session.loc[sessions["session_id"].tolist()].to_list()})
 
 
 # Notebook 09: what rankers recommend, confuse and cost.
@@ -167,10 +159,9 @@ def recommended(shown: np.ndarray, intents: int) -> pd.Series:
     """
     counts = np.sort(np.bincount(shown.ravel(), minlength=intents))
     most = max(1, intents // 10)
-    ranks = np.arange(1, intents + 1)
-    gini = 2 * (ranks * counts).sum() / (intents * counts.sum()) - (intents + 1) / intents
-    shares = {"coverage": (counts > 0).mean(), "top tenth": counts[-most:].sum() / counts.sum(), "gini": gini}
-    return pd.Series(shares)
+    gini = 2 * (np.arange(1, intents + 1) * counts).sum() / (intents * counts.sum()) - (intents + 1) / intents
+    top = counts[-most:].sum() / counts.sum()
+    return pd.Series({"coverage": (counts > 0).mean(), "top tenth": top, "gini": gini})
 
 
 def confusions(lists: Lists, first: np.ndarray, categories: np.ndarray) -> pd.DataFrame:
@@ -188,7 +179,7 @@ def confusions(lists: Lists, first: np.ndarray, categories: np.ndarray) -> pd.Da
 
 
 def most_confused(before: pd.DataFrame, after: pd.DataFrame, count: int = 8) -> pd.DataFrame:
-    """The pairs of different categories that were mixed up most before, and how often they are after."""
+    """The pairs of categories that were mixed up most before, and how often they are after."""
     wide = before.stack().rename("before").to_frame().join(after.stack().rename("after"))
     apart = wide[wide.index.get_level_values(0) != wide.index.get_level_values(1)]
     return apart.sort_values("before", ascending=False, kind="stable").head(count)
@@ -206,22 +197,17 @@ def stopped_by(scores: Mapping[str, Sequence[np.ndarray]], dev: Lists, intents: 
     columns = {"all": clicked.any(axis=1), "known intents": clicked.any(axis=1) & ~of_new, "new intents": of_new}
     table = pd.DataFrame({column: {"lists": float(rows.sum())} for column, rows in columns.items()})
     for name, of_seeds in scores.items():
-        judged = [
-            [gauc_of_lists(found[rows], clicked[rows], shown[rows]).value for rows in columns.values()]
-            for found in of_seeds
+        gauc = [
+            [gauc_of_lists(s[rows], clicked[rows], shown[rows]).value for rows in columns.values()] for s in of_seeds
         ]
-        table.loc[name] = np.mean(judged, axis=0)
+        table.loc[name] = np.mean(gauc, axis=0)
     return table
 
 
 def costs(steps: Mapping[str, Callable[[], object]], sessions: int) -> pd.DataFrame:
     """Milliseconds a session of each step, run once on `sessions` of them."""
-    rows = []
-    for name, run in steps.items():
-        began = time.perf_counter()
-        run()
-        rows.append((name, 1000 * (time.perf_counter() - began) / sessions))
-    return pd.DataFrame(rows, columns=["step", "milliseconds a session"])
+    seconds = [timeit(run, number=1) for run in steps.values()]
+    return pd.DataFrame({"step": list(steps), "milliseconds a session": 1000 * np.array(seconds) / sessions})
 
 
 # Notebooks 04 to 08: what an alignment step did.
@@ -234,9 +220,7 @@ def hits_by_click(context: Context, reader: Reasoner) -> Hits:
 
     reader  whose embeddings judge the queries if evaluation.ihr_judge is embedding: the reasoner before its alignment
     """
-    lists = ProbeSet.of(context).valid
-    prompter = context.recipe.prompter(context.shop, reader)
-    judge = query_judge(context.params.evaluation.ihr_judge, reader, prompter, context.shop.intents)
+    lists, judge = ProbeSet.of(context).valid, _judge_of(context, reader)
     bench = Judge.of(context.shop, lists, context.parts.intents, ())
 
     def hits(queries: Sequence[str]) -> dict[str, float]:
@@ -246,14 +230,17 @@ def hits_by_click(context: Context, reader: Reasoner) -> Hits:
     return hits
 
 
+def _judge_of(context: Context, reader: Reasoner):
+    prompter = context.recipe.prompter(context.shop, reader)
+    return query_judge(context.params.evaluation.ihr_judge, reader, prompter, context.shop.intents)
+
+
 def leads_to_click(context: Context, reader: Reasoner, candidates: pd.DataFrame) -> np.ndarray:
     """(rows,) bool: the KB intent nearest to the query, by the fixed judge, is one that its session clicked.
 
     An intent that entered the KB after the session does not count.
     """
-    prompter = context.recipe.prompter(context.shop, reader)
-    judge = query_judge(context.params.evaluation.ihr_judge, reader, prompter, context.shop.intents)
-    similarity = np.nan_to_num(judge.similarity(candidates["query"].tolist()), nan=-1.0)
+    similarity = np.nan_to_num(_judge_of(context, reader).similarity(candidates["query"].tolist()), nan=-1.0)
     when = context.shop.sessions.set_index("session_id")["timestamp"].loc[candidates["session_id"].tolist()]
     times = when.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
     similarity = np.where(context.parts.intents.existing(times), similarity, -1.0)
@@ -261,16 +248,14 @@ def leads_to_click(context: Context, reader: Reasoner, candidates: pd.DataFrame)
     clicks = context.shop.impressions
     clicks = clicks[(clicks["clicked"] == 1) & clicks["session_id"].isin(candidates["session_id"])]
     clicked = set(clicks[["session_id", "intent_id"]].itertuples(index=False, name=None))
-    matched = similarity.max(axis=1) > 0  # a query may share no word with the KB
-    pairs = zip(candidates["session_id"], nearest, strict=True)
-    return matched & np.array([pair in clicked for pair in pairs], dtype=bool)
+    led = [pair in clicked for pair in zip(candidates["session_id"], nearest, strict=True)]
+    return (similarity.max(axis=1) > 0) & np.array(led, dtype=bool)  # a query may share no word with the KB
 
 
 def row(step: str, figures: Mapping[str, float], seconds: float) -> pd.DataFrame:
     """A step's row of the stage table: index step, columns FIGURES."""
-    return pd.DataFrame([{**dict.fromkeys(FIGURES, np.nan), **figures, "seconds": round(seconds, 1)}], index=[step])[
-        FIGURES
-    ].rename_axis("step")
+    values = {**dict.fromkeys(FIGURES, np.nan), **figures, "seconds": round(seconds, 1)}
+    return pd.DataFrame([values], index=pd.Index([step], name="step"))[FIGURES]
 
 
 def before_and_after(probe: ProbeSet, models: Mapping[str, Reasoner], sessions: int = 6) -> pd.DataFrame:
@@ -278,11 +263,9 @@ def before_and_after(probe: ProbeSet, models: Mapping[str, Reasoner], sessions: 
     context, lists = probe.context, probe.valid
     titles = context.shop.intents["title"].fillna("").to_numpy(dtype=object)
     clicked = titles[np.take_along_axis(lists.candidates.numpy(), _first_click(lists), axis=1)[:, 0]]
-    table: dict[str, Any] = {"clicked": clicked}
-    for name, reasoner in models.items():
-        table[name] = probe.written(reasoner)["query"].to_numpy()
+    written = {name: probe.written(reasoner)["query"].to_numpy() for name, reasoner in models.items()}
     index = pd.Index(lists.session_id, name="session_id")
-    return pd.DataFrame(table, index=index).head(sessions)
+    return pd.DataFrame({"clicked": clicked, **written}, index=index).head(sessions)
 
 
 def places_of_click(scores: np.ndarray, lists: Lists) -> np.ndarray:
@@ -324,10 +307,9 @@ def scores_of(
 def sample_ratios(experiment: Experiment, arms: Sequence[str]) -> pd.DataFrame:
     """Users of each arm, and whether they fit an equal split: arm, users, planned, p_value, alarm."""
     users = np.array([(experiment.arm == name).sum() for name in arms])
-    ratio = sample_ratio(users)
-    planned = np.full(len(arms), users.sum() / len(arms))
-    fixed = {"p_value": float(ratio.p_value), "alarm": bool(ratio.alarm)}
-    return pd.DataFrame({"arm": list(arms), "users": users, "planned": planned}).assign(**fixed)
+    ratio, planned = sample_ratio(users), users.sum() / len(arms)
+    fixed = {"planned": planned, "p_value": float(ratio.p_value), "alarm": bool(ratio.alarm)}
+    return pd.DataFrame({"arm": list(arms), "users": users}).assign(**fixed)
 
 
 def lifts(experiment: Experiment, pairs: Sequence[tuple[str, str]], audience: Audience) -> pd.DataFrame:
@@ -336,20 +318,11 @@ def lifts(experiment: Experiment, pairs: Sequence[tuple[str, str]], audience: Au
     for treatment, control in pairs:
         for method in ("plain", "CUPED"):
             new, old = experiment.of_arms(treatment, control, cuped=method == "CUPED")
-            found = lift(new, old)
-            rows.append(
-                {
-                    "treatment": treatment,
-                    "control": control,
-                    "method": method,
-                    "users": int(new.users + old.users),
-                    "ctr_control": float(old.ctr),
-                    "ctr_treatment": float(new.ctr),
-                    **{name: float(value) for name, value in _lift_columns(found).items()},
-                    "variance_removed": float(found.variance_removed),
-                    "truth": audience.ctr(treatment) / audience.ctr(control) - 1,
-                }
-            )
+            found, truth = lift(new, old), audience.ctr(treatment) / audience.ctr(control) - 1
+            row = {"treatment": treatment, "control": control, "method": method, "users": int(new.users + old.users)}
+            row |= {"ctr_control": float(old.ctr), "ctr_treatment": float(new.ctr)}
+            row |= {name: float(value) for name, value in _lift_columns(found).items()}
+            rows.append(row | {"variance_removed": float(found.variance_removed), "truth": truth})
     return pd.DataFrame(rows, columns=FOUND)
 
 
@@ -374,13 +347,10 @@ def rejections(p: Mapping[str, np.ndarray], *, alpha: float = 0.05) -> pd.DataFr
 
     p  test -> (experiments,), or (experiments, looks): then at any of the looks
     """
-    rows = []
-    for name, values in p.items():
-        share = rejected_by_look(values.reshape(len(values), -1), alpha=alpha)
-        rows.append((name, *(float(part[-1]) for part in share), len(values)))
+    shares = {name: rejected_by_look(values.reshape(len(values), -1), alpha=alpha) for name, values in p.items()}
+    rows = [(name, *(float(part[-1]) for part in share), len(p[name])) for name, share in shares.items()]
     return pd.DataFrame(rows, columns=["test", "share", "low", "high", "experiments"])
 
 
 def _lift_columns(found: Lift) -> dict[str, np.ndarray]:
-    values = (*found.difference, *found.relative, found.p_value)
-    return dict(zip(LIFT, values, strict=True))
+    return dict(zip(LIFT, (*found.difference, *found.relative, found.p_value), strict=True))
