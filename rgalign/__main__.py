@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rgalign.commands import runs as run_folders
 from rgalign.errors import UserError
@@ -57,7 +58,6 @@ def _stopped_in_order() -> Iterator[None]:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Execute the notebooks of a params file."""
     run_folders.refuse_without_notebooks()
     overrides = parse_assignments(options.set)
     if options.warm_start:
@@ -131,7 +131,6 @@ def sweep_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    """List every fault of a data set folder."""
     from rgalign.data import tables
 
     report = tables.check(Path(options.folder))
@@ -140,7 +139,6 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def world_command(options: argparse.Namespace) -> int:
-    """Write a ShopWorld as a data set folder."""
     assignments = parse_assignments(options.set)
     world_sizes = set(World.model_fields)
     overrides = {f"data.world.{key}" if key in world_sizes else key: value for key, value in assignments.items()}
@@ -148,18 +146,15 @@ def world_command(options: argparse.Namespace) -> int:
         overrides["data.seed"] = overrides.pop("seed")
     data = load(options.params, {**overrides, "data.source": "shopworld"}).data
     from rgalign.data import tables
-    from rgalign.shopworld import world
+    from rgalign.shopworld import shards, world
 
-    what = f"sessions of ShopWorld {data.world.version}"
+    how = {"seed": data.seed, "progress": True, **data.world.model_dump()}
     if options.shards:
-        from rgalign.shopworld.shards import write_world
-
-        write_world(Path(options.folder), seed=data.seed, progress=True, **data.world.model_dump())
-        print(f"{data.world.sessions:,} {what}: {options.folder}")
-        return 0
-    dataset = world.generate(seed=data.seed, progress=True, **data.world.model_dump())
-    tables.write(dataset, Path(options.folder))
-    print(f"{len(dataset.sessions):,} {what}, seed {data.seed}: {options.folder}")
+        shards.write_world(Path(options.folder), **how)
+    else:
+        tables.write(world.generate(**how), Path(options.folder))
+    what = f"{data.world.sessions:,} sessions of ShopWorld {data.world.version}, seed {data.seed}"
+    print(f"{what}: {options.folder}")
     return 0
 
 
@@ -167,78 +162,71 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rgalign", description="RGAlign-Rec, stage by stage.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    new = commands.add_parser("new", help="make a folder of your own with the notebooks and params")
-    new.add_argument("folder", metavar="DIR", help="a folder that does not exist yet, or is empty")
-    new.set_defaults(command=run_folders.new_command)
+    def command(name: str, function: Callable[[argparse.Namespace], int], told: str) -> Callable[..., Any]:
+        """Adds a command; returns what adds its arguments."""
+        added = commands.add_parser(name, help=told)
+        added.set_defaults(command=function)
+        return added.add_argument
 
-    run = commands.add_parser("run", help="execute the notebooks of a params file, in order")
-    run.add_argument("params", help="for example params/quickstart.yaml")
-    run.add_argument("--run-dir", help="default: outputs/<name of the params file>")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter")
-    run.add_argument(
-        "--warm-start", metavar="RUN", help="continue from an aligned run, with newer logs (needs --run-dir)"
+    new = command("new", run_folders.new_command, "make a folder of your own with the notebooks and params")
+    new("folder", metavar="DIR", help="a folder that does not exist yet, or is empty")
+
+    run = command("run", run_command, "execute the notebooks of a params file, in order")
+    run("params", help="for example params/quickstart.yaml")
+    run("--run-dir", help="default: outputs/<name of the params file>")
+    run("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter")
+    run("--warm-start", metavar="RUN", help="continue from an aligned run, with newer logs (needs --run-dir)")
+    run("--from", dest="first", metavar="STAGE", help="start here, whatever has run (for example 03)")
+    run("--through", metavar="STAGE", help="end here")
+    run("--force", action="store_true", help="run also what is unchanged")
+    run("--dry-run", action="store_true", help="say what would run and about how long")
+    run("--launcher", metavar="COMMAND", help='several processes: "torchrun --nproc_per_node 4"')
+    run("--card", help="estimate for this card (H100, A100, ..) instead of the one that is here")
+
+    sweep = command("sweep", sweep_command, "run params files with many seeds, then notebook 90 over all of them")
+    sweep("params", nargs="+", help="for example params/quickstart.yaml params/ablations/*.yaml")
+    sweep("--seeds", required=True, help="a count (5: seeds 0 to 4) or a list (5,6,8)")
+    sweep("--out", help="a folder of runs; default: outputs/study")
+    sweep("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter of all")
+    sweep("--through", metavar="STAGE", default="09", help="end here (default: 09, which a study reads)")
+    sweep("--scheduler", metavar="tcp://HOST:PORT", help="a dask scheduler, whose workers run it all at once")
+    sweep("--dry-run", action="store_true", help="say what would run and about how long")
+
+    status = command("status", run_folders.status_command, "state, seconds and memory of each stage of a run")
+    status("run", help="for example outputs/quickstart")
+
+    score = command("score", run_folders.score_command, "rank the intents for a table of sessions with a finished run")
+    score("run", help="for example outputs/quickstart")
+    score("sessions", help="a .parquet with session_id and the feature columns that the run was made with")
+    score("-o", "--out", required=True, help="the .parquet to write: session_id, rank, intent_id, title, score")
+    score("--top", type=int, default=3, help="intents a session (default: 3)")
+
+    report = command("report", run_folders.report_command, "write report.html and model_card.md of a run again")
+    report("run", help="for example outputs/quickstart")
+
+    compare = command(
+        "compare", run_folders.compare_command, "results of several runs side by side, paired where they can be"
     )
-    run.add_argument("--from", dest="first", metavar="STAGE", help="start here, whatever has run (for example 03)")
-    run.add_argument("--through", metavar="STAGE", help="end here")
-    run.add_argument("--force", action="store_true", help="run also what is unchanged")
-    run.add_argument("--dry-run", action="store_true", help="say what would run and about how long")
-    run.add_argument("--launcher", metavar="COMMAND", help='several processes: "torchrun --nproc_per_node 4"')
-    run.add_argument("--card", help="estimate for this card (H100, A100, ..) instead of the one that is here")
-    run.set_defaults(command=run_command)
+    compare("runs", nargs="+", metavar="RUN")
 
-    sweep = commands.add_parser("sweep", help="run params files with many seeds, then notebook 90 over all of them")
-    sweep.add_argument("params", nargs="+", help="for example params/quickstart.yaml params/ablations/*.yaml")
-    sweep.add_argument("--seeds", required=True, help="a count (5: seeds 0 to 4) or a list (5,6,8)")
-    sweep.add_argument("--out", help="a folder of runs; default: outputs/study")
-    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter of all")
-    sweep.add_argument("--through", metavar="STAGE", default="09", help="end here (default: 09, which a study reads)")
-    sweep.add_argument(
-        "--scheduler", metavar="tcp://HOST:PORT", help="a dask scheduler, whose workers run it all at once"
+    check = command("check", check_command, "list every fault of a data set folder")
+    check("folder")
+
+    world = command("world", world_command, "write a ShopWorld as a data set folder")
+    world("folder")
+    world("--params", default="params/quickstart.yaml", help="sizes are read from its data section")
+    world("--set", action="append", default=[], metavar="KEY=VALUE", help="for example sessions=100000, seed=1")
+    world("--shards", action="store_true", help="many files, in little memory: for millions of sessions")
+
+    labels = command(
+        "labels", run_folders.labels_command, "write a labelling sheet, or read a filled one into labels.parquet"
     )
-    sweep.add_argument("--dry-run", action="store_true", help="say what would run and about how long")
-    sweep.set_defaults(command=sweep_command)
+    labels("folder", help="a run (only notebook 09 runs again), or a data set (for the runs to come)")
+    labels("sheet", help="a .csv, with what a prompt may show; the intents are written beside it")
+    labels("--read", action="store_true", help="replace FOLDER/labels.parquet by the filled sheet")
+    labels("--split", default="test", choices=["train", "valid", "test"])
+    labels("--sessions", type=int, default=200, help="the first ones of the split")
 
-    status = commands.add_parser("status", help="state, seconds and memory of each stage of a run")
-    status.add_argument("run", help="for example outputs/quickstart")
-    status.set_defaults(command=run_folders.status_command)
-
-    score = commands.add_parser("score", help="rank the intents for a table of sessions with a finished run")
-    score.add_argument("run", help="for example outputs/quickstart")
-    score.add_argument("sessions", help="a .parquet with session_id and the feature columns that the run was made with")
-    score.add_argument(
-        "-o", "--out", required=True, help="the .parquet to write: session_id, rank, intent_id, title, score"
-    )
-    score.add_argument("--top", type=int, default=3, help="intents a session (default: 3)")
-    score.set_defaults(command=run_folders.score_command)
-
-    report = commands.add_parser("report", help="write report.html and model_card.md of a run again")
-    report.add_argument("run", help="for example outputs/quickstart")
-    report.set_defaults(command=run_folders.report_command)
-
-    compare = commands.add_parser("compare", help="results of several runs side by side, paired where they can be")
-    compare.add_argument("runs", nargs="+", metavar="RUN")
-    compare.set_defaults(command=run_folders.compare_command)
-
-    check = commands.add_parser("check", help="list every fault of a data set folder")
-    check.add_argument("folder")
-    check.set_defaults(command=check_command)
-
-    world = commands.add_parser("world", help="write a ShopWorld as a data set folder")
-    world.add_argument("folder")
-    world.add_argument("--params", default="params/quickstart.yaml", help="sizes are read from its data section")
-    world.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="for example sessions=100000, seed=1"
-    )
-    world.add_argument("--shards", action="store_true", help="many files, in little memory: for millions of sessions")
-    world.set_defaults(command=world_command)
-
-    labels = commands.add_parser("labels", help="write a labelling sheet, or read a filled one into labels.parquet")
-    labels.add_argument("folder", help="a run (only notebook 09 runs again), or a data set (for the runs to come)")
-    labels.add_argument("sheet", help="a .csv, with what a prompt may show; the intents are written beside it")
-    labels.add_argument("--read", action="store_true", help="replace FOLDER/labels.parquet by the filled sheet")
-    labels.add_argument("--split", default="test", choices=["train", "valid", "test"])
-    labels.add_argument("--sessions", type=int, default=200, help="the first ones of the split")
-    labels.set_defaults(command=run_folders.labels_command)
     return parser
 
 

@@ -1,7 +1,5 @@
 """The one schema of params/*.yaml: frozen, typed, and every fault reported at once.
 
-A params file, `--set key=value` on the command line and `overrides` in a notebook are all read by `load`. A key that no
-section has is an error that names the nearest one.
 A file may begin with `base: <another params file>`, relative to its own folder: it then holds only what it changes.
 A base may have a base. Sections are merged key by key, everything else is replaced, and so is a mapping by `{}` [C]:
 `tuned: {}` empties what the base has there. A top-level section with nothing after its colon changes nothing.
@@ -40,6 +38,7 @@ ROOT = project_folder(Path.cwd().resolve())  # JupyterLab starts a kernel in not
 NEW_FOLDER = "make a folder with notebooks and params: python -m rgalign new DIR"
 MOST = 2**18  # bytes of a params file; YAML takes half a minute for a few megabytes
 BASE = "base"  # key of a params file that is laid over another one
+SECTIONS = ", ".join(Params.model_fields)
 MOST_BASES = 8  # in a chain: longer ones are hard to follow [C]
 
 
@@ -56,7 +55,12 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params
     path = find(file)
     given = _with_bases(path)
     for key, value in (overrides or {}).items():
-        _set(given, key, value)
+        place, (*sections, leaf) = given, key.split(".")
+        for section in sections:
+            inner = place.get(section)
+            place[section] = dict(inner) if isinstance(inner, dict) else {}
+            place = place[section]
+        place[leaf] = value
     params = check(given, path.name)
     _refuse_shadowed(params, overrides or {})
     return params
@@ -76,7 +80,6 @@ def load_run(run: Path) -> Params:
 
 
 def _read(path: Path) -> dict:
-    """The sections of one file, as they stand there."""
     if (size := path.stat().st_size) > MOST:
         raise ParamsError(f"{path.name} has {size:,} bytes; expected a params file, of {MOST:,} at most")
     try:
@@ -84,7 +87,7 @@ def _read(path: Path) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # bytes, dates and numbers that are none
         raise ParamsError(f"{path.name} cannot be read as YAML: {error}") from None
     if not isinstance(given, dict | None):
-        raise ParamsError(f"{path.name} holds a {type(given).__name__}; expected sections: {', '.join(_sections())}")
+        raise ParamsError(f"{path.name} holds a {type(given).__name__}; expected sections: {SECTIONS}")
     return given or {}
 
 
@@ -110,7 +113,6 @@ def _with_bases(path: Path) -> dict:
 
 
 def _base(path: Path, name: object) -> Path:
-    """The file that `base: name` in `path` means. Raises ParamsError where it is not there."""
     base = path.parent / str(name)
     if base.is_file():
         return base.resolve()
@@ -150,7 +152,7 @@ def find(file: str | Path) -> Path:
 
 
 def shipped_files() -> list[Path]:
-    """Every params file of the project; params/accelerate holds accelerate's own files."""
+    """Every params file of the project but accelerate's own."""
     return sorted(path for path in (ROOT / "params").glob("**/*.yaml") if path.parent.name != "accelerate")
 
 
@@ -204,45 +206,33 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _set(given: dict, key: str, value: Any) -> None:
-    *sections, leaf = key.split(".")
-    for section in sections:
-        inner = given.get(section)
-        given[section] = dict(inner) if isinstance(inner, dict) else {}
-        given = given[section]
-    given[leaf] = value
-
-
 def _refuse_shadowed(params: Params, overrides: Mapping[str, Any]) -> None:
     """Raises ParamsError for an override that a model's own `tuned` value would silently overrule."""
-    faults = []
+    faults, tuned = [], params.ranker.model_dump()["tuned"]
     for key in overrides:
         name = key.removeprefix("ranker.")
-        tuned = params.ranker.model_dump()["tuned"]
         shadows = [f"ranker.tuned.{model}.{name}" for model, own in tuned.items() if name in own]
         if key.startswith("ranker.") and shadows:
-            faults.append(f"  {key} has no effect beside {', '.join(shadows)}")
+            faults.append(f"  {key} has no effect beside {', '.join(shadows)}\n")
     if faults:
-        lines = "\n".join(faults)
-        raise ParamsError(f"overrides that change nothing:\n{lines}\nSet those instead, or ranker.tuned={{}} as well.")
+        hint = "Set those instead, or ranker.tuned={} as well."
+        raise ParamsError(f"overrides that change nothing:\n{''.join(faults)}{hint}")
 
 
 def _fill_seeds(params: Params) -> Params:
     """Seeds that are empty derive from run.seed (ARCHITECTURE.md, Randomness)."""
-    seed = params.run.seed
-    data = params.data if params.data.seed is not None else params.data.model_copy(update={"seed": seed})
-    reasoner = params.reasoner
-    lm_seed = reasoner.seed if reasoner.seed is not None else seed
-    others = []
+    seed, data, reasoner, ranker = params.run.seed, params.data, params.reasoner, params.ranker
+
+    def seeded(section: Any, value: int) -> Any:
+        return section if section.seed is not None else section.model_copy(update={"seed": value})
+
+    reasoner, others = seeded(reasoner, seed), []
     for other in reasoner.others:
-        before = others[-1].seed if others else lm_seed
-        others.append(other if other.seed is not None else other.model_copy(update={"seed": before + 1}))
-    reasoner = reasoner.model_copy(update={"seed": lm_seed, "others": tuple(others)})
-    ranker = params.ranker
+        others.append(seeded(other, 1 + (others[-1] if others else reasoner).seed))
+    reasoner = reasoner.model_copy(update={"others": tuple(others)})
     seeds = ranker.seeds or tuple(1000 * seed + i for i in range(3))
-    search = ranker.search if ranker.search.seed is not None else ranker.search.model_copy(update={"seed": seed})
-    ranker = ranker.model_copy(update={"seeds": seeds, "search": search})
-    return params.model_copy(update={"data": data, "reasoner": reasoner, "ranker": ranker})
+    ranker = ranker.model_copy(update={"seeds": seeds, "search": seeded(ranker.search, seed)})
+    return params.model_copy(update={"data": seeded(data, seed), "reasoner": reasoner, "ranker": ranker})
 
 
 REMOVED = {  # parameters of earlier versions, and what to do
@@ -269,7 +259,7 @@ def _nearest(key: str) -> str:
     near = difflib.get_close_matches(key, names, 1, 0.75)
     if not near:  # the leaf may be right and the section wrong
         near = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, 1, 0.6)]
-    return near[0] if near else f"one of {', '.join(_sections())}"
+    return near[0] if near else f"one of {SECTIONS}"
 
 
 def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -281,7 +271,3 @@ def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _names(kind, f"{prefix}{name}.")
-
-
-def _sections() -> list[str]:
-    return list(Params.model_fields)

@@ -5,11 +5,11 @@ scorer.score(sessions)      # the intents that each session's customer most like
 scorer.queries(sessions)    # the question that the reasoner expects of the user
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from rgalign.data.lists import Intents, Lists, with_queries, with_texts
 from rgalign.data.schema import REQUIRED, YAML_FILE, as_types, read_yaml, to_frame
 from rgalign.data.vectors import Vectors
 from rgalign.errors import Report, UserError, count_rows, nearest
-from rgalign.params import ROOT, Params, load_run
+from rgalign.params import ROOT, load_run
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
 from rgalign.reasoner import settings
@@ -39,8 +39,6 @@ from rgalign.reasoner.generate import embedded_sessions, greedy
 from rgalign.reasoner.model import Reasoner, load_saved
 from rgalign.reasoner.prompts import Prompter
 from rgalign.run.artifacts import ArtifactError
-
-# A trained ranker with its knowledge base, ready for sessions it has never seen: what `score` serves.
 
 INTENT_TYPES = REQUIRED["intents"]
 NO_IMPRESSIONS = pa.table({name: pa.array([], REQUIRED["impressions"][name]) for name in IMPRESSION_COLUMNS})
@@ -52,7 +50,7 @@ class ScoreError(UserError, ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """A ranker and the intents it ranks.
+    """A trained ranker and the intents it ranks, ready for sessions it has never seen.
 
     space          how sessions and intents are encoded
     kb, intents    intents.parquet's rows, new ones at the end; the same encoded, with the vectors of their texts where
@@ -81,7 +79,7 @@ class Ranking:
 
         folder   of the ranker (ranker.store);  encoded  tables/encoded;  vectors  of the intents, None: it reads none
         sampled  dataset.yaml's sampled_negatives, None where logs say what was shown
-        device   where the ranker scores; what it is given and what it finds lie on the CPU
+        device   where the ranker scores; what it is given and finds lies on the CPU
         """
         space = shards.load_space(encoded)
         seen = [shards.load_lists(encoded, part) for part in ("train", "dev")] if sampled else ()
@@ -125,16 +123,13 @@ class Ranking:
         Equal scores stand in the order of the knowledge base.
         """
         order = np.argsort(-scores, axis=1, kind="stable")[:, : k or None]
-        best = np.take_along_axis(scores, order, axis=1)
+        rows, many = order.shape
         table = pd.DataFrame(
-            {
-                "session_id": np.repeat(session_ids, order.shape[1]),
-                "rank": np.tile(np.arange(1, order.shape[1] + 1), len(order)),
-                "intent_id": self.kb["intent_id"].to_numpy(dtype=object)[order.ravel()],
-                "title": self.kb["title"].to_numpy(dtype=object)[order.ravel()],
-                "score": best.ravel(),
-            }
+            {"session_id": np.repeat(session_ids, many), "rank": np.tile(np.arange(1, many + 1), rows)}
         )
+        for name in ("intent_id", "title"):
+            table[name] = self.kb[name].to_numpy(dtype=object)[order.ravel()]
+        table["score"] = np.take_along_axis(scores, order, axis=1).ravel()
         return table[np.isfinite(table["score"])].reset_index(drop=True)
 
     def extended(self, more: pd.DataFrame, vectors: Vectors) -> "Ranking":
@@ -238,13 +233,8 @@ class Scorer:
         Raises ScoreError with every fault of the frame, ReasonerError where the reasoner is an encoder.
         """
         frame = self._checked(sessions, self.prompter.features)
-        written = greedy(
-            self.reasoner,
-            self.prompter,
-            self.prompter.sessions(frame),
-            max_new_tokens=self.max_new_tokens,
-            progress=progress,
-        )
+        how = {"max_new_tokens": self.max_new_tokens, "progress": progress}
+        written = greedy(self.reasoner, self.prompter, self.prompter.sessions(frame), **how)
         found = written[["query", "log_probability"]]
         return pd.concat([sessions["session_id"].reset_index(drop=True), found], axis=1)
 
@@ -289,9 +279,8 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     reasoner_params = params.reasoner
     meta: dict[str, Any] = read_yaml(run / DATASET / YAML_FILE)
     intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))
-    reads_kb = partial(
-        load_saved, run / REASONER, kind=reasoner_params.kind, dtype=reasoner_params.dtype, device=device
-    )
+    of_model = {"kind": reasoner_params.kind, "dtype": reasoner_params.dtype}
+    reads_kb = partial(load_saved, run / REASONER, **of_model, device=device)
     reasoner, serves_aligned = reads_kb(), aligned is not False and (run / ALIGNED).is_dir()
     if serves_aligned:
         recipe, kb_reader = Recipe(reasoner_params, params.data.features.drop, device), run / KB_READER
@@ -299,19 +288,18 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
         if kb_reader.is_dir() and any(kb_reader.iterdir()):  # else the one before the alignment
             reads_main = reads_kb
             reads_kb = lambda: load_step(kb_reader, recipe, reads_main())  # noqa: E731
-    own = {"ends": reasoner.ends, "positions": reasoner.positions}
-    prompter = settings.prompter(
-        reasoner_params, meta, intents, reasoner.tokenizer, drop=params.data.features.drop, **own
-    )
-    return Scorer(
-        reasoner,
-        prompter,
-        dict(meta["features"]),
-        reads_kb,
-        reasoner_params.queries.max_new_tokens,
-        reasoner_params.embed_tokens_per_batch,
-        _load_ranking(run, params, serves_aligned, seed, intents, meta, reasoner.device),
-    )
+    own = {"drop": params.data.features.drop, "ends": reasoner.ends, "positions": reasoner.positions}
+    prompter = settings.prompter(reasoner_params, meta, intents, reasoner.tokenizer, **own)
+    sizes = reasoner_params.queries.max_new_tokens, reasoner_params.embed_tokens_per_batch
+    seeds = params.ranker.seeds
+    if seed is not None and seed not in seeds:
+        raise ArtifactError(f"{run} has rankers of the seeds {', '.join(map(str, seeds))}; found seed {seed}")
+    rankers, texts = (ALIGNED_RANKERS, ALIGNED_TEXTS) if serves_aligned else (QE_REC, TEXTS)
+    folder, ranking = run / rankers / f"seed-{seeds[0] if seed is None else seed}", None
+    if folder.is_dir():
+        vectors, sampled = stored.load(run / texts), meta.get("sampled_negatives")
+        ranking = Ranking.of(folder, run / ENCODED, intents, vectors, sampled, reasoner.device)
+    return Scorer(reasoner, prompter, dict(meta["features"]), reads_kb, *sizes, ranking)
 
 
 def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.DataFrame:
@@ -319,7 +307,6 @@ def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.Data
 
     scorer    of a run with a ranker (rgalign.load)
     warm      sessions before the first that counts
-    The first step ranks a session that is encoded and embedded; each of the others holds the ones before it.
     """
     ranking, vectors = scorer.ranking, scorer.embed(sessions)
     one = [sessions.iloc[[row]] for row in range(len(sessions))]
@@ -333,35 +320,11 @@ def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.Data
     torch.set_num_threads(1)
     try:
         for name, step in steps.items():
-            rows.append((name, *np.percentile([_milliseconds(step, row) for row in range(len(one))][warm:], (50, 99))))
+            seconds = [timeit(partial(step, row), number=1) for row in range(len(one))]
+            rows.append((name, *np.percentile(1000 * np.array(seconds[warm:]), (50, 99))))
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame(rows, columns=["step", "p50", "p99"])
-
-
-def _milliseconds(step: Callable[[int], object], row: int) -> float:
-    began = time.perf_counter()
-    step(row)
-    return 1000 * (time.perf_counter() - began)
-
-
-def _load_ranking(
-    run: Path,
-    params: Params,
-    serves_aligned: bool,
-    seed: int | None,
-    intents: pd.DataFrame,
-    meta: Mapping[str, Any],
-    device: torch.device,
-) -> Ranking | None:
-    seeds = params.ranker.seeds
-    if seed is not None and seed not in seeds:
-        raise ArtifactError(f"{run} has rankers of the seeds {', '.join(map(str, seeds))}; found seed {seed}")
-    rankers, texts = (ALIGNED_RANKERS, ALIGNED_TEXTS) if serves_aligned else (QE_REC, TEXTS)
-    folder = run / rankers / f"seed-{seeds[0] if seed is None else seed}"
-    if not folder.is_dir():
-        return None
-    return Ranking.of(folder, run / ENCODED, intents, stored.load(run / texts), meta.get("sampled_negatives"), device)
 
 
 def _find(run_dir: str | Path) -> Path:
