@@ -7,7 +7,7 @@ import shlex
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rgalign.params_training import (
     STEPS,
@@ -19,6 +19,7 @@ from rgalign.params_training import (
     Section,
     Seed,
     Share,
+    rule,
     tuple_from_yaml,
 )
 
@@ -31,27 +32,21 @@ class RunConfig(Section):
     precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since their number changes the last bits")
     workers: int = Field(
-        1, ge=1, description="rankers, and tiny models, trained at once on a CPU; they share the threads out"
+        1, ge=1, description="rankers and tiny models trained at once on a CPU; they share the threads"
     )
     launcher: str | None = Field(
         None,
         description="starts several processes for the LLM and for training rankers (run/distributed.py): torchrun "
         "--nproc_per_node 4, accelerate launch --config_file params/accelerate/fsdp.yaml",
     )
-    warm_start: str | None = Field(
-        None, description="an aligned run to continue with newer logs: its encoding, LLMs and rankers; keep data.seed"
-    )
+    warm_start: str | None = Field(None, description="an aligned run to continue with newer logs; keep data.seed")
 
-    @field_validator("launcher")
-    @classmethod
-    def a_launcher_that_is_known(cls, launcher: str | None) -> str | None:
-        if launcher is None:
-            return None
-        program, *rest = shlex.split(launcher) or [""]
+    @rule("launcher")
+    def a_launcher_that_is_known(launcher: str | None, given: dict[str, Any]) -> str | None:
+        program, *rest = shlex.split(launcher or "") or [""]
         name = PurePath(program).name
-        if name not in LAUNCHERS and " ".join([name, *rest[:1]]) not in LAUNCHERS:
-            raise ValueError(f"expected one that begins with {' or '.join(LAUNCHERS)}")
-        return launcher
+        if launcher is not None and name not in LAUNCHERS and " ".join([name, *rest[:1]]) not in LAUNCHERS:
+            return f"expected one that begins with {' or '.join(LAUNCHERS)}"
 
 
 def gpu_only(reasoner: Any, alignment: Any) -> dict[str, str]:
@@ -96,9 +91,7 @@ class SampledNegatives(Section):
 
 class Data(Section):
     source: Literal["shopworld", "folder", "cfpb", "msweb"] = "shopworld"
-    path: str | None = Field(
-        None, validate_default=True, description="tables or raw files; relative: below $RGALIGN_DATA"
-    )
+    path: str | None = Field(None, validate_default=True, description="tables or raw files; relative to $RGALIGN_DATA")
     seed: Seed | None = Field(None, description="of the world or of sampled lists; empty: run.seed")
     dev_users: Share = Field(0.1, gt=0, lt=1, description="train's users kept for early stopping")
     dev_days: int = Field(0, ge=0, description="and all users with a session in train's last days: to see drift [C]")
@@ -110,27 +103,21 @@ class Data(Section):
     day_first: bool | None = Field(None, description="CFPB dates such as 03/04/2014; empty: as the other dates show")
     features: Features = Features()
 
-    @field_validator("sampled_negatives")
-    @classmethod
-    def only_for_folders(cls, sampled: SampledNegatives | None, info: ValidationInfo) -> SampledNegatives | None:
-        if sampled is not None and info.data.get("source", "folder") != "folder":
-            raise ValueError("only a folder's lists are described here; other sources know it themselves")
-        return sampled
+    @rule("sampled_negatives")
+    def only_for_folders(sampled: SampledNegatives | None, given: dict[str, Any]) -> str | None:
+        if sampled is not None and given.get("source", "folder") != "folder":
+            return "only a folder's lists are described here; other sources know it themselves"
 
-    @field_validator("day_first")
-    @classmethod
-    def only_for_the_cfpb(cls, day_first: bool | None, info: ValidationInfo) -> bool | None:
-        if day_first is not None and info.data.get("source", "cfpb") != "cfpb":
-            raise ValueError("only the CFPB's files have dates to be read; other sources have timestamps")
-        return day_first
+    @rule("day_first")
+    def only_for_the_cfpb(day_first: bool | None, given: dict[str, Any]) -> str | None:
+        if day_first is not None and given.get("source", "cfpb") != "cfpb":
+            return "only the CFPB's files have dates to be read; other sources have timestamps"
 
-    @field_validator("path")
-    @classmethod
-    def path_where_needed(cls, path: str | None, info: ValidationInfo) -> str | None:
-        source = info.data.get("source", "shopworld")
+    @rule("path")
+    def path_where_needed(path: str | None, given: dict[str, Any]) -> str | None:
+        source = given.get("source", "shopworld")
         if source != "shopworld" and not path:
-            raise ValueError(f"data.source {source} needs the folder or file to read")
-        return path
+            return f"data.source {source} needs the folder or file to read"
 
 
 class TinyModel(Section):
@@ -141,13 +128,11 @@ class TinyModel(Section):
     heads: int = Field(2, ge=1, validate_default=True, description="of the attention; they divide `hidden`")
     min_count: int = Field(2, ge=1, description="rarer words become 'unknown'")
 
-    @field_validator("heads")
-    @classmethod
-    def heads_divide_the_width(cls, heads: int, info: ValidationInfo) -> int:
-        width = info.data.get("hidden", heads)
+    @rule("heads")
+    def heads_divide_the_width(heads: int, given: dict[str, Any]) -> str | None:
+        width = given.get("hidden", heads)
         if width % heads or (width // heads) % 2:
-            raise ValueError(f"must divide hidden, which is {width}, into even parts")
-        return heads
+            return f"must divide hidden, which is {width}, into even parts"
 
 
 class Pretraining(Section):
@@ -170,9 +155,7 @@ class Sampling(Section):
     samples: int = Field(4, ge=1, description="candidates a session")
     temperature: Real = Field(1.0, gt=0)
     top_p: Share = Field(1.0, gt=0)
-    max_new_tokens: int = Field(
-        24, ge=1, description="of a query, its end token included: written, learnt from (chats, RG-SFT), embedded"
-    )
+    max_new_tokens: int = Field(24, ge=1, description="of a query with its end token: written, learnt from, embedded")
 
 
 class OtherModel(Section):
@@ -186,7 +169,7 @@ class OtherModel(Section):
 class Reasoner(Section):
     kind: Literal["causal", "encoder"] = Field("causal", description="an LLM that writes, or an embedder only")
     model: str = Field(
-        "tiny", validate_default=True, description="tiny, a hub name or a folder; the paper has Qwen/Qwen3-4B [P]"
+        "tiny", validate_default=True, description="tiny, a hub name or a folder; the paper: Qwen/Qwen3-4B [P]"
     )
     adapter: str | None = Field(None, description="folder or name of a peft adapter of this model")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -206,33 +189,25 @@ class Reasoner(Section):
     queries: Sampling = Sampling()
     others: Annotated[tuple[OtherModel, ...], BeforeValidator(tuple_from_yaml)] = ()
 
-    @field_validator("adapter", "quantize")
-    @classmethod
-    def for_pretrained_models(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("model") == "tiny":
-            raise ValueError("is for a pretrained model; reasoner.model is tiny")
-        return value
+    @rule("adapter", "quantize")
+    def for_pretrained_models(value: str | None, given: dict[str, Any]) -> str | None:
+        if value is not None and given.get("model") == "tiny":
+            return "is for a pretrained model; reasoner.model is tiny"
 
-    @field_validator("embed")
-    @classmethod
-    def an_encoder_writes_no_query(cls, embed: str, info: ValidationInfo) -> str:
-        if embed == "prompt_query" and info.data.get("kind") == "encoder":
-            raise ValueError("an encoder writes no query to embed: set reasoner.embed to prompt")
-        return embed
+    @rule("embed")
+    def an_encoder_writes_no_query(embed: str, given: dict[str, Any]) -> str | None:
+        if embed == "prompt_query" and given.get("kind") == "encoder":
+            return "an encoder writes no query to embed: set reasoner.embed to prompt"
 
-    @field_validator("others")
-    @classmethod
-    def others_write(cls, others: tuple[OtherModel, ...], info: ValidationInfo) -> tuple[OtherModel, ...]:
-        if others and info.data.get("kind") == "encoder":
-            raise ValueError("other models are there to write queries; an encoder run has none")
-        return others
+    @rule("others")
+    def others_write(others: tuple[OtherModel, ...], given: dict[str, Any]) -> str | None:
+        if others and given.get("kind") == "encoder":
+            return "other models are there to write queries; an encoder run has none"
 
-    @field_validator("model")
-    @classmethod
-    def an_encoder_has_a_name(cls, model: str, info: ValidationInfo) -> str:
-        if model == "tiny" and info.data.get("kind") == "encoder":
-            raise ValueError("an encoder is pretrained; expected a sentence-transformers name or folder")
-        return model
+    @rule("model")
+    def an_encoder_has_a_name(model: str, given: dict[str, Any]) -> str | None:
+        if model == "tiny" and given.get("kind") == "encoder":
+            return "an encoder is pretrained; expected a sentence-transformers name or folder"
 
 
 class Experiment(Section):
@@ -241,11 +216,7 @@ class Experiment(Section):
     repeat_users: int = Field(2000, ge=100, description="of each A/A test")
     looks: int = Field(20, ge=2, description="at an experiment before it ends, equally far apart")
     logs: int = Field(100, ge=2, description="sampled again to judge the off-policy estimates")
-    clip: Real | None = Field(
-        1000.0,
-        gt=1,
-        description="largest weight, 1 / propensity, of an off-policy estimate; empty: none is clipped [C]",
-    )
+    clip: Real | None = Field(1000.0, gt=1, description="largest weight, 1 / propensity, of an off-policy estimate [C]")
 
 
 IntentText = Literal["title", "title_and_description"]
@@ -294,20 +265,17 @@ class Params(Section):
     evaluation: Evaluation = Evaluation()
     run: RunConfig = Field(RunConfig(), validate_default=True)
 
-    @field_validator("ranker")
-    @classmethod
-    def a_control_of_what_is_embedded_differs(cls, ranker: Ranker, info: ValidationInfo) -> Ranker:
-        reasoner = info.data.get("reasoner")
+    @rule("ranker")
+    def a_control_of_what_is_embedded_differs(ranker: Ranker, given: dict[str, Any]) -> str | None:
+        reasoner = given.get("reasoner")
         if reasoner is not None and (same := f"qe_rec/{reasoner.embed}") in ranker.models:
-            raise ValueError(f"{same} is qe_rec itself where reasoner.embed is {reasoner.embed}: leave it out")
-        return ranker
+            return f"{same} is qe_rec itself where reasoner.embed is {reasoner.embed}: leave it out"
 
-    @field_validator("alignment")
-    @classmethod
-    def what_can_be_aligned(cls, alignment: Alignment, info: ValidationInfo) -> Alignment:
-        ranker, reasoner = info.data.get("ranker"), info.data.get("reasoner")
+    @rule("alignment")
+    def what_can_be_aligned(alignment: Alignment, given: dict[str, Any]) -> str | None:
+        ranker, reasoner = given.get("ranker"), given.get("reasoner")
         if not alignment.loop.rounds:
-            return alignment
+            return None
         faults, used = [], [name for name in STEPS if getattr(alignment, name).use]
         if ranker is not None and "qe_rec" not in ranker.models:
             faults.append(
@@ -329,16 +297,13 @@ class Params(Section):
                 f"{', '.join(f'alignment.{name}' for name in used)} would have them do; give alignment.lora a rank, or "
                 "leave reasoner.quantize out"
             )
-        if faults:
-            raise ValueError("; ".join(faults))
-        return alignment
+        return "; ".join(faults)
 
-    @field_validator("run")
-    @classmethod
-    def what_the_machine_can_do(cls, run: RunConfig, info: ValidationInfo) -> RunConfig:
-        reasoner, alignment = info.data.get("reasoner"), info.data.get("alignment")
+    @rule("run")
+    def what_the_machine_can_do(run: RunConfig, given: dict[str, Any]) -> str | None:
+        reasoner, alignment = given.get("reasoner"), given.get("alignment")
         if reasoner is None or alignment is None:
-            return run
+            return None
         faults = [fault] if (fault := refused(gpu_only(reasoner, alignment), run.device)) else []
         if run.launcher and alignment.loop.rounds > 1:
             faults.append("a launcher does one round: set alignment.loop.rounds to 1, or leave run.launcher out")
@@ -346,9 +311,7 @@ class Params(Section):
             faults.append("reasoner.embed prompt_query is for one process: set it to prompt, or leave run.launcher out")
         if run.launcher and alignment.cl.use and alignment.cl.ranker_learns:
             faults.append("alignment.cl.ranker_learns is trained in one process: leave run.launcher out")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return run
+        return "; ".join(faults)
 
     @model_validator(mode="before")
     @classmethod

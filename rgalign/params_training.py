@@ -1,5 +1,6 @@
 """What sections of the params are made of, and those that say what is trained and how: ranker, alignment."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -34,6 +35,20 @@ def all_different(values: tuple) -> tuple:
     if len(set(values)) < len(values):
         raise ValueError("each may be there once")
     return values
+
+
+def rule(*fields: str) -> Callable[[Callable[[Any, dict[str, Any]], str | None]], Any]:
+    """A check of some fields: (value, the section's fields before it) -> what is wrong with it, or nothing."""
+
+    def decorated(wrong: Callable[[Any, dict[str, Any]], str | None]) -> Any:
+        def validate(value: Any, info: ValidationInfo) -> Any:
+            if fault := wrong(value, info.data):
+                raise ValueError(fault)
+            return value
+
+        return field_validator(*fields)(validate)
+
+    return decorated
 
 
 def tuple_from_yaml(value: Any) -> Any:
@@ -94,13 +109,11 @@ class RankerSettings(Section):
     query_hidden: int = Field(128, ge=0, description="width of the query tower's hidden layer; 0: linear")
     query_dropout: Share = Field(0.5, lt=1)
 
-    @field_validator("heads")
-    @classmethod
-    def heads_divide_the_width(cls, heads: int, info: ValidationInfo) -> int:
-        width = info.data.get("embedding_dim", heads)
+    @rule("heads")
+    def heads_divide_the_width(heads: int, given: dict[str, Any]) -> str | None:
+        width = given.get("embedding_dim", heads)
         if width % heads:
-            raise ValueError(f"does not divide ranker.embedding_dim, which is {width}")
-        return heads
+            return f"does not divide ranker.embedding_dim, which is {width}"
 
 
 class Ranker(RankerSettings):
@@ -174,13 +187,9 @@ class Reward(Section):
         description="of train's users: a session that training data is chosen from is judged by a model that was "
         "trained without its user's fold; 1: by the model trained on all [C]",
     )
-    form: str = Field(
-        "auto", description="a name of alignment.reward.REWARDS; auto: the better judge of list and kb [C]"
-    )
+    form: str = Field("auto", description="of alignment.reward.REWARDS; auto: the better judge of list and kb [C]")
     null_share: Share = Field(0.1, lt=1, description="of training sessions conditioned on the null query [C]")
-    compared: bool = Field(
-        True, description="one more of another seed and one on a single LLM's queries, to judge it by"
-    )
+    compared: bool = Field(True, description="beside it one of another seed and one on a single LLM's queries")
 
 
 class Sft(Section):
@@ -207,24 +216,18 @@ class Dpo(Section):
     pairs_per_batch: int = Field(32, ge=1)
     weight_decay: Real = WEIGHT_DECAY
     looks: int = Field(4, ge=0, description="evaluations of ranking and writing while it trains; 0: none")
-    tolerance: Real = Field(
-        0.005, ge=0, description="GAUC on valid that may be lost while the reward rises; more stops training [C]"
-    )
+    tolerance: Real = Field(0.005, ge=0, description="GAUC on valid that may be lost while the reward rises [C]")
 
 
 class Contrastive(Section):
     use: bool = Field(True, description="False switches this step off")
     similarity: Literal["ranker", "cosine", "dot"] = Field(
-        "ranker", description="the frozen ranker's score of a pair, or of the query branch alone [C]"
+        "ranker", description="the frozen ranker's score, or its query branch's [C]"
     )
-    ranker_learns: bool = Field(
-        False, description="the reference: the rankers' own loss through the reasoner, and both learn"
-    )
+    ranker_learns: bool = Field(False, description="reference: the rankers' own loss through the reasoner; both learn")
     temperature: Real = Field(1.0, gt=0)
     hard: int = Field(16, ge=0, description="negatives a session: what the ranker ranks highest and nobody clicked")
-    in_batch: bool = Field(
-        True, validate_default=True, description="the other sessions' clicked intents are negatives too"
-    )
+    in_batch: bool = Field(True, validate_default=True, description="other sessions' clicked intents are negatives too")
     symmetric: Real = Field(0.0, ge=0, description="weight of the same loss from intent to session; not for ranker")
     lm_weight: Real = Field(0.3, ge=0, description="of the language loss on the best queries beside it [C]")
     epochs: Real = Field(4.0, gt=0)
@@ -233,26 +236,22 @@ class Contrastive(Section):
     neftune: Real = Field(0.0, ge=0)
     weight_decay: Real = WEIGHT_DECAY
 
-    @field_validator("in_batch")
-    @classmethod
-    def something_to_push_away(cls, in_batch: bool, info: ValidationInfo) -> bool:
-        if not in_batch and info.data.get("use") and info.data.get("hard") == 0:
-            raise ValueError("there would be no negative: set hard above 0, or in_batch to true")
-        return in_batch
+    @rule("in_batch")
+    def something_to_push_away(in_batch: bool, given: dict[str, Any]) -> str | None:
+        if not in_batch and given.get("use") and given.get("hard") == 0:
+            return "there would be no negative: set hard above 0, or in_batch to true"
 
-    @field_validator("symmetric")
-    @classmethod
-    def not_for_the_rankers_score(cls, symmetric: float, info: ValidationInfo) -> float:
-        if symmetric and info.data.get("similarity") == "ranker":
-            raise ValueError("a session's score of an intent is no distance; set similarity to cosine or dot")
-        return symmetric
+    @rule("symmetric")
+    def not_for_the_rankers_score(symmetric: float, given: dict[str, Any]) -> str | None:
+        if symmetric and given.get("similarity") == "ranker":
+            return "a session's score of an intent is no distance; set similarity to cosine or dot"
 
 
 class ClosedLoop(Section):
     """How the ranker follows the LM: after RG-SFT and RG-DPO, and again after RG-CL; and how often all is repeated."""
 
     rounds: int = Field(
-        1, ge=0, le=10, description="at most, while GAUC on the development users rises; 0: no alignment at all"
+        1, ge=0, le=10, description="at most, while GAUC on the development users rises; 0: no alignment"
     )
     ranker: Literal["warm", "scratch", "frozen"] = Field(
         "warm", description="continues the ranker before, starts from scratch, or is not trained [C]"
@@ -263,16 +262,14 @@ class ClosedLoop(Section):
     learning_rate: Real = Field(3e-4, gt=0, description="of the warm ranker")
     patience: int = Field(3, ge=1, description="epochs without a better GAUC on the development users")
     cross_fit: bool = Field(
-        False, description="the ranker learns from vectors of models that RG-CL aligned without their users [C]"
+        False, description="the ranker learns from vectors of models that RG-CL aligned without the user [C]"
     )
     look_sessions: int = Field(2000, ge=1, description="of each part, that a step is evaluated on while it trains")
 
-    @field_validator("cross_fit")
-    @classmethod
-    def of_one_round(cls, cross_fit: bool, info: ValidationInfo) -> bool:
-        if cross_fit and info.data.get("rounds", 1) > 1:
-            raise ValueError("a second round would begin from a reasoner that has seen all users: set rounds to 1")
-        return cross_fit
+    @rule("cross_fit")
+    def of_one_round(cross_fit: bool, given: dict[str, Any]) -> str | None:
+        if cross_fit and given.get("rounds", 1) > 1:
+            return "a second round would begin from a reasoner that has seen all users: set rounds to 1"
 
 
 class Alignment(Section):
@@ -285,16 +282,14 @@ class Alignment(Section):
     cl: Contrastive = Contrastive()
     loop: ClosedLoop = ClosedLoop()
 
-    @field_validator("loop")
-    @classmethod
-    def what_goes_with_a_ranker_that_learns(cls, loop: ClosedLoop, info: ValidationInfo) -> ClosedLoop:
-        cl = info.data.get("cl")
+    @rule("loop")
+    def what_goes_with_a_ranker_that_learns(loop: ClosedLoop, given: dict[str, Any]) -> str | None:
+        cl = given.get("cl")
         if cl is None or not (cl.use and cl.ranker_learns):
-            return loop
-        beside = {"rounds above 1": loop.rounds > 1, "cross_fit": loop.cross_fit, "lora": info.data.get("lora")}
+            return None
+        beside = {"rounds above 1": loop.rounds > 1, "cross_fit": loop.cross_fit, "lora": given.get("lora")}
         wrong = [name for name, given in beside.items() if given]
         if cl.similarity != "ranker":
             wrong.append(f"similarity {cl.similarity}")
         if wrong:
-            raise ValueError(f"cl.ranker_learns is one training of all weights: it cannot go with {', '.join(wrong)}")
-        return loop
+            return f"cl.ranker_learns is one training of all weights: it cannot go with {', '.join(wrong)}"

@@ -1,9 +1,8 @@
 """Comparisons of runs: a few side by side (python -m rgalign compare), or a study over its worlds (METHOD.md 4).
 
-The unit of a study is the world: each has its own LM seed and ranker seeds, over which its values are averaged first.
-The interval over the worlds has the sampling error of their sessions as a floor (bootstrap.over_worlds). One or two
-worlds say next to nothing about another world: then there is only each world's own interval, users sampled again, and
-the column `worlds` shows it. Two models are compared in the worlds that have both; `world_seeds` names these.
+The unit of a study is the world: its values are averaged over LM and ranker seeds first. The interval over the worlds
+has the sampling error of their sessions as a floor (bootstrap.over_worlds). Of one or two worlds there is only each
+world's own interval, users sampled again. `world_seeds` names the worlds that have both models.
 """
 
 from collections.abc import Collection, Sequence
@@ -69,10 +68,8 @@ def paired(runs: Sequence[Path], *, seed: int = 0, replicates: int = 1000) -> pd
             same = old.index.equals(new.index) and old[GAUC_WEIGHT].equals(new[GAUC_WEIGHT])
             if not same or old.user_id.ne(new.user_id).any():
                 continue
-            interval = bootstrap.over_users(
-                (new.gauc - old.gauc).to_numpy(), old[GAUC_WEIGHT].to_numpy(), old.user_id.to_numpy(),
-                seed=seed, replicates=replicates,
-            )  # fmt: skip
+            values = (new.gauc - old.gauc).to_numpy(), old[GAUC_WEIGHT].to_numpy(), old.user_id.to_numpy()
+            interval = bootstrap.over_users(*values, seed=seed, replicates=replicates)
             rows.append((name, labels[0], model, *map(float, interval), bootstrap.p_over_users(*interval), len(old)))
     columns = ["run", "against", "model", "difference", "ci_low", "ci_high", "p_holm", "sessions"]
     table = pd.DataFrame(rows, columns=columns)
@@ -94,11 +91,8 @@ def _run_sessions(run: Path) -> dict[str, pd.DataFrame]:
         return {}
     sessions = results.conform(pd.read_parquet(run / SESSION_METRICS), "session_metrics")
     test = sessions[sessions.split == "test"]
-    means = {}
-    for model, own in test.groupby("model"):
-        by_session = own.groupby("session_id")
-        means[model] = by_session.agg({"gauc": "mean", GAUC_WEIGHT: "first", "user_id": "first"})
-    return means
+    figures = {"gauc": "mean", GAUC_WEIGHT: "first", "user_id": "first"}
+    return {model: own.groupby("session_id").agg(figures) for model, own in test.groupby("model")}
 
 
 def compare_models(
@@ -131,12 +125,11 @@ def _own_intervals(folder: Path, runs: pd.DataFrame, worlds: pd.DataFrame, **dra
             sessions = _sessions(folder, here, names)
             rows = comparisons(sessions, pairs, masks, distance=distance, **draws)
             found.append(rows[[*COMPARED, *PAIR, *INTERVALS]].assign(world_seed=world))
-    types = {"world_seed": "Int64", "distance": "float64"} | dict.fromkeys(INTERVALS, "float64")
-    return pd.concat(found).astype(types)
+    return pd.concat(found).astype(study.WORLD_TYPES | dict.fromkeys(INTERVALS, "float64"))
 
 
 def same(column: pd.Series, value) -> pd.Series:
-    """Where a column has this value; an empty one equals an empty one (data that knows no distance or world)."""
+    """Where a column has this value; an empty one equals an empty one."""
     return column.isna() if pd.isna(value) else column.eq(value).fillna(False)
 
 
@@ -150,10 +143,8 @@ def _slices(run: Path) -> pd.DataFrame:
 
 
 def _sessions(folder: Path, runs: pd.DataFrame, ablations: Collection[str]) -> pd.DataFrame:
-    """session_metrics of one world's runs: those of no ablation, with those of some beside them.
-
-    Seeds are numbered again, since runs of two LM seeds may have the same ranker seeds. Beside ablations only runs of
-    run.seeds that each of them has count: an LM is noise that all must share.
+    """session_metrics of one world's runs: those of no ablation and of some, by run.seeds that each has (an LM is noise
+    that all must share). Seeds are numbered again, since runs of two LM seeds may have the same ranker seeds.
     """
     seeds = set.intersection(*(set(runs["seed"][runs["ablation"] == name]) for name in ("", *ablations)))
     chosen = runs[runs["ablation"].isin(["", *ablations]) & runs["seed"].isin(seeds)]
@@ -206,8 +197,7 @@ def _seconds(model: str, distance: float, seconds: pd.DataFrame, runs: pd.DataFr
 
     The median, since a machine that was busy with something else must not make a stage look expensive.
     """
-    trained = model.split("+")[0]
-    if trained not in RANKERS and not trained.startswith(FULL):
+    if model not in RANKERS and not model.startswith(FULL):
         return np.nan
     recipe = model if model.startswith(f"{FULL}/") else ""
     own = runs[(runs["ablation"] == recipe) & (runs["state"] == "finished") & same(runs["distance"], distance)]

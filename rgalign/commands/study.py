@@ -1,8 +1,7 @@
 """A study: what many runs in one folder found, gathered into tables (compare.py compares them).
 
-Only the results of runs that have finished count, as their manifests say, and were not made stale since. Where the runs
-are gone, the study's published tables are read instead: then the folder holds PUBLISHED and sweep.json themselves
-(outputs/published/), so that notebook 90 can be executed from them.
+Only results of runs that have finished count, and that were not made stale since. Where the runs are gone, the folder
+holds PUBLISHED and sweep.json themselves (outputs/published/), and these tables are read instead.
 """
 
 import json
@@ -26,7 +25,8 @@ FULL = "rgalign_rec"  # the model that an ablation leaves something out of
 ABLATIONS = "ablations"  # the folder of their params files: params/ablations/no_neftune.yaml is rgalign_rec/no_neftune
 METRICS = tuple(name for name, metric in metrics.METRICS.items() if metric.in_study)
 SLICES = ("all", "cold", "tail", "shuffled")
-WORLD = ["distance", "world_seed"]
+WORLD_TYPES = {"distance": "float64", "world_seed": "Int64"}
+WORLD = list(WORLD_TYPES)
 RUN = ["run", "recipe", "ablation", "seed", "state", "data", *WORLD]  # columns of runs_of
 PUBLISHED = ("results.parquet", "worlds.parquet", "stage_seconds.parquet")  # of a study whose runs are gone
 # What a step is worth where nothing comes after it: the whole may make up for a step that does harm. Of the pairs with
@@ -71,7 +71,6 @@ def read_sweep(folder: Path) -> dict[str, Any]:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether the folder holds a study's tables themselves; beside runs they lie in tables/."""
     return all((folder / name).is_file() for name in PUBLISHED)
 
 
@@ -80,10 +79,8 @@ def runs_of(folder: Path) -> pd.DataFrame:
 
     recipe    name of the params file; of a run that no sweep made, its folder's
     ablation  the model that it makes of rgalign_rec (model_of), else empty
-    seed      run.seed
     state     `finished`, or what keeps its results out of the study
-    The last three are those of its results, empty where it has none that count. Raises ArtifactError where no run has
-    finished: there is nothing to study.
+    The last three are empty where no results count. Raises ArtifactError where no run has finished.
     """
     swept, rows = read_sweep(folder)["runs"], []
     if is_published(folder):
@@ -98,16 +95,12 @@ def runs_of(folder: Path) -> pd.DataFrame:
         world = {} if state else table_of(folder, name, "results").iloc[0][["data", *WORLD]].to_dict()
         row = {"run": name, "recipe": Path(file).stem, "ablation": model_of(file), "seed": seed}
         rows.append(row | {"state": state or "finished"} | world)
-    runs = _typed(rows)
+    runs = pd.DataFrame(rows, columns=RUN).astype(WORLD_TYPES)
     if not (runs["state"] == "finished").any():
         states = f"\n{runs[['run', 'state']].to_string(index=False)}" if len(runs) else ""
         command = f"python -m rgalign sweep PARAMS --seeds 5 --out {folder}"
         raise ArtifactError(f"no run in {folder} has results; start some: {command}{states}")
     return runs
-
-
-def _typed(rows: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=RUN).astype({"distance": "float64", "world_seed": "Int64"})
 
 
 def _published_runs(folder: Path, swept: dict[str, Any]) -> pd.DataFrame:
@@ -126,7 +119,7 @@ def _published_runs(folder: Path, swept: dict[str, Any]) -> pd.DataFrame:
         row = {"run": name, "recipe": Path(made["params_file"]).stem, "ablation": model_of(made["params_file"])}
         row |= {"seed": made["seed"], "state": made["failed"] or "finished", "data": table["data"].iloc[0]}
         rows.append(row | ({} if made["failed"] else {"distance": distance, "world_seed": worlds[0]}))
-    return _typed(rows)
+    return pd.DataFrame(rows, columns=RUN).astype(WORLD_TYPES)
 
 
 def _published_results(folder: Path) -> pd.DataFrame:
@@ -134,7 +127,7 @@ def _published_results(folder: Path) -> pd.DataFrame:
 
 
 def _kept_worlds(folder: Path) -> pd.DataFrame:
-    table = pd.read_parquet(folder / "worlds.parquet").astype({"world_seed": "Int64", "distance": "float64"})
+    table = pd.read_parquet(folder / "worlds.parquet").astype(WORLD_TYPES)
     return table.reindex(columns=[*table, *(name for name in INTERVALS if name not in table)])
 
 
@@ -148,7 +141,7 @@ def published_worlds(folder: Path, wanted: Collection[tuple[str, str]]) -> pd.Da
 
 
 def inputs(folder: Path, runs: pd.DataFrame) -> list[str]:
-    """The files that name the bytes of all that a study reads: its runs' manifests, or the tables that were kept."""
+    """The files that name the bytes of all that a study reads."""
     finished = runs["run"][runs["state"] == "finished"]
     return list(PUBLISHED) if is_published(folder) else [f"{run}/manifest.json" for run in finished]
 
@@ -199,9 +192,7 @@ def results_of(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
         parts.append(as_row(table[rows], run.ablation).assign(recipe=run.recipe))
     found = pd.concat(parts, ignore_index=True)
     if len(names := sorted(found["data"].unique())) > 1:
-        raise ValueError(
-            f"the runs are of several data sets ({', '.join(names)}); give each a study of its own (--out)"
-        )
+        raise ValueError(f"the runs are of several data sets ({', '.join(names)}); give each its own study (--out)")
     found = found.drop_duplicates([name for name in found if name != "recipe"])
     doubled = found[found.duplicated(results.ORDER["results"], keep=False)]
     if len(doubled):
@@ -221,10 +212,7 @@ def as_row(table: pd.DataFrame, ablation: str) -> pd.DataFrame:
 
 
 def pairs_of(folder: Path, runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """(model, against): what the runs compared themselves, each ablation against the whole, and STEPS.
-
-    Of published tables: what was compared, and those of STEPS whose models are there.
-    """
+    """(model, against): what the runs compared themselves, each ablation against the whole, and STEPS."""
     if is_published(folder):
         models, pairs = set(_published_results(folder)["model"]), pairs_in(_kept_worlds(folder))
         pairs |= {pair for pair in STEPS if models.issuperset(pair)}
@@ -232,22 +220,17 @@ def pairs_of(folder: Path, runs: pd.DataFrame) -> list[tuple[str, str]]:
         finished = runs[runs["state"] == "finished"]
         pairs = {pair for pair in STEPS if set(pair) - {"qe_rec"} <= set(finished["ablation"])}
         for run in finished.itertuples():
-            own = {(run.ablation, FULL)} if run.ablation else pairs_in(table_of(folder, run.run, "comparisons"))
-            pairs |= own
+            pairs |= {(run.ablation, FULL)} if run.ablation else pairs_in(table_of(folder, run.run, "comparisons"))
     order = list(results.MODELS).index
     return sorted(pairs, key=lambda pair: (order(pair[0]), order(pair[1])))
 
 
 def pairs_in(table: pd.DataFrame) -> set[tuple[str, str]]:
-    """The pairs that a table compares."""
     return set(table[PAIR].itertuples(index=False, name=None))
 
 
 def stage_seconds(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """What each stage of each run cost: run, recipe, seed, stage, seconds, peak_memory_mb, shared_from.
-
-    A stage that was copied from another run has the figures of that run, named in `shared_from`, else empty.
-    """
+    """What each stage of each run cost; of a stage that was copied, in the run named in `shared_from`."""
     if is_published(folder):
         return pd.read_parquet(folder / "stage_seconds.parquet")
     columns = ["run", "recipe", "seed", "stage", "seconds", "peak_memory_mb", "shared_from"]

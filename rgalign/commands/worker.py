@@ -23,6 +23,7 @@ from rgalign.alignment.dpo import train_dpo
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
 from rgalign.alignment.sft import train_sft
 from rgalign.data import vectors
+from rgalign.errors import UserError
 from rgalign.params import load
 from rgalign.ranker import fit
 from rgalign.ranker.launched import train_in_shards, train_share
@@ -31,11 +32,10 @@ from rgalign.reasoner.model import Reasoner, import_reasoner
 from rgalign.reasoner.trainer import TrainingError, is_sharded
 from rgalign.report import summaries as look
 from rgalign.run import distributed
-from rgalign.run.artifacts import ArtifactError, write_table, write_text
+from rgalign.run.artifacts import write_table, write_text
 
 EXPECTED = (
-    ValueError, KeyError, TypeError, OSError, ArtifactError, TrainingError, fit.TrainingError,
-    distributed.ProcessesError, torch.OutOfMemoryError,
+    ValueError, KeyError, TypeError, OSError, UserError, TrainingError, fit.TrainingError, torch.OutOfMemoryError
 )  # fmt: skip
 ROUND_ROBIN = ("rank", "reward")  # jobs whose processes do not meet before their end, however long the last one takes
 PATIENCE = timedelta(days=2)  # of those that end first: a lost process is reported by the launcher, not by the clock
@@ -112,9 +112,13 @@ def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     if arguments["step"] == "sft":
         tuned, curve = train_sft(context, start, tables["best"], work)
     elif arguments["step"] == "dpo":
+        monitor = None
         if arguments["watched"] and is_sharded():
             print("RG-DPO is not looked at while it trains: its weights are shared out", flush=True)
-        monitor = _monitor(context, start) if arguments["watched"] and not is_sharded() else None
+        elif arguments["watched"]:  # as in notebook 06
+            rewarder = rewarding.Rewarder.load(context, context.run / "models" / "reward")
+            probe = ProbeSet.of(context, rewarder, look.hits_by_click(context, context.main()))
+            monitor = RewardHackingMonitor(probe, start, context.params.alignment.dpo.tolerance)
         tuned, curve, reference = train_dpo(context, start, tables["pairs"], work, monitor)
         looks = monitor.rows if monitor else looks
         if distributed.index() == 0:
@@ -127,13 +131,6 @@ def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         context.save(tuned, folder / launched.TUNED)
         write_table(folder / launched.CURVE, curve)
     return {"looks": looks}
-
-
-def _monitor(context: Context, start: Reasoner) -> RewardHackingMonitor:
-    """Notebook 06's monitor."""
-    rewarder = rewarding.Rewarder.load(context, context.run / "models" / "reward")
-    probe = ProbeSet.of(context, rewarder, look.hits_by_click(context, context.main()))
-    return RewardHackingMonitor(probe, start, context.params.alignment.dpo.tolerance)
 
 
 JOBS = {"embed": embed_own_shards, "write": write, "tune": tune, "rank": train_share, "reward": reward}

@@ -18,11 +18,6 @@ from scipy.stats import chi2, norm
 
 from rgalign.evaluation.bootstrap import Interval
 
-# Before the experiment: who is in which arm, how many users it takes; and whether the split is the one planned.
-
-
-MOST_SHOWN = 3  # of wrong ids in a message
-
 
 class SampleRatio(NamedTuple):
     """Chi-square of the users counted against the shares planned; arrays of the leading shape."""
@@ -33,17 +28,15 @@ class SampleRatio(NamedTuple):
 
 
 def assign(user_ids, arms: Sequence[str], salt: str, shares: Sequence[float] | None = None) -> np.ndarray:
-    """The arm of each user, (users,) of str: the same on every machine and in every run, another for another salt.
+    """The arm of each user, (users,) of str, by the first 53 bits of SHA-256 of "salt:user_id" as a number in [0, 1).
 
     user_ids  (users,), strings or integers; 7 and "7" are one user, ids may repeat
-    arms      names of the arms
     salt      names the experiment; two experiments of one salt would share their arms
     shares    of the users for each arm, in sum 1; None: equal
-    The first 53 bits of SHA-256 of "salt:user_id", as a number in [0, 1), decide: any service can repeat that.
     Raises ValueError, naming every fault found.
     """
     arms = list(arms)
-    shares = _equal(len(arms)) if shares is None else np.asarray(shares, dtype=np.float64)
+    shares = _shares(shares, len(arms))
     user_ids = np.asarray(user_ids, dtype=object).tolist()  # by itself numpy would make ["a", nan] the strings a, nan
     faults = _share_faults(shares, len(arms), "arms")
     if repeated := sorted({name for name in arms if arms.count(name) > 1}):
@@ -53,7 +46,7 @@ def assign(user_ids, arms: Sequence[str], salt: str, shares: Sequence[float] | N
     # A column of integers with a gap becomes floats in pandas, and "7.0" is another user than "7": refused.
     strange = [user for user in user_ids if isinstance(user, bool) or not isinstance(user, str | int | np.integer)]
     if strange:
-        first = ", ".join(map(repr, strange[:MOST_SHOWN]))
+        first = ", ".join(map(repr, strange[:3]))
         faults.append(f"user_ids has {len(strange)} that are neither string nor integer (first: {first})")
     if faults:
         raise ValueError("no user was assigned:\n  " + "\n  ".join(faults))
@@ -71,7 +64,7 @@ def sample_ratio(users, shares: Sequence[float] | None = None, *, alarm: float =
     Raises ValueError if shares do not fit. p_value is NaN without users.
     """
     users = np.asarray(users, dtype=np.float64)
-    shares = _equal(users.shape[-1]) if shares is None else np.asarray(shares, dtype=np.float64)
+    shares = _shares(shares, users.shape[-1])
     if faults := _share_faults(shares, users.shape[-1], "users"):
         raise ValueError("the split cannot be judged:\n  " + "\n  ".join(faults))
     planned = users.sum(axis=-1, keepdims=True) * shares
@@ -91,18 +84,18 @@ def planned_error(users, user_variance, *, share=0.5, variance_removed=0.0) -> n
     variance_removed  by CUPED (`lift`); 0 without
     Raises ValueError, naming every fault found, for figures that cannot be.
     """
-    named = {"users": users, "user_variance": user_variance, "share": share, "variance_removed": variance_removed}
-    users, user_variance, share, variance_removed = (np.asarray(values, dtype=np.float64) for values in named.values())
+    given = users, user_variance, share, variance_removed
+    users, user_variance, of_treatment, removed = (np.asarray(values, dtype=np.float64) for values in given)
     faults = []
     if not ((users > 0).all() and (user_variance > 0).all()):
         faults.append("users and user_variance must be above 0")
-    if not ((share > 0) & (share < 1)).all():
-        faults.append(f"share is {named['share']}; expected treatment's share, between 0 and 1")
-    if not (variance_removed < 1).all():
-        faults.append(f"variance_removed is {named['variance_removed']}; expected a share below 1")
+    if not ((of_treatment > 0) & (of_treatment < 1)).all():
+        faults.append(f"share is {share}; expected treatment's share, between 0 and 1")
+    if not (removed < 1).all():
+        faults.append(f"variance_removed is {variance_removed}; expected a share below 1")
     if faults:
         raise ValueError("nothing can be planned from this:\n  " + "\n  ".join(faults))
-    return np.sqrt(user_variance * (1 - variance_removed) / (share * (1 - share) * users))
+    return np.sqrt(user_variance * (1 - removed) / (of_treatment * (1 - of_treatment) * users))
 
 
 def power_of(relative_lift, users, ctr: float, user_variance, *, alpha: float = 0.05, **plan) -> np.ndarray:
@@ -122,8 +115,7 @@ def users_needed(
 ) -> np.ndarray:
     """Users of both arms together, rounded up, that find a relative lift with the chance `power`; rest: `power_of`.
 
-    A significant result in the wrong direction is not counted, so it is never too few.
-    Raises ValueError for a lift of 0, and as `planned_error` does.
+    A significant result in the wrong direction is not counted. Raises ValueError, as for a lift of 0.
     """
     effect = np.abs(np.asarray(relative_lift) * ctr)
     if not (effect > 0).all():
@@ -132,8 +124,8 @@ def users_needed(
     return np.ceil((planned_error(1, user_variance, **plan) / wanted) ** 2).astype(np.int64)
 
 
-def _equal(arms: int) -> np.ndarray:
-    return np.full(arms, 1 / max(arms, 1))
+def _shares(shares: Sequence[float] | None, arms: int) -> np.ndarray:
+    return np.full(arms, 1 / max(arms, 1)) if shares is None else np.asarray(shares, dtype=np.float64)
 
 
 def _share_faults(shares: np.ndarray, arms: int, name: str) -> list[str]:
@@ -147,9 +139,6 @@ def _share_faults(shares: np.ndarray, arms: int, name: str) -> list[str]:
     if not np.isclose(shares.sum(), 1, rtol=0, atol=1e-9):
         faults.append(f"shares sum to {shares.sum():.6g}; expected 1")
     return faults
-
-
-# The two arms at the end, or at any one look that was planned.
 
 
 class Arm(NamedTuple):
@@ -184,8 +173,7 @@ def arm_of(clicks, impressions, in_arm, covariate=None) -> Arm:
                          not met the experiment (yet) and is left out, so one array serves all looks and all groups
     in_arm               (..., users), bool
     covariate            (..., users), known before the experiment (`pre_period_covariate`); None: no CUPED
-    Returns arrays of the leading shape (...). Raises ValueError, naming every fault found, for counts or a covariate
-    that cannot be, shapes that do not fit, or an in_arm that is not bool.
+    Returns arrays of the leading shape (...). Raises ValueError, naming every fault found.
     """
     clicks, impressions, in_arm = np.asarray(clicks), np.asarray(impressions), np.asarray(in_arm)
     x = np.zeros(1) if covariate is None else np.asarray(covariate)
@@ -217,9 +205,8 @@ def pre_period_covariate(clicks, impressions) -> np.ndarray:
     """CUPED's covariate: each user's clicks before the experiment above what the mean CTR would have given.
 
     clicks, impressions  (..., users): counts before the experiment, of the users of all arms; 0 and 0 for those unseen
-    Returns clicks - ctr * impressions (..., users), the ratio metric linearised as in its variance. Its mean is 0, and
-    so an unseen user has the mean. Anything measured after the assignment would bias the lift: the treatment may move
-    it. Raises ValueError for counts that cannot be.
+    Returns clicks - ctr * impressions (..., users), the ratio metric linearised as in its variance; its mean is 0.
+    Raises ValueError for counts that cannot be.
     """
     clicks, impressions = np.asarray(clicks), np.asarray(impressions)
     _refuse(clicks, impressions, np.ones(1, dtype=bool), np.zeros(1))
@@ -232,11 +219,9 @@ def lift(treatment: Arm, control: Arm, *, level: float = 0.95) -> Lift:
 
     treatment, control  of `arm_of`, of one shape. If both have a covariate, the difference is adjusted by it (CUPED;
                         Deng, Xu, Kohavi and Walker 2013): theta * (difference of its means) is taken off, an estimate
-                        of zero since the arms were drawn at random, so the lift stays what it was in expectation. theta
-                        makes the difference's variance least [C]
-    level               of both intervals, which are normal. Where users come very unevenly often, what counts are the
-                        effective users of an arm, (sum of impressions)**2 / sum of impressions**2: in simulation an
-                        interval of 95 % covered 94.5 to 94.9 % with 270 of them, 94.1 to 94.5 % with 110
+                        of zero since the arms were drawn at random. theta makes the difference's variance least [C]
+    level               of both intervals, which are normal. In simulation one of 95 % covered 94.5 to 94.9 % with 270
+                        effective users, (sum of impressions)**2 / sum of impressions**2; 94.1 to 94.5 % with 110
     Where there is no variance at all (no click in either arm) the difference is 0 with p_value 1.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -271,9 +256,8 @@ def guardrails(treatment: Arm, control: Arm, *, level: float = 0.95) -> Lift:
     treatment, control  (..., groups), of `arm_of` on clicks and impressions (..., groups, users): what each user had
                         inside that group, so that a user counts in several groups (cold intents and others) or in one
                         (a region)
-    Each interval has the level 1 - (1 - level) / groups; p_value is multiplied by groups, at most 1. All groups named
-    beforehand count, even one without users. Bonferroni and not Holm [C]: Holm's tests reject a little more but have no
-    such intervals, and a guardrail is read by its interval's lower end. It holds for groups that share users too.
+    Each interval has the level 1 - (1 - level) / groups; p_value is multiplied by groups, at most 1. Bonferroni and not
+    Holm [C]: a guardrail is read by its interval's lower end, and Holm's tests have none. Groups may share users.
     Raises ValueError without a group axis.
     """
     if np.ndim(treatment.ctr) == 0:
@@ -313,19 +297,13 @@ def _refuse(clicks, impressions, in_arm, covariate) -> None:
         raise ValueError("these users cannot be compared:\n  " + "\n  ".join(faults))
 
 
-# Analyses before the end: an interval that holds at all looks at once, and the error rate without it.
-#
-# A p-value of `lift` holds for one look, planned beforehand. The confidence sequence here covers the difference
-# at all looks with the chance promised, so that the experiment may be stopped at any. It is the normal mixture of
-# Robbins (1970): the mixture sequential probability ratio test of Johari, Pekelis and Walsh (2015; with Koomen 2022,
-# "Always Valid Inference"), tuned as in Howard, Ramdas, McAuliffe and Sekhon (2021), and valid for estimates like ours
-# asymptotically (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021). [C]: the paper says nothing of it.
-#
-# It takes an estimate and its standard error at each look, nothing else, so it serves plain and CUPED lifts. Users may
-# come back at later looks: their days being alike, the estimate so far is to the later one as a sum of independent
-# steps whose time is 1 / standard_error ** 2, which is all that the test asks. Like the delta method it is asymptotic:
-# let each arm have some hundreds of users before the first look. In simulated A/A experiments of 20 looks and very
-# uneven users it rejected 1 to 2 % from 40 users of both arms at the first look on, but 6 to 8 % with 8 to 18 of them.
+# A p-value of `lift` holds for one look, planned beforehand. The confidence sequence below covers the difference at all
+# looks with the chance promised, so that the experiment may be stopped at any. It is the normal mixture of Robbins
+# (1970): the mixture sequential probability ratio test of Johari, Pekelis and Walsh (2015; with Koomen 2022, "Always
+# Valid Inference"), tuned as in Howard, Ramdas, McAuliffe and Sekhon (2021), and valid for estimates like ours
+# asymptotically (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021): let each arm have some hundreds of users before
+# the first look. In simulated A/A experiments of 20 looks and very uneven users it rejected 1 to 2 % from 40 users of
+# both arms at the first look on, but 6 to 8 % with 8 to 18 of them. Users may come back at later looks.
 
 
 class Monitored(NamedTuple):

@@ -17,16 +17,11 @@ from rgalign.shopworld.traffic import Traffic
 
 @dataclass(frozen=True, eq=False)
 class Audience:
-    """The users of some sessions, and what each would click on under each arm.
+    """The users of some sessions, and what each would click on under each arm."""
 
-    user_row       (sessions,) row of each session's user
-    probability  arm -> (sessions, k) true P(click) of each slot of the list that the arm shows
-    covariate    (users,) from before the experiment (ab_test.pre_period_covariate)
-    """
-
-    user_row: np.ndarray
-    probability: Mapping[str, np.ndarray]
-    covariate: np.ndarray
+    user_row: np.ndarray  # (sessions,) row of each session's user
+    probability: Mapping[str, np.ndarray]  # arm -> (sessions, k) true P(click) of each slot of the list that it shows
+    covariate: np.ndarray  # (users,) from before the experiment (ab_test.pre_period_covariate)
 
     @classmethod
     def of(
@@ -60,11 +55,8 @@ class Audience:
         if len(times) != self.users or np.min(times) < 1:
             raise ValueError(f"{len(times)} numbers, the least {np.min(times)}; expected {self.users} of at least 1")
         met = np.repeat(np.arange(len(self.user_row)), np.asarray(times)[self.user_row])
-        return replace(
-            self,
-            user_row=self.user_row[met],
-            probability={name: probability[met] for name, probability in self.probability.items()},
-        )
+        probability = {name: of_arm[met] for name, of_arm in self.probability.items()}
+        return replace(self, user_row=self.user_row[met], probability=probability)
 
     def experiment(self, arms: Mapping[str, str], users: int, *, seed: int, name: str) -> "Experiment":
         """One experiment of `users` users drawn with replacement, each in the arm that the hash of the id gives.
@@ -95,20 +87,14 @@ def heavy_tail(users: int, *, seed: int, shape: float = 1.5, most: int = 50) -> 
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """The counts of an experiment.
+    """The counts of an experiment; user, session, clicks are (rows,), one a session that a user had."""
 
-    arm                    (users,) name of each user's arm
-    user, session, clicks  (rows,) a row a session: its user, its row in the audience, clicks in it
-    slots                  impressions a session
-    covariate              (users,)
-    """
-
-    arm: np.ndarray
+    arm: np.ndarray  # (users,) names
     user: np.ndarray
-    session: np.ndarray
+    session: np.ndarray  # row in the audience
     clicks: np.ndarray
-    slots: int
-    covariate: np.ndarray
+    slots: int  # impressions a session
+    covariate: np.ndarray  # (users,)
 
     def per_user(self, inside: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Clicks and impressions of each user, (users,) each; inside: bool by the audience's sessions, None: all."""
