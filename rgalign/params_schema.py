@@ -308,7 +308,7 @@ class Params(Section):
         if run.launcher and alignment.loop.rounds > 1:
             faults.append("a launcher does one round: set alignment.loop.rounds to 1, or leave run.launcher out")
         if run.launcher and reasoner.embed == "prompt_query":
-            faults.append("reasoner.embed prompt_query is for one process: set it to prompt, or leave run.launcher out")
+            faults.append("prompt_query is written by one process: set it to prompt, or leave run.launcher out")
         if run.launcher and alignment.cl.use and alignment.cl.ranker_learns:
             faults.append("alignment.cl.ranker_learns is trained in one process: leave run.launcher out")
         return "; ".join(faults)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
+LEVEL = 0.95  # of an interval
 _CHUNK_CELLS = 1 << 22  # (replicates, users) drawn at a time: about 64 MB
 
 
@@ -32,7 +33,7 @@ class Tested(NamedTuple):
 
 
 def over_users(
-    differences, weights, users, *, per=None, seed: int, replicates: int = 1000, level: float = 0.95
+    differences, weights, users, *, per=None, seed: int, replicates: int = 1000, level: float = LEVEL
 ) -> Interval:
     """Percentile interval of weighted means of paired differences, users drawn with replacement.
 
@@ -59,9 +60,7 @@ def over_users(
     return _percentiles(_ratio(sums.sum(axis=-1), totals.sum(axis=-1)).reshape(shape), means, level)
 
 
-def over_seeds_and_users(
-    differences, weights, users, *, seed: int, replicates: int = 1000, level: float = 0.95
-) -> Interval:
+def over_seeds_and_users(differences, weights, users, *, seed: int, replicates: int = 1000) -> Interval:
     """As `over_users` for one mean, but ranker seeds are drawn with replacement too, so that training's noise counts.
 
     differences  (seeds, sessions), the k-th seed of one model against the k-th of the other
@@ -78,10 +77,10 @@ def over_seeds_and_users(
     drawn = [(count @ sums.T, count @ totals) for count in _draws(len(totals), replicates, seed)]
     top, bottom = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     means = _ratio((top * picked).sum(axis=1), bottom)
-    return Interval(*map(float, _percentiles(_ratio(sums.mean(axis=0).sum(), totals.sum()), means, level)))
+    return Interval(*map(float, _percentiles(_ratio(sums.mean(axis=0).sum(), totals.sum()), means, LEVEL)))
 
 
-def over_worlds(world_means, standard_errors=None, *, level: float = 0.95) -> Tested:
+def over_worlds(world_means, standard_errors=None, *, level: float = LEVEL) -> Tested:
     """The mean over worlds, its t interval and p-value, with the sampling error inside the worlds as a floor.
 
     world_means      (worlds,), each averaged over its LM and ranker seeds
@@ -122,20 +121,20 @@ def sampling_error(standard_errors) -> float:
     return float(np.sqrt((errors**2).sum())) / len(errors)
 
 
-def standard_error(low, high, *, level: float = 0.95):
-    """The standard error of an estimate from its interval, if its distribution is normal: its width / 3.92 at 95 % [C].
+def standard_error(low, high):
+    """The standard error of an estimate from its 95 % interval, if its distribution is normal: its width / 3.92 [C].
 
     Tables keep intervals, not replicates; over a thousand users the bootstrap's distribution is near normal.
     """
-    return (np.asarray(high, dtype=np.float64) - low) / (2 * ndtri((1 + level) / 2))
+    return (np.asarray(high, dtype=np.float64) - low) / (2 * ndtri((1 + LEVEL) / 2))
 
 
-def p_over_users(estimate: float, low: float, high: float, *, level: float = 0.95) -> float:
-    """Two-sided p-value of a difference inside one run, from its interval over users as if normal [C].
+def p_over_users(estimate: float, low: float, high: float) -> float:
+    """Two-sided p-value of a difference inside one run, from its 95 % interval over users as if normal [C].
 
     A share of replicates could not be adjusted for many comparisons: of 1,000 none is smaller than 1 / 1,000.
     """
-    return _p_value(float(estimate), float(standard_error(low, high, level=level)), ndtr)
+    return _p_value(float(estimate), float(standard_error(low, high)), ndtr)
 
 
 def _p_value(estimate: float, error: float, below) -> float:

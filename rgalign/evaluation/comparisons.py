@@ -22,21 +22,15 @@ SIGNIFICANT = 0.05  # of p_holm: the level of the 95 % intervals
 
 
 def comparisons(
-    sessions: pd.DataFrame,
-    pairs: Sequence[tuple[str, str]],
-    slices: pd.DataFrame | None = None,
-    *,
-    distance: float | None = None,
-    seed: int,
-    replicates: int = 1000,
-    level: float = 0.95,
-) -> pd.DataFrame:
+    sessions: pd.DataFrame, pairs: Sequence[tuple[str, str]], slices: pd.DataFrame | None = None, *,
+    distance: float | None = None, **draws
+) -> pd.DataFrame:  # fmt: skip
     """The comparisons rows of one run, from its session_metrics: users are sampled again (bootstrap.over_users).
 
     pairs   (model, against); each model's metric is averaged over its ranker seeds first, and the column `seeds` is the
             larger number of seeds of the two
     slices  bool columns indexed by session_id (evaluation.slices); None: only `all`
-    seed    of the bootstrap
+    draws   seed, replicates of the bootstrap
     A metric that one of the two lacks in all sessions has no row. Raises ValueError where two models, or two seeds of
     one, were not judged on the same sessions and labels.
     """
@@ -50,8 +44,7 @@ def comparisons(
             fixed = {"model": model, "against": against, "split": split, "distance": distance, "worlds": 1}
             fixed |= {"world_seeds": "", "seeds": max(seeds[model], seeds[against])}
             for name, inside in slice_masks(slices, new["session_id"]):
-                interval = {"seed": seed, "replicates": replicates, "level": level}
-                rows += [{**fixed, "slice": name, **row} for row in _of_slice(new[inside], old[inside], **interval)]
+                rows += [{**fixed, "slice": name, **row} for row in _of_slice(new[inside], old[inside], **draws)]
     return with_holm(rows)
 
 
@@ -112,10 +105,10 @@ def by_world(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
     return pd.DataFrame(rows, columns=names).astype({"world_seed": "Int64", "distance": "float64"})
 
 
-def comparisons_over_worlds(worlds: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+def comparisons_over_worlds(worlds: pd.DataFrame) -> pd.DataFrame:
     """The comparisons rows of a study: the unit is the world (bootstrap.over_worlds), each counted once.
 
-    worlds  rows of `by_world`, with each world's own intervals over users (INTERVALS, at `level`) where they are known
+    worlds  rows of `by_world`, with each world's own intervals over users (INTERVALS) where they are known
     `worlds` says what an interval is: MIN_WORLDS or more, over the worlds; 1, over the users of that world; 2, there
     is none. `relative` is the mean of the worlds' ratios. `sampling_error` is the floor of the standard error of
     `difference`, NaN where a world's own interval is not known. `seeds` is the smallest number of ranker seeds that a
@@ -126,29 +119,29 @@ def comparisons_over_worlds(worlds: pd.DataFrame, *, level: float = 0.95) -> pd.
     for key, part in worlds.groupby([*COMPARED, *PAIR], dropna=False):
         named = " ".join(str(seed) for seed in sorted(part["world_seed"].dropna()))
         row = dict(zip([*COMPARED, *PAIR], key, strict=True)) | {"worlds": len(part), "world_seeds": named}
-        errors = bootstrap.standard_error(part["ci_low"], part["ci_high"], level=level)
+        errors = bootstrap.standard_error(part["ci_low"], part["ci_high"])
         row |= {"seeds": part["seeds"].min(), "sampling_error": bootstrap.sampling_error(errors)}
-        difference = _over("difference", part, "ci_low", "ci_high", level)
-        relative = _over("relative", part, "relative_low", "relative_high", level)
+        difference = _over("difference", part, "ci_low", "ci_high")
+        relative = _over("relative", part, "relative_low", "relative_high")
         row |= dict(zip(["difference", "ci_low", "ci_high", "p"], difference, strict=True))
         rows.append(row | dict(zip(["relative", "relative_low", "relative_high"], relative, strict=False)))
     return with_holm(rows)
 
 
-def _over(column: str, part: pd.DataFrame, low: str, high: str, level: float) -> bootstrap.Tested:
+def _over(column: str, part: pd.DataFrame, low: str, high: str) -> bootstrap.Tested:
     values, undefined = part[column].to_numpy(dtype=np.float64), (np.nan, np.nan, np.nan)
     if np.isnan(values).any() or 1 < len(values) < MIN_WORLDS:
         return bootstrap.Tested(float(values.mean()), *undefined)
     ends = part[[low, high]].to_numpy(dtype=np.float64)
     if len(values) == 1:
-        return bootstrap.Tested(values[0], *ends[0], bootstrap.p_over_users(values[0], *ends[0], level=level))
-    return bootstrap.over_worlds(values, bootstrap.standard_error(*ends.T, level=level), level=level)
+        return bootstrap.Tested(values[0], *ends[0], bootstrap.p_over_users(values[0], *ends[0]))
+    return bootstrap.over_worlds(values, bootstrap.standard_error(*ends.T))
 
 
 def over_seeds(sessions: pd.DataFrame, model: str, against: str, **draws) -> bootstrap.Interval:
     """GAUC's difference of two models with the same number of seeds on one split; seeds and users sampled again.
 
-    draws  seed, replicates, level (bootstrap.over_seeds_and_users)
+    draws  seed, replicates (bootstrap.over_seeds_and_users)
     """
     new, old = (sessions[sessions["model"] == name] for name in (model, against))
     by_seed = [part.pivot(index="session_id", columns="seed", values="gauc") for part in (new, old)]
@@ -180,24 +173,24 @@ def _paired(means: dict[str, pd.DataFrame], model: str, against: str) -> tuple[p
     return new[columns], old[columns]
 
 
-def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **interval) -> list[dict]:
+def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **draws) -> list[dict]:
     """The rows of all metrics over the sessions given."""
-    names, level = metric_names(new), interval["level"]
+    names = metric_names(new)
     new_values, old_values = (frame[names].to_numpy().T for frame in (new, old))  # (metrics, sessions)
     weight = np.ones_like(new_values)
     if "gauc" in names:
         weight[names.index("gauc")] = new[GAUC_WEIGHT].to_numpy()
     users = new["user_id"].to_numpy(dtype=object)
-    ends = bootstrap.over_users(new_values - old_values, weight, users, **interval)
+    ends = bootstrap.over_users(new_values - old_values, weight, users, **draws)
     per = np.stack([1 - row if name == "gauc" else row for name, row in zip(names, old_values, strict=True)])
-    ratios = bootstrap.over_users(new_values - old_values, weight, users, per=per, **interval)
+    ratios = bootstrap.over_users(new_values - old_values, weight, users, per=per, **draws)
     rows = []
     for i, name in enumerate(names):
         means = [metrics.average_auc(values[i], weight[i]).value for values in (new_values, old_values)]
         row = {"metric": name, **difference_of(name, *means), "ci_low": ends.low[i], "ci_high": ends.high[i]}
         row |= {"relative_low": ratios.low[i], "relative_high": ratios.high[i]}
-        row["p"] = bootstrap.p_over_users(row["difference"], ends.low[i], ends.high[i], level=level)
-        row["sampling_error"] = float(bootstrap.standard_error(ends.low[i], ends.high[i], level=level))
+        row["p"] = bootstrap.p_over_users(row["difference"], ends.low[i], ends.high[i])
+        row["sampling_error"] = float(bootstrap.standard_error(ends.low[i], ends.high[i]))
         rows.append(row)
     return rows
 
