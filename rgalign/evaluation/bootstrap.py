@@ -121,20 +121,20 @@ def sampling_error(standard_errors) -> float:
     return float(np.sqrt((errors**2).sum())) / len(errors)
 
 
-def standard_error(low, high):
-    """The standard error of an estimate from its 95 % interval, if its distribution is normal: its width / 3.92 [C].
+def standard_error(low, high, *, level: float = LEVEL):
+    """The standard error of an estimate from its interval, if its distribution is normal: its width / 3.92 at 95 % [C].
 
     Tables keep intervals, not replicates; over a thousand users the bootstrap's distribution is near normal.
     """
-    return (np.asarray(high, dtype=np.float64) - low) / (2 * ndtri((1 + LEVEL) / 2))
+    return (np.asarray(high, dtype=np.float64) - low) / (2 * ndtri((1 + level) / 2))
 
 
-def p_over_users(estimate: float, low: float, high: float) -> float:
-    """Two-sided p-value of a difference inside one run, from its 95 % interval over users as if normal [C].
+def p_over_users(estimate: float, low: float, high: float, *, level: float = LEVEL) -> float:
+    """Two-sided p-value of a difference inside one run, from its interval over users as if normal [C].
 
     A share of replicates could not be adjusted for many comparisons: of 1,000 none is smaller than 1 / 1,000.
     """
-    return _p_value(float(estimate), float(standard_error(low, high)), ndtr)
+    return _p_value(float(estimate), float(standard_error(low, high, level=level)), ndtr)
 
 
 def _p_value(estimate: float, error: float, below) -> float:

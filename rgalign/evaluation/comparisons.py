@@ -30,7 +30,7 @@ def comparisons(
     pairs   (model, against); each model's metric is averaged over its ranker seeds first, and the column `seeds` is the
             larger number of seeds of the two
     slices  bool columns indexed by session_id (evaluation.slices); None: only `all`
-    draws   seed, replicates of the bootstrap
+    draws   seed, replicates, level of the bootstrap
     A metric that one of the two lacks in all sessions has no row. Raises ValueError where two models, or two seeds of
     one, were not judged on the same sessions and labels.
     """
@@ -173,7 +173,7 @@ def _paired(means: dict[str, pd.DataFrame], model: str, against: str) -> tuple[p
     return new[columns], old[columns]
 
 
-def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **draws) -> list[dict]:
+def _of_slice(new: pd.DataFrame, old: pd.DataFrame, *, level: float = bootstrap.LEVEL, **draws) -> list[dict]:
     """The rows of all metrics over the sessions given."""
     names = metric_names(new)
     new_values, old_values = (frame[names].to_numpy().T for frame in (new, old))  # (metrics, sessions)
@@ -181,16 +181,16 @@ def _of_slice(new: pd.DataFrame, old: pd.DataFrame, **draws) -> list[dict]:
     if "gauc" in names:
         weight[names.index("gauc")] = new[GAUC_WEIGHT].to_numpy()
     users = new["user_id"].to_numpy(dtype=object)
-    ends = bootstrap.over_users(new_values - old_values, weight, users, **draws)
+    ends = bootstrap.over_users(new_values - old_values, weight, users, level=level, **draws)
     per = np.stack([1 - row if name == "gauc" else row for name, row in zip(names, old_values, strict=True)])
-    ratios = bootstrap.over_users(new_values - old_values, weight, users, per=per, **draws)
+    ratios = bootstrap.over_users(new_values - old_values, weight, users, per=per, level=level, **draws)
     rows = []
     for i, name in enumerate(names):
         means = [metrics.average_auc(values[i], weight[i]).value for values in (new_values, old_values)]
         row = {"metric": name, **difference_of(name, *means), "ci_low": ends.low[i], "ci_high": ends.high[i]}
         row |= {"relative_low": ratios.low[i], "relative_high": ratios.high[i]}
-        row["p"] = bootstrap.p_over_users(row["difference"], ends.low[i], ends.high[i])
-        row["sampling_error"] = float(bootstrap.standard_error(ends.low[i], ends.high[i]))
+        row["p"] = bootstrap.p_over_users(row["difference"], ends.low[i], ends.high[i], level=level)
+        row["sampling_error"] = float(bootstrap.standard_error(ends.low[i], ends.high[i], level=level))
         rows.append(row)
     return rows
 
