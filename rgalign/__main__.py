@@ -91,11 +91,8 @@ def run_command(options: argparse.Namespace) -> int:
         return 0
     if params.reasoner.model != "tiny":
         print(estimate.describe(params, options.card), flush=True)
-    parameters = {
-        "params_file": artifacts.portable(find(options.params)),
-        "run_dir": artifacts.portable(run),
-        "overrides": overrides,
-    }
+    parameters = {"params_file": artifacts.portable(find(options.params)), "run_dir": artifacts.portable(run)}
+    parameters["overrides"] = overrides
     run.mkdir(parents=True, exist_ok=True)
     pipeline.execute(run, stages, parameters, params, forced=forced)
     print(f"results: {run / 'tables'}; read {run / 'notebooks' / stages[-1].name}.html")
@@ -205,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     report("run", help="for example outputs/quickstart")
 
     compare = command(
-        "compare", run_folders.compare_command, "results of several runs side by side, paired where they can be"
+        "compare", run_folders.compare_command, "results of several runs side by side, paired if possible"
     )
     compare("runs", nargs="+", metavar="RUN")
 
@@ -218,9 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     world("--set", action="append", default=[], metavar="KEY=VALUE", help="for example sessions=100000, seed=1")
     world("--shards", action="store_true", help="many files, in little memory: for millions of sessions")
 
-    labels = command(
-        "labels", run_folders.labels_command, "write a labelling sheet, or read a filled one into labels.parquet"
-    )
+    labels = command("labels", run_folders.labels_command, "write a labelling sheet, or read a filled one back")
     labels("folder", help="a run (only notebook 09 runs again), or a data set (for the runs to come)")
     labels("sheet", help="a .csv, with what a prompt may show; the intents are written beside it")
     labels("--read", action="store_true", help="replace FOLDER/labels.parquet by the filled sheet")

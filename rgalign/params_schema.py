@@ -31,9 +31,7 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["no", "bf16"] = Field("no", description="accelerate's mixed precision")
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since their number changes the last bits")
-    workers: int = Field(
-        1, ge=1, description="rankers and tiny models trained at once on a CPU; they share the threads"
-    )
+    workers: int = Field(1, ge=1, description="rankers and tiny models trained at once on a CPU, sharing the threads")
     launcher: str | None = Field(
         None,
         description="starts several processes for the LLM and for training rankers (run/distributed.py): torchrun "
@@ -96,7 +94,7 @@ class Data(Section):
     dev_users: Share = Field(0.1, gt=0, lt=1, description="train's users kept for early stopping")
     dev_days: int = Field(0, ge=0, description="and all users with a session in train's last days: to see drift [C]")
     dev_new_intents: Share = Field(
-        0.0, lt=1, description="share of clicked intents that train must not know, kept for early stopping too [C]"
+        0.0, lt=1, description="of clicked intents, kept for early stopping: train must not know them [C]"
     )
     world: World = World()
     sampled_negatives: SampledNegatives | None = None
@@ -169,7 +167,7 @@ class OtherModel(Section):
 class Reasoner(Section):
     kind: Literal["causal", "encoder"] = Field("causal", description="an LLM that writes, or an embedder only")
     model: str = Field(
-        "tiny", validate_default=True, description="tiny, a hub name or a folder; the paper: Qwen/Qwen3-4B [P]"
+        "tiny", validate_default=True, description="tiny, a hub name or folder; paper: Qwen/Qwen3-4B [P]"
     )
     adapter: str | None = Field(None, description="folder or name of a peft adapter of this model")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -250,19 +250,17 @@ class Contrastive(Section):
 class ClosedLoop(Section):
     """How the ranker follows the LM: after RG-SFT and RG-DPO, and again after RG-CL; and how often all is repeated."""
 
-    rounds: int = Field(
-        1, ge=0, le=10, description="at most, while GAUC on the development users rises; 0: no alignment"
-    )
+    rounds: int = Field(1, ge=0, le=10, description="at most, while GAUC on development users rises; 0: no alignment")
     ranker: Literal["warm", "scratch", "frozen"] = Field(
         "warm", description="continues the ranker before, starts from scratch, or is not trained [C]"
     )
     refit_whitening: bool = Field(
-        True, description="on the vectors after RG-CL; false: that of the ranker that RG-CL aligned with [C]"
+        True, description="on the vectors after RG-CL; false: as the ranker has it that RG-CL saw [C]"
     )
     learning_rate: Real = Field(3e-4, gt=0, description="of the warm ranker")
     patience: int = Field(3, ge=1, description="epochs without a better GAUC on the development users")
     cross_fit: bool = Field(
-        False, description="the ranker learns from vectors of models that RG-CL aligned without the user [C]"
+        False, description="the ranker learns from vectors of RG-CL models that never saw the user [C]"
     )
     look_sessions: int = Field(2000, ge=1, description="of each part, that a step is evaluated on while it trains")
 

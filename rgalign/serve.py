@@ -241,7 +241,7 @@ class Scorer:
     def _ranking(self) -> Ranking:
         if self.ranking is None:
             raise ArtifactError(
-                "this run has no ranker that reads queries: run it through 03, with qe_rec among its models"
+                "this run has no ranker that reads queries: run it through 03, with qe_rec in its models"
             )
         return self.ranking
 

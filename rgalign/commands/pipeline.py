@@ -68,9 +68,8 @@ class Kernels(ExitStack):
         """A kernel that is starting. The modules it imports are bound to no name there."""
         file = self._folder / f"{next(self._numbers)}.json"  # the sockets lie beside it: 1-ipc-1 to 1-ipc-5
         specs = KernelSpecManager(kernel_dirs=[str(self._folder / "kernels")])
-        kernel = AsyncKernelManager(
-            kernel_name="python3", transport="ipc", connection_file=str(file), kernel_spec_manager=specs
-        )
+        how = {"transport": "ipc", "connection_file": str(file), "kernel_spec_manager": specs}
+        kernel = AsyncKernelManager(kernel_name="python3", **how)
         options = [f"--IPKernelApp.exec_lines=import {name}; del {name.split('.')[0]}" for name in imports]
         options.append("--HistoryManager.hist_file=:memory:")  # not the user's history
         run_sync(kernel.start_kernel)(cwd=str(self.cwd), extra_arguments=options)
@@ -138,7 +137,7 @@ def refuse_unfit(stages: list[Stage], params: Params, parameters: Collection[str
     names = [f"notebooks/{stage.name}.ipynb" for stage in stages if needed(stage, params)]
     if missing := [name for name in names if not (ROOT / name).is_file()]:
         raise StageFailed(
-            f"{ROOT} lacks {', '.join(missing)}; nothing was run. A whole set of notebooks: python -m rgalign new DIR"
+            f"{ROOT} lacks {', '.join(missing)}; nothing was run. All notebooks: python -m rgalign new DIR"
         )
     if wrong := [f"  {name}  {fault}" for name in names for fault in notebook_files.faults(ROOT / name, parameters)]:
         raise StageFailed("\n".join(["these notebooks cannot be run; nothing was:", *wrong]))

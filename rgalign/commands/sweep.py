@@ -166,9 +166,8 @@ def _run(file: str, seed: int, overrides: Mapping[str, Any], out: Path, before: 
     run = Run(out / "-".join([path.stem, *changed, f"s{seed}"]), artifacts.portable(path), own, params)
     was = before.get(run.folder.name)
     if was is not None and (was["params_file"], was["overrides"]) != (run.params_file, dict(overrides)):
-        raise ParamsError(
-            f"{run.folder.name} was made with {was['params_file']} {was['overrides'] or ''} before; give another --out"
-        )
+        made = f"{was['params_file']} {was['overrides'] or ''}"
+        raise ParamsError(f"{run.folder.name} was made with {made} before; give another --out")
     return run
 
 
@@ -321,9 +320,8 @@ def _cluster(scheduler: str, stages: Sequence[Stage]) -> Iterator[Callable[[Sequ
     try:
         client = Client(scheduler, timeout=CONNECT)
     except (OSError, ValueError) as error:
-        raise ParamsError(
-            f"no dask scheduler answers at {scheduler} ({error}); start one: dask scheduler; then {worker}"
-        ) from None
+        start = f"start one: dask scheduler; then {worker}"
+        raise ParamsError(f"no dask scheduler answers at {scheduler} ({error}); {start}") from None
     names = [stage.name for stage in stages]
 
     def execute_group(group: Sequence[Run]) -> dict[str, str]:

@@ -46,7 +46,9 @@ class TfidfJudge:
         title, description = (column.where(column.notna(), "") for column in columns)
         texts = (title + " " + description).tolist()
         if not any(map(words_of, texts)):
-            raise ValueError(f"none of {len(texts)} intents has a word in title or description: nothing to judge by")
+            raise ValueError(
+                f"none of {len(texts)} intents has a word in its title or description: nothing to judge by"
+            )
         self._vectorizer = TfidfVectorizer(analyzer=_terms, dtype=np.float64)
         self._intents = self._vectorizer.fit_transform(texts)
 
@@ -79,6 +81,9 @@ class EmbeddingJudge:
     def _embed(self, texts: pd.DataFrame) -> np.ndarray:
         vectors = embed(self._reasoner, self._prompter.intents(texts), progress=False).astype(np.float64)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+QueryJudge = TfidfJudge | EmbeddingJudge
 
 
 def intent_hits(similarity: np.ndarray, gold: np.ndarray, exists: np.ndarray | None, k: int) -> np.ndarray:
@@ -120,9 +125,7 @@ def _terms(text: str) -> list[str]:
     return words + [f"{a} {b}" for a, b in pairwise(words)]
 
 
-def query_judge(
-    name: str, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame
-) -> TfidfJudge | EmbeddingJudge:
+def query_judge(name: str, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame) -> QueryJudge:
     return TfidfJudge(intents) if name == "tfidf" else EmbeddingJudge(reasoner, prompter, intents)
 
 

@@ -146,10 +146,8 @@ class Box:
         if self.warnings.empty:
             return f"<p>{self!r}</p>"
         style = "border: 2px solid #b3400e; border-radius: 4px; padding: .4em 1em"
-        items = "".join(
-            f"<li>{escape(row.warning)}. <b>To change:</b> {escape(row.change)}.</li>"
-            for row in self.warnings.itertuples()
-        )
+        rows = zip(self.warnings["warning"].map(escape), self.warnings["change"].map(escape), strict=True)
+        items = "".join(f"<li>{warning}. <b>To change:</b> {change}.</li>" for warning, change in rows)
         return f"<div style='{style}'><b>Warning: can this model write?</b><ul>{items}</ul></div>"
 
 

@@ -240,14 +240,8 @@ def lift(treatment: Arm, control: Arm, *, level: float = 0.95) -> Lift:
         difference = new - old
         p_value = 2 * norm.sf(np.where(difference == 0, 0 * error, np.abs(difference) / error))
         removed = 1 - variance / (treatment.variance + control.variance)
-        relative = difference / old
-    return Lift(
-        _normal(difference, error, level),
-        _normal(relative, np.sqrt(np.maximum(of_relative, 0)), level),
-        error,
-        p_value,
-        removed,
-    )
+        relative = _normal(difference / old, np.sqrt(np.maximum(of_relative, 0)), level)
+    return Lift(_normal(difference, error, level), relative, error, p_value, removed)
 
 
 def guardrails(treatment: Arm, control: Arm, *, level: float = 0.95) -> Lift:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rgalign.data.schema import masked
 from rgalign.evaluation import writing_checks
-from rgalign.evaluation.comparisons import holm, verdict
+from rgalign.evaluation.comparisons import PAIR, holm, verdict
 from rgalign.evaluation.metrics import LABELS, gap_closed
 from rgalign.evaluation.results import MODELS, UNTRAINED, best_untrained
 from rgalign.params import Params, dump, load_run
@@ -55,6 +55,7 @@ def contents(run: Path) -> dict[str, Any]:
     labelled, whole = compared[compared.metric.isin(LABELS)], compared[compared.slice == "all"]
     place = [*MODELS, *LABELS].index
     by_pair = whole[whole.metric.isin(LABELS)].sort_values(["model", "metric"], key=lambda column: column.map(place))
+    pairs = {pair: own.set_index("metric", drop=False).to_dict("index") for pair, own in whole.groupby(PAIR)}
     return {
         "run": run.name,
         "folder": artifacts.portable(run.resolve()),
@@ -73,7 +74,7 @@ def contents(run: Path) -> dict[str, Any]:
         "compared": len(labelled),
         "paper": PAPER,
         "ours": [
-            (MODELS[model], MODELS[other], _of_pair(whole, model, other), _online(run, stages, params, model, other))
+            (MODELS[model], MODELS[other], pairs.get((model, other), {}), _online(run, stages, params, model, other))
             for model, other in OURS
         ],
         "figures": figures(run),
@@ -170,12 +171,6 @@ def _slices(compared: pd.DataFrame, results: pd.DataFrame) -> list[dict]:
     last = last.assign(p_holm=holm(last.p)).assign(says=lambda t: [verdict(row) for row in t.itertuples()])
     groups = results[(results.metric == "gauc") & (results.split == "test")].groupby(["model", "slice"])["groups"].max()
     return last.assign(lists=[groups[row.model, row.slice] for row in last.itertuples()]).to_dict("records")
-
-
-def _of_pair(whole: pd.DataFrame, model: str, against: str) -> dict[str, dict]:
-    """metric -> its comparisons row."""
-    own = whole[(whole.model == model) & (whole.against == against)]
-    return {row["metric"]: row for row in own.to_dict("records")}
 
 
 def _changed_params(stages: dict, name: str, params: Params) -> str:
