@@ -2,10 +2,8 @@
 
 import pytest
 
-from rgalign.params import (
-    ParamsError,
-    check,
-)
+from rgalign.__main__ import main
+from rgalign.params import ParamsError, check
 
 
 def test_an_encoder_has_a_name_and_no_company():
@@ -94,3 +92,9 @@ def test_a_parameter_that_was_removed_says_what_to_do():
     for space in ("before", "retrained"):
         with pytest.raises(ParamsError, match=r"alignment\.cl\.space  was removed: .*delete the line"):
             check({"alignment": {"cl": {"space": space}}})
+
+
+def test_a_command_that_moved_says_where_it_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["scale", "outputs/scaling"])
+    assert "scale is another command now: python -m benchmarks.scaling" in capsys.readouterr().err

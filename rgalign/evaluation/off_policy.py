@@ -308,7 +308,9 @@ def over_logs(
     )
 
 
-def _one(log: Log, name: str, other: str | None, targets: Mapping, predicted: Mapping, clip) -> pd.DataFrame:
+def _one(
+    log: Log, name: str, other: str | None, targets: Mapping, predicted: Mapping, clip: float | None
+) -> pd.DataFrame:
     if other is None:
         return estimates(log, targets[name], predicted.get(name), clip=clip)
     both = (predicted[name], predicted[other]) if name in predicted and other in predicted else None
