@@ -136,9 +136,8 @@ def refuse_unfit(stages: list[Stage], params: Params, parameters: Collection[str
     than these (notebook_files.faults), before a kernel starts."""
     names = [f"notebooks/{stage.name}.ipynb" for stage in stages if needed(stage, params)]
     if missing := [name for name in names if not (ROOT / name).is_file()]:
-        raise StageFailed(
-            f"{ROOT} lacks {', '.join(missing)}; nothing was run. All notebooks: python -m rgalign new DIR"
-        )
+        lacks = f"{ROOT} lacks {', '.join(missing)}; nothing was run."
+        raise StageFailed(f"{lacks} A whole set of notebooks: python -m rgalign new DIR")
     if wrong := [f"  {name}  {fault}" for name in names for fault in notebook_files.faults(ROOT / name, parameters)]:
         raise StageFailed("\n".join(["these notebooks cannot be run; nothing was:", *wrong]))
 
@@ -164,14 +163,9 @@ def plan(run: Path, params: Params, stages: list[Stage], *, forced: bool) -> pd.
 
 
 def execute(
-    run: Path,
-    stages: list[Stage],
-    parameters: Mapping[str, Any],
-    params: Params,
-    *,
-    forced: bool,
-    kernels: Kernels | None = None,
-) -> None:
+    run: Path, stages: list[Stage], parameters: Mapping[str, Any], params: Params, *,
+    forced: bool, kernels: Kernels | None = None,
+) -> None:  # fmt: skip
     """Run the stages that need it, in order. Raises StageFailed at the first that fails, ArtifactError where another
     process runs stages in `run`.
 
@@ -190,9 +184,8 @@ def execute(
             why = "forced" if forced else reason_to_run(run, stage, params) or (INTERRUPTED if interrupted else None)
             if why is None:
                 print(f"{stage.name}: unchanged, skipped", flush=True)
-                if (copy := _copy(run, stage)).exists() and not copy.with_suffix(
-                    ".html"
-                ).exists():  # killed just before
+                page = (copy := _copy(run, stage)).with_suffix(".html")
+                if copy.exists() and not page.exists():  # killed just before
                     _export_html(copy)
                 continue
             print(f"{stage.name}: {why}", flush=True)
@@ -230,23 +223,14 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any], a_kernel
 
     before = artifacts.read_manifest(run)["stages"].get(stage.name)
     copy = _copy(run, stage)
-    failed = copy.with_name(f"{stage.name}.failed.ipynb")
+    failed, source = copy.with_name(f"{stage.name}.failed.ipynb"), ROOT / "notebooks" / f"{stage.name}.ipynb"
+    how = {"kernel_name": "python3", "language": "python"}  # which not every editor leaves in the file
+    how |= {"cwd": ROOT, "start_timeout": START, "log_output": True, "progress_bar": sys.stderr.isatty()}
     with _log_file(run / "logs" / f"{stage.name}.log") as log, a_kernel() as kernel:
         try:
             with artifacts.atomic(copy) as temporary:
                 try:
-                    papermill.execute_notebook(
-                        ROOT / "notebooks" / f"{stage.name}.ipynb",
-                        temporary,
-                        parameters=parameters,
-                        cwd=ROOT,
-                        kernel_name="python3",
-                        language="python",  # which not every editor leaves in the file
-                        km=kernel,
-                        start_timeout=START,
-                        log_output=True,
-                        progress_bar=sys.stderr.isatty(),
-                    )
+                    papermill.execute_notebook(source, temporary, parameters=parameters, km=kernel, **how)
                     _check_executed(temporary)
                 except BaseException:  # the stage may have finished, and its notebook has not
                     if artifacts.read_manifest(run)["stages"].get(stage.name) != before:
@@ -254,8 +238,6 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any], a_kernel
                     if temporary.exists():
                         temporary.rename(failed)
                     raise
-        except KeyboardInterrupt:
-            raise
         except Exception as error:
             raise StageFailed(_explain(stage, error, failed, log)) from error
         if artifacts.read_manifest(run)["stages"].get(stage.name) == before:

@@ -110,7 +110,7 @@ class Run:
 
 
 def seeds_of(text: str) -> list[int]:
-    """'5' -> [0, 1, 2, 3, 4]; '5,6,8' -> [5, 6, 8]; '5,' -> [5]. Raises ParamsError."""
+    """'5' -> [0, 1, 2, 3, 4]; '5,6,8' -> [5, 6, 8]; '5,' -> [5]."""
     listed = [part.strip() for part in text.removesuffix(",").split(",")]
     if all(part.isdecimal() for part in listed):
         seeds = [int(part) for part in listed] if "," in text else list(range(int(text)))
