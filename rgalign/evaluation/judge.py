@@ -244,16 +244,9 @@ def gold_intents(dataset: Dataset, split: str) -> tuple[str, pd.DataFrame]:
 
 
 def query_hits(
-    judge: Judge,
-    dataset: Dataset,
-    gold: pd.DataFrame,
-    reasoner: Reasoner,
-    prompter: Prompter,
-    reader: Reasoner | None = None,
-    *,
-    name: str,
-    max_new_tokens: int,
-) -> pd.DataFrame:
+    judge: Judge, dataset: Dataset, gold: pd.DataFrame, reasoner: Reasoner, prompter: Prompter,
+    reader: Reasoner | None = None, *, name: str, max_new_tokens: int
+) -> pd.DataFrame:  # fmt: skip
     """IHR of the greedy query of each session that `gold` names: session_id, ihr@1, ihr@3; empty for an encoder.
 
     judge   of the split of these sessions;  name  evaluation.ihr_judge

@@ -208,12 +208,9 @@ def estimates(
 
 
 def differences(
-    log: Log,
-    targets: tuple[np.ndarray, np.ndarray],
-    predicted: tuple[np.ndarray, np.ndarray] | None = None,
-    *,
-    clip: float | None = None,
-) -> pd.DataFrame:
+    log: Log, targets: tuple[np.ndarray, np.ndarray], predicted: tuple[np.ndarray, np.ndarray] | None = None, *,
+    clip: float | None = None
+) -> pd.DataFrame:  # fmt: skip
     """CTR@k of the first ranker minus that of the second on the same log, one row an estimator.
 
     Arguments and columns as in `estimates`; of those of the weights `clipped` alone, over the slots of both. The
@@ -267,16 +264,9 @@ def _row(name: str, value: float, influence: np.ndarray, user: np.ndarray) -> di
 
 
 def over_logs(
-    traffic: Traffic,
-    targets: Mapping[str, np.ndarray],
-    predicted: Mapping[str, np.ndarray] | None = None,
-    *,
-    logs: int = 100,
-    seed: int,
-    against: str | None = None,
-    clip: float | None = None,
-    progress: bool = False,
-) -> pd.DataFrame:
+    traffic: Traffic, targets: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray] | None = None, *,
+    logs: int = 100, seed: int, against: str | None = None, clip: float | None = None, progress: bool = False
+) -> pd.DataFrame:  # fmt: skip
     """Bias, spread and coverage of each estimator for each ranker, over `logs` logs of the traffic (Traffic.relog).
 
     targets    ranker -> the lists it would show (sessions, k), rows of the KB

@@ -63,19 +63,9 @@ ORDER = {  # what rows are sorted by; no two rows of a table are equal in all of
 
 
 def session_metrics(
-    scores,
-    clicked,
-    shown,
-    *,
-    session_id,
-    user_id,
-    model: str,
-    seed: int | None,
-    split: str,
-    group: str = "session",
-    weights: str = "impressions",
-    whole_kb: tuple | None = None,
-) -> pd.DataFrame:
+    scores, clicked, shown, *, session_id, user_id, model: str, seed: int | None, split: str, group: str = "session",
+    weights: str = "impressions", whole_kb: tuple | None = None
+) -> pd.DataFrame:  # fmt: skip
     """The session_metrics rows of one model and ranker seed (None if nothing was drawn: popularity, an oracle).
 
     scores, clicked, shown  (lists, candidates), padded as in evaluation.metrics; session_id, user_id (lists,)
@@ -109,15 +99,9 @@ def clicked_in_kb(candidates, clicked, intents: int) -> np.ndarray:
 
 
 def results(
-    sessions: pd.DataFrame,
-    slices: pd.DataFrame | None = None,
-    *,
-    data: str,
-    distance: float | None = None,
-    world_seed: int | None = None,
-    lm_seed: int | None = None,
-    group: str = "session",
-) -> pd.DataFrame:
+    sessions: pd.DataFrame, slices: pd.DataFrame | None = None, *, data: str, distance: float | None = None,
+    world_seed: int | None = None, lm_seed: int | None = None, group: str = "session"
+) -> pd.DataFrame:  # fmt: skip
     """The results rows of a session_metrics table: each model's and seed's mean of each metric in each slice.
 
     slices  bool columns indexed by session_id (evaluation.slices); None: only `all`

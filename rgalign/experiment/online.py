@@ -127,15 +127,9 @@ class Experiment:
 
 
 def repeated(
-    audience: Audience,
-    arms: Mapping[str, str],
-    users: int,
-    *,
-    repeats: int,
-    looks: int,
-    seed: int,
-    progress: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    audience: Audience, arms: Mapping[str, str], users: int, *, repeats: int, looks: int, seed: int,
+    progress: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Many experiments of two arms, the second against the first.
 
     Returns difference, standard_error and p_value (repeats, looks) after every look, and p_by_session (repeats,): what
