@@ -108,7 +108,7 @@ def of_reasoner(
     """
     greedy = queries[queries["candidate"] == -1]
     if greedy.empty:  # an encoder
-        return _table([])
+        return none()
     never = _table([("02_reasoner", "transcripts", 0.0, 1.0, *NEVER_ASKED)] if trained_here and not asked else [])
     values, chance = figures(greedy["query"].tolist(), hits["ihr@1"]), Chance.of(dataset, greedy["session_id"])
     return joined(never, warnings_of("02_reasoner", values, chance, trained_here=trained_here))
@@ -127,8 +127,13 @@ def after_tuning(stage: str, values: Mapping[str, float], chance: Chance, before
 
 def joined(*tables: pd.DataFrame, stage: str | None = None) -> pd.DataFrame:
     """Several as one, all of them with this `stage` if it is given."""
-    table = pd.concat([table for table in tables if len(table)] or [_table([])], ignore_index=True)
+    table = pd.concat([table for table in tables if len(table)] or [none()], ignore_index=True)
     return table if stage is None else table.assign(stage=stage)
+
+
+def none() -> pd.DataFrame:
+    """No warning."""
+    return _table([])
 
 
 @dataclass(frozen=True, eq=False)
