@@ -1,5 +1,6 @@
 # make run    the default run: notebooks 01 to 10 on ShopWorld, results in outputs/quickstart
-# make test   every check; make unit-other-processor: the unit tests as another processor would round them
+# make test   ruff and the quick tests, in minutes; make test-all: every check, as CI runs them
+#             make unit-other-processor: all tests as another processor would round them
 # make lab    JupyterLab in the project's environment
 # make audit  known vulnerabilities of the pins in constraints.txt, where a database can be reached
 # make site   README, docs and notebooks as a static site in build/site: opens from disk, needs no network
@@ -26,28 +27,35 @@ READY = .venv/.ready
 READY_ALL = .venv/.ready-all
 endif
 
-.PHONY: run test lint unit unit-other-processor notebooks-test audit lab site env notebooks references published bench kills reliability constraints clean
+.PHONY: run test test-all lint unit unit-all unit-other-processor notebooks-test audit lab site env notebooks references published bench kills reliability constraints clean
 
 run: $(READY)
 	$(PYTHON) -m rgalign run $(PARAMS)
 
-test: lint unit notebooks-test
+test: lint unit
+
+test-all: lint unit-all notebooks-test
 
 lint: $(READY_ALL)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
 # Two at a time, a thread each: most of a test's time is Python and small matrices, which a second thread does not help.
-unit: $(READY_ALL)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-# The unit tests with the plainest instructions that torch, oneDNN and the BLASes have: sums are rounded otherwise, as on
+unit: $(READY_ALL)
+	$(PYTEST) -m "not slow"
+
+unit-all: $(READY_ALL)
+	$(PYTEST)
+
+# All tests with the plainest instructions that torch, oneDNN and the BLASes have: sums are rounded otherwise, as on
 # another processor. A test that is green in one of the two alone counts rounding.
 unit-other-processor: export ATEN_CPU_CAPABILITY = default
 unit-other-processor: export MKL_CBWR = COMPATIBLE
 unit-other-processor: export ONEDNN_MAX_CPU_ISA = SSE41
 unit-other-processor: export OPENBLAS_CORETYPE = Nehalem
-unit-other-processor: unit
+unit-other-processor: unit-all
 
 notebooks-test: $(READY_ALL)
 	rm -rf outputs/nbval

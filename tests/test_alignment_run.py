@@ -22,6 +22,8 @@ from rgalign.reasoner.model import Reasoner, save
 from rgalign.run import artifacts, stages
 from rgalign.run.artifacts import digest
 
+pytestmark = pytest.mark.slow
+
 LORA = {"alignment.lora": {"rank": 2, "alpha": 4}}
 
 

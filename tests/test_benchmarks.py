@@ -12,6 +12,8 @@ from benchmarks import peers
 from rgalign.data.encode import encode_intents, encode_lists
 from rgalign.data.features import fit_space
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def task(public_data):

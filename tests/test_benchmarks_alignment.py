@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import embedding, peers, tuning
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"steps": 4, "documents": 6, "pairs": 4, "rounds": 1}
 
 

@@ -12,6 +12,8 @@ from rgalign.params_training import RankerSettings
 from rgalign.ranker.train import Parts, build
 from rgalign.shopworld import world
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 2000, "max_position_embeddings": 256,

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import embedding, peers
 
+pytestmark = pytest.mark.slow
+
 SAMPLING = {"prompts": 3, "samples": 2, "max_new_tokens": 4, "rounds": 1}
 
 

@@ -24,7 +24,7 @@ from rgalign.reasoner.trainer import Engine, Setup
 from rgalign.run import artifacts
 
 DEVICE = "cuda"
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 LORA = Lora(rank=8, alpha=16)
 SHAPE = {
     "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,

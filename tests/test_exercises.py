@@ -54,6 +54,7 @@ def test_solutions_stay_hidden_in_the_exported_page(path, tmp_path):
     assert sum(text.count('class="highlight"') for text in hidden) == last_cell(path).count("```python")
 
 
+@pytest.mark.slow
 @by_name
 def test_solutions_run_after_the_notebook(path, request, capsys):
     """A solution uses what it makes itself, pandas, and the notebook's stage (91's are of no run)."""

@@ -8,6 +8,8 @@ from small_run import play
 import rgalign
 from rgalign.report.explorer import AFTER, BEFORE, CLICKED, widget
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tour(aligned_run):

@@ -21,7 +21,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 PATIENCE = 300_000  # ms: a kernel that imports torch, on two cores that other tests keep busy
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the tour was not opened in a browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the tour was not opened in a browser"),
+]
 
 
 @pytest.fixture(scope="module")

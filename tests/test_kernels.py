@@ -13,6 +13,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from rgalign.commands import pipeline
 from rgalign.commands.pipeline import Kernels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def said(tmp_path, monkeypatch):

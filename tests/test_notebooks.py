@@ -110,6 +110,7 @@ def test_outputs_bear_no_path_and_no_time_of_a_machine(path):
     assert "papermill" not in json.loads(text)["metadata"]
 
 
+@pytest.mark.slow
 def test_an_altered_number_in_a_reference_fails(tmp_path):
     """Mutation: were one figure of a compared table another, nbval would have to say so."""
     notebook = json.loads((ROOT / "tests" / "notebooks" / "01_data.ipynb").read_text(encoding="utf-8"))

@@ -71,6 +71,7 @@ def followed(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     return folder, said
 
 
+@pytest.mark.slow
 def test_the_document_ends_with_ranked_sessions(followed):
     folder, _ = followed
     ranked = pd.read_parquet(folder / "ranked.parquet")
@@ -81,6 +82,7 @@ def test_the_document_ends_with_ranked_sessions(followed):
     assert (folder / "outputs/library/report.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_tables_hold_what_the_csv_holds(followed):
     """Shown and clicked, visit by visit, against the CSV read by other means."""
     folder, _ = followed
@@ -92,6 +94,7 @@ def test_the_tables_hold_what_the_csv_holds(followed):
     pd.testing.assert_frame_equal(found[["answer", "clicked"]].sort_index(), expected.sort_index(), check_dtype=False)
 
 
+@pytest.mark.slow
 def test_both_data_sets_pass_their_check(followed):
     _, said = followed
     checks = [text for line, text in said.items() if " check " in line]
@@ -99,6 +102,7 @@ def test_both_data_sets_pass_their_check(followed):
     assert all("passes every check" in text for text in checks)
 
 
+@pytest.mark.slow
 def test_the_run_is_of_that_folder_and_of_every_model(followed):
     folder, _ = followed
     results = pd.read_parquet(folder / "outputs/library/tables/results.parquet")
@@ -115,6 +119,7 @@ def test_keys_and_commands_that_the_prose_names_exist():
         assert path == "params/library.yaml" or (ROOT / path).is_file(), path
 
 
+@pytest.mark.slow
 def test_sampled_negatives_of_the_page_exist_when_they_are_drawn(followed, tmp_path):
     """The block of section 7 over intents of which two come late: none of them stands in an earlier list."""
     folder, _ = followed

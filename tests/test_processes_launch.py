@@ -105,6 +105,7 @@ def shards(reasoner, tmp_path_factory) -> Path:
     return embedded(reasoner, tmp_path_factory.mktemp("two"), TORCHRUN.format(2))
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_embed_to_the_same_bytes(reasoner, shards, tmp_path):
     one = embedded(reasoner, tmp_path, TORCHRUN.format(1))
     assert digest(one) == digest(shards)
@@ -112,6 +113,7 @@ def test_one_and_two_processes_embed_to_the_same_bytes(reasoner, shards, tmp_pat
     assert not (tmp_path / "shards-job").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_process_costs_the_shard_that_it_was_making(reasoner, shards, tmp_path, capsys):
     script = tmp_path / "killer.py"
     script.write_text(KILLER)
@@ -120,6 +122,7 @@ def test_a_lost_process_costs_the_shard_that_it_was_making(reasoner, shards, tmp
     assert digest(again) == digest(shards)
 
 
+@pytest.mark.slow
 def test_fewer_processes_than_asked_are_told(reasoner, tmp_path):
     launcher = "accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     with pytest.raises(ProcessesError, match="was to start 2 processes, and each finds itself one of 1"):
@@ -131,6 +134,7 @@ def test_a_launcher_that_is_not_there_is_told(reasoner, tmp_path):
         embedded(reasoner, tmp_path, "no-such-launcher -n 2")
 
 
+@pytest.mark.slow
 def test_a_reason_that_a_user_can_mend_comes_back(tmp_path):
     arguments = {"device": "cpu", "shards": str(tmp_path / "s"), "dtype": "float32", "options": {}}
     arguments["reasoner"] = {"folder": str(tmp_path / "none"), "adapter": None, "name": "n", "kind": "causal"}
@@ -143,6 +147,7 @@ def launched(context: Context) -> Context:
     return replace(context, recipe=replace(context.recipe, launcher=TORCHRUN.format(2)))
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_draws_of_one(context, tmp_path):
     models = context.language_models()
     one, two = (rewarding.write_candidates(each, models, tmp_path) for each in (context, launched(context)))
@@ -196,6 +201,7 @@ def quiet(ranked, tmp_path):
     return Context.of(open_stage("04_reward_model", small_run.SMOKE, tmp_path / "run", own))
 
 
+@pytest.mark.slow
 def test_two_processes_tune_through_a_run_as_one_does(quiet, rewarded, tmp_path):
     """RG-SFT, RG-DPO under a watch, RG-CL, each from what the one before it made."""
     scored, rewards = rewarded

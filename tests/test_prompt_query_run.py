@@ -15,6 +15,8 @@ from rgalign.data import tables, vectors
 from rgalign.reasoner.model import fingerprint
 from rgalign.run.stages import open_stage
 
+pytestmark = pytest.mark.slow
+
 EMBED = {"reasoner.embed": "prompt_query"}
 CLOSE = {"atol": 4e-3}  # what is stored is of half precision
 

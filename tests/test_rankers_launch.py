@@ -59,6 +59,7 @@ def alone(context, tmp_path_factory) -> tuple[Path, pd.DataFrame]:
     return folder / "rankers", train(context, folder, None)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_rankers_of_one(context, alone, tmp_path):
     folder, curves = alone
     two = train(context, tmp_path, TORCHRUN)
@@ -71,6 +72,7 @@ def test_two_processes_train_the_rankers_of_one(context, alone, tmp_path):
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_process_costs_the_ranker_that_it_was_at(context, alone, tmp_path, capsys):
     script = tmp_path / "killer.py"
     script.write_text(KILLER)
@@ -134,6 +136,7 @@ def by_two(context):
     return replace(context, recipe=replace(context.recipe, launcher=TORCHRUN))
 
 
+@pytest.mark.slow
 def test_the_retraining_and_the_closed_loop_by_two_processes_end_with_the_rankers_of_one(
     context, monkeypatch, tmp_path
 ):
@@ -158,6 +161,7 @@ def test_the_retraining_and_the_closed_loop_by_two_processes_end_with_the_ranker
     assert digest(tmp_path / "two" / "rankers" / "seed-0") != digest(context.rankers_folder / "seed-0")
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_reward_models_of_one(context, rewarded, tmp_path):
     run = shutil.copytree(context.run, tmp_path / "run")
     own = small_run.small({"alignment.reward.compared": True})

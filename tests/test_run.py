@@ -1,4 +1,4 @@
-"""The whole run from the command line: killed in the middle it ends with the same bytes as unbroken."""
+"""A run from the command line: killed in the middle it ends with the same bytes as unbroken."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from kill_runs import Moment, kill_at, temporaries
 
 from rgalign.params import ROOT
@@ -22,25 +23,19 @@ KILLS = {  # stage -> what is there while it trains
     "06_rg_dpo": "work/06_rg_dpo/checkpoint-*/complete",
     "07_rg_cl": "work/07_rg_cl/checkpoint-*/complete",
 }
-MOMENTS = {  # further kills before the stage named, at moments that last a blink
-    "03_rankers": (
-        Moment("01_data", "after the manifest, before the notebook", "SIGKILL", 0.5, alone=True),
-        Moment("02_reasoner", "in a table's or model's writing", "SIGTERM", 0.9),
-    ),
-    "05_rg_sft": (Moment("04_reward_model", "in papermill's writing", "SIGINT", 0.5),),
-}
 STAGES = 10
 
 
-def command(run: Path) -> list[str]:
+def command(run: Path, through: str = "10") -> list[str]:
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "rgalign", "run", "params/smoke.yaml", "--run-dir", str(run), *settings]
+    own = ["run", "params/smoke.yaml", "--run-dir", str(run), "--through", through]
+    return [sys.executable, "-m", "rgalign", *own, *settings]
 
 
-def finish(run: Path, threads: str = "1") -> str:
+def finish(run: Path, through: str = "10", threads: str = "1") -> str:
     """threads: what the environment asks of BLAS and OpenMP; run.threads pins it, so no byte may depend on it."""
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    done = subprocess.run(command(run), cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command(run, through), cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -64,13 +59,34 @@ def outputs(run: Path) -> dict[str, str]:
     return {name: made for stage in stages for name, made in stage["outputs"].items()}
 
 
-def test_a_run_killed_seven_times_ends_with_the_same_bytes(tmp_path):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    """Two runs through notebook 03: one unbroken, one killed twice."""
+    unbroken, killed = (tmp_path_factory.mktemp("runs") / name for name in ("unbroken", "killed"))
+    finish(unbroken, "03")
+    writing = Moment("02_reasoner", "in a table's or model's writing", "SIGTERM", 0.9)
+    assert kill_at(killed, writing, 0, command(killed)) == ""
+    kill(killed, "03_rankers")
+    assert finish(killed, "03", threads="2").count("unchanged, skipped") == 2
+    return unbroken, killed
+
+
+def test_a_run_killed_while_it_writes_and_while_it_trains_ends_with_the_same_bytes(runs):
+    unbroken, killed = runs
+    assert outputs(killed) == outputs(unbroken)
+    assert {"models/reasoner", "models/rankers", "tables/valid_metrics.parquet"} < set(outputs(killed))
+    assert not temporaries(killed)
+    assert not list(killed.glob("work/*"))
+
+
+@pytest.mark.slow
+def test_a_whole_run_killed_in_every_training_ends_with_the_same_bytes(runs):
     """Rankers, models and tables, what the watch of RG-DPO saw before it was killed, figures: all that is written."""
-    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    unbroken, killed = runs
     finish(unbroken)
-    for stage in KILLS:
-        for moment in MOMENTS.get(stage, ()):
-            assert kill_at(killed, moment, 0, command(killed)) == "", moment
+    papermill = Moment("04_reward_model", "in papermill's writing", "SIGINT", 0.5)
+    assert kill_at(killed, papermill, 0, command(killed)) == ""
+    for stage in ("05_rg_sft", "06_rg_dpo", "07_rg_cl"):
         kill(killed, stage)
     printed = finish(killed, threads="2")
     assert printed.count("unchanged, skipped") == 6

@@ -16,6 +16,7 @@ def test_growth_is_the_exponent_of_a_power_law():
     assert pd.isna(found["train"])
 
 
+@pytest.mark.slow
 def test_a_size_is_measured_from_world_to_evaluation(tmp_path, capfd):
     table = scaling.measure(tmp_path, [600], lists=50)
     assert table["step"].tolist() == list(scaling.STEPS)

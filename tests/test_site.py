@@ -13,6 +13,8 @@ import pytest
 
 from rgalign.params import ROOT
 
+pytestmark = pytest.mark.slow
+
 NEEDED = ("sphinx", "myst_nb", "furo")
 NAMES = ("METHOD", "results", "running", "ARCHITECTURE", "READING", "own-logs", "glossary", "reliability", "site/index")
 PAGES = ("README", "CHANGELOG", "CONTRIBUTING", *(f"docs/{name}" for name in NAMES))

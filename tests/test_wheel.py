@@ -53,6 +53,7 @@ def run(command: list[str], folder: Path, packages: Path | None = None) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_new_makes_a_folder_in_which_run_and_jupyterlab_find_what_they_need(installed, tmp_path):
     rgalign = [sys.executable, "-m", "rgalign"]
     run([*rgalign, "new", "shop"], tmp_path, installed)
@@ -92,6 +93,7 @@ def test_new_refuses_a_folder_that_is_not_empty(tmp_path, capsys):
     assert main(["new", str(tmp_path / "empty")]) == 0
 
 
+@pytest.mark.slow
 def test_without_a_folder_the_error_says_how_to_make_one(installed, tmp_path):
     command = [sys.executable, "-m", "rgalign", "run", "params/quickstart.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(installed)}

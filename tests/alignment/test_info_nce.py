@@ -138,6 +138,7 @@ def test_by_a_rankers_scores_it_is_the_same_loss_of_those_scores_alone_that_are_
     assert scored == [[0, 1, 2, 3], [0, 1]], "nobody is compared with the others"
 
 
+@pytest.mark.slow
 def test_two_processes_with_unlike_shares_find_loss_and_gradient_of_one(tmp_path):
     ways = [
         {"temperature": 0.2, "similarity": "cosine", "in_batch": True, "symmetric": 0.0},

@@ -13,6 +13,8 @@ import two_processes
 
 from rgalign.reasoner.model import fingerprint, load
 
+pytestmark = pytest.mark.slow
+
 WORKER = """
 import copy, json, sys
 from dataclasses import replace

@@ -47,6 +47,7 @@ def compared(shared: Path, name: str, folder: Path) -> tuple[pd.DataFrame, pd.Da
     return two.drop(columns="seconds"), alone.drop(columns="seconds")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in JOBS if not name.startswith("cl")])
 def test_two_processes_have_the_curve_of_one(shared, name, tmp_path):
     two, one = compared(shared, name, tmp_path / "alone")
@@ -54,6 +55,7 @@ def test_two_processes_have_the_curve_of_one(shared, name, tmp_path):
     pd.testing.assert_frame_equal(two, one, **CURVE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in JOBS if name.startswith("cl")])
 def test_two_processes_have_the_contrastive_curve_of_one(shared, name, tmp_path):
     """The losses; a batch's rank, uniformity and distance are means over the processes' own rows."""
@@ -62,6 +64,7 @@ def test_two_processes_have_the_contrastive_curve_of_one(shared, name, tmp_path)
     pd.testing.assert_frame_equal(two[losses], one[losses], **CURVE)
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(shared, tmp_path):
     reasoner, _ = process_worker.train("sft", tmp_path / "alone")
     both = load(str(shared / "sft")).model.state_dict()

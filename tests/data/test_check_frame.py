@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from builders import good_meta, good_tables
+from every import every
 from single_faults import FAULTS
 from table_changes import replaced, write_raw
 
@@ -29,17 +30,19 @@ def as_stored(what: str) -> str:
     return what.replace("list<item:", "list<element:").replace("is it in s?", "is it in ms?")
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_a_folder_is_the_same_fault_of_a_frame(tmp_path, name):
-    change, _ = FAULTS[name]
-    tables, meta = good_tables(), good_meta()
-    change(tables, meta)
-    if name == OF_BOTH or meta["features"] != KINDS or not len(tables["sessions"]):
-        return
-    if len(set(tables["sessions"].column_names)) < len(tables["sessions"].column_names):
-        return  # pandas cannot be given such a table
-    report, _ = check_frame(to_frame(tables["sessions"]), "sessions", NEEDED, kinds=KINDS)
-    assert of_columns(report.errors) == of_columns(check(write_raw(tmp_path, tables, meta)).errors)
+def test_a_fault_of_a_folder_is_the_same_fault_of_a_frame(tmp_path):
+    def judge(fault, folder):
+        change, _ = fault
+        tables, meta = good_tables(), good_meta()
+        change(tables, meta)
+        if fault is FAULTS[OF_BOTH] or meta["features"] != KINDS or not len(tables["sessions"]):
+            return
+        if len(set(tables["sessions"].column_names)) < len(tables["sessions"].column_names):
+            return  # pandas cannot be given such a table
+        report, _ = check_frame(to_frame(tables["sessions"]), "sessions", NEEDED, kinds=KINDS)
+        assert of_columns(report.errors) == of_columns(check(write_raw(folder, tables, meta)).errors)
+
+    every(FAULTS, judge, tmp_path)
 
 
 MOMENTS = pd.date_range("2025-03-01", periods=10, freq="6h")
@@ -83,17 +86,20 @@ COLUMNS["epoch s as ms"] = ("timestamp", pd.to_datetime(EPOCH["s"], unit="ms"), 
 COLUMNS["epoch ms as s"] = ("timestamp", EPOCH["ms"].to_numpy().astype("datetime64[s]"), "lie outside the years")
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_a_column_is_sound_in_a_frame_where_it_is_in_a_folder(tmp_path, name):
-    column, values, told = COLUMNS[name]
+def test_a_column_is_sound_in_a_frame_where_it_is_in_a_folder(tmp_path):
+    every(COLUMNS, same_in_a_folder, tmp_path)
+
+
+def same_in_a_folder(case, folder):
+    column, values, told = case
     frame = good_tables()["sessions"].to_pandas().assign(**{column: values})
     report, found = check_frame(frame, "sessions", NEEDED, kinds=KINDS)
     tables = good_tables() | {"sessions": pa.Table.from_pandas(frame, preserve_index=False)}
     if column == "session_id":  # whose rows the other tables name
-        in_folder = [what for where, what in check(write_raw(tmp_path, tables, good_meta())).errors if where in CHECKED]
+        in_folder = [what for where, what in check(write_raw(folder, tables, good_meta())).errors if where in CHECKED]
     else:
         tables["intents"] = replaced(tables["intents"], "valid_from", pa.nulls(4, pa.timestamp("us")))
-        in_folder = [what for _, what in check(write_raw(tmp_path, tables, good_meta())).errors]
+        in_folder = [what for _, what in check(write_raw(folder, tables, good_meta())).errors]
     in_frame = [as_stored(what) for _, what in report.errors]
     assert in_frame == in_folder
     if told is None:

@@ -2,11 +2,13 @@
 
 import csv
 import io
+import itertools
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 from builders import good_meta, good_tables
+from every import every
 from table_changes import replaced, write_raw
 
 from rgalign.data import tables
@@ -247,20 +249,26 @@ def saved(folder, delimiter, end, quoting):
     return text.getvalue()
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be with a mark", "two marks"])
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-@pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
-@pytest.mark.parametrize("first", ["", "sep={}", '"sep={}"', "SEP={}"])
-def test_a_sheet_is_read_as_spreadsheet_programs_save_it(tmp_path, encoding, delimiter, end, first):
+ENCODINGS = {
+    "utf-8": lambda text: text.encode(),
+    "utf-8-sig": lambda text: text.encode("utf-8-sig"),
+    "utf-16": lambda text: text.encode("utf-16"),
+    "utf-16-be with a mark": lambda text: ("\ufeff" + text).encode("utf-16-be"),
+    "two marks": lambda text: ("\ufeff" + text).encode("utf-8-sig"),
+}
+SAVED = itertools.product(ENCODINGS, [",", ";", "\t"], ["\r\n", "\n", "\r"], ["", "sep={}", '"sep={}"', "SEP={}"])
+
+
+def test_a_sheet_is_read_as_spreadsheet_programs_save_it(tmp_path):
+    every({repr(case): case for case in SAVED}, read_as_saved, tmp_path)
+
+
+def read_as_saved(case, folder):
+    encoding, delimiter, end, first = case
     quoting = csv.QUOTE_ALL if end == "\r" else csv.QUOTE_MINIMAL  # which would leave a cell's own line feeds bare
-    text = (first.format(delimiter) + end if first else "") + saved(tmp_path, delimiter, end, quoting)
-    path = tmp_path / "saved.csv"
-    if encoding == "utf-16-be with a mark":
-        path.write_bytes(("\ufeff" + text).encode("utf-16-be"))
-    elif encoding == "two marks":
-        path.write_bytes(("\ufeff" + text).encode("utf-8-sig"))
-    else:
-        path.write_bytes(text.encode(encoding))
+    text = (first.format(delimiter) + end if first else "") + saved(folder, delimiter, end, quoting)
+    path = folder / "saved.csv"
+    path.write_bytes(ENCODINGS[encoding](text))
     labels = read_sheet(path, SESSIONS, INTENTS)
     assert dict(zip(labels.session_id, labels.intent_id, strict=True)) == EXPECTED
 

@@ -64,6 +64,7 @@ def in_process(steps, *folders):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_peak_grows_by_less_than_the_tables(tmp_path, worlds, stage):

@@ -130,6 +130,7 @@ def test_every_warning_names_parameters_that_exist():
         assert set(named) <= KNOWN | {"reasoner.tiny.hidden"}, text
 
 
+@pytest.mark.slow
 def test_the_report_repeats_what_the_notebooks_warn_of(aligned_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(aligned_run[0], run)

@@ -43,6 +43,7 @@ def still(config):
     return config(text=True, dropout=0.0, id_dropout=0.0)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(lists, intents, still, tmp_path):
     dev = lists("dev", 40, seed=1)
     alone = fit(TwoTower(still, seed=1), lists("train", 31, seed=0), dev, intents, **SETTINGS)

@@ -232,6 +232,7 @@ def test_the_text_set_shows_text_columns_and_titles_alone(ranked):
         assert build.embedding("text", without, models, shop).prompter.features == ["region"]
 
 
+@pytest.mark.slow
 def test_they_are_judged_on_test_and_the_best_is_compared_with_the_last_models(aligned_run):
     run, _ = aligned_run
     found, compared = (pd.read_parquet(run / f"tables/{name}.parquet") for name in ("results", "comparisons"))

@@ -93,6 +93,7 @@ def test_a_killed_process_leaves_no_half_shard_and_the_next_run_ends_with_the_sa
     assert digest(tmp_path / "s") == digest(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path, reasoner):
     save(reasoner, tmp_path / "m")
     command = [sys.executable, "-c", PROCESS, str(tmp_path / "m"), str(tmp_path / "s")]

@@ -118,6 +118,7 @@ class Page(HTMLParser):
         self.handlers |= {name for name, _ in attributes if name.startswith("on")}
 
 
+@pytest.mark.slow
 def test_a_run_writes_where_it_should_and_nowhere_else(hostile_run):
     assert sorted(path.name for path in hostile_run.iterdir()) == ["run", "shop"]
     assert {path.name for path in (hostile_run / "run").iterdir()} <= {
@@ -130,6 +131,7 @@ def test_a_run_writes_where_it_should_and_nowhere_else(hostile_run):
     assert results[results.model == "rgalign_rec"].value.notna().any()
 
 
+@pytest.mark.slow
 def test_its_report_shows_the_text_and_runs_none_of_it(hostile_run):
     html, card = report.write(hostile_run / "run")
     page = Page(html.read_text(encoding="utf-8"))
@@ -139,6 +141,7 @@ def test_its_report_shows_the_text_and_runs_none_of_it(hostile_run):
     assert "&lt;script&gt;" in html.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_its_figures_are_pictures(hostile_run):
     paths = sorted((hostile_run / "run/figures").rglob("*.png"))
     assert len(paths) > 20
@@ -156,6 +159,7 @@ def test_a_dollar_in_a_label_is_a_dollar(text):
     assert figure.axes[0].get_title().replace(r"\$", "$") == text
 
 
+@pytest.mark.slow
 def test_its_sheet_for_people_holds_no_formula(hostile_run, tmp_path):
     shop = read(hostile_run / "shop", splits=("train", "valid", "test"))
     paths = labels.export_sheet(
@@ -167,6 +171,7 @@ def test_its_sheet_for_people_holds_no_formula(hostile_run, tmp_path):
     assert labels.read_sheet(paths[0], shop.sessions, shop.intents).empty
 
 
+@pytest.mark.slow
 def test_no_text_yields_a_token_that_steers(hostile_run):
     """Of every session, intent and query: between head and tail stands no special token, whatever was written."""
     shop = read(hostile_run / "shop", splits=("train", "valid", "test"))
@@ -183,6 +188,7 @@ def test_no_text_yields_a_token_that_steers(hostile_run):
         assert not steering & set(ids[:-1])
 
 
+@pytest.mark.slow
 def test_candidates_and_preferences_are_kept_as_they_were_written(hostile_run):
     tables = hostile_run / "run/tables"
     assert set(pd.read_parquet(tables / "candidates.parquet")["query"]) == set(HOSTILE)
@@ -191,6 +197,7 @@ def test_candidates_and_preferences_are_kept_as_they_were_written(hostile_run):
     assert set(preferences.chosen) | set(preferences.rejected) <= set(HOSTILE)
 
 
+@pytest.mark.slow
 def test_the_alignment_is_taught_no_token_that_steers(hostile_run, taught):
     """Of RG-SFT, RG-DPO and RG-CL: special tokens frame a prompt and end a query, and stand nowhere else."""
     prompter = rgalign.load(hostile_run / "run").prompter
@@ -204,6 +211,7 @@ def test_the_alignment_is_taught_no_token_that_steers(hostile_run, taught):
         assert not steering & set(words)
 
 
+@pytest.mark.slow
 def test_the_tours_pages_show_the_text_and_run_none_of_it(hostile_run):
     explorer = small_run.play("00_tour", hostile_run / "run", settings(hostile_run))["explorer"]
     pages = [explorer.page(session) for session in explorer.sessions.session_id]

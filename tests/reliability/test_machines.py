@@ -15,6 +15,8 @@ import pytest
 
 from rgalign.params import ROOT
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 OLD = {
     "ATEN_CPU_CAPABILITY": "default",

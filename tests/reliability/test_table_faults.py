@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from every import every
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_shop import good_shop
@@ -26,9 +27,8 @@ def test_there_are_a_hundred_cases_and_no_two_have_one_name():
     assert Counter(case.outcome for case in CASES.values())["refused"] >= 100
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_bad_table_ends_in_one_clear_error_or_a_stated_rule(tmp_path, name):
-    judge(CASES[name], tmp_path / "shop")
+def test_every_bad_table_ends_in_one_clear_error_or_a_stated_rule(tmp_path):
+    every(CASES, judge, tmp_path)
 
 
 CELLS = {
