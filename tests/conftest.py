@@ -8,7 +8,7 @@ import pytest
 import small_run
 from hypothesis import settings
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no fault; speed is measured in notebook 91
+settings.register_profile("untimed", deadline=None, max_examples=50)  # a busy machine is no fault
 settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where workers share the tests, those of a file stay together, and so do all that read a run from here.
 
-    The latter come first, then the files beside this one, which start processes: what is short fills the end.
+    The latter come first, then the files with slow tests, then those beside this one: what is short fills the end.
     """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("the runs" if _reads_a_run(item) else str(item.path)))
-    items.sort(key=lambda item: (not _reads_a_run(item), item.path.parent != ROOT / "tests"))
+    items.sort(key=lambda i: (not _reads_a_run(i), i.path not in slow, i.path.parent != ROOT / "tests"))
 
 
 def _reads_a_run(item: pytest.Item) -> bool:

@@ -3,11 +3,7 @@
 import pytest
 
 from rgalign.evaluation.results import MODELS
-from rgalign.params import (
-    ROOT,
-    flat,
-    load,
-)
+from rgalign.params import ROOT, flat, load
 
 ABLATED = {  # what sets each row of the stage table apart from the whole
     "no_alignment": {"sft.use", "dpo.use", "cl.use"},

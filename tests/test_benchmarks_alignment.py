@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 
 from benchmarks import embedding, peers, tuning
@@ -23,29 +22,6 @@ def test_both_sides_make_the_same_losses(task):
     assert rows["equal"].tolist() == [True] * 3
     assert (rows["unit"] == "steps/s").all()
     assert (rows["ratio"] - rows["ours"] / rows["theirs"]).abs().max() < 1e-9
-
-
-def test_other_losses_are_not_equal(monkeypatch):
-    losses = np.linspace(3, 1, 4)
-    monkeypatch.setattr(tuning, "installed", lambda package: "1")
-
-    def found(ours, theirs):
-        given = {"ours": lambda: (0.5, ours), "theirs": lambda: (1.0, theirs), "rounds": 2}
-        return tuning._row("name", "peer", "1", **given)
-
-    assert found(losses, losses + 9e-4)["equal"] is True
-    assert found(losses, losses + 2e-3)["equal"] is False
-    assert found(losses, losses[:3])["equal"] is False
-    assert found(losses, losses)["ratio"] == 2.0
-
-
-def test_the_clock_leaves_the_first_step_out(monkeypatch):
-    ticks = iter([10.0, 11.0, 14.0])
-    monkeypatch.setattr(tuning.time, "perf_counter", lambda: next(ticks))
-    clock = tuning.Clock()
-    for _ in range(3):
-        clock.on_step_end(None, None, None)
-    assert clock.seconds == 2.0
 
 
 def test_a_peer_that_is_not_installed_is_shown_as_missing(task, monkeypatch):

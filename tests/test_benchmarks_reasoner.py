@@ -50,13 +50,6 @@ def test_sampling_writes_as_many_queries_and_tokens_as_the_peer(task):
     assert found["unit"] == "queries/s"
 
 
-def test_each_side_is_timed_in_turn():
-    order = []
-    timed = embedding._in_turns([lambda: order.append("ours"), lambda: order.append("theirs")], 2)
-    assert order == ["ours", "theirs"] * 2
-    assert all(side.seconds >= 0 for side in timed)
-
-
 def test_a_peer_that_is_not_installed_is_shown_as_missing(task, monkeypatch):
     monkeypatch.setattr(embedding, "installed", lambda package: None)
     rows = embedding.embedding_rows(task, prompts=3, texts=3, rounds=1)

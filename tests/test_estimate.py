@@ -55,8 +55,7 @@ def test_an_untied_head_is_a_parameter_and_not_in_the_trunk():
 
 
 @pytest.mark.parametrize(
-    ("lora", "checkpointing", "times"),
-    [(True, False, 4), (True, True, 6), (False, False, 6), (False, True, 8)],
+    ("lora", "checkpointing", "times"), [(True, False, 4), (True, True, 6), (False, False, 6), (False, True, 8)]
 )
 def test_operations_a_token_in_training(size, lora, checkpointing, times):
     own = {"alignment.engine.gradient_checkpointing": checkpointing} | ({} if lora else {"alignment.lora": None})
@@ -78,11 +77,7 @@ def test_work_is_tokens_times_operations(size):
 
 
 @pytest.mark.parametrize(
-    ("own", "again"),
-    [
-        ({"alignment.sft.use": False}, 1),
-        ({"alignment.sft.use": False, "alignment.dpo.use": False}, 0),
-    ],
+    ("own", "again"), [({"alignment.sft.use": False}, 1), ({"alignment.sft.use": False, "alignment.dpo.use": False}, 0)]
 )
 def test_sessions_are_embedded_for_the_retraining_where_the_model_has_moved(size, own, again):
     table = estimate.work(params(**own), size, Sessions.of(600))

@@ -76,10 +76,7 @@ def linear(weight: np.ndarray) -> nn.Linear:
     return layer
 
 
-@displays(
-    "03_rankers",
-    r"s(x, i) = \frac{u(x) \cdot v(i)}{\sqrt d} + b_i \;\;(+\; p_k \text{ while training}),",
-)
+@displays("03_rankers", r"s(x, i) = \frac{u(x) \cdot v(i)}{\sqrt d} + b_i \;\;(+\; p_k \text{ while training}),")
 def test_two_tower():
     ranker = TwoTower(TwoTowerConfig.of(RankerSettings(id_dropout=0, dropout=0), **SMALL))
     lists, intents = make_lists("train", 4, seed=0), make_query_intents()
@@ -183,10 +180,7 @@ def batch_of(documents) -> dict:
     }
 
 
-@displays(
-    "05_rg_sft",
-    r"L_{\text{SFT}} = -\frac{1}{\sum_{x \in B} |q^*_x|} \sum_{x \in B} \log \pi(q^*_x \mid x).",
-)
+@displays("05_rg_sft", r"L_{\text{SFT}} = -\frac{1}{\sum_{x \in B} |q^*_x|} \sum_{x \in B} \log \pi(q^*_x \mid x).")
 def test_rg_sft():
     tokens = sum(len(query) for _, query in DOCUMENTS)
     expected = -sum(MODEL.of(*document) for document in DOCUMENTS) / tokens
@@ -224,10 +218,7 @@ def test_rg_dpo_with_sft():
     assert dpo_loss(0.8) == pytest.approx(dpo_loss(0) + 0.8 * sft, rel=1e-5)
 
 
-@displays(
-    "07_rg_cl",
-    r"L = -\log \frac{e^{s(x, i^+)/\tau}}{\sum_{i \in \{i^+\} \cup N(x)} e^{s(x, i)/\tau}}",
-)
+@displays("07_rg_cl", r"L = -\log \frac{e^{s(x, i^+)/\tau}}{\sum_{i \in \{i^+\} \cup N(x)} e^{s(x, i)/\tau}}")
 def test_info_nce():
     s, clicked, negatives, tau = DRAW.normal(size=(2, 5)), [1, 4], [[0, 3], [2]], 0.5
     rows = [np.exp(s[x, [clicked[x], *negatives[x]]] / tau) for x in range(2)]

@@ -45,23 +45,10 @@ def test_the_next_kernel_has_imported_and_bound_nothing_and_none_outlives_its_tu
         assert not alive(told_first[0])
         with kernels.one(more=False) as second:
             told_second = eval(said(second, where))
+            assert said(second, "get_ipython().history_manager.hist_file") == "':memory:'", "not the user's history"
     assert told_first[1:] == (str(tmp_path), False, False)
     assert told_second[1:] == (str(tmp_path), True, False)
     assert not alive(told_second[0])
-
-
-def test_a_kernel_that_waits_for_nothing_is_ended(said, tmp_path):
-    with Kernels(tmp_path) as kernels:
-        with kernels.one(more=True):
-            pass
-        waiting = kernels._waiting
-        assert waiting.has_kernel
-    assert not waiting.has_kernel
-
-
-def test_what_a_run_executes_is_not_in_the_users_history(said, tmp_path):
-    with Kernels(tmp_path) as kernels, kernels.one(more=False) as kernel:
-        assert said(kernel, "get_ipython().history_manager.hist_file") == "':memory:'"
 
 
 def test_a_port_that_another_process_took_since_it_was_found_free_does_a_kernel_no_harm(said, tmp_path, monkeypatch):
@@ -72,7 +59,9 @@ def test_a_port_that_another_process_took_since_it_was_found_free_does_a_kernel_
             assert said(kernel, "1 + 1") == "2"
 
 
-def test_sockets_lie_in_a_short_private_folder_that_is_gone_at_the_end(said, tmp_path, monkeypatch):
+def test_sockets_lie_in_a_short_private_folder_that_goes_with_the_kernel_that_waited(
+    said, tmp_path, monkeypatch
+):
     deep = tmp_path / ("long" * 20)  # no socket's path would fit in there
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
@@ -82,6 +71,9 @@ def test_sockets_lie_in_a_short_private_folder_that_is_gone_at_the_end(said, tmp
         assert folder.parent == Path("/tmp")
         assert folder.stat().st_mode & 0o777 == 0o700
         assert len([path for path in folder.glob("1-*") if path.is_socket()]) == 5
+        waiting = kernels._waiting
+        assert waiting.has_kernel
+    assert not waiting.has_kernel
     assert not folder.exists()
 
 

@@ -11,15 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rgalign.evaluation.results import MODELS
-from rgalign.params import (
-    ParamsError,
-    check,
-    dump,
-    flat,
-    load,
-    parse_assignments,
-    shipped_files,
-)
+from rgalign.params import ParamsError, check, dump, flat, load, parse_assignments, shipped_files
 from rgalign.params_schema import Params
 from rgalign.params_training import CORE_RANKERS, RANKER_NAMES, RankerSettings
 from rgalign.ranker.store import ARCHITECTURES

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from benchmarks import scaling
-from rgalign.run.artifacts import ArtifactError
 
 
 def test_growth_is_the_exponent_of_a_power_law():
@@ -32,13 +31,3 @@ def test_a_size_is_measured_from_world_to_evaluation(tmp_path, capfd):
     again = scaling.measure(tmp_path, [600], lists=50)
     pd.testing.assert_frame_equal(again, table)  # to the second: it was not measured again
     assert "600" not in capfd.readouterr().out
-
-
-@pytest.mark.parametrize("what", ["itself", "a file", "nothing"])
-def test_a_link_that_leads_to_no_folder_is_refused_with_its_path(tmp_path, what):
-    place = tmp_path / "place"
-    (tmp_path / "a file").write_text("kept")
-    place.symlink_to(place if what == "itself" else tmp_path / what)
-    with pytest.raises(ArtifactError, match=str(place)):
-        scaling.main([str(place), "--sessions", "600"])
-    assert (tmp_path / "a file").read_text() == "kept"

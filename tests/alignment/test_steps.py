@@ -36,8 +36,7 @@ def test_where_each_list_has_one_click_there_are_no_others():
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"),
-    [(2, [[9, 4], [1, -1], [3, -1]]), (1, [[9], [1], [3]]), (0, [[], [], []])],
+    ("count", "expected"), [(2, [[9, 4], [1, -1], [3, -1]]), (1, [[9], [1], [3]]), (0, [[], [], []])]
 )
 def test_hard_negatives_by_hand(count, expected):
     found = contrastive.hard_negatives(LISTS, SCORES, count)

@@ -3,19 +3,7 @@
 from datetime import UTC, datetime
 
 import pyarrow as pa
-from table_changes import (
-    declare,
-    double,
-    drop,
-    drop_rows,
-    empty,
-    kind,
-    more_columns,
-    put,
-    rename,
-    together,
-    typed,
-)
+from table_changes import declare, double, drop, drop_rows, empty, kind, more_columns, put, rename, together, typed
 
 
 def with_index(tables, meta):

@@ -89,10 +89,7 @@ def test_a_thought_that_the_tokenizer_cannot_close_is_refused():
     ("template", "words"),
     [
         ({"rag": TURNS, "tool_use": TURNS}, "named rag, tool_use and no default: write the one to use"),
-        (
-            TURNS.replace("m.content", "m.content | upper"),
-            "user's words 0 times, expected once.*chat_template.jinja",
-        ),
+        (TURNS.replace("m.content", "m.content | upper"), "user's words 0 times, expected once.*chat_template.jinja"),
         (TURNS + TURNS, "the user's words 2 times, expected once.*chat_template.jinja"),
         ("{% for m in messages %}{{ m.content }}", "TemplateSyntaxError.*chat_template.jinja"),
         ("{{ raise_exception('no') }}", "TemplateError: no.*chat_template.jinja"),

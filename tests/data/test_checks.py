@@ -157,14 +157,6 @@ def test_a_yaml_that_cannot_be_read_is_a_fault(tmp_path, text, words):
     assert words in str(check(write_raw(tmp_path, good_tables(), text)))
 
 
-def test_doubled_keys_stop_a_read(tmp_path):
-    folder = write_raw(tmp_path, good_tables(), good_meta())
-    with (folder / "dataset.yaml").open("a") as file:
-        file.write("position_is_real: false\n")
-    with pytest.raises(TableError, match="the key position_is_real stands twice"):
-        read(folder)
-
-
 def test_a_yaml_that_may_not_be_opened_is_a_fault(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")

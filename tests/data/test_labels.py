@@ -213,11 +213,7 @@ def test_labels_of_a_run_stand_before_those_of_its_data_set(tmp_path):
     shop = tables.read(folder, splits=("test",))
     assert with_labels_of_run(shop, None, folder) is shop
     path = tmp_path / "labels.parquet"
-    for given, expected in (
-        ({"s8": "i0"}, {"s8": "i0", "s9": "i1"}),
-        ({"s9": "i3"}, {"s9": "i3"}),
-        ({}, {"s9": "i1"}),
-    ):
+    for given, expected in (({"s8": "i0"}, {"s8": "i0", "s9": "i1"}), ({"s9": "i3"}, {"s9": "i3"}), ({}, {"s9": "i1"})):
         frame = pd.DataFrame({"session_id": list(given), "intent_id": list(given.values())}, dtype="string[pyarrow]")
         write_labels(path, frame, folder)
         found = with_labels_of_run(shop, path, folder).labels

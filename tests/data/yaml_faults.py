@@ -31,10 +31,7 @@ YAML_FAULTS = {
     "smoothing infinite": (sampled(smoothing=float("inf")), ["sampled_negatives.smoothing", "is inf; expected"]),
     "smoothing in words": (sampled(smoothing="1e-1"), ["sampled_negatives.smoothing", "is '1e-1'; expected"]),
     "no negatives": (sampled(popularity=0, uniform=0), ["sampled_negatives ", "popularity and uniform are 0"]),
-    "negatives a number": (
-        declare(sampled_negatives=19),
-        ["sampled_negatives ", "is 19; expected popularity"],
-    ),
+    "negatives a number": (declare(sampled_negatives=19), ["sampled_negatives ", "is 19; expected popularity"]),
     "one date": (
         declare(time_split={"valid_from": "2024-03-07"}),
         ["time_split.test_from", "is missing; expected a date such as 2024-03-05"],
@@ -56,10 +53,7 @@ YAML_FAULTS = {
         declare(time_split={"train": "most", "valid": 0.1}),
         ["time_split.train", "is 'most'; expected a number above 0 and below 1"],
     ),
-    "shares of all": (
-        declare(time_split={"train": 0.8, "valid": 0.2}),
-        ["time_split ", "must leave something for"],
-    ),
+    "shares of all": (declare(time_split={"train": 0.8, "valid": 0.2}), ["time_split ", "must leave something for"]),
     "dates with half a zone": (
         declare(time_split={"valid_from": "2024-03-07", "test_from": "2024-03-09T00:00:00Z"}),
         ["time_split ", "test_from has a time zone, valid_from none; give both one or neither"],
@@ -72,10 +66,7 @@ YAML_FAULTS = {
         declare(time_split={"valid_form": "2024-03-07", "test_from": "2024-03-09"}),
         ["time_split.valid_form", "is unknown; expected valid_from and", "did you mean 'valid_from'?"],
     ),
-    "rule in words": (
-        declare(time_split="by week"),
-        ["time_split ", "is 'by week'; expected valid_from"],
-    ),
+    "rule in words": (declare(time_split="by week"), ["time_split ", "is 'by week'; expected valid_from"]),
     "rule used": (
         together(put("sessions", "split", [None] * 10), declare(time_split={"train": "most", "valid": 0.1})),
         ["time_split.train", "is 'most'"],

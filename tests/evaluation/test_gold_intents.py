@@ -75,10 +75,7 @@ def test_labels_come_before_the_truth_and_the_truth_before_the_click(shop):
     source, gold = judging.gold_intents(replace(shop, truth=truth), "test")
     assert (source, gold.session_id.tolist()) == ("truth", ["t0", "t1", "t2", "t3"])  # clicked or not
     source, gold = judging.gold_intents(shop, "test")
-    assert (source, gold.to_numpy().tolist()) == (
-        "click",
-        [["t0", "track"], ["t1", "track"], ["t1", "refund"]],
-    )
+    assert (source, gold.to_numpy().tolist()) == ("click", [["t0", "track"], ["t1", "track"], ["t1", "refund"]])
 
 
 def test_labels_of_another_split_or_without_an_intent_are_no_source_of_this_one(shop):

@@ -193,23 +193,6 @@ def test_the_order_of_sessions_does_not_matter(drawn, seed):
 
 
 @settings(max_examples=60)
-@given(drawn=logs(), factor=st.sampled_from([0.5, 0.125]))
-def test_propensities_scale_ips_and_leave_snips(drawn, factor):
-    log, target, _ = drawn
-    before, after = values(log, target), values(dataclasses.replace(log, propensity=log.propensity * factor), target)
-    np.testing.assert_allclose([after["ips"], after["snips"]], [before["ips"] / factor, before["snips"]], rtol=1e-9)
-
-
-@settings(max_examples=60)
-@given(drawn=logs(), seed=st.integers(0, 9))
-def test_clicks_add_up(drawn, seed):
-    log, target, _ = drawn
-    some = np.random.default_rng(seed).random(log.clicked.shape) < 0.5
-    parts = [values(dataclasses.replace(log, clicked=log.clicked & half), target) for half in (some, ~some)]
-    np.testing.assert_allclose((parts[0] + parts[1]).to_numpy(), values(log, target).to_numpy(), rtol=1e-9)
-
-
-@settings(max_examples=60)
 @given(drawn=logs())
 def test_where_all_is_clicked_snips_is_one_and_a_sure_model_too(drawn):
     log, target, _ = drawn

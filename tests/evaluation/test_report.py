@@ -232,11 +232,7 @@ def test_the_command_prints_the_table_and_where_to_read(run, capsys):
 
 @pytest.mark.parametrize(
     ("low", "outcome", "colour"),
-    [
-        (0.01, "beats", "gain"),
-        (-0.05, "loses to", "loss"),
-        (-0.01, "does not differ demonstrably from", "soft"),
-    ],
+    [(0.01, "beats", "gain"), (-0.05, "loses to", "loss"), (-0.01, "does not differ demonstrably from", "soft")],
 )
 def test_the_best_model_without_training_stands_at_the_top(run, low, outcome, colour):
     compared_with_word_overlap(run, low)

@@ -295,10 +295,7 @@ def test_a_study_whose_runs_are_gone_says_the_same_from_its_tables(gathered, fol
     assert len(by_world) == len(worlds)
     rows = [
         compare.stage_table(results_of, compared_of, study.stage_seconds(place, runs_of), runs_of)
-        for place, results_of, compared_of, runs_of in (
-            (folder, table, compared, runs),
-            (tmp_path, gone, found, again),
-        )
+        for place, results_of, compared_of, runs_of in ((folder, table, compared, runs), (tmp_path, gone, found, again))
     ]
     pd.testing.assert_frame_equal(*rows)
     assert all((tmp_path / file).is_file() for file in study.inputs(tmp_path, again))

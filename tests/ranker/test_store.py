@@ -52,10 +52,7 @@ def test_every_fault_of_a_config_is_named(folder):
     ("changes", "message"),
     [
         ({"dim": 9}, "does not fit config.json"),
-        (
-            {"dim": "eight", "dropout": 1},
-            "(?s)dim is 'eight'; expected a whole.*dropout is 1; expected",
-        ),
+        ({"dim": "eight", "dropout": 1}, "(?s)dim is 'eight'; expected a whole.*dropout is 1; expected"),
         (
             {"whitening_ridge": 0, "intent_std": "x"},
             "(?s)intent_std is 'x'; expected a number > 0.*whitening_ridge is 0;",

@@ -18,15 +18,7 @@ from rgalign.ranker.layers import Whitening
 from rgalign.ranker.losses import listnet
 from rgalign.ranker.search import SPACE, tune
 from rgalign.ranker.towers import ThreeTower, TwoTower
-from rgalign.ranker.train import (
-    Parts,
-    build,
-    lists_with_vectors,
-    load_rankers,
-    loss_of,
-    train,
-    with_vectors,
-)
+from rgalign.ranker.train import Parts, build, lists_with_vectors, load_rankers, loss_of, train, with_vectors
 from rgalign.ranker.variants import RANKERS, headline, pairs, reader_of_prompts
 from rgalign.run.artifacts import digest
 

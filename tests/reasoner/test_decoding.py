@@ -44,18 +44,19 @@ CONFIGS = {
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [7, 20, 30], [9], [30, 31, 32, 33, 34, 35]]
 
 
-@pytest.fixture(params=CONFIGS)
-def case(request, tmp_path):
+@pytest.fixture(params=CONFIGS, scope="module")
+def case(request, tmp_path_factory):
     """(reasoner, the kind of state that it is read with)"""
+    folder = tmp_path_factory.mktemp("model")
     config, state = CONFIGS[request.param]
     torch.manual_seed(0)
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for weight in plain.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.2)
-    plain.save_pretrained(tmp_path)
-    small_models.tokenizer().save_pretrained(tmp_path)
-    return load(str(tmp_path)), state
+    plain.save_pretrained(folder)
+    small_models.tokenizer().save_pretrained(folder)
+    return load(str(folder)), state
 
 
 def prompter(reasoner):
