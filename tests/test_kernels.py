@@ -59,9 +59,7 @@ def test_a_port_that_another_process_took_since_it_was_found_free_does_a_kernel_
             assert said(kernel, "1 + 1") == "2"
 
 
-def test_sockets_lie_in_a_short_private_folder_that_goes_with_the_kernel_that_waited(
-    said, tmp_path, monkeypatch
-):
+def test_sockets_lie_in_a_short_private_folder_that_goes_with_the_kernel_that_waited(said, tmp_path, monkeypatch):
     deep = tmp_path / ("long" * 20)  # no socket's path would fit in there
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from small_trainings import dpo
-from transformers import TrainerCallback
 
 from rgalign.alignment.preferences import Pairs, reference_log_probabilities
 from rgalign.reasoner.model import Reasoner, tiny
@@ -60,16 +59,3 @@ class Onlooker:
         self.steps.append(step)
         self.rows[step] = {"weights": sum(float(weight.detach().abs().sum()) for weight in reasoner.model.parameters())}
         return step == self.stop_at
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise Killed

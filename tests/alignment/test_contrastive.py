@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from interrupted import Kill, Killed, Steps
 from small_trainings import contrastive
 from torch.nn import functional
-from transformers import BertConfig, BertModel, TrainerCallback
+from transformers import BertConfig, BertModel
 
 from rgalign.alignment.info_nce import RankingSpace, alignment, effective_rank, info_nce, session_nce, uniformity
 from rgalign.data.lists import Bag, QueryIntents, QueryLists
@@ -235,19 +236,6 @@ def test_queries_move_to_the_clicked_intents_and_only_the_reasoner_learns(kind, 
     assert list(curve) == ["step", "loss", *watched, "seconds"]
 
 
-class _Killed(Exception):
-    pass
-
-
-class _Kill(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise _Killed
-
-
 @pytest.mark.parametrize("lora", [None, LORA], ids=["all", "lora"])
 def test_a_killed_run_goes_on_to_the_same_bytes(lora, tmp_path):
     def run(folder, *callbacks):
@@ -255,17 +243,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lora, tmp_path):
         return contrastive(reasoner(), PROMPTS, spaces=[SPACE], folder=tmp_path / folder, **how)
 
     whole, curve = run("whole")
-    with pytest.raises(_Killed):
-        run("work", _Kill(13))
+    with pytest.raises(Killed):
+        run("work", Kill(13))
     assert list((tmp_path / "work").glob("checkpoint-*"))
-    steps = []
-
-    class Steps(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            steps.append(state.global_step)
-
-    resumed, again = run("work", Steps())
-    assert steps[0] > 1
+    steps = Steps()
+    resumed, again = run("work", steps)
+    assert steps.made[0] > 1
     assert fingerprint(resumed) == fingerprint(whole) != fingerprint(reasoner())
     repeatable = curve.columns.drop("seconds")
     assert again[repeatable].equals(curve[repeatable])
@@ -279,18 +262,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lora, tmp_path):
 )
 def test_checkpoints_of_another_call_are_not_used(change, tmp_path):
     how = {**ROWS, **SETTINGS, "spaces": [SPACE], "folder": tmp_path}
-    with pytest.raises(_Killed):
-        contrastive(reasoner(), PROMPTS, **{**how, **change}, callbacks=[_Kill(20)])
-    steps = []
-
-    class Steps(TrainerCallback):
-        def on_step_begin(self, args, state, control, **_):
-            steps.append(state.global_step)
-            raise _Killed
-
-    with pytest.raises(_Killed):
-        contrastive(reasoner(), PROMPTS, **how, callbacks=[Steps()])
-    assert steps == [0]
+    with pytest.raises(Killed):
+        contrastive(reasoner(), PROMPTS, **{**how, **change}, callbacks=[Kill(20)])
+    steps = Steps()
+    with pytest.raises(Killed):
+        contrastive(reasoner(), PROMPTS, **how, callbacks=[steps, Kill(1)])
+    assert steps.made == [1]
 
 
 def test_all_faults_at_once(tmp_path):

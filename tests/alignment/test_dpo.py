@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 import small_pairs
 import torch
-from small_pairs import CHOSEN, LORA, PROMPTS, REJECTED, TOKENIZER, Kill, Killed, Onlooker, align, text
+from interrupted import Kill, Killed
+from small_pairs import CHOSEN, LORA, PROMPTS, REJECTED, TOKENIZER, Onlooker, align, text
 from trl import DPOConfig, DPOTrainer
 
 from rgalign.alignment.dpo import _accuracy
@@ -164,7 +165,8 @@ class _KillAtEnd(Kill):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from small_pairs import LORA, Kill, Onlooker, align
+from interrupted import Kill
+from small_pairs import LORA, Onlooker, align
 
 class Kill9(Kill):
     def on_step_end(self, args, state, control, **_):
@@ -179,7 +181,7 @@ def test_killed_by_the_system_while_watched_it_goes_on_to_the_same_bytes(tmp_pat
     unbroken = Onlooker()
     whole, curve = align(tmp_path / "whole", lora=LORA, watch=unbroken, watch_steps=4)
     code = [sys.executable, "-c", KILLED, str(tmp_path / "work")]
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
     threads = str(torch.get_num_threads())  # whoever ran before may have pinned them, and they change the last bits
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
     assert subprocess.run(code, env=env).returncode == -signal.SIGKILL

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import small_rewards as shop
 import torch
+from interrupted import Kill, Killed
 from small_pairs import TOKENIZER
 from small_trainings import end_to_end
-from transformers import TrainerCallback
 
 from rgalign.data.lists import with_queries, with_texts
 from rgalign.params import ParamsError, check
@@ -77,21 +77,11 @@ def test_both_learn_and_what_was_given_stays(tmp_path):
     assert curve["loss"].iloc[-1] < 0.5 * curve["loss"].iloc[0]  # the prompt's first token tells the click
 
 
-class _Killed(Exception):
-    pass
-
-
-class _Kill(TrainerCallback):
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == 23:
-            raise _Killed
-
-
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     rankers = [ranker(1, dropout=0.3)]
     aligned, learnt, curve = learn(tmp_path / "whole", rankers)
-    with pytest.raises(_Killed):
-        learn(tmp_path / "work", rankers, callbacks=[_Kill()])
+    with pytest.raises(Killed):
+        learn(tmp_path / "work", rankers, callbacks=[Kill(23)])
     assert list((tmp_path / "work").glob("checkpoint-*"))
     resumed = learn(tmp_path / "work", rankers)
     assert states(*resumed[:2]) == states(aligned, learnt)

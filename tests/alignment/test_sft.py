@@ -4,7 +4,8 @@ import datasets
 import pytest
 import small_pairs
 import torch
-from small_pairs import CHOSEN, LORA, PROMPTS, TOKENIZER, Kill, Killed, text
+from interrupted import Kill, Killed
+from small_pairs import CHOSEN, LORA, PROMPTS, TOKENIZER, text
 from small_trainings import sft
 from trl import SFTConfig, SFTTrainer
 

@@ -6,7 +6,7 @@ import torch
 
 from rgalign.data.features import UNKNOWN
 from rgalign.data.lists import with_texts
-from rgalign.ranker.fit import score, score_kb
+from rgalign.ranker.fit import score
 from rgalign.ranker.layers import Whitening
 from rgalign.ranker.towers import ThreeTower, TwoTower, set_whitening
 from rgalign.seeding import seeded
@@ -20,45 +20,8 @@ def model(request, config, position_biased):
     return position_biased(ranker)
 
 
-def test_a_session_is_scored_the_same_whatever_else_is_in_the_batch(model, lists, intents):
-    batch = lists("valid", 40, seed=0)
-    together = score(model, batch, intents)
-    alone = np.concatenate([score(model, batch.take([row]), intents) for row in range(len(batch))])
-    in_sevens = score(model, batch, intents, lists_per_batch=7)
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-    np.testing.assert_allclose(together, in_sevens, atol=1e-5)
-
-
-def test_padding_gets_minus_infinity_and_moves_no_other_score(model, lists, intents):
-    plain, padded = lists("valid", 40, seed=0), lists("valid", 40, seed=0, padded=3)
-    scores = score(model, padded, intents)
-    np.testing.assert_allclose(scores[:, :6], score(model, plain, intents), atol=1e-6)
-    assert np.isneginf(scores[:, 6:]).all()
-
-
-def test_position_bias_is_learnt_in_training_and_gone_when_scoring(model, lists, intents):
-    batch = lists("valid", 40, seed=0)
-    turned = replace(batch, candidates=batch.candidates.flip(1), clicked=batch.clicked.flip(1))
-    np.testing.assert_allclose(score(model, turned, intents)[:, ::-1], score(model, batch, intents), atol=1e-6)
-    still = TwoTower(replace(model.config, dropout=0.0, id_dropout=0.0), seed=3)
-    still.load_state_dict(model.state_dict())
-    in_training = still.train()(batch, intents).detach().numpy()
-    bias = np.linspace(3, -3, 6)
-    np.testing.assert_allclose(in_training - score(still, batch, intents), np.tile(bias, (40, 1)), atol=1e-5)
-    assert still.training, "scoring gives the ranker back in the mode it came in"
-
-
 def test_without_real_positions_there_is_no_position_bias(config):
     assert TwoTower(config(positions=0)).position is None
-
-
-def test_scores_of_the_whole_kb_are_those_of_the_candidates(model, lists, intents):
-    batch = lists("valid", 40, seed=0, padded=1)
-    everything, shown = score_kb(model, batch, intents), batch.shown.numpy()
-    assert everything.shape == (40, len(intents))
-    row, column = np.nonzero(shown)
-    expected = score(model, batch, intents)[shown]
-    np.testing.assert_allclose(everything[row, batch.candidates.numpy()[row, column]], expected, atol=1e-6)
 
 
 def test_only_the_text_ranker_reads_words(config, lists, intents):
@@ -122,11 +85,3 @@ def test_history_is_read(model, lists, intents):
     batch = lists("valid", 40, seed=0)
     shuffled = replace(batch, history=tuple(bag.take(torch.arange(40).roll(1)) for bag in batch.history))
     assert not np.array_equal(score(model, batch, intents), score(model, shuffled, intents))
-
-
-def test_initialisation_follows_the_seed_and_leaves_torchs_random_state(config):
-    before = torch.random.get_rng_state()
-    first, again, other = (TwoTower(config(), seed=seed).state_dict() for seed in (1, 1, 2))
-    assert torch.equal(before, torch.random.get_rng_state())
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["intent.id.weight"], other["intent.id.weight"])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
+from interrupted import Kill, Killed, Steps
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from torch.nn import functional
-from transformers import TrainerCallback
 
 from rgalign.params_schema import Pretraining
 from rgalign.reasoner import pretrain as pretraining
@@ -97,45 +97,27 @@ def test_looking_ahead_puts_the_whole_query_into_the_prompts_last_state(tmp_path
     assert with_it > read_off(0.0) + 0.1
 
 
-class _Killed(Exception):
-    pass
-
-
-class _Kill(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise _Killed
-
-
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     whole, curve = pretrain(reasoner(), PROMPTS, QUERIES, folder=tmp_path / "whole", **SETTINGS)
     for step in (5, 11):
-        with pytest.raises(_Killed):
-            pretrain(reasoner(), PROMPTS, QUERIES, folder=tmp_path / "work", callbacks=[_Kill(step)], **SETTINGS)
+        with pytest.raises(Killed):
+            pretrain(reasoner(), PROMPTS, QUERIES, folder=tmp_path / "work", callbacks=[Kill(step)], **SETTINGS)
     left = sorted((tmp_path / "work").glob("checkpoint-*"))
     assert left
     (tmp_path / "work" / "checkpoint-999").mkdir()  # a writer killed in the middle leaves no mark
 
-    steps = []
-
-    class Steps(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            steps.append(state.global_step)
-
-    resumed, again = pretrain(reasoner(), PROMPTS, QUERIES, folder=tmp_path / "work", callbacks=[Steps()], **SETTINGS)
+    steps = Steps()
+    resumed, again = pretrain(reasoner(), PROMPTS, QUERIES, folder=tmp_path / "work", callbacks=[steps], **SETTINGS)
     assert fingerprint(resumed) == fingerprint(whole)
-    assert steps[0] == int(left[-1].name.rpartition("-")[2]) + 1
+    assert steps.made[0] == int(left[-1].name.rpartition("-")[2]) + 1
     assert again["loss"].tolist() == curve["loss"].tolist()
     assert again["seconds"].is_monotonic_increasing
     assert not (tmp_path / "work").exists()
 
 
 def test_checkpoints_of_other_settings_are_not_used(tmp_path):
-    with pytest.raises(_Killed):
-        pretrain(reasoner(1), PROMPTS, QUERIES, folder=tmp_path / "work", callbacks=[_Kill(9)], **SETTINGS)
+    with pytest.raises(Killed):
+        pretrain(reasoner(1), PROMPTS, QUERIES, folder=tmp_path / "work", callbacks=[Kill(9)], **SETTINGS)
     found, _ = pretrain(reasoner(), PROMPTS, QUERIES, folder=tmp_path / "work", **SETTINGS)
     fresh, _ = pretrain(reasoner(), PROMPTS, QUERIES, folder=tmp_path / "fresh", **SETTINGS)
     assert fingerprint(found) == fingerprint(fresh)
