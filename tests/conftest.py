@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ settings.register_profile("untimed", deadline=None, max_examples=50)  # a busy m
 settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))  # what makes committed outputs is tested too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
