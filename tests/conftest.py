@@ -12,19 +12,22 @@ from hypothesis import settings
 settings.register_profile("untimed", deadline=None, max_examples=50)  # a busy machine is no fault
 settings.load_profile("untimed")
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 sys.path.append(str(ROOT / "tools"))  # what makes committed outputs is tested too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where workers share the tests, those of a file stay together, and so do all that read a run from here.
 
-    The latter come first, then the files with slow tests, then those beside this one: what is short fills the end.
+    The longest come first: the killed runs, those that read a run, files with slow tests; what is short fills the end.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("the runs" if _reads_a_run(item) else str(item.path)))
-    items.sort(key=lambda i: (not _reads_a_run(i), i.path not in slow, i.path.parent != ROOT / "tests"))
+    items.sort(
+        key=lambda i: (i.path.name != "test_run.py", not _reads_a_run(i), i.path not in slow, i.path.parent != HERE)
+    )
 
 
 def _reads_a_run(item: pytest.Item) -> bool:

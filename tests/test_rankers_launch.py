@@ -82,6 +82,7 @@ def test_a_lost_process_costs_the_ranker_that_it_was_at(context, alone, tmp_path
     pd.testing.assert_frame_equal(curves, alone[1])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_told_by_the_ranker_that_has_it(context, tmp_path):
     with pytest.raises(ProcessesError, match=r"the loss of the ranker is .* lower ranker\.learning_rate"):
         train(context, tmp_path, sys.executable, learning_rate=1e38, lists_per_batch=8)

@@ -177,6 +177,7 @@ align(Path(sys.argv[1]), lora=LORA, watch=Onlooker(), watch_steps=4, callbacks=[
 """
 
 
+@pytest.mark.slow
 def test_killed_by_the_system_while_watched_it_goes_on_to_the_same_bytes(tmp_path):
     unbroken = Onlooker()
     whole, curve = align(tmp_path / "whole", lora=LORA, watch=unbroken, watch_steps=4)

@@ -268,6 +268,7 @@ def test_curves_and_folders(trained):
     np.testing.assert_allclose(model.ranker.query.layers[0].mean, mean, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_has_the_same_bytes_also_side_by_side(trained, tmp_path):
     folder, parts, candidates, _ = trained
     train_reward_models(

@@ -1,8 +1,5 @@
 """Vocabularies, bins, histories and words: which id a value gets, and that only train decides."""
 
-import os
-import subprocess
-import sys
 import zlib
 
 import numpy as np
@@ -193,17 +190,6 @@ def test_pairs_are_neighbours_within_one_column():
     first, second = ["money", "back", "money back", "now"], ["back", "money", "back money"]
     assert buckets[rows == 0].tolist() == sorted(map(bucket, first))
     assert buckets[rows == 1].tolist() == sorted(map(bucket, second))
-
-
-def test_words_hash_alike_in_every_process():
-    code = (
-        "import pyarrow as pa; from rgalign.data.encode import hashed_words;"
-        "print(*hashed_words([pa.array(['Where is my parcel', 'refund'])], buckets=4096, pairs=True)[1])"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": "12"}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
-    _, here = encode.hashed_words([pa.array(["Where is my parcel", "refund"])], buckets=4096, pairs=True)
-    assert printed.stdout.split() == [str(each) for each in here]
 
 
 def test_dropped_columns_leave_no_trace_and_a_misspelt_one_is_named():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rgalign.data import shards
@@ -144,6 +144,7 @@ def write(folder: Path, seed: int, *, sessions: int = 80, users: int = 60, dates
     return folder
 
 
+@settings(max_examples=20)  # each writes and encodes a data set
 @given(seed=st.integers(0, 10_000), days=st.integers(0, 2), share=st.sampled_from([0.0, 0.1, 0.3]))
 def test_no_user_is_in_both_parts_and_train_does_not_know_the_new_intents(tmp_path_factory, seed, days, share):
     folder = write(tmp_path_factory.mktemp("data"), seed)

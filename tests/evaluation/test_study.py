@@ -305,6 +305,7 @@ def test_a_study_whose_runs_are_gone_says_the_same_from_its_tables(gathered, fol
         study.runs_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_notebook_90_runs_over_a_study(folder):
     parameters = {"params_file": "params/smoke.yaml", "run_dir": str(folder), "overrides": {}}
     stage = pipeline.stage_named("90")
@@ -324,7 +325,7 @@ def test_notebook_90_runs_over_a_study(folder):
 STEP = ("rgalign_rec/sft_dpo", "rgalign_rec/sft_only")
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_ablations_are_compared_with_each_other_on_the_same_sessions(tmp_path, shop, count):
     for seed in range(count):
         dataset, masks = shop

@@ -246,6 +246,7 @@ def test_the_three_tower_without_a_query_is_no_control_of_another_model():
     assert ("three_tower_no_query", "two_tower_text") in pairs(list(RANKERS))
 
 
+@pytest.mark.slow
 def test_rankers_side_by_side_are_those_that_come_one_after_the_other(parts, tmp_path, one_thread):
     fixed = {"two_tower": SETTINGS.model_copy(update={"learning_rate": 1e-2}), "two_tower_text": SETTINGS}
     put = {"positions": 6, "progress": False}

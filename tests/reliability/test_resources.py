@@ -178,6 +178,7 @@ def test_a_row_that_does_not_fit_alone_and_other_errors_are_raised_as_they_are()
         list(retry_smaller(broken, range(4), "embed"))
 
 
+@pytest.mark.slow
 def test_a_process_without_memory_says_so(tmp_path):
     """The CPU's allocator is halved for too; what can not be halved ends with torch's own words, not in silence."""
     code = """
