@@ -79,7 +79,7 @@ def measure_one(folder: Path, size: int, *, lists: int, threads: int) -> list[di
     from rgalign.data import shards, split
     from rgalign.params_training import RankerSettings
     from rgalign.ranker.train import Parts, build
-    from rgalign.shopworld.shards import write_world
+    from rgalign.shopworld.world import write_world
 
     torch.set_num_threads(threads)
     world, encoded = folder / str(size) / "world", folder / str(size) / "encoded"

@@ -143,11 +143,11 @@ def world_command(options: argparse.Namespace) -> int:
         overrides["data.seed"] = overrides.pop("seed")
     data = load(options.params, {**overrides, "data.source": "shopworld"}).data
     from rgalign.data import tables
-    from rgalign.shopworld import shards, world
+    from rgalign.shopworld import world
 
     how = {"seed": data.seed, "progress": True, **data.world.model_dump()}
     if options.shards:
-        shards.write_world(Path(options.folder), **how)
+        world.write_world(Path(options.folder), **how)
     else:
         tables.write(world.generate(**how), Path(options.folder))
     what = f"{data.world.sessions:,} sessions of ShopWorld {data.world.version}, seed {data.seed}"

@@ -4,6 +4,7 @@ Impressions are held as integers: the row of their session and the row of their 
 """
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,7 +16,6 @@ from rgalign.params_schema import Experiment
 ROWS_AT_ONCE = 2**22  # impressions whose strings are in memory together
 LISTS_AT_ONCE = 2**14  # of truth's, each as long as the knowledge base
 MAX_POSITIONS = 2**15
-CLIP = Experiment().clip  # of a run whose params give no other
 SURPRISE = 4  # standard deviations of a Poisson count, and rows, beyond which rare propensities are too many [C]
 SUM_TOLERANCE = 1e-3  # of a posterior stored in 32 bits
 
@@ -28,7 +28,6 @@ def check_lists(report: Report, source: Source) -> None:
 
 
 def _check_impressions(report: Report, source: Source) -> None:
-    """impressions.parquet, alone and against sessions and intents."""
     if "impressions" not in source.files:
         return
     session = _rows_of(report, source, "session_id", "sessions")
@@ -65,7 +64,7 @@ def _rows_of(report: Report, source: Source, column: str, table: str) -> np.ndar
         keys = as_type(rows.column(0), STRING)
         empty.append(np.asarray(is_empty(keys)))
         if ids is not None:
-            codes.append(pc.fill_null(pc.index_in(keys, value_set=ids), -1).to_numpy())
+            codes.append(_row_in(keys, ids))
             lost = (codes[-1] < 0) & ~empty[-1]
             orphan_rows += lost.sum()
             orphans += pc.unique(keys.filter(pa.array(lost))).to_pylist()[:3]
@@ -75,6 +74,10 @@ def _rows_of(report: Report, source: Source, column: str, table: str) -> np.ndar
     if orphan_rows:
         report.error(where, count_values(orphans, orphan_rows, f"names what {table}.parquet does not have"))
     return np.concatenate(codes) if len(codes) > 1 else None
+
+
+def _row_in(values: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
+    return pc.fill_null(pc.index_in(as_type(values, STRING), value_set=ids), -1).to_numpy()
 
 
 def _numbers(report: Report, source: Source, column: str) -> np.ndarray | None:
@@ -100,10 +103,11 @@ def _note_rare(report: Report, propensity: np.ndarray, intents: int) -> None:
 
     A slot shows an intent of a propensity below `least` with a probability of at most intents * least: their sum.
     """
-    least = 1 / CLIP
+    clip = Experiment().clip  # of a run whose params give no other
+    least = 1 / clip
     rare = (propensity > 0) & (propensity < least)
     share, possible = rare.mean() if len(rare) else 0, min(1, intents * least)
-    then = f", {share:.2%} of all: evaluation.experiment.clip makes their weights in off-policy estimates {CLIP:g}"
+    then = f", {share:.2%} of all: evaluation.experiment.clip makes their weights in off-policy estimates {clip:g}"
     if intents and rare.sum() > len(rare) * possible + SURPRISE * np.sqrt(len(rare) * possible) + SURPRISE:
         most = f"with {intents:,} intents at most {possible:.2%} can be so rare"
         then += f"; {most}: is it P(this intent at this position)?"
@@ -129,11 +133,8 @@ def _repeated(keys: np.ndarray, checked: np.ndarray) -> np.ndarray:
     """True where a checked key has come before; sorts only when it must."""
     again = np.zeros(len(keys), bool)
     own = keys if checked.all() else keys[checked]
-    if (own[1:] > own[:-1]).all():
-        return again
-    rows = np.flatnonzero(checked)
-    order = rows[np.argsort(keys[rows], kind="stable")]
-    again[order[1:]] = np.diff(keys[order]) == 0
+    if not (own[1:] > own[:-1]).all():
+        again[checked] = pd.Series(own).duplicated()
     return again
 
 
@@ -196,10 +197,6 @@ def _check_references(report: Report, source: Source) -> None:
         report.error_rows("transcripts", bare, "has neither session_id nor features", "; fill in either")
 
 
-def _row_in(values: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
-    return pc.fill_null(pc.index_in(as_type(values, STRING), value_set=ids), -1).to_numpy()
-
-
 def _check_truth(report: Report, source: Source) -> None:
     """Every session has its probabilities: as many as intents, or as intents it was shown; distributions sum to 1."""
     lists = {column: _lists_of(report, source, column) for column in DISTRIBUTIONS}
@@ -224,7 +221,7 @@ def _check_truth(report: Report, source: Source) -> None:
             report.error_rows(where, off, "does not sum to 1", "; expected a distribution")
 
 
-def _lists_of(report: Report, source: Source, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lists_of(report: Report, source: Source, column: str) -> tuple[np.ndarray, ...]:
     """(rows,) each: a list's length, whether it has a value outside 0 to 1, its sum; up to where it can be read."""
     found = [(np.zeros(0, int), np.zeros(0, bool), np.zeros(0))]
     for lists in source.pieces(report, "truth", column, LISTS_AT_ONCE):
@@ -233,5 +230,4 @@ def _lists_of(report: Report, source: Source, column: str) -> tuple[np.ndarray, 
         outside[parents[~((flat >= 0) & (flat <= 1))]] = True
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         found.append((lengths, outside, np.bincount(parents, weights=flat, minlength=len(lists))))
-    lengths, outside, total = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return lengths, outside, total
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))

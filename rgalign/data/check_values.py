@@ -10,21 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rgalign.data import schema
 from rgalign.data import split as splitting
-from rgalign.data.schema import (
-    CHARACTERS_A_TOKEN,
-    PROBABILITIES,
-    REQUIRED,
-    SPLITS,
-    STRING,
-    TIME,
-    VALUE_CHARACTERS,
-    YAML_FILE,
-    as_type,
-    is_empty,
-    is_text,
-    to_frame,
-)
+from rgalign.data.schema import REQUIRED, SPLITS, STRING, TIME, as_type, is_empty, is_text
 from rgalign.errors import Report, count_values
 from rgalign.params_schema import Reasoner
 
@@ -44,18 +32,14 @@ NEVER_EMPTY = {
     "impressions.propensity": "fill every row, or leave the column out",
 }
 KEYS = ("intents.intent_id", "sessions.session_id")  # of their tables, which others refer to
-IDS = (*KEYS, "sessions.user_id")
 LONGEST_ID = 256  # characters: ids are kept in arrays of one width
-TEXTS = ("intents.title", "intents.description", "transcripts.typed_query")
 CONTROL = r"\p{Cc}"
 HIDDEN = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\p{Cf}"  # what is no blank anyway; joiners, byte order marks
 EXACT = 2**53  # whole numbers up to here are floats
-TIMES = ("sessions.timestamp", "intents.valid_from")
 YEARS = (1900, 2100)  # the first that can be, and the first that cannot: no log and no date of a KB lies there [C]
 NO_YEAR = 1970  # where numbers since 1970 end that were read in another unit than theirs; no chat is as old
 SHORT = np.timedelta64(60, "s")  # a log of a minute: a note
-DISTRIBUTIONS = [column for column, kind in REQUIRED["truth"].items() if kind == PROBABILITIES]
-READ_ERRORS = (pa.ArrowException, OSError)
+DISTRIBUTIONS = [column for column, kind in REQUIRED["truth"].items() if kind == schema.PROBABILITIES]
 
 
 class Readable(Protocol):
@@ -64,7 +48,7 @@ class Readable(Protocol):
     schema_arrow: pa.Schema
     rows: int
 
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table: ...
+    def read(self, columns: Sequence[str]) -> pa.Table: ...
 
 
 @dataclass
@@ -108,7 +92,7 @@ class Source:
                 yield values
             if count != file.rows:
                 raise OSError(f"{count} values for {file.rows} rows")
-        except READ_ERRORS as error:
+        except (pa.ArrowException, OSError) as error:
             self.columns[table].discard(column)
             report.error(f"{table}.{column}", f"cannot be read, the file is corrupt ({error}); write it again")
 
@@ -153,7 +137,7 @@ def check_column(
         report.note_rows(where, empty, "is empty", ": only the title speaks for them")
     if words is not None:
         _check_words(report, where, kind, words)
-    if where in TIMES and _check_years(report, where, values):
+    if where in ("sessions.timestamp", "intents.valid_from") and _check_years(report, where, values):
         source.columns[table].discard(column)
     if kind == "numeric" and pa.types.is_integer(values.type):
         largest = pa.scalar(EXACT, pa.uint64() if pa.types.is_uint64(values.type) else pa.int64())
@@ -180,21 +164,22 @@ def check_column(
 def _check_words(report: Report, where: str, kind: str | None, words: pa.ChunkedArray) -> None:
     """Errors of ids, notes on what a prompt does not show of a text as it was written."""
     length = pc.utf8_length(words)
-    if where in IDS:
+    if where in (*KEYS, "sessions.user_id"):
         control = pc.match_substring_regex(words, CONTROL)
         then = "; an id has none, not even a line break or NUL"
         report.error_rows(where, control, "holds control characters", then)
         long = f"is longer than {LONGEST_ID} characters"
         report.error_rows(where, pc.greater(length, LONGEST_ID), long, "; expected a short id")
-    elif where in TEXTS or kind == "text":
+    elif where in ("intents.title", "intents.description", "transcripts.typed_query") or kind == "text":
         hidden, then = pc.match_substring_regex(words, HIDDEN), ": a prompt has them as blanks"
         report.note_rows(where, hidden, "holds control characters or joiners", then)
-        most = CHARACTERS_A_TOKEN * Reasoner().max_tokens
+        most = schema.CHARACTERS_A_TOKEN * Reasoner().max_tokens
         then = ": a prompt shows the beginning; raise reasoner.max_tokens to show more"
         report.note_rows(where, pc.greater(length, most), f"is longer than {most:,} characters", then)
     elif kind == "categorical":
-        long = f"is longer than {VALUE_CHARACTERS} characters"
-        report.note_rows(where, pc.greater(length, VALUE_CHARACTERS), long, ": a prompt shows the beginning")
+        most = schema.VALUE_CHARACTERS
+        then = ": a prompt shows the beginning"
+        report.note_rows(where, pc.greater(length, most), f"is longer than {most} characters", then)
 
 
 def _check_years(report: Report, where: str, values: pa.ChunkedArray) -> bool:
@@ -212,11 +197,8 @@ def _check_years(report: Report, where: str, values: pa.ChunkedArray) -> bool:
     early = pc.and_(pc.greater_equal(since, first), pc.less(since, after))
     verb = f"lies outside the years {YEARS[0]} to {YEARS[1] - 1}"
     mend = 'numbers since 1970 were read without their unit: pd.to_datetime(.., unit="s"), or "ms"'
-    found = [
-        report.error_rows(where, outside, verb, f"; is it in {unit}? Leave unknown times empty"),
-        report.error_rows(where, early, f"lies in {NO_YEAR}", f"; {mend}. Leave unknown times empty"),
-    ]
-    return any(found)
+    found = report.error_rows(where, outside, verb, f"; is it in {unit}? Leave unknown times empty")
+    return report.error_rows(where, early, f"lies in {NO_YEAR}", f"; {mend}. Leave unknown times empty") or found
 
 
 # Splits and times of the sessions.
@@ -270,8 +252,7 @@ def _check_split(report: Report, split: pa.ChunkedArray) -> bool:
     if unknown.any():
         report.error(where, f"{count_values(values[unknown], unknown.sum(), 'has an unknown value')}; {expected}")
     then = ", the others are set; fill in all, or empty all for a split by time"
-    report.error_rows(where, empty, "is empty", then)
-    if unknown.any() or empty.any():
+    if report.error_rows(where, empty, "is empty", then) or unknown.any():
         return False
     if absent := [name for name in SPLITS if not values.eq(name).any()]:
         what = f"no session is {' or '.join(absent)}"
@@ -284,11 +265,11 @@ def _check_split_by_time(report: Report, source: Source, keys: pa.Table) -> None
     if ruled and splitting.rule_errors(source.meta["time_split"]):
         return  # an error of dataset.yaml, in the report with its key
     try:
-        source.parts = _part_codes(splitting.resolve(to_frame(keys), source.meta))
+        source.parts = _part_codes(splitting.resolve(schema.to_frame(keys), source.meta))
     except ValueError as error:
         report.error("sessions.split", f"every row is empty, and a split by time fails: {error}; fill in either")
     else:
-        how = f"{YAML_FILE} time_split" if ruled else "70 % train, 10 % valid, 20 % test"
+        how = f"{schema.YAML_FILE} time_split" if ruled else "70 % train, 10 % valid, 20 % test"
         report.note("sessions.split", f"every row is empty: split by time, {how}")
 
 

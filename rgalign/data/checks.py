@@ -1,12 +1,10 @@
-"""Every error of a data set folder at once: dataset.yaml, the files, their columns and types, then their values.
-
-`check` is for a folder, `check_frame` for rows in a pandas frame. Both check types by `check_columns` and values by
-check_values.check_column, so what one refuses the other refuses.
+"""Every error of a data set at once: `check` of a folder (dataset.yaml, files, columns, values), `check_frame` of rows
+in pandas. Both check types by `check_columns` and values by check_values.check_column: one refuses what the other does.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +39,6 @@ NO_TRANSCRIPTS = (
     "is not there: a tiny LM never sees a question and can only repeat the columns; RG-SFT and RG-DPO are of no use "
     "then (alignment.sft.use, alignment.dpo.use), unless reasoner.model is a pretrained one"
 )
-READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
 def check(folder: str | Path) -> Report:
@@ -57,8 +54,7 @@ def check(folder: str | Path) -> Report:
     meta = check_yaml(report, folder / YAML_FILE, simulated=is_there(folder, "truth"))
     files = {name: file for name in TABLES if (file := _open(report, folder, name)) is not None}
     report.rows = {name: file.rows for name, file in files.items()}
-    kinds = {name: kind for name, kind in meta.get("features", {}).items() if kind in KINDS}
-    columns = {}
+    kinds, columns = {name: kind for name, kind in meta.get("features", {}).items() if kind in KINDS}, {}
     for name, file in files.items():
         features, there = (kinds if name == "sessions" else {}), file.schema_arrow.names
         if file.rows == 0:
@@ -85,7 +81,7 @@ def _open(report: Report, folder: Path, name: str) -> Table | None:
     else:
         try:
             return Table(folder, name, checked=True)
-        except READ_ERRORS as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             if many.is_dir():
                 report.error(f"{name}/", f"cannot be read as one table ({' '.join(str(error).split())})")
             else:
@@ -157,20 +153,18 @@ def check_columns(
 
 def _note_columns(report: Report, name: str, others: list[str]) -> None:
     """Notes on columns that are there and not read."""
+    undeclared = [column for column in others if name == "sessions" and not column.startswith(PANDAS_INDEX)]
     if name == "sessions":
-        index = [column for column in others if column.startswith(PANDAS_INDEX)]
-        for column in index:
+        for column in (column for column in others if column not in undeclared):
             what = "is pandas' row index, and no feature: to_parquet(.., index=False) leaves it out"
             report.note(f"sessions.{column}", what)
-        undeclared = [column for column in others if column not in index]
-        what = f"not declared in {YAML_FILE}"
-        if len(undeclared) > MANY_NOTES:
-            first = ", ".join(map(safe_repr, undeclared[:SHOWN]))
-            many = f"{len(undeclared)} columns are {what} (first: {first})"
-            report.note("sessions", f"{many}: they are kept, and no features")
-        else:
-            for column in undeclared:
-                report.note(f"sessions.{column}", f"is {what}: it is kept, and is not a feature")
+    if len(undeclared) > MANY_NOTES:
+        first = ", ".join(map(safe_repr, undeclared[:SHOWN]))
+        many = f"{len(undeclared)} columns are not declared in {YAML_FILE} (first: {first})"
+        report.note("sessions", f"{many}: they are kept, and no features")
+    else:
+        for column in undeclared:
+            report.note(f"sessions.{column}", f"is not declared in {YAML_FILE}: it is kept, and is not a feature")
     for column in (column for column in others if column not in OPTIONAL.get(name, {})):
         if near := nearest(column, OPTIONAL.get(name, {}), 0.75):
             report.note(f"{name}.{column}", f"is not a column the project reads{near}")
@@ -237,58 +231,45 @@ TYPES = {
         pa.types.is_map(found) and is_text(found.key_type) and is_text(found.item_type)
     ),
 }
-OF_KIND = {
+EXPECTED = {  # kind of a feature, name of a column, or type in memory -> words of TYPES
     "categorical": "strings, integers or booleans",
     "numeric": "numbers",
     "text": "strings",
     "history": "lists of strings or integers",
-}
-OF_COLUMN = {
     "position": "integers 0 to n-1",
     "clicked": "integers 0 or 1",
     "propensity": "numbers",
     "shuffled": "true or false, or 1 or 0",
+    TIME: "timestamps or dates",
+    PROBABILITIES: "lists of floats",
+    STRING: "strings",
 }
 
 
 def _expected(table: str, column: str, kind: str | None) -> str:
-    if kind is not None:
-        return OF_KIND[kind]
-    if column in OF_COLUMN:
-        return OF_COLUMN[column]
-    type_in_memory = {**REQUIRED[table], **OPTIONAL.get(table, {})}[column]
-    if type_in_memory == STRING:
-        return "strings or integers" if column.endswith("_id") else "strings"
-    of_type = {TIME: "timestamps or dates", PROBABILITIES: "lists of floats"}
-    return of_type.get(type_in_memory, "a map of strings to strings")
+    type_in_memory = {**REQUIRED[table], **OPTIONAL.get(table, {})}.get(column)
+    if kind is None and type_in_memory == STRING and column.endswith("_id"):
+        return "strings or integers"
+    keys = (kind,) if kind else (column, type_in_memory)
+    return next((EXPECTED[key] for key in keys if key in EXPECTED), "a map of strings to strings")
 
 
 # Rows that come as a pandas frame, before a finished run takes them.
 
 CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError)
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character
 YES_NO = {"true", "false"}  # as text of a column of booleans
 OTHER_SPELLINGS = {*YES_NO, "1", "0", "1.0", "0.0", "yes", "no", "y", "n", "t", "f"}  # in lower case
 
 
-@dataclass(frozen=True, eq=False)
 class InMemory:
-    """Rows in memory, with the methods of schema.Table."""
+    """Rows in memory, to be read as schema.Table is."""
 
-    table: pa.Table
+    def __init__(self, table: pa.Table):
+        self.table, self.schema_arrow, self.rows = table, table.schema, len(table)
 
-    @property
-    def schema_arrow(self) -> pa.Schema:
-        return self.table.schema
-
-    @property
-    def rows(self) -> int:
-        return len(self.table)
-
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        return self.table if columns is None else self.table.select(list(columns))
-
-    def iter_batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        return iter(self.read(columns).to_batches(rows))
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        return self.table.select(list(columns))
 
 
 def check_frame(
@@ -307,7 +288,7 @@ def check_frame(
     kinds    feature column -> kind (dataset.yaml)
     repeats  an id may come twice
     seen     categorical column -> the values that training knew, as text: yes and no in another spelling is an error
-    Where the report has errors the frame is empty. Rows count from 0.
+    Where the report has errors the frame is empty.
     """
     report, needed = Report(Path(name)), list(dict.fromkeys(needed))
     if not isinstance(frame, pd.DataFrame):
@@ -344,19 +325,11 @@ def check_frame(
 
 def _unreadable(values: pd.Series, error: Exception) -> str:
     if isinstance(error, UnicodeError):
-        wrong = np.array([isinstance(value, str) and not _is_unicode(value) for value in values])
+        wrong = np.array([isinstance(value, str) and SURROGATE.search(value) is not None for value in values])
         return f"{count_rows(wrong, 'holds half a character')} (a lone surrogate); expected text of Unicode"
     found = dict.fromkeys(type(value).__name__ for value in values if np.ndim(value) or not pd.isna(value))
     what = f"values of the types {', '.join(found)}" if len(found) > 1 else f"values that no column can have ({error})"
     return f"holds {what}; expected one type in all rows"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_spelling(report: Report, where: str, values: pa.ChunkedArray, seen: set[str]) -> None:

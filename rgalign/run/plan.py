@@ -27,6 +27,11 @@ class Stage:
     aligns: bool = False  # part of the alignment, which a run may do without (alignment.loop.rounds 0)
 
 
+def paths(names: str) -> tuple[str, ...]:
+    """Paths in the run directory, of a text that has them side by side."""
+    return tuple(names.split())
+
+
 # What every stage of the alignment reads, and the params it depends on.
 LEARNT = ("tables/dataset", "tables/encoded", "tables/embeddings", "models/reasoner", "models/rankers")
 JUDGED = ("evaluation.gauc_group", "evaluation.gauc_weight", "evaluation.bootstrap", "evaluation.ihr_judge")
@@ -45,20 +50,17 @@ STAGES = {
         Stage(
             "01_data",
             reads=(),
-            writes=("tables/dataset", "tables/encoded", "tables/encoded_test"),
+            writes=paths("tables/dataset tables/encoded tables/encoded_test"),
             params=("data", "run.warm_start"),
             seconds=(8, 0.3),
         ),
         Stage(
             "02_reasoner",
-            reads=("tables/dataset", "tables/encoded"),
-            writes=(
-                "models/reasoner",
-                "tables/pretraining.parquet",
-                "tables/queries.parquet",
-                "tables/writing.parquet",
-                "tables/embeddings",
-            ),
+            reads=paths("tables/dataset tables/encoded"),
+            writes=paths("""
+                models/reasoner tables/pretraining.parquet tables/queries.parquet tables/writing.parquet
+                tables/embeddings
+            """),
             params=(
                 "reasoner",
                 "ranker.models",
@@ -72,164 +74,108 @@ STAGES = {
         ),
         Stage(
             "03_rankers",
-            reads=("tables/dataset", "tables/encoded", "tables/embeddings", "tables/queries.parquet"),
-            writes=(
-                "models/rankers",
-                "tables/search.parquet",
-                "tables/learning_curves.parquet",
-                "tables/valid_metrics.parquet",
-            ),
+            reads=paths("tables/dataset tables/encoded tables/embeddings tables/queries.parquet"),
+            writes=paths("""
+                models/rankers tables/search.parquet tables/learning_curves.parquet tables/valid_metrics.parquet
+            """),
             params=("ranker", "run", *COMPARED, *JUDGED),
             seconds=(8, 3),
         ),
         Stage(
             "04_reward_model",
             reads=LEARNT,
-            writes=("tables/candidates.parquet", "models/reward", "tables/reward_judged.parquet"),
+            writes=paths("tables/candidates.parquet models/reward tables/reward_judged.parquet"),
             params=("alignment.candidates", "alignment.reward", *ALIGNED),
             seconds=(10, 4.5),
             aligns=True,
         ),
         Stage(
             "05_rg_sft",
-            reads=(*LEARNT, "tables/writing.parquet", "tables/candidates.parquet", "models/reward"),
-            writes=(
-                "tables/best_of_n.parquet",
-                "tables/sft.parquet",
-                "tables/row_sft.parquet",
-                "tables/writing_sft.parquet",
-                "models/sft",
-            ),
+            reads=LEARNT + paths("tables/writing.parquet tables/candidates.parquet models/reward"),
+            writes=paths("""
+                tables/best_of_n.parquet tables/sft.parquet tables/row_sft.parquet tables/writing_sft.parquet
+                models/sft
+            """),
             params=("alignment.reward", "alignment.sft", *TUNED),
             seconds=(10, 1.5),
             aligns=True,
         ),
         Stage(
             "06_rg_dpo",
-            reads=(*LEARNT, "tables/writing.parquet", "tables/candidates.parquet", "models/reward", "models/sft"),
-            writes=(
-                "tables/preferences.parquet",
-                "tables/reference.parquet",
-                "tables/dpo.parquet",
-                "tables/dpo_watch.parquet",
-                "tables/row_dpo.parquet",
-                "tables/writing_dpo.parquet",
-                "models/dpo",
-            ),
+            reads=LEARNT + paths("tables/writing.parquet tables/candidates.parquet models/reward models/sft"),
+            writes=paths("""
+                tables/preferences.parquet tables/reference.parquet tables/dpo.parquet tables/dpo_watch.parquet
+                tables/row_dpo.parquet tables/writing_dpo.parquet models/dpo
+            """),
             params=("alignment.reward", "alignment.dpo", *TUNED),
             seconds=(10, 1.5),
             aligns=True,
         ),
         Stage(
             "07_rg_cl",
-            reads=(
-                *LEARNT,
-                "tables/best_of_n.parquet",
-                "tables/valid_metrics.parquet",
-                "tables/row_dpo.parquet",
-                "models/reward",
-                "models/dpo",
-            ),
-            writes=(
-                "tables/retrained_embeddings",
-                "tables/retrained_curves.parquet",
-                "tables/row_retrained.parquet",
-                "tables/cl.parquet",
-                "tables/row_cl.parquet",
-                "models/retrained_rankers",
-                "models/cl",
-                "models/cl_folds",
-                "models/cl_rankers",
-            ),
+            reads=LEARNT
+            + paths("""
+                tables/best_of_n.parquet tables/valid_metrics.parquet tables/row_dpo.parquet models/reward
+                models/dpo
+            """),
+            writes=paths("""
+                tables/retrained_embeddings tables/retrained_curves.parquet tables/row_retrained.parquet
+                tables/cl.parquet tables/row_cl.parquet models/retrained_rankers models/cl models/cl_folds
+                models/cl_rankers
+            """),
             params=("alignment.reward", "alignment.cl", *RETRAINED, "alignment.loop.cross_fit", *JUDGED, *TUNED),
             seconds=(10, 3),
             aligns=True,
         ),
         Stage(
             "08_closed_loop",
-            reads=(
-                *LEARNT,
-                "models/reward",
-                "models/dpo",
-                "models/retrained_rankers",
-                "models/cl",
-                "models/cl_folds",
-                "models/cl_rankers",
-                "tables/valid_metrics.parquet",
-                "tables/retrained_embeddings",
-                "tables/retrained_curves.parquet",
-                "tables/row_sft.parquet",
-                "tables/row_dpo.parquet",
-                "tables/row_retrained.parquet",
-                "tables/row_cl.parquet",
-            ),
-            writes=(
-                "models/rgalign",
-                "models/kb_reader",
-                "models/aligned_rankers",
-                "tables/aligned_embeddings",
-                "tables/rounds.parquet",
-                "tables/stage_rows.parquet",
-                "tables/aligned_curves.parquet",
-                "tables/aligned_valid_metrics.parquet",
-            ),
+            reads=LEARNT
+            + paths("""
+                models/reward models/dpo models/retrained_rankers models/cl models/cl_folds models/cl_rankers
+                tables/valid_metrics.parquet tables/retrained_embeddings tables/retrained_curves.parquet
+                tables/row_sft.parquet tables/row_dpo.parquet tables/row_retrained.parquet tables/row_cl.parquet
+            """),
+            writes=paths("""
+                models/rgalign models/kb_reader models/aligned_rankers tables/aligned_embeddings
+                tables/rounds.parquet tables/stage_rows.parquet tables/aligned_curves.parquet
+                tables/aligned_valid_metrics.parquet
+            """),
             params=("alignment", *JUDGED, *ALIGNED),
             seconds=(10, 1.5),
             aligns=True,
         ),
         Stage(
             EVALUATION,
-            reads=(
-                "tables/dataset",
-                "tables/encoded",
-                "tables/encoded_test",
-                "tables/embeddings",
-                "models/reasoner",
-                "models/rankers",
-                "tables/valid_metrics.parquet",
-                "models/rgalign",
-                "models/aligned_rankers",
-                "tables/aligned_embeddings",
-                "tables/aligned_valid_metrics.parquet",
-            ),
+            reads=paths("""
+                tables/dataset tables/encoded tables/encoded_test tables/embeddings models/reasoner models/rankers
+                tables/valid_metrics.parquet models/rgalign models/aligned_rankers tables/aligned_embeddings
+                tables/aligned_valid_metrics.parquet
+            """),
             given=("labels.parquet",),  # python -m rgalign labels
-            writes=(
-                "tables/test_embeddings",
-                "tables/session_metrics.parquet",
-                "tables/results.parquet",
-                "tables/comparisons.parquet",
-            ),
+            writes=paths("""
+                tables/test_embeddings tables/session_metrics.parquet tables/results.parquet
+                tables/comparisons.parquet
+            """),
             params=(*JUDGED, "evaluation.untrained", "ranker.models", "alignment.loop.rounds", *ALIGNED),
             seconds=(8, 0.3),
         ),
         Stage(
             "10_ab_test",
-            reads=(
-                "tables/dataset",
-                "tables/encoded",
-                "tables/encoded_test",
-                "tables/embeddings",
-                "tables/aligned_embeddings",
-                "tables/test_embeddings",
-                "models/rankers",
-                "models/aligned_rankers",
-            ),
-            writes=("tables/experiment.parquet", "tables/alarms.parquet", "tables/off_policy.parquet"),
+            reads=paths("""
+                tables/dataset tables/encoded tables/encoded_test tables/embeddings tables/aligned_embeddings
+                tables/test_embeddings models/rankers models/aligned_rankers
+            """),
+            writes=paths("tables/experiment.parquet tables/alarms.parquet tables/off_policy.parquet"),
             params=("evaluation.experiment", "ranker.models", "alignment.loop.rounds", *ALIGNED),
             seconds=(15, 0.6),
         ),
         Stage(
             "00_tour",  # of a finished run: trains nothing, and is opened last
-            reads=(
-                *LEARNT,
-                "models/reward",
-                "models/rgalign",
-                "models/aligned_rankers",
-                "tables/valid_metrics.parquet",
-                "tables/aligned_valid_metrics.parquet",
-                "tables/results.parquet",
-                "tables/comparisons.parquet",
-            ),
+            reads=LEARNT
+            + paths("""
+                models/reward models/rgalign models/aligned_rankers tables/valid_metrics.parquet
+                tables/aligned_valid_metrics.parquet tables/results.parquet tables/comparisons.parquet
+            """),
             writes=(),
             params=("run.seed",),
             seconds=(15, 0),
@@ -239,12 +185,9 @@ STAGES = {
             "90_ablation",  # over a folder of runs, whose manifests it reads (OpenStage.use)
             reads=(),
             given=("sweep.json",),
-            writes=(
-                "tables/results.parquet",
-                "tables/comparisons.parquet",
-                "tables/worlds.parquet",
-                "tables/stage_seconds.parquet",
-            ),
+            writes=paths("""
+                tables/results.parquet tables/comparisons.parquet tables/worlds.parquet tables/stage_seconds.parquet
+            """),
             params=("evaluation.bootstrap", "run.seed"),
             seconds=(10, 0),
             in_sequence=False,

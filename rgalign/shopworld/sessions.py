@@ -1,8 +1,5 @@
-"""Sessions of a World, batch by batch: users and hours first, then intent -> columns, texts, lists, clicks, posterior.
-
-Every batch has a generator of its own and is written before the next one is drawn, so that millions of sessions need
-the memory of one batch.
-"""
+"""Sessions of a World, batch by batch, each from a generator of its own: users and hours first, then intent ->
+columns, texts, lists, clicks, posterior."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -33,37 +30,29 @@ class Users:
 def draw_users(world: World, users: int) -> Users:
     """All users of the world, once for all batches."""
     rng = generator(world.seed, "users")
-    region = draw(np.tile(cumulative(np.asarray(world.rules.regions)), (users, 1)), rng)
-    segment = draw(np.tile(cumulative(np.asarray(world.rules.segments)), (users, 1)), rng)
-    habits = {
-        column.name: draw(cumulative(world.columns[column.name]).repeat(users, axis=0), rng)
-        for column in COLUMNS
-        if column.group == "user"
-    }
+    region, segment = (draw(np.asarray(shares), rng, users) for shares in (world.rules.regions, world.rules.segments))
+    own = [column.name for column in COLUMNS if column.group == "user"]
+    habits = {name: draw(world.columns[name], rng, users) for name in own}
     activity = rng.lognormal(sigma=world.rules.activity_spread, size=users)
     return Users(region, segment, habits, cumulative(activity / activity.sum()))
 
 
 def draw_columns(
-    columns: tuple[Column, ...],
-    tables: dict[str, np.ndarray],
-    causes: dict[str, np.ndarray],
-    rng: np.random.Generator,
+    columns: tuple[Column, ...], tables: dict[str, np.ndarray], causes: dict[str, np.ndarray], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Value indices of `columns`, -1 where missing, each (sessions,).
 
     causes  intent (sessions,), region where a table has it, and value indices that a user carries along
     """
-    sessions = len(causes["intent"])
-    codes = {}
+    sessions, codes = len(causes["intent"]), {}
     for column in columns:
-        ends = cumulative(tables[column.name])
+        table = tables[column.name]
         if column.name in causes:
             code = causes[column.name].copy()
         elif column.group in INFORMATIVE:
-            code = draw(ends[causes["intent"]], rng)
+            code = draw(table, rng, causes["intent"])
         else:
-            code = draw(ends[causes["region"]] if len(ends) > 1 else ends.repeat(sessions, axis=0), rng)
+            code = draw(table, rng, causes["region"] if len(table) > 1 else sessions)
         if column.missing:
             code[rng.random(sessions) < column.missing] = -1
         codes[column.name] = code
@@ -90,7 +79,7 @@ def draw_timestamps(world: World, sessions: int) -> np.ndarray:
     """When the sessions are, in order: weeks by their traffic, evenly inside a week (sessions,) datetime64."""
     rng = generator(world.seed, "timestamps")
     traffic = np.asarray(world.rules.weekly_traffic)
-    week = np.sort(draw(np.tile(cumulative(traffic / traffic.sum()), (sessions, 1)), rng))
+    week = np.sort(draw(traffic / traffic.sum(), rng, sessions))
     seconds = rng.integers(7 * 86_400, size=sessions) + week * 7 * 86_400
     return START + np.sort(seconds).astype("timedelta64[s]")
 
@@ -105,20 +94,20 @@ def batches(
     people, timestamps = draw_users(world, users), draw_timestamps(world, sessions)
     # P(intent | region, segment, day) (regions, segments, days, KB): 0 where the intent does not exist yet
     by_day = world.prior[:, :, None] * world.available(np.arange(DAYS))
-    ends = cumulative(by_day / by_day.sum(axis=-1, keepdims=True))
+    by_day /= by_day.sum(axis=-1, keepdims=True)
     for first in range(0, sessions, BATCH):
         if first // BATCH not in left_out:
             rng = generator(world.seed, "batch", first // BATCH)
-            yield _batch(world, people, ends, first, timestamps[first : first + BATCH], rng)
+            yield _batch(world, people, by_day, first, timestamps[first : first + BATCH], rng)
 
 
 def _batch(
-    world: World, people: Users, ends: np.ndarray, first: int, timestamps: np.ndarray, rng: np.random.Generator
+    world: World, people: Users, by_day: np.ndarray, first: int, timestamps: np.ndarray, rng: np.random.Generator
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     sessions = len(timestamps)
     user = np.searchsorted(people.activity, rng.random(sessions), side="right")
     region, segment, days = people.region[user], people.segment[user], (timestamps - START) // DAY
-    intent = draw(ends[region, segment, days], rng)
+    intent = draw(by_day, rng, (region, segment, days))
     habits = {name: values[user] for name, values in people.habits.items()}
     codes = draw_columns(COLUMNS, world.columns, {"intent": intent, "region": region, **habits}, rng)
     texts = draw_texts(intent, world.texts, world.wordings, rng)

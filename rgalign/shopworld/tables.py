@@ -10,17 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from rgalign.shopworld.vocabulary import (
-    COLUMNS,
-    GRID,
-    INFORMATIVE,
-    ISSUES,
-    ITEMS,
-    REGIONS,
-    SEGMENTS,
-    THINGS,
-    Column,
-)
+from rgalign.shopworld.vocabulary import COLUMNS, GRID, INFORMATIVE, ISSUES, ITEMS, REGIONS, SEGMENTS, THINGS, Column
 
 OBJECT = np.repeat(np.arange(len(THINGS)), len(ISSUES))  # object of each intent
 ISSUE = np.tile(np.arange(len(ISSUES)), len(THINGS))
@@ -91,9 +81,15 @@ def cumulative(probabilities: np.ndarray) -> np.ndarray:
     return ends
 
 
-def draw(ends: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One value index a row by inversion. `ends` (rows, values) as from `cumulative`, a row per draw."""
-    return (rng.random(len(ends))[:, None] >= ends).sum(axis=1)
+def draw(probabilities: np.ndarray, rng: np.random.Generator, rows: np.ndarray | tuple | int) -> np.ndarray:
+    """Value indices (draws,) by inversion.
+
+    probabilities  (.., values)
+    rows           (draws,) the row of each draw, a tuple where there are several axes; or how many draws of the one row
+    """
+    ends = cumulative(probabilities)
+    own = np.broadcast_to(ends, (rows, ends.shape[-1])) if isinstance(rows, int) else ends[rows]
+    return (rng.random(len(own))[:, None] >= own).sum(axis=1)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -140,7 +136,7 @@ def column_table(column: Column, rng: np.random.Generator, rules: Rules) -> np.n
 
 
 def column_tables(columns: tuple[Column, ...], rng: np.random.Generator, rules: Rules) -> dict[str, np.ndarray]:
-    """`column_table` of each, by name, every column from a generator of its own."""
+    """`column_table` of each by name; every column has a generator of its own."""
     own = rng.spawn(len(columns))
     return {column.name: column_table(column, own[i], rules) for i, column in enumerate(columns)}
 
@@ -153,37 +149,12 @@ def prior_table(rng: np.random.Generator, rules: Rules) -> np.ndarray:
     return softmax(popularity + by_region + by_segment)
 
 
-def opening_days(rng: np.random.Generator, rules: Rules) -> np.ndarray:
-    """Day from which each intent is in the knowledge base (KB,): 0, or one of the last two weeks."""
-    days = np.zeros(KB, dtype=np.int64)
-    late = rng.choice(KB, size=rules.late_intents, replace=False)
-    # Not after day 37, so that each is wanted for some days at least.
-    days[late] = rng.integers(LATE_FROM_DAY, DAYS - 4, size=rules.late_intents)
-    return days
-
-
 def mention_table(same: float, same_object: float, same_issue: float) -> np.ndarray:
     """P(mentioned intent | true intent) (KB, KB): with the given chances the intent itself, any of its object, any of
     its issue, and else any at all (each choice uniform, so it may hit the intent itself)."""
-    objects = OBJECT[:, None] == OBJECT
-    issues = ISSUE[:, None] == ISSUE
+    objects, issues = OBJECT[:, None] == OBJECT, ISSUE[:, None] == ISSUE
     rest = 1.0 - same - same_object - same_issue
     return same * np.eye(KB) + same_object * objects / len(ISSUES) + same_issue * issues / len(THINGS) + rest / KB
-
-
-def attraction_table(rules: Rules) -> np.ndarray:
-    """P(click | looked at, true intent, shown intent) (KB, KB)."""
-    table = np.full((KB, KB), rules.attracts_other)
-    table[ISSUE[:, None] == ISSUE] = rules.attracts_issue
-    table[OBJECT[:, None] == OBJECT] = rules.attracts_object
-    np.fill_diagonal(table, rules.attracts_true)
-    return table
-
-
-def wording_table(concepts: int, rng: np.random.Generator, rules: Rules) -> np.ndarray:
-    """P(synonym | concept) (concepts, 4): the same shares for each concept, the ranks drawn."""
-    ranks = rng.permuted(np.tile(np.arange(len(rules.wording)), (concepts, 1)), axis=1)
-    return np.asarray(rules.wording)[ranks]
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +167,9 @@ class Wordings:
 
     @classmethod
     def drawn(cls, rng: np.random.Generator, rules: Rules) -> "Wordings":
-        return cls(*(wording_table(concepts, rng, rules) for concepts in (len(THINGS), len(ISSUES), 2)))
+        """The same shares for each concept, the ranks of its synonyms drawn."""
+        ranks = (np.tile(np.arange(len(rules.wording)), (concepts, 1)) for concepts in (len(THINGS), len(ISSUES), 2))
+        return cls(*(np.asarray(rules.wording)[rng.permuted(own, axis=1)] for own in ranks))
 
 
 def examination(rules: Rules) -> np.ndarray:
@@ -212,6 +185,21 @@ class TextTables:
     page: np.ndarray
     page_missing: float
     item: np.ndarray  # (objects, items)
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, rules: Rules, *, reordered: bool = False) -> "TextTables":
+        """reordered: how often a text tells the true intent, its object or its issue is the rules' shares in a drawn
+        order, another shop's habits [C]."""
+
+        def mentions(*shares: float) -> np.ndarray:
+            return mention_table(*(rng.permutation([*shares, 1 - sum(shares)])[:3] if reordered else shares))
+
+        return cls(
+            active=mentions(rules.active_true, rules.active_object, rules.active_issue),
+            page=mentions(rules.page_true, rules.page_object, rules.page_issue),
+            page_missing=rules.page_missing,
+            item=softmax(rules.item_lean * even_normals(len(THINGS), len(ITEMS), rng)),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,23 +220,24 @@ class World:
     @classmethod
     def build(cls, seed: int, rules: Rules | None = None, version: int = WORLD_VERSION) -> "World":
         """The world of a seed, a whole number >= 0; `rules` only to rebuild one from what its tables say."""
-        rules = rules or Rules()
-        item_leaning = rules.item_lean * even_normals(len(THINGS), len(ITEMS), generator(seed, "items"))
-        texts = TextTables(
-            active=mention_table(rules.active_true, rules.active_object, rules.active_issue),
-            page=mention_table(rules.page_true, rules.page_object, rules.page_issue),
-            page_missing=rules.page_missing,
-            item=softmax(item_leaning),
-        )
+        rules, opening = rules or Rules(), generator(seed, "opening days")
+        opens = np.zeros(KB, dtype=np.int64)
+        late = opening.choice(KB, size=rules.late_intents, replace=False)
+        # Not after day 37, so that each is wanted for some days at least.
+        opens[late] = opening.integers(LATE_FROM_DAY, DAYS - 4, size=rules.late_intents)
+        attraction = np.full((KB, KB), rules.attracts_other)
+        attraction[ISSUE[:, None] == ISSUE] = rules.attracts_issue
+        attraction[OBJECT[:, None] == OBJECT] = rules.attracts_object
+        np.fill_diagonal(attraction, rules.attracts_true)
         return cls(
             seed=seed,
             rules=rules,
             prior=prior_table(generator(seed, "prior"), rules),
-            opens=opening_days(generator(seed, "opening days"), rules),
+            opens=opens,
             columns=column_tables(COLUMNS, generator(seed, "columns"), rules),
-            texts=texts,
+            texts=TextTables.drawn(generator(seed, "items"), rules),
             wordings=Wordings.drawn(generator(seed, "wordings"), rules),
-            attraction=attraction_table(rules),
+            attraction=attraction,
             examination=examination(rules),
             version=version,
         )

@@ -12,36 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rgalign.shopworld.tables import ISSUE, KB, OBJECT, TextTables, Wordings, cumulative, draw
+from rgalign.shopworld.tables import ISSUE, KB, OBJECT, TextTables, Wordings, draw
 from rgalign.shopworld.vocabulary import (
     ACTIVE,
     BRANDS,
     ELSEWHERE_CLAUSES,
-    ELSEWHERE_ISSUES,
-    ELSEWHERE_STATES,
-    ELSEWHERE_THINGS,
+    ELSEWHERE_WORDS,
     FILLERS,
     ISSUES,
     ITEMS,
     LOOKS,
-    RESOLVED,
     THINGS,
+    WORDS,
 )
 
 CLAUSES = 3
 CLAUSE, BETWEEN_CLAUSES = "state filler thing issue", " ; "
-WORDS = {
-    "state": [*ACTIVE, *RESOLVED],
-    "thing": [word for thing in THINGS for word in thing.seen],
-    "issue": [word for issue in ISSUES for word in issue.seen],
-    "filler": FILLERS,
-}
-ELSEWHERE_WORDS = {
-    "state": [word for state in ELSEWHERE_STATES for word in state],
-    "thing": [word for thing in ELSEWHERE_THINGS for word in thing],
-    "issue": [word for issue in ELSEWHERE_ISSUES for word in issue],
-    "filler": FILLERS,
-}
 PAGES = pa.array([f"{ISSUES[s].page} {THINGS[o].title}" for o, s in zip(OBJECT, ISSUE, strict=True)], pa.large_string())
 
 
@@ -87,7 +73,7 @@ def draw_texts(
     elsewhere  event texts that say the same in another shop's grammar and words: what is drawn does not change
     """
     sessions = len(intents)
-    active = draw(cumulative(tables.active)[intents], rng)
+    active = draw(tables.active, rng, intents)
     slot = rng.integers(CLAUSES, size=sessions)
     clauses = []
     for clause in range(CLAUSES):
@@ -95,9 +81,9 @@ def draw_texts(
         other = (active + rng.integers(1, KB, size=sessions)) % KB
         resolved = slot != clause
         clauses.append(_clause(np.where(resolved, other, active), resolved.astype(np.int64), wordings, rng))
-    item = draw(cumulative(tables.item)[OBJECT[intents]], rng)
+    item = draw(tables.item, rng, OBJECT[intents])
     brand, look = rng.integers(len(BRANDS), size=sessions), rng.integers(len(LOOKS), size=sessions)
-    page = draw(cumulative(tables.page)[intents], rng)
+    page = draw(tables.page, rng, intents)
     page[rng.random(sessions) < tables.page_missing] = -1
     return Texts(
         active=active,
@@ -115,7 +101,7 @@ def _clause(
     """Rows of WORDS (sessions,) of each part of a clause."""
 
     def worded(concepts: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        return concepts * len(ACTIVE) + draw(cumulative(shares)[concepts], rng)
+        return concepts * len(ACTIVE) + draw(shares, rng, concepts)
 
     return {
         "state": worded(state, wordings.states),

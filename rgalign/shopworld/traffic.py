@@ -124,7 +124,11 @@ class Traffic:
                 f"{meta.get('name')!r} was read without its truth: what would be clicked is unknown. Read it with "
                 "tables.read(folder, truth=True); the other tables alone are a log, see evaluation.off_policy"
             )
-        intents = _true_intents(sessions, truth)
+        row = pc.index_in(ids_of(sessions, "session_id"), value_set=ids_of(truth, "session_id"))
+        if row.null_count:
+            missing = f"truth has no row for {row.null_count} of {len(sessions)} sessions"
+            raise ValueError(f"{missing}: both must be of one read")
+        intents = _places(ids_of(truth, "intent_id").take(row), INTENT_IDS, "truth.intent_id")
         available = world.available((sessions["timestamp"].to_numpy(dtype="datetime64[us]") - START) // DAY)
         if early := int((~available[np.arange(len(intents)), intents]).sum()):
             raise ValueError(f"{early} sessions want an intent that is not in the KB at their time: not of this world?")
@@ -187,26 +191,17 @@ class Traffic:
         return shown
 
 
-def _true_intents(sessions: pd.DataFrame, truth: pd.DataFrame) -> np.ndarray:
-    row = pc.index_in(ids_of(sessions, "session_id"), value_set=ids_of(truth, "session_id"))
-    if row.null_count:
-        raise ValueError(f"truth has no row for {row.null_count} of {len(sessions)} sessions: both must be of one read")
-    return _places(ids_of(truth, "intent_id").take(row), pa.array(INTENT_IDS, pa.large_string()), "truth.intent_id")
-
-
 def _legacy_codes(sessions: pd.DataFrame) -> dict[str, np.ndarray]:
     """Value indices of the legacy policy's columns, -1 where missing, each (sessions,)."""
     if absent := [name for name in LEGACY_COLUMNS if name not in sessions]:
         raise ValueError(f"sessions has no column {', '.join(absent)}, which the legacy policy of ShopWorld reads")
-    values = {
-        column.name: pa.array(column.values, pa.large_string()) for column in COLUMNS if column.name in LEGACY_COLUMNS
-    }
+    values = {column.name: column.values for column in COLUMNS}
     return {name: _places(ids_of(sessions, name), values[name], f"sessions.{name}") for name in LEGACY_COLUMNS}
 
 
-def _places(found: pa.Array, values: pa.Array, what: str) -> np.ndarray:
+def _places(found: pa.Array, values: tuple[str, ...], what: str) -> np.ndarray:
     """Index of each entry among the values, -1 where it is missing. Raises ValueError for any other entry."""
-    place = pc.index_in(found, value_set=values)
+    place = pc.index_in(found, value_set=pa.array(values, pa.large_string()))
     unknown = pc.and_(pc.is_null(place), pc.is_valid(found))
     if count := pc.sum(unknown).as_py():
         first = found.filter(unknown)[0].as_py()

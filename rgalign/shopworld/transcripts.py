@@ -22,18 +22,13 @@ from rgalign.shopworld.sessions import draw_columns
 from rgalign.shopworld.tables import (
     ISSUE,
     OBJECT,
-    Rules,
     TextTables,
     Wordings,
     World,
     column_tables,
-    cumulative,
     draw,
-    even_normals,
     generator,
-    mention_table,
     prior_table,
-    softmax,
 )
 from rgalign.shopworld.text import Elsewhere, draw_texts, join, words
 from rgalign.shopworld.vocabulary import (
@@ -101,7 +96,7 @@ def _draw_shop(
     foreign = candidate & (rng.random(len(PROMPT)) < distance)
     way, texts, share = int(of_texts.integers(len(ELSEWHERE_CLAUSES))), world.texts, 0.0
     if world.version > 1:
-        fresh = _fresh_texts(world.rules, of_texts)
+        fresh = TextTables.drawn(of_texts, world.rules, reordered=True)
         texts = TextTables(
             active=mixed(texts.active, fresh.active),
             page=mixed(texts.page, fresh.page),
@@ -110,21 +105,6 @@ def _draw_shop(
         )
         share = distance
     return Shop(prior, columns, wordings, foreign, texts, way, share)
-
-
-def _fresh_texts(rules: Rules, rng: np.random.Generator) -> TextTables:
-    """Another shop's habits: how often its texts tell the true intent, its object or its issue is this shop's shares in
-    another order [C], and its items lean with the objects in ways of their own."""
-
-    def mentions(*shares: float) -> np.ndarray:
-        return mention_table(*rng.permutation([*shares, 1 - sum(shares)])[:3])
-
-    return TextTables(
-        active=mentions(rules.active_true, rules.active_object, rules.active_issue),
-        page=mentions(rules.page_true, rules.page_object, rules.page_issue),
-        page_missing=rules.page_missing,
-        item=softmax(rules.item_lean * even_normals(len(THINGS), len(ITEMS), rng)),
-    )
 
 
 def _their_wordings(world: World, distance: float) -> Wordings:
@@ -140,8 +120,7 @@ def _their_wordings(world: World, distance: float) -> Wordings:
 
 
 def _chats(shop: Shop, rows: int, rng: np.random.Generator, of_texts: np.random.Generator) -> pa.Table:
-    ends = np.tile(cumulative(shop.prior), (rows, 1))
-    intent = draw(ends, rng)
+    intent = draw(shop.prior, rng, rows)
     codes = draw_columns(PROMPT, shop.columns, {"intent": intent}, rng)
     # Drawn at every distance, so that a text with another shop's clauses at one distance has them at every larger one.
     elsewhere = Elsewhere(of_texts.random(rows) < shop.share, shop.way)
@@ -150,38 +129,26 @@ def _chats(shop: Shop, rows: int, rng: np.random.Generator, of_texts: np.random.
     vague = kind < VAGUE_SHARE
     unrelated = ~vague & (kind < VAGUE_SHARE + UNRELATED_SHARE)
     other_task = kind >= 1 - OTHER_TASK_SHARE
-    asked = _questions(np.where(unrelated, draw(ends, rng), intent), rng)
-    title_begins, title_ends = _title_task(rows, rng)
+    asked = _questions(np.where(unrelated, draw(shop.prior, rng, rows), intent), rng)
+    # another task of such models: the beginning of an item title, and how it goes on
+    brand, look, item = (rng.integers(len(choices), size=rows) for choices in (BRANDS, LOOKS, ITEMS))
+    title_begins, title_ends = join(words(BRANDS, brand), words(LOOKS, look)), words(ITEMS, item)
     typed = pc.if_else(pa.array(vague), words(VAGUE, rng.integers(len(VAGUE), size=rows)), asked)
     typed = pc.if_else(pa.array(other_task), title_ends, typed)
     title = pc.if_else(pa.array(other_task), title_begins, texts.item_title)
-    return pa.table(
-        {
-            "features": _features(shop, codes, [title, texts.help_page, texts.event_text], other_task),
-            "typed_query": typed,
-        }
-    )
+    features = _features(shop, codes, [title, texts.help_page, texts.event_text], other_task)
+    return pa.table({"features": features, "typed_query": typed})
 
 
 def _questions(intents: np.ndarray, rng: np.random.Generator) -> pa.Array:
     """What customers with these intents type: usual and rare words for the object, any of the issue's questions."""
     each = len(ISSUES[0].asked)
     question = ISSUE[intents] * each + rng.integers(each, size=len(intents))
-    word = OBJECT[intents] * 4 + draw(np.tile(cumulative(np.array([0.5, 0.27, 0.15, 0.08])), (len(intents), 1)), rng)
+    word = OBJECT[intents] * 4 + draw(np.array([0.5, 0.27, 0.15, 0.08]), rng, len(intents))
     thing = words([word for thing in THINGS for word in thing.asked], word)
     greeting = words(GREETINGS, rng.integers(len(GREETINGS), size=len(intents)))
     begin, end = (words([question[side] for question in QUESTIONS], question) for side in (0, 1))
     return pc.utf8_trim_whitespace(join(greeting, join(begin, thing, end, separator="")))
-
-
-def _title_task(rows: int, rng: np.random.Generator) -> tuple[pa.Array, pa.Array]:
-    """Another task of such models: the beginning of an item title, and how it goes on."""
-    brand, look, item = (rng.integers(len(choices), size=rows) for choices in (BRANDS, LOOKS, ITEMS))
-    return join(words(BRANDS, brand), words(LOOKS, look)), words(ITEMS, item)
-
-
-def _foreign(name: str) -> str:
-    return "".join(part[:3] for part in name.split("_"))
 
 
 def _features(shop: Shop, codes: dict[str, np.ndarray], texts: list[pa.Array], only_title: np.ndarray) -> pa.Array:
@@ -190,7 +157,7 @@ def _features(shop: Shop, codes: dict[str, np.ndarray], texts: list[pa.Array], o
     for column, foreign in zip(PROMPT, shop.foreign, strict=True):
         code = codes[column.name]
         index.append(np.where((code < 0) | only_title, -1, code + len(values)))
-        abbreviation = _foreign(column.name)
+        abbreviation = "".join(part[:3] for part in column.name.split("_"))
         names.append(f"{abbreviation}_code" if foreign else column.name)
         values += [f"{abbreviation}{k}" if foreign else str(value) for k, value in enumerate(column.values)]
     rows = len(only_title)

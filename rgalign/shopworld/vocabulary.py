@@ -81,5 +81,17 @@ _LISTS = {name: _frozen(words) for name, words in _READ.items()}
 ACTIVE, RESOLVED, FILLERS = (_LISTS[name] for name in ("active", "resolved", "fillers"))
 ELSEWHERE_CLAUSES, ELSEWHERE_STATES = _LISTS["other_clauses"], _LISTS["other_states"]
 ELSEWHERE_THINGS, ELSEWHERE_ISSUES = _LISTS["other_objects"], _LISTS["other_issues"]
+
+
+def _clause_words(states: tuple, things: tuple, issues: tuple) -> dict[str, list[str]]:
+    """Part of a clause -> the synonyms of all its concepts, one after the other."""
+    parts = {"state": states, "thing": things, "issue": issues}
+    return {part: [word for concept in concepts for word in concept] for part, concepts in parts.items()} | {
+        "filler": list(FILLERS)
+    }
+
+
+WORDS = _clause_words((ACTIVE, RESOLVED), [thing.seen for thing in THINGS], [issue.seen for issue in ISSUES])
+ELSEWHERE_WORDS = _clause_words(ELSEWHERE_STATES, ELSEWHERE_THINGS, ELSEWHERE_ISSUES)
 BRANDS, LOOKS, ITEMS = (_LISTS[name] for name in ("brands", "looks", "items"))
 GREETINGS, VAGUE = _LISTS["greetings"], _LISTS["vague"]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rgalign.params import ROOT
-from rgalign.shopworld.shards import write_world
+from rgalign.shopworld.world import write_world
 
 SESSIONS = (20_000, 100_000)
 SMALL = """

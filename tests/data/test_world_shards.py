@@ -8,8 +8,8 @@ import pytest
 
 from rgalign.data import tables
 from rgalign.run.artifacts import digest
-from rgalign.shopworld import sessions, shards, world
-from rgalign.shopworld.shards import write_world
+from rgalign.shopworld import sessions, world
+from rgalign.shopworld.world import write_world
 
 SIZES = dict(seed=3, sessions=1_300, users=200, distance=0.5, transcripts=50)
 SPLITS = ("train", "valid", "test")
@@ -18,7 +18,6 @@ SPLITS = ("train", "valid", "test")
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     monkeypatch.setattr(sessions, "BATCH", 500)
-    monkeypatch.setattr(shards, "BATCH", 500)
     monkeypatch.setattr(world, "BATCH", 500)
 
 
@@ -36,7 +35,7 @@ def test_parts_hold_the_rows_of_the_whole_and_have_no_fault(tmp_path):
 
 def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     write_world(tmp_path / "whole", **SIZES)
-    real, calls = shards.write_arrow, []
+    real, calls = world.write_arrow, []
 
     def dies(path, table):
         calls.append(path)
@@ -44,12 +43,12 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         real(path, table)
 
-    monkeypatch.setattr(shards, "write_arrow", dies)
+    monkeypatch.setattr(world, "write_arrow", dies)
     with pytest.raises(KeyboardInterrupt):
         write_world(tmp_path / "shop", **SIZES)
     assert "dataset.yaml" in dict(tables.check(tmp_path / "shop").errors)
     first = (tmp_path / "shop" / "truth" / "part-00000.parquet").stat().st_mtime_ns
-    monkeypatch.setattr(shards, "write_arrow", real)
+    monkeypatch.setattr(world, "write_arrow", real)
     write_world(tmp_path / "shop", **SIZES)
     assert (tmp_path / "shop" / "truth" / "part-00000.parquet").stat().st_mtime_ns == first
     assert digest(tmp_path / "shop") == digest(tmp_path / "whole")
