@@ -18,12 +18,12 @@ import pandas as pd
 
 from benchmarks.peers import MISSING, installed, row
 from rgalign.params_schema import Reasoner as Settings
-from rgalign.reasoner import tokenizer, verbalize
+from rgalign.reasoner import verbalize
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import sample
 from rgalign.reasoner.model import Reasoner, save, tiny
-from rgalign.reasoner.prompts import Prompter
-from rgalign.reasoner.settings import INSTRUCTION, prompter, shown_features
+from rgalign.reasoner.prompts import INSTRUCTION, Prompter, prompter, shown_features
+from rgalign.reasoner.tiny import build_tokenizer, count_words
 from rgalign.seeding import seeded
 from rgalign.shopworld import world
 
@@ -62,8 +62,8 @@ def small_task(
     shop = world.generate(seed=seed, sessions=sessions, users=max(20, sessions // 3), transcripts=500)
     train, features = shop.sessions[shop.sessions["split"] == "train"], shown_features(None, shop.meta)
     read = {"intents": shop.intents, "sessions": train, "transcripts": shop.transcripts}
-    counts = tokenizer.count_words(features=features, kinds=shop.kinds, **read)
-    words = tokenizer.build(counts + Counter(verbalize.compact_text(instruction).split()), min_count=1)
+    counts = count_words(features=features, kinds=shop.kinds, **read)
+    words = build_tokenizer(counts + Counter(verbalize.compact_text(instruction).split()), min_count=1)
     reasoner = tiny(words, hidden=hidden, layers=layers, seed=seed)
     put = prompter(settings, shop.meta, shop.intents, words)
     return Task(reasoner, put, train[~pd.Series(map(tuple, put.sessions(train))).duplicated().to_numpy()])

@@ -18,6 +18,7 @@ from rgalign.ranker.variants import RANKERS
 
 RANKER_NAMES = tuple(name for name, ranker in RANKERS.items() if ranker.in_params)  # with a slash: controls
 RankerName = Literal[*RANKER_NAMES]
+Interactions = Literal["attention", "product"]  # names of ranker.towers.INTERACTIONS
 CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
 
 
@@ -103,7 +104,7 @@ class RankerSettings(Section):
     chat_learning_rate: Real = Field(2e-3, gt=0, description="on the chats [C]")
     chat_temperature: Real = Field(1.0, gt=0, description="of the chats' softmax; 1: the ranker's own scores [C]")
     lists_per_batch: int = Field(128, ge=2, description="impression lists, not rows")
-    interaction: Literal["attention", "product"] = Field("attention", description="of the three towers [C]")
+    interaction: Interactions = Field("attention", description="of the three towers [C]")
     interaction_hidden: int = Field(32, ge=1, description="width of what scores a pair from the towers' products")
     kl_weight: Real = Field(0.2, ge=0, description="how much the query branch must agree; 0 switches it off [C]")
     query_hidden: int = Field(128, ge=0, description="width of the query tower's hidden layer; 0: linear")

@@ -32,7 +32,7 @@ from rgalign.errors import Report, UserError, count_rows, nearest
 from rgalign.params import ROOT, load_run
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
-from rgalign.reasoner import settings
+from rgalign.reasoner import prompts
 from rgalign.reasoner.build import Recipe
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions, greedy
@@ -289,7 +289,7 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
             reads_main = reads_kb
             reads_kb = lambda: load_step(kb_reader, recipe, reads_main())  # noqa: E731
     own = {"drop": params.data.features.drop, "ends": reasoner.ends, "positions": reasoner.positions}
-    prompter = settings.prompter(reasoner_params, meta, intents, reasoner.tokenizer, **own)
+    prompter = prompts.prompter(reasoner_params, meta, intents, reasoner.tokenizer, **own)
     sizes = reasoner_params.queries.max_new_tokens, reasoner_params.embed_tokens_per_batch
     seeds = params.ranker.seeds
     if seed is not None and seed not in seeds:

@@ -23,7 +23,7 @@ from rgalign.params import ROOT
 from rgalign.params_training import Dpo, RankerSettings
 from rgalign.ranker.losses import listnet_kl, listnet_loss
 from rgalign.ranker.towers import Branches, ThreeTower, ThreeTowerConfig, TwoTower, TwoTowerConfig
-from rgalign.reasoner.pretrain import ahead_loss, next_token_loss
+from rgalign.reasoner.tiny import ahead_loss, next_token_loss
 
 DISPLAYED = defaultdict(list)  # notebook -> formulae that a test of this file works out
 DRAW = np.random.default_rng(5)

@@ -22,7 +22,7 @@ from rgalign.alignment.sft import train_sft
 from rgalign.params import ROOT, ParamsError, load
 from rgalign.reasoner.embed import embed_by_processes, gather
 from rgalign.reasoner.model import Reasoner, export_reasoner, load_saved, save, tiny
-from rgalign.reasoner.tokenizer import build
+from rgalign.reasoner.tiny import build_tokenizer
 from rgalign.run import distributed
 from rgalign.run.artifacts import digest, write_table
 from rgalign.run.distributed import ProcessesError, planned
@@ -89,7 +89,7 @@ def test_what_a_launcher_cannot_do_is_refused(overrides, said):
 
 @pytest.fixture(scope="module")
 def reasoner() -> Reasoner:
-    return tiny(build({f"w{number}": 2 for number in range(20)}), hidden=16, heads=2, seed=0)
+    return tiny(build_tokenizer({f"w{number}": 2 for number in range(20)}), hidden=16, heads=2, seed=0)
 
 
 def embedded(reasoner: Reasoner, folder: Path, launcher: str) -> Path:

@@ -13,7 +13,6 @@ import torch
 
 from rgalign.alignment import closed_loop, rewarding
 from rgalign.alignment.context import Context
-from rgalign.ranker import launched
 from rgalign.ranker import train as rankers
 from rgalign.run import distributed
 from rgalign.run.artifacts import digest, write_table
@@ -45,11 +44,11 @@ def train(context, folder: Path, launcher: str | None, **changes) -> pd.DataFram
     wanted = small_run.small({"ranker.models": MODELS, "alignment.loop.rounds": 0}).ranker.settings()
     settings = {name: own.model_copy(update=changes) for name, own in wanted.items()}
     read = {"embeddings": context.run / "tables" / "embeddings", "seed": 7}
-    launch = launched.Launch(launcher, folder / "job", context.run / "tables" / "encoded", **read)
+    launch = rankers.Launch(launcher, folder / "job", context.run / "tables" / "encoded", **read)
     parts = rankers.load_parts(launch.encoded)
     own = {name: rankers.parts_of_variant(parts, name, **read) for name in MODELS}
     how = {"positions": context.positions, "accelerator": context.accelerator, "launch": launch}
-    return launched.train(settings, [0, 1], own, folder=folder / "rankers", **how)
+    return rankers.train(settings, [0, 1], own, folder=folder / "rankers", **how)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +98,8 @@ def test_each_process_trains_its_share_once(monkeypatch, tmp_path, index, own):
         trained.append(number)
         return pd.DataFrame({"epoch": [number]})
 
-    assert launched.train_in_shards(tmp_path, 5, train_one) == {"trained": len(own)}
-    assert launched.train_in_shards(tmp_path, 5, train_one) == {"trained": 0}
+    assert rankers.train_in_shards(tmp_path, 5, train_one) == {"trained": len(own)}
+    assert rankers.train_in_shards(tmp_path, 5, train_one) == {"trained": 0}
     assert trained == own
 
 
@@ -110,7 +109,7 @@ def test_half_a_ranker_is_not_kept(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        launched.train_in_shards(tmp_path, 1, killed)
+        rankers.train_in_shards(tmp_path, 1, killed)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,11 +123,11 @@ def test_what_another_call_left_is_trained_again(monkeypatch, tmp_path):
 
     def run(task: str, job: Path, *given, **how) -> None:
         assert not stale.exists()
-        launched.train_in_shards(job, 1, train_one)
+        rankers.train_in_shards(job, 1, train_one)
 
     monkeypatch.setattr(distributed, "run", run)
     job = tmp_path / "job"
-    curves = launched.by_processes("rank", "torchrun", job, [("m", 5)], {}, tmp_path / "rankers", device="cpu")
+    curves = rankers.train_by_processes("rank", "torchrun", job, [("m", 5)], {}, tmp_path / "rankers", device="cpu")
     assert curves["epoch"].tolist() == [1]
     assert (tmp_path / "rankers" / "m" / "seed-5").is_dir()
 

@@ -16,10 +16,10 @@ from rgalign import serve
 from rgalign.data.schema import to_frame
 from rgalign.params import dump
 from rgalign.params import load as load_params
-from rgalign.reasoner import settings
+from rgalign.reasoner import prompts
 from rgalign.reasoner.generate import greedy
 from rgalign.reasoner.model import fingerprint, name_source, save, tiny
-from rgalign.reasoner.tokenizer import build, count_words
+from rgalign.reasoner.tiny import build_tokenizer, count_words
 from rgalign.run.artifacts import ArtifactError, write_text
 
 OVERRIDES = {"reasoner.queries.max_new_tokens": 5, "data.features.drop": ["amount"]}
@@ -34,7 +34,7 @@ def run(tmp_path_factory) -> Path:
     write_raw(run / serve.DATASET, good_tables(), meta)
     write_text(run / serve.PARAMS, dump(load_params("params/smoke.yaml", OVERRIDES)))
     counts = count_words(features=list(kinds), kinds=kinds, intents=frames["intents"], transcripts=None)
-    save(tiny(build(counts), hidden=16, layers=1, heads=2, seed=0), run / serve.REASONER)
+    save(tiny(build_tokenizer(counts), hidden=16, layers=1, heads=2, seed=0), run / serve.REASONER)
     return run
 
 
@@ -51,7 +51,7 @@ def test_queries_are_those_of_the_runs_own_model_and_prompt(run, sessions):
     assert scorer.prompter.features == ["state", "note", "visited"], "dropped columns are not shown"
     of_reasoner = load_params(run / serve.PARAMS).reasoner
     intents = to_frame(good_tables()["intents"])
-    prompter = settings.prompter(of_reasoner, good_meta(), intents, scorer.reasoner.tokenizer, drop=["amount"])
+    prompter = prompts.prompter(of_reasoner, good_meta(), intents, scorer.reasoner.tokenizer, drop=["amount"])
     asked = greedy(scorer.reasoner, prompter, prompter.sessions(sessions), max_new_tokens=5, progress=False)
     assert found["query"].tolist() == asked["query"].tolist()
     np.testing.assert_array_equal(found.log_probability, asked.log_probability)

@@ -35,21 +35,15 @@ def generate_candidates(
     Columns: session_id, source (the model's name), candidate (-1: greedy, then as `generate.sample` numbers them),
     query, log_probability, tokens, count (see there). Rows: sessions in their order, models in theirs, greedy first.
     The rest: see `generate.sample`. A model's samples depend on seed and its name alone, not on the other models.
-    Raises ValueError that lists all errors, ReasonerError for an encoder.
+    Raises ReasonerError for an encoder.
     """
-    errors = [] if models else ["there is no model"]
-    if lacking := [name for name in models if name not in prompters]:
-        errors.append(f"no prompter for {', '.join(lacking)}")
-    if doubled := int(sessions["session_id"].duplicated().sum()):
-        errors.append(f"{doubled} sessions are there twice")
-    if errors:
-        raise ValueError("no candidate can be written:\n" + "\n".join(f"  {error}" for error in errors))
     sampling = dict(samples=samples, temperature=temperature, top_p=top_p)
     how = dict(max_new_tokens=max_new_tokens, progress=progress)
     tables = []
     for number, (name, model) in enumerate(models.items()):
         prompter = prompters[name]
-        prompts, own_seed = prompter.sessions(sessions), _seed_of(seed, name)
+        prompts = prompter.sessions(sessions)
+        own_seed = int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "big")
         best = generate.greedy(model, prompter, prompts, **how).assign(candidate=GREEDY)
         sampled = generate.sample(model, prompter, prompts, seed=own_seed, first_row=first_row, **sampling, **how)
         tables.append(pd.concat([best, sampled]).assign(source=name, number=number))
@@ -71,7 +65,3 @@ def assert_sessions_of(who: str, session_ids: Sequence[str], **lists: Lists) -> 
         raise ValueError(
             f"{who} refuses: {len(unknown)} sessions are not of part {' or '.join(lists)} (first: {unknown[0]!r})"
         )
-
-
-def _seed_of(seed: int, name: str) -> int:
-    return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "big")

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from rgalign.alignment.context import MAIN, QE_REC, RGALIGN_REC, Context, copy_folder
 from rgalign.alignment.contrastive import prompt_vectors, train_contrastive
 from rgalign.alignment.dpo import train_dpo
-from rgalign.alignment.info_nce import effective_rank
+from rgalign.alignment.info_nce import digest_of, effective_rank
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
 from rgalign.alignment.preferences import best_queries, preference_pairs
 from rgalign.alignment.rewarding import QueryEmbedder, Rewarder, fold_of, train_models, write_candidates
@@ -31,16 +30,15 @@ from rgalign.data import vectors
 from rgalign.data.lists import QueryIntents, QueryLists
 from rgalign.data.vectors import Vectors
 from rgalign.params_training import Contrastive
-from rgalign.ranker import launched, store
+from rgalign.ranker import store, train
 from rgalign.ranker.fit import gauc_of
-from rgalign.ranker.launched import Launch
 from rgalign.ranker.losses import Loss
 from rgalign.ranker.towers import ThreeTower, set_whitening
 from rgalign.ranker.train import loss_of
 from rgalign.ranker.variants import RANKERS
-from rgalign.reasoner.batches import Rows, right_padded
+from rgalign.reasoner.batches import Rows, Task, right_padded
 from rgalign.reasoner.model import Reasoner, fingerprint
-from rgalign.reasoner.trainer import Schedule, Setup, Task, fit
+from rgalign.reasoner.trainer import Schedule, Setup, fit
 from rgalign.run.artifacts import atomic
 
 RETRAINED = "qe_rec/retrained"  # the name in tables of the rankers of `retrain_rankers`
@@ -135,8 +133,8 @@ def retrain_rankers(
 
     context     with the vectors of `before`, and rankers trained on them
     embeddings  sessions/ and intents/ are written there;  folder: seed-<seed>/ of every ranker is written there
-    Where the reasoner has not changed, its vectors are copied and the rankers are trained again all the same, so that a
-    control without RG-SFT and RG-DPO trains them as often as the full method. Returns the learning curves.
+    Where the reasoner has not changed, the rankers are trained again all the same, so that a control without RG-SFT and
+    RG-DPO trains them as often as the full method. Returns the learning curves.
     """
     if kb_reader(before, reasoner) is before:
         copy_folder(context.embeddings, embeddings)
@@ -187,7 +185,7 @@ def _train_rankers(
     if own.ranker == "warm":
         settings = settings.model_copy(update={"learning_rate": own.learning_rate, "patience": own.patience})
     job = work / "rankers"
-    launch = Launch(
+    launch = train.Launch(
         context.recipe.launcher,
         job,
         encoded=context.run / "tables" / "encoded",
@@ -197,7 +195,7 @@ def _train_rankers(
     if launch.launcher:  # its processes look for vectors by the variant's name
         shutil.copytree(embeddings, launch.embeddings / str(RANKERS[RGALIGN_REC].vectors), dirs_exist_ok=True)
     with atomic(folder) as temporary:
-        curves = launched.train(
+        curves = train.train(
             {RGALIGN_REC: settings},
             context.params.ranker.seeds,
             moved.parts,
@@ -231,14 +229,11 @@ def gauc(context: Context) -> dict[str, float]:
     }
 
 
-# Cross-fitting by user [C]: a ranker is trained on vectors that do not depend on its own sessions' clicks.
-#
-# RG-CL pulls a training session's vector to the intent that was clicked in it, so that the vector contains the label
-# that the ranker is to learn from it, which no vector does at inference. Therefore each of two halves of train's users
-# has its vectors from a reasoner that was aligned on the other half alone. The ranker is chosen and evaluated
-# (development users, valid, test) on vectors of the reasoner that serves, which was aligned on all of train and not on
-# their clicks; the mean of the two halves' reasoners would cost two language models a session [C]. RG-SFT and RG-DPO
-# are trained on all users: they teach to write, and depend little on the clicked intent itself.
+# Cross-fitting by user [C]: RG-CL pulls a training session's vector to the intent that was clicked in it, so that the
+# vector contains the label that the ranker is to learn from it, which no vector does at inference. Therefore each of
+# two halves of train's users has its vectors from a reasoner that was aligned on the other half alone. The ranker is
+# chosen and evaluated on vectors of the reasoner that serves, which was not aligned on those sessions' clicks. RG-SFT
+# and RG-DPO are trained on all users: they teach to write, and depend little on the clicked intent itself.
 
 
 def train_folds(context: Context, start: Reasoner, best: pd.DataFrame | None, folder: Path, work: Path) -> None:
@@ -273,10 +268,8 @@ def cross_fitted(context: Context, sessions: Vectors, folds: Path, work: Path) -
     return Vectors(sessions.ids, vectors.concat(parts).rows(sessions.ids))
 
 
-# The reference: the ranking loss itself, through the rankers into the language model, and both are trained.
-#
-# It is none of the paper's stages: no reward, no preference, no frozen ranker. It shows what the clicks alone teach the
-# two together; it is no upper bound, since it fits the training clicks with all weights.
+# The reference, none of the paper's stages: the ranking loss through the rankers into the language model, and both are
+# trained. It shows what the clicks alone teach the two together; it is no upper bound.
 
 
 def train_end_to_end(context: Context, start: Reasoner, folder: Path, work: Path) -> tuple[Reasoner, pd.DataFrame]:
@@ -325,13 +318,11 @@ def end_to_end(
     Curve: step, loss, effective_rank of a batch's vectors (info_nce), seconds.
     """
     device, copies = reasoner.device, [copy.deepcopy(ranker).requires_grad_(True) for ranker in rankers]
-    together, hashed = nn.ModuleList(copies).to(device), sha256()
-    for value in together.state_dict().values():
-        hashed.update(value.cpu().contiguous().numpy().tobytes())
+    together = nn.ModuleList(copies).to(device)
     rows = [{"input_ids": list(map(int, ids)), "prompt": len(ids), "session": row} for row, ids in enumerate(prompts)]
     through = partial(_ranking_loss, reasoner=reasoner, lists=lists.to(device), intents=intents.to(device), loss=loss)
     collate = partial(_collate, pad=reasoner.tokenizer.pad_token_id)
-    identity = {"reasoner": fingerprint(reasoner), "rankers": hashed.hexdigest()}
+    identity = {"reasoner": fingerprint(reasoner), "rankers": digest_of(together.state_dict().values())}
     task, modules = Task("end to end", Rows(rows), collate, through), {"rankers": together}
     trained, curve = fit(reasoner, task, Schedule.of(settings), setup, identity=identity, modules=modules)
     return trained, [ranker.train(False) for ranker in together], curve

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,10 +38,10 @@ from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.build import ADAPTER, MAIN, Recipe
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions
-from rgalign.reasoner.model import Reasoner, load_saved, place_of, read_from, save
+from rgalign.reasoner.model import Reasoner, export_reasoner, load_saved, place_of, read_from, save
 from rgalign.reasoner.trainer import Engine, Setup
 from rgalign.run import distributed
-from rgalign.run.artifacts import atomic
+from rgalign.run.artifacts import atomic, write_table
 from rgalign.run.stages import OpenStage
 from rgalign.seeding import derived
 
@@ -57,6 +58,7 @@ def unknown_names(alignment: Alignment) -> list[str]:
 
 
 QE_REC, RGALIGN_REC = "qe_rec", "rgalign_rec"
+TUNED, CURVE = "tuned", "curve.parquet"  # of a step's job: what its processes write
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,32 @@ class Context:
         """How the reasoner is trained in this step, whose name its seed derives from. work: folder of checkpoints."""
         seed = derived(self.params.run.seed, step)
         return Setup(folder=work, seed=seed, lora=self.params.alignment.lora, engine=self.engine)
+
+    def tune_by_processes(
+        self,
+        step: str,
+        start: Reasoner,
+        work: Path,
+        *,
+        given: Mapping[str, pd.DataFrame],
+        learners: Lists | None = None,
+        watched: bool = False,
+    ) -> tuple[Reasoner, pd.DataFrame, dict[str, Any]]:
+        """A step (sft, dpo, cl) by the processes of run.launcher, which read the run's context from its directory.
+
+        given    tables that the step reads, by name;  learners  lists it learns from; None: all
+        watched  RG-DPO is evaluated while it trains
+        Returns the reasoner, its curve, and what the worker returns: looks (step -> figures).
+        """
+        job = work / "job"
+        for name, table in given.items():
+            write_table(job / f"{name}.parquet", table)
+        arguments = {"run": str(self.run.absolute()), "step": step, "tables": sorted(given), "watched": watched}
+        arguments |= {"embeddings": str(self.embeddings.absolute()), "rankers": str(self.rankers_folder.absolute())}
+        arguments |= {"reasoner": export_reasoner(start, job / "start"), "work": str((work / "training").absolute())}
+        arguments["learners"] = None if learners is None else learners.session_id.tolist()
+        result = distributed.run("tune", job, self.recipe.launcher, arguments, device=self.params.run.device)
+        return self.load(job / TUNED), pd.read_parquet(job / CURVE), result
 
     @property
     def settings(self) -> RankerSettings:

@@ -14,25 +14,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rgalign.alignment import launched
 from rgalign.alignment.context import Context
-from rgalign.alignment.info_nce import (
-    RankingSpace,
-    alignment,
-    contrastive_loss,
-    effective_rank,
-    ranker_nce,
-    space_errors,
-    uniformity,
-)
+from rgalign.alignment.info_nce import RankingSpace, alignment, contrastive_loss, effective_rank, ranker_nce, uniformity
 from rgalign.data.lists import Lists
 from rgalign.params_training import Contrastive
-from rgalign.reasoner.batches import Documents, Rows, raise_all, right_padded
+from rgalign.reasoner.batches import Documents, Rows, Task, right_padded
 from rgalign.reasoner.embed import pool
 from rgalign.reasoner.model import Reasoner, fingerprint
-from rgalign.reasoner.pretrain import next_token_loss
 from rgalign.reasoner.prompts import PROMPT_QUERY
-from rgalign.reasoner.trainer import Schedule, Setup, Task, fit
+from rgalign.reasoner.tiny import next_token_loss
+from rgalign.reasoner.trainer import Schedule, Setup, fit
 from rgalign.run import distributed
 
 
@@ -41,8 +32,7 @@ def train_contrastive(
 ) -> tuple[Reasoner, pd.DataFrame]:
     """RG-CL of a run: the embedding is pulled to the clicked intents in the space of the context's frozen rankers.
 
-    best   preferences.best_queries, for the language term; None or alignment.cl.lm_weight 0: no such term. A session
-           without one learns from its click alone
+    best   preferences.best_queries, for the language term; None or alignment.cl.lm_weight 0: no such term
     work   folder of checkpoints, gone at the end
     lists  to learn from, each with a click; None: context.clicked_lists
     Hard negatives are those of a session's shown intents with the highest scores of these rankers and no click [C].
@@ -50,8 +40,8 @@ def train_contrastive(
     """
     settings = context.params.alignment.cl
     if context.recipe.launcher:
-        tables = {} if best is None else {"best": best}
-        return launched.tune(context, "cl", start, work, tables=tables, learners=lists)[:2]
+        given = {} if best is None else {"best": best}
+        return context.tune_by_processes("cl", start, work, given=given, learners=lists)[:2]
     lists, queries = lists if lists is not None else context.clicked_lists, None
     if best is not None and settings.lm_weight:
         written = context.recipe.prompter(context.shop, start).queries(best["query"].tolist())
@@ -103,10 +93,10 @@ class ClickedSessions:
     clicked        (rows,) row of the clicked intent in the knowledge base
     hard           (rows, h) rows of hard negatives, -1: none
     also           (rows, a) rows of what else the session clicked, -1: none; never its negatives. None: nothing
-    queries        token ids, end id last, of each session's query, for the language term (causal only): the reasoner
-                   should not forget how to write; only these tokens count. []: none of this session; None: no such term
+    queries        token ids, end id last, of each session's query, for the language term: the reasoner should not
+                   forget how to write. []: none of this session; None: no such term
     query_prompts  token ids of the prompts of `queries`, where those are not what is embedded (reasoner.embed
-                   prompt_query); they are then run separately. None: `prompts`
+                   prompt_query). None: `prompts`
     """
 
     prompts: Sequence[Sequence[int]]
@@ -135,64 +125,29 @@ class ClickedSessions:
             rows = [{**row, "asked": own} for row, own in zip(rows, asked, strict=True)]
         return Rows(rows)
 
-    def errors(self, reasoner: Reasoner, intents: int) -> list[str]:
-        """Why this reasoner cannot learn from these rows and a knowledge base of so many intents."""
-        errors, arrays = [], {"clicked": self.clicked, "hard": self.hard, "also": self.also}
-        lengths = {"prompts": len(self.prompts), **{name: len(values) for name, values in arrays.items()}}
-        texts = {"queries": self.queries, "query_prompts": self.query_prompts}
-        lengths |= {name: len(values) for name, values in texts.items() if values is not None}
-        if len(set(lengths.values())) > 1:
-            errors.append(f"rows differ: {', '.join(f'{name} {count}' for name, count in lengths.items())}")
-        if not len(self.prompts):
-            errors.append("there is no session to learn from")
-        if empty := sum(not len(ids) for ids in self.prompts):
-            errors.append(f"{empty} prompts have no token")
-        if self.queries is not None and not any(map(len, self.queries)):
-            errors.append("no session has a query for the language term: give one, or lm_weight 0")
-        for name, values in arrays.items():
-            least, shape, dimensions = (0, "(rows,)", 1) if name == "clicked" else (-1, "(rows, any)", 2)
-            if values.ndim != dimensions:
-                errors.append(f"{name} is of shape {values.shape}; expected {shape}")
-            if (bad := values[(values < least) | (values >= intents)]).size:
-                errors.append(f"{name} has {bad.size} values outside {least} to {intents - 1} (first: {bad.flat[0]})")
-        if reasoner.kind != "causal" and self.queries is not None:
-            errors.append(f"{reasoner.name} is of kind {reasoner.kind} and cannot learn to write: leave queries out")
-        prompts = self.prompts if self.query_prompts is None else self.query_prompts
-        longest = max(map(len, prompts), default=0) + max(map(len, self.queries or ()), default=0)
-        longest = max([longest, *map(len, self.prompts)])
-        if reasoner.positions is not None and longest > reasoner.positions:
-            errors.append(f"up to {longest} tokens are more than the model's {reasoner.positions} positions")
-        return errors
-
 
 def contrastive(
-    reasoner: Reasoner,
-    sessions: ClickedSessions,
-    spaces: Sequence[RankingSpace],
-    settings: Contrastive,
-    setup: Setup,
+    reasoner: Reasoner, sessions: ClickedSessions, spaces: Sequence[RankingSpace], settings: Contrastive, setup: Setup
 ) -> tuple[Reasoner, pd.DataFrame]:
     """A copy of the reasoner, aligned, and its curve. e_q is the prompt's vector as `embed` computes it.
 
     spaces  of one ranker or several, frozen; the loss is the mean over them, so that it fits no single ranker's errors
     Curve: step, loss, seconds; contrastive and, with a language term, language: the parts of the loss; effective_rank,
-    uniformity and alignment (info_nce) of a batch's queries in the ranking space, means since the last logged step.
-    Raises ValueError that lists all errors.
+    uniformity and alignment (info_nce) of a batch's queries. Raises ValueError that lists all errors.
     """
     if not settings.lm_weight:
         sessions = replace(sessions, queries=None, query_prompts=None)
-    elif sessions.queries is None:
-        sessions = replace(sessions, query_prompts=None)
-    errors = space_errors(spaces, len(sessions.prompts), scored=settings.similarity == "ranker")
-    errors += sessions.errors(reasoner, min((len(space.intents) for space in spaces), default=0))
-    errors += [
+    errors = [
         f"{reasoner.name} makes vectors of {reasoner.hidden_size}, the ranker reads {width}: "
         "it was trained on another reasoner's"
         for width in sorted({space.query_dim for space in spaces} - {reasoner.hidden_size})
     ]
+    if sessions.queries is not None and not any(map(len, sessions.queries)):
+        errors.append("no session has a query for the language term: give one, or lm_weight 0")
     if not (sessions.hard >= 0).any() and (not settings.in_batch or settings.documents_per_batch < 2):
         errors.append("no row has a negative: give hard negatives, or in_batch with documents_per_batch of 2 or more")
-    raise_all("contrastive alignment", errors)
+    if errors:
+        raise ValueError("contrastive alignment cannot begin:\n  " + "\n  ".join(errors))
     device, pad = reasoner.device, reasoner.tokenizer.pad_token_id
     placed = [space.to(device) for space in spaces]
     language = sessions.queries is not None

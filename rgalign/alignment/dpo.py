@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rgalign.alignment import launched
 from rgalign.alignment.context import Context
 from rgalign.alignment.logprobs import ROUNDING, Layout, layout_for, rounding_of
 from rgalign.alignment.monitor import EarlyStopping, RewardHackingMonitor
@@ -21,17 +20,16 @@ from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
 from rgalign.alignment.preferences import (
     PairDocuments,
     Pairs,
+    assert_reference_of,
     collate_pairs,
     mean_chosen_tokens,
-    reference_errors,
     reference_log_probabilities,
     to_pairs,
 )
-from rgalign.errors import nearest
 from rgalign.params_training import Dpo
-from rgalign.reasoner.batches import document_errors, raise_all, retry_smaller
+from rgalign.reasoner.batches import Task, evaluating, retry_smaller
 from rgalign.reasoner.model import Reasoner, fingerprint
-from rgalign.reasoner.trainer import Schedule, Setup, Task, fit
+from rgalign.reasoner.trainer import Schedule, Setup, fit
 
 
 def train_dpo(
@@ -46,8 +44,8 @@ def train_dpo(
     if not settings.looks:
         monitor = None
     if context.recipe.launcher:
-        how = {"tables": {"pairs": pairs}, "watched": monitor is not None}
-        aligned, curve, found = launched.tune(context, "dpo", start, work, **how)
+        how = {"given": {"pairs": pairs}, "watched": monitor is not None}
+        aligned, curve, found = context.tune_by_processes("dpo", start, work, **how)
         if monitor is not None:
             monitor.rows.update({int(step): row for step, row in found["looks"].items()})
         return aligned, curve, pd.read_parquet(work / "job" / "reference.parquet")
@@ -77,15 +75,10 @@ def dpo(
     Curve: step, loss, accuracy (share of pairs with a margin above 0; one within rounding of 0 is half a pair),
     chosen_ratio and rejected_ratio (log of policy to reference, nats a query), margin (beta times what the objective
     sees), preference (the objective alone; loss has the SFT term as well), seconds.
-    Raises ValueError that lists all errors, or says that the reference does not match this reasoner.
+    Raises ValueError where the reference is not of this reasoner and these pairs.
     """
-    checkpoint, known = fingerprint(reasoner), OBJECTIVES
-    errors = reference_errors(reference, checkpoint, pairs)
-    if settings.objective not in known:
-        near = nearest(settings.objective, known)
-        errors.append(f"objective is {settings.objective!r}; expected {' | '.join(known)}{near}")
-    both = [document_errors(reasoner, pairs.prompts, queries) for queries in (pairs.chosen, pairs.rejected)]
-    raise_all("RG-DPO", [*errors, *dict.fromkeys([*both[0], *both[1]])])
+    checkpoint = fingerprint(reasoner)
+    assert_reference_of(reference, checkpoint, pairs)
     rows, pad = PairDocuments(pairs, reference), reasoner.tokenizer.pad_token_id
     layout = layout_for(reasoner.model, rows.rows, pad=pad)
     collate = partial(collate_pairs, pad=pad, layout=layout)
@@ -155,9 +148,8 @@ def _assert_starts_at_reference(
             found = layout.log_probabilities(model, batch)
         return float(((found - batch["reference"]).abs() / batch["tokens"]).max())
 
-    model.eval()
-    gap = float(np.max([gap for _, gap in retry_smaller(widest_gap, rows, "RG-DPO")]))  # NaN where one is
-    model.train()
+    with evaluating(model):
+        gap = float(np.max([gap for _, gap in retry_smaller(widest_gap, rows, "RG-DPO")]))  # NaN where one is
     if not gap <= rounding:
         raise ValueError(
             f"RG-DPO cannot begin: the reference is not this reasoner's ({gap:.3g} nats a token apart in the first "

@@ -1,7 +1,7 @@
 """InfoNCE from a session's query to the intents of the knowledge base, and back (METHOD.md 2.3, step 3 [P])."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -13,12 +13,18 @@ from rgalign.data.lists import Lists, QueryIntents
 from rgalign.ranker.towers import ThreeTower
 from rgalign.run.distributed import all_gather_with_grad, weighted_all_reduce
 
-# The space that RG-CL aligns queries with: a frozen ranker, through which gradients pass.
+
+def digest_of(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of all numbers in them."""
+    hashed = sha256()
+    for value in tensors:
+        hashed.update(value.cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class RankingSpace:
-    """A frozen ranker with its vectors of the knowledge base and of the sessions to learn from.
+    """The space that RG-CL aligns queries with: a frozen ranker, through which gradients pass.
 
     ranker   without dropout; its query tower maps e_q into the space, whitening included
     intents  (kb, dim) float32, the intent tower's vectors of the whole knowledge base;  bias  (kb,) of each intent
@@ -65,28 +71,8 @@ class RankingSpace:
         return RankingSpace(copy.deepcopy(self.ranker).to(device), self.intents.to(device), self.bias.to(device), users)
 
     def digest(self) -> str:
-        """SHA-256 of all numbers in it."""
-        hashed = sha256()
         users = [] if self.users is None else [self.users]
-        for value in (*self.ranker.state_dict().values(), self.intents, self.bias, *users):
-            hashed.update(value.cpu().contiguous().numpy().tobytes())
-        return hashed.hexdigest()
-
-
-def space_errors(spaces: Sequence[RankingSpace], sessions: int, *, scored: bool) -> list[str]:
-    """Why RG-CL of so many sessions cannot use these rankers. scored: the loss uses the rankers' own scores."""
-    errors = [] if spaces else ["there is no ranker to be aligned with"]
-    if len({len(space.intents) for space in spaces}) > 1:
-        errors.append("the rankers know different numbers of intents")
-    known = [None if space.users is None else len(space.users) for space in spaces]
-    if scored and any(count != sessions for count in known):
-        errors.append(
-            f"the rankers know {known} users, the prompts are of {sessions}: give RankingSpace.of their lists"
-        )
-    return errors
-
-
-# Is a space of vectors collapsing? Three measures to follow while the reasoner is aligned with the ranker.
+        return digest_of([*self.ranker.state_dict().values(), self.intents, self.bias, *users])
 
 
 @torch.no_grad()
@@ -128,9 +114,6 @@ def _floats(vectors: Tensor) -> Tensor:
     return vectors if vectors.dtype == torch.float64 else vectors.float()
 
 
-SIMILARITIES = ("ranker", "cosine", "dot")
-
-
 def contrastive_loss(
     query: Tensor,
     intents: Tensor,
@@ -149,8 +132,7 @@ def contrastive_loss(
     counted    the first rows, so many, count: 0 where a process has a dummy row for rank synchronisation
     in_batch   whether the intents clicked in other rows are negatives; False: the hard ones alone
     symmetric  weight of the other direction [C: 0]
-    The rest: see `info_nce`. Its average over processes is the loss of one process with all rows. Intents are frozen,
-    so `info_nce` needs only their row numbers of other processes; `session_nce` needs their queries.
+    The rest: see `info_nce`. Its average over processes is the loss of one process with all rows.
     """
     everyone = all_gather_with_grad(clicked[:counted])
     how = {"temperature": temperature, "similarity": similarity}
@@ -183,11 +165,10 @@ def info_nce(
     also         (rows, a) rows of what was clicked beside it in the same session, -1: none; never a row's negatives
     negatives    (n,) rows that are negatives of every row, as the intents clicked anywhere in the batch
     temperature  > 0; similarities are divided by it [C: 0.2]
-    similarity   cosine | dot; dot is q.v / sqrt(dim), as the ranker's query branch has it: at temperature 1, with the
-                 whole KB as negatives, the loss is -log of the reward model's own p(clicked | query) over the KB
-    A row's negatives are a set [C]: an intent that is there twice, in the batch or as a hard one too, counts once
-    (twice would push popular intents away by how often they are clicked, which the full softmax over the KB does
-    not), and no intent that the row clicked is among them. A row without negatives counts as 0.
+    similarity   cosine | dot; dot is q.v / sqrt(dim), as in the ranker's query branch
+    A row's negatives are a set [C]: an intent that is there twice counts once (else popular intents would be pushed
+    away by how often they are clicked, unlike in the softmax over the KB), and none that the row clicked is among them.
+    A row without negatives counts as 0.
     """
     scores = _similarities(query, intents, similarity) / temperature
     others = ~compared(len(intents), clicked, hard, also, negatives)
@@ -242,7 +223,6 @@ def session_nce(
 
     others, others_clicks   (sessions, dim) and (sessions, c): queries and all clicks of the batch's sessions, -1: none;
                             those that clicked a row's own intent, itself among them, are not its negatives
-    The rest: see `info_nce`. In nats; a row without negatives counts as 0.
     """
     target = intents[clicked]
     same = (clicked[:, None, None] == others_clicks).any(dim=2)
@@ -262,6 +242,4 @@ def _scaled(left: Tensor, right: Tensor, similarity: str) -> tuple[Tensor, Tenso
     """Both sides (.., dim) so that their inner product is the similarity."""
     if similarity == "cosine":
         return functional.normalize(left, dim=-1), functional.normalize(right, dim=-1)
-    if similarity == "dot":
-        return left * left.shape[-1] ** -0.5, right
-    raise ValueError(f"similarity {similarity!r} is none of cosine, dot")  # a ranker's score is no product: ranker_nce
+    return left * left.shape[-1] ** -0.5, right

@@ -52,8 +52,7 @@ def choose_form(
     """The form of reward (reward.REWARDS) with the higher AUC on the development users, and the table it is read from.
 
     Arguments: see `right_over_wrong`; dev: the development users of train, whose sessions these must be. `right` is
-    judged by clicks, never by the simulator's truth. The first of equal ones, and where no session has right and wrong
-    queries: the table says so by 0 sessions. Raises ValueError for another part's sessions.
+    judged by clicks, never by the simulator's truth. The first of equal ones. Raises ValueError for other sessions.
     """
     assert_sessions_of("choose_form", session_id, dev=dev)
     table = right_over_wrong(rewards, right, session_id)
@@ -93,8 +92,8 @@ def calibration(probabilities: np.ndarray, clicked: np.ndarray, *, bins: int = 1
     """Reliability of the list softmax: how often the likeliest candidate was clicked, by its probability.
 
     probabilities, clicked  (lists, candidates); lists without a click are left out
-    Columns: low, high (of a bin of equal width), lists, confidence, hit (means; NaN where no list falls). Clicks on a
-    list follow positions as well, which the softmax does not know: see how far off that makes it.
+    Columns: low, high (of a bin of equal width), lists, confidence, hit (means; NaN where no list falls). Clicks follow
+    positions as well, which the softmax does not know.
     """
     probabilities, clicked = np.asarray(probabilities), np.asarray(clicked, dtype=bool)
     has_click = clicked.any(axis=1)

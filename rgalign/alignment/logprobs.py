@@ -10,7 +10,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from rgalign.reasoner.batches import Documents, is_out_of_memory, retry_smaller, right_padded, tokens_of
+from rgalign.reasoner.batches import Documents, evaluating, is_out_of_memory, retry_smaller, right_padded, tokens_of
 from rgalign.reasoner.model import Reasoner
 from rgalign.run import distributed
 
@@ -91,28 +91,20 @@ def batched(
     order = sorted(range(len(rows)), key=lambda row: (layout.width(rows[row]), row))
     found = torch.zeros(layout.queries, len(rows))
     firsts = range(0, len(order), rows_per_batch)[distributed.index() :: distributed.count()]
-    model, was_training = reasoner.model, reasoner.model.training
-    pad = reasoner.tokenizer.pad_token_id
-    model.eval()
-    try:
+    model, pad = reasoner.model, reasoner.tokenizer.pad_token_id
+    with evaluating(model):
         for start in tqdm(firsts, desc=title, disable=not progress or distributed.index() > 0):
             run = lambda part: layout.evaluate(model, [rows[row] for row in part], pad)  # noqa: E731
             for part, values in retry_smaller(run, order[start : start + rows_per_batch], title):
                 found[:, part] = values
-    finally:
-        model.train(was_training)
     return distributed.summed(found.to(reasoner.device)).cpu().numpy()
 
 
-# The two documents of a preference pair: each after a prompt of its own (SEPARATE), or both after one (PREFIX_SHARED).
-#
-# Prompts are many times as long as queries, so that reading a prompt once about halves RG-DPO's work. Such a row is
-#
+# The two documents of a preference pair: each after a prompt of its own (SEPARATE), or both after one (PREFIX_SHARED,
+# Wang and Hegde 2024, arXiv 2410.20305): reading a prompt once about halves RG-DPO's work. Such a row is
 #     prompt, chosen query, the prompt's last token again, rejected query
-#
 # From that repeated token on, a mask hides the chosen query and the token's first place, and positions are as if the
 # rejected query followed the prompt directly.
-# Prefix sharing for pairs: Wang and Hegde 2024 (arXiv 2410.20305).
 
 TRIED = 2  # pairs by which the two layouts are compared
 # By how many nats a token's log-probability may change with the layout of its batch, by the type of the weights (where
@@ -181,10 +173,8 @@ def rounding_of(model: nn.Module) -> float:
 
 
 def layout_for(model: nn.Module, rows: Sequence[dict], *, pad: int) -> Layout:
-    """PREFIX_SHARED where the model respects our mask: torch's attention in all layers, and the values of SEPARATE.
-
-    The first of these rows are evaluated in both layouts, in eval mode; a model may also reject such a mask.
-    """
+    """PREFIX_SHARED where the model respects our mask: torch's attention in all layers, and the values of SEPARATE on
+    the first of these rows; a model may also reject such a mask."""
     if model.config.get_text_config()._attn_implementation != "sdpa" or not full_attention(model.config):
         return SEPARATE
     rows = rows[:TRIED]
@@ -201,14 +191,9 @@ def layout_for(model: nn.Module, rows: Sequence[dict], *, pad: int) -> Layout:
 
 def _evaluate(model: nn.Module, layout: Layout, rows: Sequence[dict], pad: int) -> Tensor:
     """(2, rows) on the CPU, in eval mode, in halves where memory is short."""
-    was_training = model.training
-    model.eval()
-    try:
-        return torch.cat(
-            [found for _, found in retry_smaller(lambda part: layout.evaluate(model, part, pad), rows, "RG-DPO")], dim=1
-        )
-    finally:
-        model.train(was_training)
+    run = lambda part: layout.evaluate(model, part, pad)  # noqa: E731
+    with evaluating(model):
+        return torch.cat([found for _, found in retry_smaller(run, rows, "RG-DPO")], dim=1)
 
 
 def full_attention(config: PreTrainedConfig) -> bool:

@@ -51,11 +51,8 @@ class ProbeSet:
         return cls(context, *firsts, reward, hits)
 
     def ranking(self, reasoner: Reasoner) -> float:
-        """GAUC on valid of the context's ranker (its first seed), whitening and query tower refitted to this reasoner.
-
-        The tower that is only whitened again is kept where no epoch is better on the development users. Without the
-        refit, vectors that have merely moved would count as a loss; a whole new ranker would take minutes.
-        """
+        """GAUC on valid of the context's ranker (its first seed), whitening and query tower refitted to this reasoner:
+        without that, vectors that have merely moved would count as a loss; a whole new ranker would take minutes."""
         own = [self.context.with_vectors_of(reasoner, lists) for lists in (self.train, self.dev, self.valid)]
         intents, settings = self.context.parts.intents, self.context.settings
         seed, ranker = next(iter(self.context.rankers.items()))

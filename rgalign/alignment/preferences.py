@@ -17,13 +17,10 @@ from rgalign.alignment.candidates import assert_sessions_of, nonempty
 from rgalign.alignment.context import Context
 from rgalign.alignment.logprobs import Layout, batched, layout_for, query_tokens
 from rgalign.data.lists import Lists
-from rgalign.errors import nearest
 from rgalign.reasoner.batches import Documents, Rows
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.prompts import Prompter
 from rgalign.seeding import derived
-
-# A run's training data: what RG-SFT learns to write, and RG-DPO's pairs.
 
 
 def best_queries(context: Context, scored: pd.DataFrame) -> pd.DataFrame:
@@ -53,42 +50,19 @@ def no_reference() -> pd.DataFrame:
     return pd.DataFrame(columns=[*LOG_PROBABILITIES, "checkpoint", "pairs"])
 
 
-# Preference pairs as token ids, and their log-probabilities by the reference model.
-
 SIDES = ("chosen", "rejected")
 LOG_PROBABILITIES = ("reference_chosen", "reference_rejected")
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Preference pairs: two queries of one prompt, as token ids with the end id last, and their rewards (pairs,).
-
-    Raises ValueError that lists all errors.
-    """
+    """Preference pairs: two queries of one prompt, as token ids with the end id last, and their rewards (pairs,)."""
 
     prompts: Sequence[Sequence[int]]
     chosen: Sequence[Sequence[int]]
     rejected: Sequence[Sequence[int]]
     reward_chosen: np.ndarray
     reward_rejected: np.ndarray
-
-    def __post_init__(self) -> None:
-        errors = []
-        counts = {name: len(value) for name, value in vars(self).items()}
-        if len(set(counts.values())) > 1:
-            errors.append("their parts differ in number: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-        if not counts["prompts"]:
-            errors.append("there is no pair")
-        for name in ("prompts", *SIDES):
-            if empty := sum(not len(ids) for ids in getattr(self, name)):
-                errors.append(f"{empty} of {name} have no token")
-        if equal := sum(list(one) == list(other) for one, other in zip(self.chosen, self.rejected, strict=False)):
-            errors.append(f"{equal} pairs have the same query twice: nothing is preferred")
-        for name in ("reward_chosen", "reward_rejected"):
-            if bad := int((~np.isfinite(np.asarray(getattr(self, name), dtype=float))).sum()):
-                errors.append(f"{bad} of {name} are not finite")
-        if errors:
-            raise ValueError("these are no preference pairs:\n" + "\n".join(f"  {error}" for error in errors))
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -106,7 +80,7 @@ def reference_log_probabilities(
     """The log-probabilities that RG-DPO compares the policy with, one row a pair; to be stored as parquet.
 
     Columns: reference_chosen, reference_rejected (float32: nats, summed over the query's tokens); checkpoint, pairs
-    (digests of what they were made from, the same in every row, so that another model's reference is refused).
+    (digests of what they were made from, so that another model's reference is refused).
     """
     rows = _documents(pairs)
     layout = layout_for(reasoner.model, rows, pad=reasoner.tokenizer.pad_token_id)
@@ -115,20 +89,15 @@ def reference_log_probabilities(
     return pd.DataFrame({**columns, "checkpoint": fingerprint(reasoner), "pairs": pairs.digest()})
 
 
-def reference_errors(reference: pd.DataFrame, checkpoint: str, pairs: Pairs) -> list[str]:
-    """Why this is not the reference of this checkpoint (a fingerprint) and these pairs; empty where it is."""
+def assert_reference_of(reference: pd.DataFrame, checkpoint: str, pairs: Pairs) -> None:
+    """Raise ValueError unless this is the reference of this checkpoint (a fingerprint) and these pairs."""
+    begin = "RG-DPO cannot begin: the reference"
     again = "compute it again: reference_log_probabilities(reasoner, pairs)"
-    if lacking := [name for name in (*LOG_PROBABILITIES, "checkpoint", "pairs") if name not in reference]:
-        return [f"the reference has no column {', '.join(lacking)}; {again}"]
     if len(reference) != len(pairs):
-        return [f"the reference has {len(reference)} rows for {len(pairs)} pairs; {again}"]
-    errors = []
+        raise ValueError(f"{begin} has {len(reference)} rows for {len(pairs)} pairs; {again}")
     for name, own in (("checkpoint", checkpoint), ("pairs", pairs.digest())):
         if others := sorted(set(reference[name]) - {own}):
-            errors.append(f"the reference is of {name} {others[0][:12]}; given is {name} {own[:12]}; {again}")
-    if bad := int((~np.isfinite(reference[list(LOG_PROBABILITIES)].to_numpy())).sum()):
-        errors.append(f"{bad} log-probabilities of the reference are not finite; {again}")
-    return errors
+            raise ValueError(f"{begin} is of {name} {others[0][:12]}; given is {name} {own[:12]}; {again}")
 
 
 class PairDocuments(Rows):
@@ -195,8 +164,6 @@ def best_of_n(
     Sessions keep their order. Raises ValueError.
     """
     assert_sessions_of("best_of_n", scored["session_id"], train=train)
-    if select not in SELECTIONS:
-        raise ValueError(f"select is {select!r}; expected {' | '.join(SELECTIONS)}{nearest(select, SELECTIONS)}")
     kept = scored[nonempty(scored) & scored["reward"].notna()]
     if min_reward is not None:
         kept = kept[kept.groupby("session_id")["reward"].transform("max") >= min_reward]
@@ -252,11 +219,8 @@ def pairs(
 
 
 def prompt_text(prompter: Prompter, ids: Sequence[int]) -> str:
-    """A prompt as text, control tokens included, for a library that tokenises by itself.
-
-    Tokenised again it gives the same ids wherever decoding loses nothing: with the tiny tokenizer always, but for a
-    word that it does not know, which stays unknown; a text in which a customer wrote out a control token does not. A
-    begin token that the tokenizer adds to every text is left out, so that it is not there twice.
+    """A prompt as text, control tokens included, for a library that tokenises by itself: the same ids again, unless a
+    customer wrote out a control token. A begin token that the tokenizer adds to every text is left out.
     """
     tokenizer = prompter.tokenizer
     added = tokenizer("")["input_ids"][:1]

@@ -2,7 +2,7 @@
 
 It is QE-Rec, trained with multi-LLM cross-sampling and frozen: a session's query comes from one of several LLMs at
 random [P], so that the model scores the query and not one LLM's style. It reads a query by its text alone, embedded
-like a KB intent [C]: the state after prompt and query depends so much on the prompt that the query hardly matters.
+like a KB intent [C]: the state after prompt and query hardly depends on the query.
 
 folder/<name>/seed-<seed>/   config.json, weights.safetensors (ranker.store), null.safetensors with the form's name
 name: ALL, ONE; fold-<i>/ALL was trained without the users of fold i
@@ -30,7 +30,7 @@ from rgalign.ranker.fit import fit, refuse_other_parts, score
 from rgalign.ranker.losses import Loss
 from rgalign.ranker.store import StoreError
 from rgalign.ranker.towers import ThreeTower
-from rgalign.ranker.train import Parts, PartsOf, build, loss_of, parts_of, runtime_of
+from rgalign.ranker.train import PartsOf, build, loss_of, parts_of, runtime_of
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
@@ -86,12 +86,7 @@ class RewardModel:
         self.ranker.requires_grad_(False).train(False)
 
     def reward(
-        self,
-        lists: Lists,
-        query: Tensor | np.ndarray,
-        *,
-        form: str | None = None,
-        timestamps: np.ndarray | None = None,
+        self, lists: Lists, query: Tensor | np.ndarray, *, form: str | None = None, timestamps: np.ndarray | None = None
     ) -> np.ndarray:
         """r(q|x) = log p(clicked | x, q) - log p(clicked | x, null query), (rows,) float32 in nats; 0: no help [C].
 
@@ -171,7 +166,6 @@ def train_reward_models(
     folder: Path,
     positions: int,
     null_share: float = 0.1,
-    form: str = "list",
     workers: int = 1,
     accelerator: Accelerator | None = None,
     progress: bool = True,
@@ -179,25 +173,23 @@ def train_reward_models(
     """Train the reward models and save each at once. Returns the learning curves, one row an epoch, with its seconds.
 
     parts       one for all models, or each model's own by its name
-    candidates  of train's and dev's sessions (alignment.candidates.write)
+    candidates  of train's and dev's sessions (alignment.candidates)
     queries     their vectors by text; intents: the KB's by intent_id, of the same model
-    models      a model's name and seed -> the sources whose queries it is trained on: ALL has every one, the control
-                ONE a single one
-    settings    QE-Rec's;  null_share  see `with_all_queries`
-    workers     trained at once, on a CPU
+    models      a model's name and seed -> the sources whose queries it is trained on
+    settings    QE-Rec's;  null_share  see `with_all_queries`;  workers  trained at once, on a CPU
     Early stopping is by GAUC on the development users' lists, each once a source with its first query [C]: nothing is
-    sampled, so that epochs are compared on the same lists, and no source counts more than another.
+    sampled, so that epochs are compared on the same lists.
     """
-    _reward_of(form)
     every = {name: parts_of(parts, name) for name, _ in models}
-    for own in every.values():
+    for name, own in every.items():
         refuse_other_parts("train_reward_models", train=own.train, dev=own.dev)
+        every[name] = replace(own, intents=with_texts(own.intents, intents.rows(own.intents.intent_id)))
     workers, runtime = runtime_of(accelerator, workers, progress)
-    shared = dict(settings=settings, positions=positions, null_share=null_share, form=form, queries=queries, **runtime)
+    shared = dict(settings=settings, positions=positions, null_share=null_share, queries=queries, **runtime)
     jobs = (
         {
             "name": name,
-            "parts": _with_texts(every[name], intents),
+            "parts": every[name],
             "candidates": candidates[candidates["source"].isin(sources)],
             "folder": folder / name / f"seed-{seed}",
             "seed": seed,
@@ -209,13 +201,9 @@ def train_reward_models(
     return pd.concat(curves, ignore_index=True)
 
 
-def _with_texts(parts: Parts, intents: Vectors) -> Parts:
-    return replace(parts, intents=with_texts(parts.intents, intents.rows(parts.intents.intent_id)))
-
-
 def _train_one(
-    name, parts, candidates, queries, settings, folder, positions, null_share, form, seed, progress,
-    accelerator=None, precision=None,
+    name, parts, candidates, queries, settings, folder, positions, null_share, seed, progress, accelerator=None,
+    precision=None,
 ) -> pd.DataFrame:  # fmt: skip
     null = null_query(parts.train, candidates, queries)
     train = with_all_queries(parts.train, candidates, queries, null=null, null_share=null_share)
@@ -227,7 +215,7 @@ def _train_one(
     fitted = fit(
         ranker, train, dev, parts.intents, settings, seed=seed, loss=loss, accelerator=accelerator, progress=progress
     )
-    save_reward_model(folder, RewardModel(fitted.model, parts.intents, null, form))
+    save_reward_model(folder, RewardModel(fitted.model, parts.intents, null))
     curve = fitted.curve
     return curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch)
 
@@ -258,9 +246,6 @@ def _reward_of(form: str) -> Reward:
     if form not in REWARDS:
         raise ValueError(f"form is {form!r}; expected {' | '.join(REWARDS)}{nearest(form, REWARDS)}")
     return REWARDS[form]
-
-
-# Multi-LLM cross-sampling: a list's query comes from one of several LLMs at random.
 
 
 def query_vectors(
@@ -340,16 +325,8 @@ def with_all_queries(
     queries     vectors by text (`query_vectors`)
     null_share  probability of the null query [C]; else a source is sampled uniformly, and one of its queries, as often
                 as it wrote it [C]
-    Raises ValueError for a share outside 0 <= null_share < 1, and for a list that no source wrote a query for.
     """
     lists = lists.take(lists.clicked.any(dim=1).nonzero().squeeze(1))
-    if not 0 <= null_share < 1:
-        raise ValueError(f"null_share is {null_share!r}; expected a share, 0 <= null_share < 1")
-    if missing := sorted(set(lists.session_id.tolist()) - set(candidates["session_id"])):
-        raise ValueError(
-            f"{len(missing)} of {len(lists)} sessions of {lists.part} have no candidate (first: {missing[0]!r}); "
-            "write candidates for them too"
-        )
     own = _written_for(lists, candidates)
     row = pd.Index(lists.session_id).get_indexer(own["session_id"])
     slot = own.groupby("session_id").cumcount().to_numpy() + 1

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from rgalign.alignment import candidates as generation
-from rgalign.alignment import launched
 from rgalign.alignment.context import MAIN, Context
 from rgalign.alignment.reward import (
     ALL,
@@ -26,13 +25,14 @@ from rgalign.alignment.reward import (
     score_candidates,
     train_reward_models,
 )
+from rgalign.data import vectors
 from rgalign.data.lists import Lists
 from rgalign.data.split import user_folds
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import with_click
-from rgalign.ranker.train import Parts
+from rgalign.ranker.train import Parts, train_by_processes
 from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint
-from rgalign.reasoner.settings import TINY
+from rgalign.reasoner.prompts import TINY
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_table, write_text
 from rgalign.run.work_shards import digest_of, make_shards, shard_path
@@ -70,8 +70,6 @@ def write_candidates(context: Context, models: dict[str, Reasoner], work: Path) 
         return write_in_shards(context, models, sessions, asked, work)
     return generation.generate_candidates(models, prompters, sessions, **asked)
 
-
-# Candidates shard by shard of sessions, by one process or several: after a kill, finished shards are kept.
 
 SESSIONS_PER_SHARD = 1_000  # fixed, so that the number of processes changes no byte
 SESSIONS, CANDIDATES = "sessions.parquet", "candidates.parquet"
@@ -121,8 +119,7 @@ def write_own_shards(
         own, given = sessions_of(number), {"first_row": first, "progress": progress, **how}
         write_table(shard / CANDIDATES, generation.generate_candidates(models, prompters, own, **given))
 
-    share = {"process": distributed.index(), "processes": distributed.count()}
-    return {"shards": make_shards(job, _shard_count(len(ids)), make, label=label, **share)}
+    return {"shards": make_shards(job, _shard_count(len(ids)), make, label=label)}
 
 
 def _shard_count(sessions: int) -> int:
@@ -163,7 +160,12 @@ def train_models(context: Context, embedder: QueryEmbedder, candidates: pd.DataF
         models[ALL, first + 1] = everyone
     queries = embedder.vectors(candidates["query"].tolist(), progress=True)
     if context.recipe.launcher:
-        return launched.train_rewards(context, candidates, queries, models, folder)
+        job = folder / "job"
+        write_table(job / "candidates.parquet", candidates)
+        vectors.save(job / "queries", queries)
+        given = {"run": str(context.run.absolute()), "models": [[*key, list(names)] for key, names in models.items()]}
+        how = {"device": context.params.run.device}
+        return train_by_processes("reward", context.recipe.launcher, job, list(models), given, folder, **how)
     how = {"workers": context.params.run.workers, "accelerator": context.accelerator}
     return train_run_models(context, candidates, queries, models=models, folder=folder, **how)
 
@@ -278,16 +280,16 @@ class Rewarder:
         present = np.array([bool(text.strip()) for text in texts])
         rewards = np.full(len(texts), np.nan)
         if present.any():
-            vectors, when = self.embedder.vectors(texts), self._timestamps(lists)
+            embedded, when = self.embedder.vectors(texts), self._timestamps(lists)
             for model, rows in self._models(lists, present):
                 how = {"form": form or self.form, "timestamps": when[rows]}
-                rewards[rows] = model.reward(lists.take(rows), vectors.rows([texts[row] for row in rows]), **how)
+                rewards[rows] = model.reward(lists.take(rows), embedded.rows([texts[row] for row in rows]), **how)
         return rewards
 
     def scored(self, candidates: pd.DataFrame, *, form: str | None = None) -> pd.DataFrame:
         """Candidates of train and dev with their reward (reward.score_candidates)."""
         parts, tables = self.embedder.context.parts, []
-        vectors = self.embedder.vectors(candidates["query"].tolist())
+        embedded = self.embedder.vectors(candidates["query"].tolist())
         for lists in (with_click(parts.train), with_click(parts.dev)):
             own = candidates[candidates["session_id"].isin(lists.session_id.tolist())]
             if own.empty:
@@ -296,7 +298,7 @@ class Rewarder:
             for model, rows in self._models(lists, np.isin(lists.session_id, own["session_id"])):
                 some = own[own["session_id"].isin(lists.session_id[rows].tolist())]
                 how = {"form": form or self.form, "timestamps": when[rows]}
-                found.append(score_candidates(model, some, lists.take(rows), vectors, **how))
+                found.append(score_candidates(model, some, lists.take(rows), embedded, **how))
             tables.append(pd.concat(found).loc[own.index])
         return pd.concat(tables, ignore_index=True)
 

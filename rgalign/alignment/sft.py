@@ -7,13 +7,12 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor, nn
 
-from rgalign.alignment import launched
 from rgalign.alignment.context import Context
 from rgalign.alignment.logprobs import query_log_probabilities
 from rgalign.params_training import Sft
-from rgalign.reasoner.batches import Documents, document_errors, raise_all, right_padded
+from rgalign.reasoner.batches import Documents, Task, right_padded
 from rgalign.reasoner.model import Reasoner, fingerprint
-from rgalign.reasoner.trainer import Schedule, Setup, Task, fit
+from rgalign.reasoner.trainer import Schedule, Setup, fit
 
 
 def train_sft(context: Context, start: Reasoner, best: pd.DataFrame, work: Path) -> tuple[Reasoner, pd.DataFrame]:
@@ -22,7 +21,7 @@ def train_sft(context: Context, start: Reasoner, best: pd.DataFrame, work: Path)
     Returns the tuned reasoner and its curve. work: folder of checkpoints, gone at the end.
     """
     if context.recipe.launcher:
-        return launched.tune(context, "sft", start, work, tables={"best": best})[:2]
+        return context.tune_by_processes("sft", start, work, given={"best": best})[:2]
     prompts = context.prompts_by_session(start)
     queries = context.recipe.prompter(context.shop, start).queries(best["query"].tolist())
     settings, setup = context.params.alignment.sft, context.setup("sft", work)
@@ -35,9 +34,8 @@ def sft(
     """A reasoner tuned to write these queries, and its curve: step, loss, seconds.
 
     prompts, queries  token ids (Prompter.sessions, Prompter.queries), end id last
-    The loss is the mean of -log p over the batch's query tokens, in nats. Raises ValueError that lists all errors.
+    The loss is the mean of -log p over the batch's query tokens, in nats.
     """
-    raise_all("RG-SFT", document_errors(reasoner, prompts, queries))
     collate = partial(right_padded, pad=reasoner.tokenizer.pad_token_id)
     task = Task("RG-SFT", Documents(prompts, queries), collate, query_loss, weight=query_tokens)
     return fit(reasoner, task, Schedule.of(settings), setup, identity={"reasoner": fingerprint(reasoner)})

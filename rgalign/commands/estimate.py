@@ -22,7 +22,7 @@ from rgalign.data.sources import size_of
 from rgalign.params import Params, ParamsError
 from rgalign.params_schema import gpu_only, refused
 from rgalign.params_training import STEPS, Alignment
-from rgalign.reasoner.settings import NEVER_ASKED, TINY
+from rgalign.reasoner.prompts import NEVER_ASKED, TINY
 from rgalign.run import artifacts, distributed
 from rgalign.run.external_inputs import model_folder
 

@@ -113,7 +113,7 @@ def _is_run(folder: Path) -> bool:
 def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
     """Feature columns that people may see: those that a prompt may show, by the run's params or else the data set's."""
     from rgalign.data.labels import LabelError
-    from rgalign.reasoner.settings import shown_features
+    from rgalign.reasoner.prompts import shown_features
 
     named, drop = None, []
     if run is not None:

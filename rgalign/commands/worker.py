@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from rgalign.alignment import launched, rewarding
-from rgalign.alignment.context import Context
+from rgalign.alignment import rewarding
+from rgalign.alignment.context import CURVE, TUNED, Context
 from rgalign.alignment.contrastive import train_contrastive
 from rgalign.alignment.dpo import train_dpo
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
@@ -26,7 +26,7 @@ from rgalign.data import vectors
 from rgalign.errors import UserError
 from rgalign.params import load
 from rgalign.ranker import fit
-from rgalign.ranker.launched import train_in_shards, train_share
+from rgalign.ranker.train import train_in_shards, train_own_rankers
 from rgalign.reasoner.embed import embed_own_shards
 from rgalign.reasoner.model import Reasoner, import_reasoner
 from rgalign.reasoner.trainer import TrainingError, is_sharded
@@ -89,7 +89,7 @@ def write(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
-    """This process's share of the reward models (alignment.launched.train_rewards)."""
+    """This process's share of the reward models (alignment.rewarding.train_models)."""
     context, _ = _context(arguments)
     candidates, queries = pd.read_parquet(folder / "candidates.parquet"), vectors.load(folder / "queries")
 
@@ -103,7 +103,7 @@ def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
 
 
 def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """One of the steps that tune the reasoner (alignment.launched.tune)."""
+    """One of the steps that tune the reasoner (Context.tune_by_processes)."""
     context, read = _context(arguments)
     context = context.reading(Path(arguments["embeddings"]), Path(arguments["rankers"]))
     start, work = read(arguments["reasoner"]), Path(arguments["work"])
@@ -128,12 +128,12 @@ def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         lists = None if ids is None else context.rows_of(context.clicked_lists, ids)
         tuned, curve = train_contrastive(context, start, tables.get("best"), work, lists=lists)
     if distributed.index() == 0:
-        context.save(tuned, folder / launched.TUNED)
-        write_table(folder / launched.CURVE, curve)
+        context.save(tuned, folder / TUNED)
+        write_table(folder / CURVE, curve)
     return {"looks": looks}
 
 
-JOBS = {"embed": embed_own_shards, "write": write, "tune": tune, "rank": train_share, "reward": reward}
+JOBS = {"embed": embed_own_shards, "write": write, "tune": tune, "rank": train_own_rankers, "reward": reward}
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1])))

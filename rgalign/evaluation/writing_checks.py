@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from rgalign.data.tables import Dataset
 from rgalign.reasoner.generate import repeated_share
-from rgalign.reasoner.settings import NEVER_ASKED
+from rgalign.reasoner.prompts import NEVER_ASKED
 
 COLUMNS = ["stage", "check", "found", "limit", "warning", "change"]
 # Share of queries that repeat three words [C]. Questions that people typed hardly ever do (measured: ShopWorld 0 %,

@@ -50,8 +50,7 @@ def fit(
 ) -> Fitted:
     """Train in place by AdamW; stop when GAUC on the development users has not risen for `patience` epochs.
 
-    train, dev   lists of these two parts, of different users; lists without a click are left out: they teach nothing
-    settings     epochs, patience, lists_per_batch, learning_rate, weight_decay; the others shape the model
+    train, dev   lists of these two parts; lists without a click are left out
     seed         of the order of lists and of dropout; the same seed gives the same bytes on the same machine and
                  number of threads, and the caller's random state is unchanged
     from_start   the weights given count as epoch 0 and are kept if no epoch is better: for a ranker trained before

@@ -47,12 +47,11 @@ class BagEmbedding(nn.Module):
 class Whitening(nn.Module):
     """A language model's vectors, made comparable: (x - mean) @ matrix, fixed once on train, then layer norm [C].
 
-    An LM's states lie in a narrow cone: a few directions are a hundred times as wide as those that tell sessions
-    apart, and layer norm alone leaves those without effect. Each dimension is scaled to variance 1, then each principal
-    direction of variance s is divided by sqrt(s + ridge) (ZCA). Before `set` it is the identity.
+    An LM's states lie in a narrow cone: a few directions are a hundred times as wide as those that tell sessions apart.
+    Each dimension is scaled to variance 1, then each principal direction of variance s is divided by sqrt(s + ridge)
+    (ZCA). Before `set` it is the identity.
 
-    ridge  >= 0, in units of a dimension's variance: directions that vary much less are mostly noise and stay small; a
-           very large one leaves each dimension scaled and no direction turned, 0 makes all directions equally wide
+    ridge  >= 0, in units of a dimension's variance: directions that vary much less are mostly noise and stay small
     """
 
     MOST_ROWS = 100_000  # a correlation is then known to about 0.003, and float64 copies of 1,024 columns take 0.8 GB

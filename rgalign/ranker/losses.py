@@ -16,17 +16,8 @@ def listnet_loss(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
     scores   (lists, candidates), any scale; adding a constant to a list changes nothing
     clicked  (lists, candidates) bool; several clicks of a list share its mass equally
     shown    (lists, candidates) bool, False where padded; the values there have no influence, not even NaN
-    Returns nats, a scalar. Lists without a click are left out; ValueError if all are.
-    """
-    if not (clicked & shown).any():
-        raise ValueError(f"none of the {len(clicked)} lists has a click on a shown candidate: nothing to learn from")
-    return listnet_of_clicked(scores, clicked, shown)
-
-
-def listnet_of_clicked(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor:
-    """`listnet_loss` where a list is known to have a click, as all lists of `fit` have: NaN if none has.
-
-    To check it in every batch would keep a GPU waiting.
+    Returns nats, a scalar. Lists without a click are left out; NaN if all are: to check it in every batch would keep a
+    GPU waiting.
     """
     clicks = (clicked & shown).to(scores.dtype)
     per_list = clicks.sum(dim=1)
@@ -36,7 +27,7 @@ def listnet_of_clicked(scores: Tensor, clicked: Tensor, shown: Tensor) -> Tensor
 
 def listnet(model: nn.Module, lists: Lists, intents: Intents) -> Tensor:
     """The baseline's loss: ListNet on the shown lists, one of which has a click."""
-    return listnet_of_clicked(model(lists, intents), lists.clicked, lists.shown)
+    return listnet_loss(model(lists, intents), lists.clicked, lists.shown)
 
 
 def query_kl(scores: Tensor, query_scores: Tensor, shown: Tensor) -> Tensor:
@@ -55,14 +46,12 @@ def query_kl(scores: Tensor, query_scores: Tensor, shown: Tensor) -> Tensor:
 def listnet_kl(kl_weight: float) -> Loss:
     """QE-Rec's loss, for fit: ListNet + kl_weight * query_kl; with weight 0 it is ListNet alone [C: 0.2].
 
-    It calls ranker(lists, intents, branches=True), which returns towers.Branches. Raises ValueError if negative.
+    It calls ranker(lists, intents, branches=True), which returns towers.Branches.
     """
-    if not kl_weight >= 0:
-        raise ValueError(f"kl_weight is {kl_weight!r}; expected a number >= 0")
 
     def loss(ranker: nn.Module, lists: Lists, intents: Intents) -> Tensor:
         scores, relevance, query = ranker(lists, intents, branches=True)
-        value = listnet_of_clicked(scores, lists.clicked, lists.shown)
+        value = listnet_loss(scores, lists.clicked, lists.shown)
         return value + kl_weight * query_kl(relevance, query, lists.shown) if kl_weight else value
 
     return loss

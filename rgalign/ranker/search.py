@@ -45,11 +45,7 @@ NO_QUERY_SPACE: Space = {"kl_weight": (0.0, 0.05, 0.1, 0.2, 0.5)}  # the branch 
 # of what reads vectors [C]: on valid 0.3 was the best on ShopWorld, 3 to 10 with MiniLM on govuk2021
 VECTOR_SPACE: Space = {"whitening_ridge": (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)}
 # of the ranker that learns from chats first [C]: how long, how fast and, by the temperature, how far it moves
-CHAT_SPACE: Space = {
-    "chat_epochs": (2, 8),
-    "chat_learning_rate": (1e-3, 4e-3),
-    "chat_temperature": (0.3, 1.0, 3.0),
-}
+CHAT_SPACE: Space = {"chat_epochs": (2, 8), "chat_learning_rate": (1e-3, 4e-3), "chat_temperature": (0.3, 1.0, 3.0)}
 
 CHANGED = 0.25  # three or four settings of a trial near the best [C]: one at a time misses what goes together
 

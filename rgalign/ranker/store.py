@@ -1,11 +1,13 @@
 """A ranker on disk: its weights as safetensors, what fixes its shape as config.json."""
 
 import json
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -49,7 +51,13 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     if not isinstance(name, str) or name not in CLASSES:
         raise StoreError(f"{folder / CONFIG} is that of {name!r}; expected a ranker: {', '.join(CLASSES)}")
     ranker = CLASSES[name]
-    model = ranker(_config(ranker.Config, config, folder / CONFIG))
+    try:
+        model = ranker(TypeAdapter(ranker.Config).validate_json(json.dumps(BEFORE | config)))
+    except ValidationError as invalid:
+        lines = "".join(f"\n  {_said(error)}" for error in invalid.errors())
+        raise StoreError(f"{folder / CONFIG} is not that of a {name}:{lines}") from None
+    except ValueError as error:  # such as heads that do not divide a width
+        raise StoreError(f"{folder / CONFIG} is not that of a {name}: {error}") from None
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -58,13 +66,8 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     return model.eval().to(where)
 
 
-def _config(kind: type, given: dict[str, Any], path: Path) -> Any:
-    given, names = BEFORE | given, {field.name for field in fields(kind)}
-    errors = [f"{key} is not a setting of {kind.__name__}" for key in sorted(given.keys() - names)]
-    errors += [f"{key} is missing" for key in sorted(names - given.keys())]
-    if not errors:
-        try:
-            return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
-        except (TypeError, ValueError) as error:
-            errors = [str(error)]
-    raise StoreError(f"{path} fails {len(errors)} check{'s' if len(errors) > 1 else ''}:\n  " + "\n  ".join(errors))
+def _said(error: Mapping[str, Any]) -> str:
+    key, kind = error["loc"][0], error["type"]
+    if kind in ("missing", "unexpected_keyword_argument"):
+        return f"{key} is {'missing' if kind == 'missing' else 'not a setting'}"
+    return f"{key} is {error['input']!r}; {error['msg'].replace('Input should be', 'expected', 1)}"

@@ -4,17 +4,17 @@ A ranker is an nn.Module with a `Config` (a dataclass that store writes), `forwa
 candidates), and `loss(settings)`, what it is trained by. store.ARCHITECTURES lists them.
 """
 
-import math
 from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from rgalign.data.lists import Intents, Lists, listed_in
-from rgalign.params_training import RankerSettings
+from rgalign.params_training import Interactions, RankerSettings
 from rgalign.ranker.layers import (
     BagEmbedding,
     FieldAttention,
@@ -29,9 +29,13 @@ from rgalign.seeding import seeded
 PAIRS_AT_ONCE = 1 << 16  # (session, intent) pairs; keeps whole-KB scoring below some 200 MB at dim 64
 
 
+Count, Natural = Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0)]
+Dropout, Positive = Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 @dataclass(frozen=True)
 class TwoTowerConfig:
-    """All that fixes the shape of a two-tower ranker (METHOD.md 2.2).
+    """All that fixes the shape of a two-tower ranker (METHOD.md 2.2). store.load checks the types: files are edited.
 
     field_sizes, history_sizes   vocabulary of each field and of each history column (FeatureSpace)
     word_buckets                 hashed words of session and intent texts; used only where text is True
@@ -39,35 +43,29 @@ class TwoTowerConfig:
     positions                    longest training list; 0 where positions are not real: no position bias
     text                         True: the words of both sides are read; False: ids only
     query_dim                    width of a reasoner's vectors of sessions and intents; 0: none are read
-    The others are those of params_training.RankerSettings. Raises ValueError with all that is wrong.
+    The others are those of params_training.RankerSettings.
     """
 
-    KIND: ClassVar[str] = "two-tower"
-    AT_LEAST: ClassVar[dict[str, int]] = {
-        **dict.fromkeys(("embedding_dim", "dim", "heads", "experts", "hidden"), 1),
-        **dict.fromkeys(("intent_ids", "categories", "word_buckets"), 1),
-        **dict.fromkeys(("attention_layers", "positions", "query_dim"), 0),
-    }
-    SHARES: ClassVar[tuple[str, ...]] = ("dropout", "id_dropout")
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, extra="forbid")
 
     field_sizes: tuple[int, ...]
     history_sizes: tuple[int, ...]
-    word_buckets: int
-    intent_ids: int
-    categories: int
-    positions: int
+    word_buckets: Count
+    intent_ids: Count
+    categories: Count
+    positions: Natural
     text: bool
-    embedding_dim: int
-    dim: int
-    attention_layers: int
-    heads: int
-    experts: int
-    hidden: int
-    dropout: float
-    id_dropout: float
-    intent_std: float
-    whitening_ridge: float
-    query_dim: int
+    embedding_dim: Count
+    dim: Count
+    attention_layers: Natural
+    heads: Count
+    experts: Count
+    hidden: Count
+    dropout: Dropout
+    id_dropout: Dropout
+    intent_std: Positive
+    whitening_ridge: Positive
+    query_dim: Natural
 
     @classmethod
     def of(cls, settings: RankerSettings, **given) -> Self:
@@ -75,55 +73,19 @@ class TwoTowerConfig:
         shape = {field.name: getattr(settings, field.name) for field in fields(cls) if hasattr(settings, field.name)}
         return cls(**shape | given)
 
-    def __post_init__(self):
-        if errors := self.errors():
-            raise ValueError(f"these settings make no {self.KIND}:\n  " + "\n  ".join(errors))
-
-    def errors(self) -> list[str]:
-        """What is wrong with the settings, one line each: a config.json can have been edited by hand."""
-        checks = [
-            (name, "a whole number >= " + str(least), int, lambda value, least=least: value >= least)
-            for name, least in self.AT_LEAST.items()
-        ]
-        checks += [(name, f"a share, 0 <= {name} < 1", int | float, lambda v: 0 <= v < 1) for name in self.SHARES]
-        checks += [
-            (name, "a number > 0", int | float, lambda value: 0 < value < math.inf)
-            for name in ("intent_std", "whitening_ridge")
-        ]
-        found = [
-            f"{name} is {value!r}; expected {expected}"
-            for name, expected, kind, holds in checks
-            if not isinstance(value := getattr(self, name), kind) or not holds(value)
-        ]
-        if not found and self.embedding_dim % self.heads:
-            found.append(f"{self.heads} heads do not divide an embedding_dim of {self.embedding_dim}")
-        return found
-
 
 @dataclass(frozen=True)
 class ThreeTowerConfig(TwoTowerConfig):
-    """All that fixes the shape of a three-tower ranker; query_dim is 1 or more.
+    """All that fixes the shape of a three-tower ranker.
 
     query_dropout is on the whitened e_q, in the query tower's hidden layer and in the interaction's.
     """
 
-    KIND: ClassVar[str] = "three-tower"
-    AT_LEAST: ClassVar[dict[str, int]] = {
-        **TwoTowerConfig.AT_LEAST,
-        **{"query_dim": 1, "query_hidden": 0, "interaction_hidden": 1},
-    }
-    SHARES: ClassVar[tuple[str, ...]] = (*TwoTowerConfig.SHARES, "query_dropout")
-
-    interaction: str
-    query_hidden: int
-    query_dropout: float
-    interaction_hidden: int
-
-    def errors(self) -> list[str]:
-        found = super().errors()
-        if self.interaction not in INTERACTIONS:
-            found.append(f"interaction is {self.interaction!r}; expected one of {', '.join(INTERACTIONS)}")
-        return found
+    query_dim: Count
+    interaction: Interactions
+    query_hidden: Natural
+    query_dropout: Dropout
+    interaction_hidden: Count
 
 
 def vectors_of(container: Lists | Intents, dim: int) -> Tensor:
@@ -210,8 +172,7 @@ class IntentTower(nn.Module):
     """Intent -> vector and bias: id + category + words + projected text vector, of those that are read.
 
     An unseen intent is the unknown id with its own category, words and text; an unseen category is the unknown one.
-    Both unknown rows learn by dropout, each with a draw of its own [C]: a new intent mostly has a known category, and a
-    new category's row is added to the id's, so that the two must make sense apart.
+    Both unknown rows learn by dropout, each with a draw of its own [C]: a new intent mostly has a known category.
     """
 
     def __init__(self, config: TwoTowerConfig):
@@ -307,7 +268,8 @@ class NoAttention(nn.Module):
         return user.unsqueeze(1).expand_as(intent), intent, query.unsqueeze(1).expand_as(intent)
 
 
-# What the towers of a pair know of one another before they are multiplied; a match term is a module and an entry.
+# What the towers of a pair know of one another before they are multiplied; a match term is a module and an entry, here
+# and in params_training.Interactions.
 INTERACTIONS = {"attention": TowerAttention, "product": NoAttention}
 
 
@@ -368,16 +330,11 @@ class TwoTower(nn.Module):
 
 
 class Branches(NamedTuple):
-    """Scores of the candidates by the ranker and by its query-intent branch, each (lists, candidates).
+    """Scores of the candidates by the ranker and by its query-intent branch, each (lists, candidates)."""
 
-    scores     what is trained on: in training with the position's bias
-    relevance  the same without position bias
-    query      q.v / sqrt(dim): the query tower and the intent tower alone
-    """
-
-    scores: Tensor
-    relevance: Tensor
-    query: Tensor
+    scores: Tensor  # what is trained on: in training with the position's bias
+    relevance: Tensor  # the same without position bias
+    query: Tensor  # q.v / sqrt(dim): the query tower and the intent tower alone
 
 
 class ThreeTower(nn.Module):

@@ -1,8 +1,12 @@
 """All rankers of a run: what each learns from, how it is built, trained for every seed and saved in one folder.
 
 folder/<model>/seed-<seed>/   config.json, weights.safetensors (ranker.store)
+
+With run.launcher each process trains every n-th ranker, whole: they are small and many (models x seeds), and nothing is
+sent while they learn [C]. Each has the bytes that one process would give it with as many threads of torch.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,15 +28,16 @@ from rgalign.ranker.fit import fit
 from rgalign.ranker.losses import Loss
 from rgalign.ranker.towers import set_whitening
 from rgalign.ranker.variants import RANKERS
-from rgalign.run.distributed import each
+from rgalign.run import distributed
+from rgalign.run.artifacts import atomic, write_table
+from rgalign.run.work_shards import make_shards, shard_path
 
 
 @dataclass(frozen=True)
 class Parts:
     """What rankers learn from and are chosen on; without the test split.
 
-    Lists and intents are QueryLists and QueryIntents where the ranker reads vectors (with_vectors); chats are those
-    that it learns from before the clicks, if any.
+    Lists and intents are QueryLists and QueryIntents where the ranker reads vectors (with_vectors).
     """
 
     space: FeatureSpace
@@ -96,8 +101,7 @@ def with_vectors(parts: Parts, name: str, sessions: Vectors, intents: Vectors, s
 def lists_with_vectors(lists: Lists, name: str, sessions: Vectors, train: Lists, seed: int) -> QueryLists:
     """The lists of one part, test as well, with the query vectors of a variant.
 
-    train  its sessions' mean is the constant query
-    seed   of the shuffle, which stays inside the part
+    train  its sessions' mean is the constant query;  seed  of the shuffle, which stays inside the part
     """
     query = RANKERS[name].query
     if query == "constant":
@@ -110,10 +114,8 @@ def lists_with_vectors(lists: Lists, name: str, sessions: Vectors, train: Lists,
 
 
 def build(name: str, parts: Parts, settings: RankerSettings, *, positions: int = 0, seed: int = 0) -> nn.Module:
-    """A ranker before training.
+    """A ranker before training. positions: of the longest list where they are real, else 0: no position bias.
 
-    settings   those of the shape count here (towers.TwoTowerConfig, ThreeTowerConfig)
-    positions  candidates of the longest list where positions are real, else 0: no position bias
     Raises ValueError for a variant that reads vectors where the parts hold none.
     """
     variant, space = RANKERS[name], parts.space
@@ -147,9 +149,7 @@ def begin(
     model = build(name, parts, settings, positions=positions, seed=seed)
     if RANKERS[name].chats:
         if parts.chats is None:
-            raise ValueError(
-                f"{name} learns from chats and these parts hold none: make its parts with parts_of_variant"
-            )
+            raise ValueError(f"{name} learns from chats and these parts hold none: make its parts by parts_of_variant")
         learnt = (parts.chats, parts.train, parts.intents, settings)
         chatting.pretrain(model, *learnt, seed=seed, accelerator=accelerator)
     return model
@@ -158,6 +158,23 @@ def begin(
 def loss_of(name: str, settings: RankerSettings) -> Loss:
     """What a ranker is trained by: ListNet for two towers, with the KL of settings.kl_weight for three."""
     return store.ARCHITECTURES[RANKERS[name].architecture].loss(settings)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The processes that train, and where they find what their caller has in memory.
+
+    launcher    run.launcher; None: there are none, the caller trains
+    job         folder of what is under way; gone when it is done
+    encoded     tables/encoded
+    embeddings  folder/<Variant.vectors>/sessions and intents;  seed  of shuffled queries (with_vectors)
+    """
+
+    launcher: str | None
+    job: Path
+    encoded: Path
+    embeddings: Path
+    seed: int
 
 
 def train(
@@ -172,15 +189,33 @@ def train(
     workers: int = 1,
     accelerator: Accelerator | None = None,
     progress: bool = True,
+    launch: Launch | None = None,
 ) -> pd.DataFrame:
     """Train every model with every seed and save it at once. Returns the learning curves, one row an epoch.
 
     start    model -> folder with seed-<seed>/ of trained rankers to continue from, which are kept if no epoch is
              better; models that are not there start from random weights
-    refit_whitening  of a ranker from `start`, on the vectors that it reads now: whitening belongs to the language model
-             that made the vectors, and `start` may have read another one's (METHOD.md 2.1 [C])
-    workers  rankers trained at once, on a CPU; on another device they come one after the other
+    refit_whitening  of a ranker from `start`, on the vectors that it reads now, which another language model may have
+             made (METHOD.md 2.1 [C])
+    workers  rankers trained at once, on a CPU
+    launch   where it has a launcher, its processes train; parts are those that lie where it says. Raises ProcessesError
     """
+    if launch is not None and launch.launcher is not None:
+        accelerator = accelerator or Accelerator()
+        trainings, device = [(name, seed) for name in settings for seed in seeds], accelerator.device.type
+        arguments = {
+            "settings": {name: own.model_dump() for name, own in settings.items()},
+            "trainings": trainings,
+            "positions": positions,
+            "start": {name: str(path.absolute()) for name, path in (start or {}).items()},
+            "refit_whitening": refit_whitening,
+            "encoded": str(launch.encoded.absolute()),
+            "embeddings": str(launch.embeddings.absolute()),
+            "seed": launch.seed,
+            "device": device,
+            "precision": accelerator.mixed_precision,
+        }
+        return train_by_processes("rank", launch.launcher, launch.job, trainings, arguments, folder, device=device)
     workers, runtime = runtime_of(accelerator, workers, progress)
     jobs = (
         {
@@ -198,7 +233,7 @@ def train(
         for seed in seeds
     )
     total = len(settings) * len(seeds)
-    curves = each(_train_one, jobs, total=total, workers=workers, title="rankers", progress=progress)
+    curves = distributed.each(_train_one, jobs, total=total, workers=workers, title="rankers", progress=progress)
     return pd.concat(curves, ignore_index=True)
 
 
@@ -230,6 +265,63 @@ def _train_one(
     store.save(folder, fitted.model)
     curve = fitted.curve.drop(columns="seconds")
     return curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch)
+
+
+def train_own_rankers(job: Path, given: dict[str, Any]) -> dict[str, int]:
+    """This process's part of `train`."""
+    parts, start = load_parts(given["encoded"]), given["start"]
+
+    def train_one(number: int, folder: Path) -> pd.DataFrame:
+        name, seed = given["trainings"][number]
+        own = parts_of_variant(parts, name, Path(given["embeddings"]), given["seed"])
+        how = {"positions": given["positions"], "start": {name: Path(start[name])} if name in start else None}
+        how |= {"accelerator": accelerator, "progress": distributed.index() == 0}
+        how["refit_whitening"] = given["refit_whitening"]
+        return train({name: RankerSettings(**given["settings"][name])}, [seed], own, folder=folder, **how)
+
+    with distributed.single_process(given["device"], given["precision"]) as accelerator:
+        return train_in_shards(job, len(given["trainings"]), train_one)
+
+
+def train_by_processes(
+    task: str,
+    launcher: str,
+    job: Path,
+    trainings: Sequence[tuple[str, int]],
+    arguments: dict[str, Any],
+    folder: Path,
+    *,
+    device: str,
+) -> pd.DataFrame:
+    """Have a job of the worker that ends in `train_in_shards` done; returns the curves of its trainings in order.
+
+    trainings  name and seed of each: its ranker goes to folder/<name>/seed-<seed>
+    What a killed call had trained is trained again: its data or code may have been others. Raises ProcessesError.
+    """
+    for left in job.glob("shard-*"):
+        shutil.rmtree(left)
+    distributed.run(task, job, launcher, arguments, device=device, lower="ranker.lists_per_batch")
+    curves = []
+    for number, (name, seed) in enumerate(trainings):
+        shard = shard_path(job, number)
+        curves.append(pd.read_parquet(shard / "curve.parquet"))
+        with atomic(folder / name / f"seed-{seed}") as temporary:
+            shutil.move(shard / "rankers" / name / f"seed-{seed}", temporary)
+    shutil.rmtree(job)
+    return pd.concat(curves, ignore_index=True)
+
+
+def train_in_shards(job: Path, count: int, train_one: Callable[[int, Path], pd.DataFrame]) -> dict[str, int]:
+    """Train this process's share of `count` trainings: index, index + processes, ..; returns how many.
+
+    train_one  (number, folder to save the ranker in) -> its learning curve
+    One that an earlier start of the job has left, whole and with its curve, is kept.
+    """
+
+    def make(number: int, shard: Path) -> None:
+        write_table(shard / "curve.parquet", train_one(number, shard / "rankers"))
+
+    return {"trained": make_shards(job, count, make, label=lambda number: {"training": number})}
 
 
 def last_rankers(

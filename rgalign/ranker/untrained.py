@@ -5,7 +5,7 @@ word_overlap  cosine of the TF-IDF of a session's text and an intent's text
 raw_cosine    cosine of the vectors that the encoder or LM makes of both: not whitened, no tower
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +66,7 @@ class Known:
     ) -> "Known":
         """From a run's tables and vectors, for the sessions of `lists` (valid or test).
 
-        folder      the data set's tables
-        columns     feature columns that a prompt shows;  kind  of the reasoner
-        settings    evaluation.untrained
+        folder      the data set's tables;  columns  feature columns that a prompt shows;  kind  of the reasoner
         embeddings  folder/<set of vectors>/sessions and intents, of train and valid;  more  of test, by set
         """
         refuse_other_parts("untrained", train=train)
@@ -81,7 +79,10 @@ class Known:
         titles = dict(zip(shop.intents["intent_id"], shop.intents["title"].fillna(""), strict=True))
         corpus += session_texts(_evenly_spaced(before, COUNTED), compared, shop.kinds, titles)
         sets = vector_sets(settings, kind, columns, shop.kinds)
-        sessions, kb = _vectors(embeddings, sets, more or {}, lists, shop.intents)
+        given = (more or {}).get(sets[0])
+        of_sessions = vectors.load(embeddings / sets[0] / "sessions") if given is None else given
+        sessions = of_sessions.rows(lists.session_id).astype(np.float32)
+        kb = vectors.load(embeddings / sets[1] / "intents").rows(shop.intents["intent_id"]).astype(np.float32)
         if settings.raw_cosine.centred:
             averaged = _evenly_spaced(before, AVERAGED)["session_id"].tolist()
             in_train = vectors.load(embeddings / sets[0] / "sessions").rows(averaged)
@@ -127,36 +128,35 @@ def log_clicks(train: Lists, intents: Intents, *, smoothing: float = SMOOTHING) 
     return (torch.bincount(clicked, minlength=len(intents)) + smoothing).log().numpy()
 
 
-def tfidf_cosine(sessions: Sequence[str], intents: Sequence[str], corpus: Iterable[str]) -> np.ndarray:
+def tfidf_cosine(sessions: Sequence[str], intents: Sequence[str], corpus: Sequence[str]) -> np.ndarray:
     """(sessions, intents) float32 in 0..1; a text without a word of the corpus has zeros: it prefers no intent.
 
-    Single words, 1 + log(count) times the idf of `corpus` [C]: pairs of neighbouring words changed nothing on valid of
-    four public sets, and idf of the KB alone lost a quarter of the Recall@3 over the KB (govuk2021).
+    Single words, 1 + log(count) times the idf of `corpus` [C]: pairs of words changed nothing on valid of four public
+    sets, and idf of the KB alone lost a quarter of the Recall@3 over the KB (govuk2021).
     """
     scores = np.zeros((len(sessions), len(intents)), np.float32)
-    documents = [verbalize.words_of(text) for text in corpus]
-    if not any(documents):
+    if not any(map(verbalize.words_of, corpus)):
         return scores
-    counted = TfidfVectorizer(analyzer=_identity, sublinear_tf=True, dtype=np.float64).fit(documents)
-    kb = counted.transform(map(verbalize.words_of, intents)).T
+    counted = TfidfVectorizer(analyzer=verbalize.words_of, sublinear_tf=True, dtype=np.float64).fit(corpus)
+    kb = counted.transform(intents).T
     for first in range(0, len(sessions), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
-        found = counted.transform(map(verbalize.words_of, sessions[rows])) @ kb
-        scores[rows] = found.toarray().round(DECIMALS)
+        scores[rows] = (counted.transform(sessions[rows]) @ kb).toarray().round(DECIMALS)
     return scores
 
 
 def cosine(sessions: np.ndarray, intents: np.ndarray) -> np.ndarray:
     """(sessions, intents) float32 in -1..1 of vectors (sessions, dim) and (intents, dim); 0 where one is zero."""
-    sessions, intents = (_unit_rows(values) for values in (sessions, intents))
-    return (sessions @ intents.T).round(DECIMALS)
+    wide = [values.astype(np.float32) for values in (sessions, intents)]
+    one, other = (values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12) for values in wide)
+    return (one @ other.T).round(DECIMALS)
 
 
 def vector_sets(settings: Untrained, kind: str, columns: Sequence[str], kinds: Mapping[str, str]) -> tuple[str, str]:
     """The sets of vectors of sessions and of intents that raw_cosine reads. Arguments: see `Known.of`.
 
     An empty `session`: an encoder reads the text columns alone, as it was trained to; an LLM's prompts are embedded
-    already, and to embed them twice costs as much as the rest of notebook 02 [C]. Without text columns: the prompt.
+    already [C]. Without text columns: the prompt.
     """
     has_text = any(kinds[name] == "text" for name in columns)
     session = TEXT if has_text and _cosine_session(settings, kind) == TEXT else PROMPT
@@ -201,18 +201,15 @@ def session_texts(
     frame: pd.DataFrame, columns: Sequence[str], kinds: Mapping[str, str], titles: Mapping[str, str]
 ) -> list[str]:
     """The values of these columns in one line, as in a prompt; a text without its column's name."""
-    rows = verbalize.session_fields(frame, columns, kinds, layout="lines", titles=titles)
-    return ["".join(part for field in row for part in _unnamed(field)) for row in rows]
-
-
-def _unnamed(field: verbalize.FieldTemplate) -> tuple[str, ...]:
-    """The value; where it is no text also the column's name, without which `yes` means nothing."""
-    return (*(() if field.kind == "text" else (field.prefix,)), *field.units, " ")
+    rows = verbalize.Serialiser("lines", titles).sessions(frame, columns, kinds)
+    # without its column's name `yes` means nothing, while a text speaks for itself
+    values = [[(f.prefix if f.kind != "text" else "", *f.units, " ") for f in row] for row in rows]
+    return ["".join(part for value in row for part in value) for row in values]
 
 
 def _intent_texts(intents: pd.DataFrame, compared: str) -> list[str]:
     chosen = intents.assign(description=None) if compared == "title" else intents
-    rows = verbalize.intent_fields(chosen, layout="lines")
+    rows = verbalize.Serialiser("lines").intents(chosen)
     return [" ".join(unit for field in row for unit in field.units) for row in rows]
 
 
@@ -227,16 +224,6 @@ def _compared_columns(session: str, columns: Sequence[str], kinds: Mapping[str, 
     return texts if session == TEXT and texts else list(columns)
 
 
-def _vectors(
-    embeddings: Path, sets: tuple[str, str], more: Mapping[str, Vectors], lists: Lists, intents: pd.DataFrame
-) -> tuple[np.ndarray, np.ndarray]:
-    """float32 vectors of the lists' sessions and of the KB, which may be written to."""
-    of_sessions = more[sets[0]] if sets[0] in more else vectors.load(embeddings / sets[0] / "sessions")
-    of_intents = vectors.load(embeddings / sets[1] / "intents")
-    ids = lists.session_id, intents["intent_id"]
-    return tuple(found.rows(own).astype(np.float32) for found, own in zip((of_sessions, of_intents), ids, strict=True))
-
-
 def _train(sessions: pd.DataFrame) -> pd.DataFrame:
     return sessions[sessions["split"] == "train"]
 
@@ -244,12 +231,3 @@ def _train(sessions: pd.DataFrame) -> pd.DataFrame:
 def _evenly_spaced(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     """At most so many rows, evenly spaced: those of all weeks, the same ones in every call."""
     return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))] if len(rows) else rows
-
-
-def _unit_rows(values: np.ndarray) -> np.ndarray:
-    wide = values.astype(np.float32)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
-
-
-def _identity(words: list[str]) -> list[str]:
-    return words

@@ -9,16 +9,16 @@ alone, and cannot repeat a step in smaller ones after an out-of-memory error.
 import gc
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rgalign.reasoner.model import Reasoner
 from rgalign.run import distributed
 
 logger = logging.getLogger(__name__)
@@ -66,29 +66,25 @@ def tokens_of(row: dict) -> tuple[int, int]:
     return len(row["input_ids"]), 1
 
 
-def document_errors(
-    reasoner: Reasoner, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]
-) -> list[str]:
-    """Why this reasoner cannot learn to write these queries; empty where it can."""
-    errors = []
-    if reasoner.kind != "causal":
-        errors.append(f"{reasoner.name} is of kind {reasoner.kind}; only a causal model learns to write")
-    if len(prompts) != len(queries):
-        errors.append(f"there are {len(prompts)} prompts and {len(queries)} queries; each prompt needs its query")
-    if not len(prompts):
-        errors.append("there is no document to learn from")
-    if empty := sum(not len(prompt) or not len(query) for prompt, query in zip(prompts, queries, strict=False)):
-        errors.append(f"{empty} prompts or queries have no token")
-    longest = max((len(prompt) + len(query) for prompt, query in zip(prompts, queries, strict=False)), default=0)
-    if reasoner.positions is not None and longest > reasoner.positions:
-        errors.append(f"a prompt and its query have {longest} tokens; the model can read {reasoner.positions} at most")
-    return errors
+def by_length(tokens: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Rows of about one length, the longest first (memory is short at once or never): at most `budget` tokens, or one
+    row. tokens: of each row, were it padded to no other."""
+    order, first = sorted(range(len(tokens)), key=lambda row: -tokens[row]), 0  # stable
+    while first < len(order):
+        size = max(1, budget // tokens[order[first]])
+        yield order[first : first + size]
+        first += size
 
 
-def raise_all(subject: str, errors: Sequence[str]) -> None:
-    """Raises ValueError that lists all errors, if there are any."""
-    if errors:
-        raise ValueError(f"{subject} cannot begin:\n" + "\n".join(f"  {error}" for error in errors))
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode; afterwards in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 # Out of memory: the same work on half of the rows.
@@ -157,23 +153,37 @@ class MicroBatch:
         return {**self.batch, "loss_weight": self.weight}
 
 
-@dataclass(frozen=True)
-class MicroBatcher:
-    """A step's rows -> the micro-batches of this process.
+# (model, batch) -> the loss to be minimised, and what else is worth a column in the curve
+Loss = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
 
-    collate  rows -> the batch that the loss gets
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: a title for the log, rows (read in random order), and a loss.
+
+    collate  rows -> the batch that `loss` gets
     weight   what a row counts in the loss's mean (query tokens, pairs); None: rows are each other's negatives, the
-             loss itself is averaged over the processes and the step is not divided; its batch has `counted`, the
-             number of rows that count
+             loss itself is averaged over the processes and a step is not divided; its batch has `counted`, the number
+             of rows that count
     width    (row) -> tokens of its widest document, and documents in a row
-    of_step  (rows of the step) -> what each micro-batch must know of all of them; None: nothing
+    of_step  (rows of a step) -> what each of its micro-batches must know of all of them; None: nothing
     """
 
+    title: str
+    rows: Rows
     collate: Callable[[list], dict[str, Tensor]]
-    weight: Callable[[dict], int] | None
-    width: Callable[[dict], tuple[int, int]]
-    tokens_per_batch: int | None
+    loss: Loss
+    weight: Callable[[dict], int] | None = None
+    width: Callable[[dict], tuple[int, int]] = tokens_of
     of_step: Callable[[list], dict[str, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class MicroBatcher:
+    """A step's rows -> the micro-batches of this process."""
+
+    task: Task
+    tokens_per_batch: int | None
 
     def __call__(self, rows: list[dict]) -> list[MicroBatch]:
         count, index = distributed.count(), distributed.index()
@@ -183,10 +193,11 @@ class MicroBatcher:
         most = max(map(len, divided))
         mine = divided[index] + [divided[index][-1]] * (most - len(divided[index]))
         real = len(divided[index]) if own[index] else 0
-        of_step = self.of_step(rows) if self.of_step else {}
+        task = self.task
+        of_step = task.of_step(rows) if task.of_step else {}
         return [
             MicroBatch(
-                batch={**self.collate(part), **of_step, **self._counted(part, number < real)},
+                batch={**task.collate(part), **of_step, **self._counted(part, number < real)},
                 rows=len(part),
                 tokens=self._tokens(part),
                 weight=self._weight_in_step(part, rows, count) * (number < real),
@@ -199,29 +210,24 @@ class MicroBatcher:
         return replace(self, tokens_per_batch=batch.tokens // 2)
 
     def _divide(self, rows: list[dict]) -> list[list[dict]]:
-        if self.tokens_per_batch is None or self.weight is None:
+        if self.tokens_per_batch is None or self.task.weight is None:
             return [rows]
-        order = sorted(rows, key=lambda row: -self.width(row)[0])  # the longest first, and stable
-        parts = []
-        while order:
-            size = max(1, self.tokens_per_batch // self._tokens(order[:1]))
-            parts.append(order[:size])
-            order = order[size:]
-        return parts
+        parts = by_length([self._tokens([row]) for row in rows], self.tokens_per_batch)
+        return [[rows[place] for place in part] for part in parts]
 
     def _tokens(self, rows: list[dict]) -> int:
         """Padded tokens of rows that are run at once."""
-        widest, documents = max(map(self.width, rows))
+        widest, documents = max(map(self.task.width, rows))
         return widest * documents * len(rows)
 
     def _counted(self, rows: list[dict], real: bool) -> dict[str, Tensor]:
-        return {} if self.weight is not None else {"counted": torch.tensor(len(rows) * real)}
+        return {} if self.task.weight is not None else {"counted": torch.tensor(len(rows) * real)}
 
     def _weight_in_step(self, part: list[dict], rows: list[dict], count: int) -> float:
-        if self.weight is None:
+        if self.task.weight is None:
             return 1.0
         # processes' gradients are averaged: count times the part's share of the step makes that the step's mean
-        return count * sum(map(self.weight, part)) / sum(map(self.weight, rows))
+        return count * sum(map(self.task.weight, part)) / sum(map(self.task.weight, rows))
 
 
 def _part(rows: list[dict], count: int, index: int) -> list[dict]:

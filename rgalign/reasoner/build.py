@@ -24,14 +24,13 @@ from rgalign.data.vectors import Vectors
 from rgalign.params import Params
 from rgalign.params_schema import Reasoner as ReasonerSettings
 from rgalign.params_schema import TinyModel
-from rgalign.reasoner import generate, tokenizer, verbalize
+from rgalign.reasoner import generate, verbalize
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.embed import Prompts, embed_by_processes, embed_to_shards, gather
 from rgalign.reasoner.folder import positions
 from rgalign.reasoner.model import Reasoner, ReasonerError, load_saved, look, name_source, save, tiny
-from rgalign.reasoner.pretrain import pretrain
-from rgalign.reasoner.prompts import PROMPT, PROMPT_QUERY, Prompter, intent_texts
-from rgalign.reasoner.settings import TINY, prompter, shown_features
+from rgalign.reasoner.prompts import PROMPT, PROMPT_QUERY, TINY, Prompter, intent_texts, prompter, shown_features
+from rgalign.reasoner.tiny import build_tokenizer, count_words, pretrain
 from rgalign.reasoner.trainer import Setup
 from rgalign.run.distributed import each
 from rgalign.seeding import seeded
@@ -45,9 +44,8 @@ def learnable(dataset: Dataset, folder: Path, encoded: Path) -> tuple[Dataset, d
 
     dataset  with its transcripts, of train and valid;  folder  it was read from;  encoded  tables/encoded
     Kept are sessions of train whose user is no development user; of transcripts that name a session, those of kept
-    sessions whose user has none in valid or test [C]: what a user typed earlier may reveal what they ask later. Of test
-    only the users' ids are read. A transcript that names no session must be of no user of the run (other shops' chats,
-    say); whoever provides it is responsible for that.
+    sessions whose user has none in valid or test [C]: what a user typed earlier may reveal what they ask later. A
+    transcript that names no session must be of no user of the run; whoever provides it is responsible for that.
     """
     developing = set(shards.load_lists(encoded, "dev").user_id)
     sessions = dataset.sessions
@@ -63,20 +61,17 @@ def learnable(dataset: Dataset, folder: Path, encoded: Path) -> tuple[Dataset, d
     return replace(dataset, sessions=learners, transcripts=transcripts), told
 
 
-# A control without a language model: the prompts' words as TF-IDF, reduced by a truncated SVD (LSA).
-#
-# Fitted on the transcripts that the tiny model is pre-trained on (not on the KB), so that it shows what language
-# modelling adds.
-
 Ids = Sequence[Sequence[int]]
 
 
 def fit(documents: Ids, *, dim: int, seed: int) -> Pipeline:
-    """TF-IDF and SVD of documents given as token ids. dim: width of a vector, at most the words seen less one.
+    """The control without a language model (LSA): TF-IDF of token ids and a truncated SVD, of the documents that the
+    tiny model is pre-trained on, so that the difference is what language modelling adds.
 
+    dim  width of a vector, at most the words seen less one
     Raises ValueError where fewer than two words stand in two documents each.
     """
-    words = TfidfVectorizer(analyzer=_same, min_df=2, sublinear_tf=True, dtype=np.float32)
+    words = TfidfVectorizer(analyzer=lambda ids: ids, min_df=2, sublinear_tf=True, dtype=np.float32)
     seen = Counter(word for ids in documents for word in set(ids))
     if sum(count >= words.min_df for count in seen.values()) < 2:
         raise ValueError(
@@ -86,15 +81,6 @@ def fit(documents: Ids, *, dim: int, seed: int) -> Pipeline:
     counted = words.fit_transform(documents)
     reduced = TruncatedSVD(min(dim, counted.shape[1] - 1), random_state=seed).fit(counted)
     return make_pipeline(words, reduced)
-
-
-def embed(model: Pipeline, sequences: Ids) -> np.ndarray:
-    """(sequences, dim) float32; a sequence without a known word is the zero vector."""
-    return model.transform(sequences).astype(np.float32)
-
-
-def _same(ids: Sequence[int]) -> Sequence[int]:
-    return ids
 
 
 MAIN, KB_LM = "main", "kb_lm"
@@ -127,7 +113,7 @@ class Recipe:
         return self.settings.model == TINY
 
     def columns(self, folder: Path) -> list[str]:
-        """The feature columns of a data set folder that a prompt shows (settings.shown_features)."""
+        """The feature columns of a data set folder that a prompt shows (prompts.shown_features)."""
         return shown_features(self.settings.features, read_yaml(folder / YAML_FILE), self.drop)
 
     def prompter(
@@ -153,14 +139,11 @@ def build_models(
     """Build every model of the run and save it below `folder`, or name it there. Returns the curves of pre-training.
 
     A pretrained model's folder, tokenizer and prompts are checked before anything is trained; its weights are not read.
-    dataset  without its test split; clicks are not read
     vectors  the sets of vectors that will be asked for (ranker.variants)
-    work     for checkpoints, by which a killed call goes on where it stood
-    workers  tiny models trained at once, on a CPU
+    work     for checkpoints;  workers  tiny models trained at once, on a CPU
     aligned  reasoner of the run that this one continues: it becomes the main one, and keeps its tokenizer, to which new
              words are unknown;  last  folder of all that run's models: its other LLMs are copied
-    Curves: model, step, loss (nats a token), seconds; empty where nothing was trained.
-    Raises ReasonerError, ValueError.
+    Curves: model, step, loss (nats a token); empty where nothing was trained. Raises ReasonerError, ValueError.
     """
     wanted, settings = _models_of(recipe, vectors), recipe.settings
     if aligned is not None:
@@ -247,7 +230,7 @@ class Embedding:
 
     def _vectors(self, ids: list[str], sequences: Sequence[list[int]], work: Path) -> Vectors:
         if self.words is not None:
-            return Vectors(ids, embed(self.words, list(sequences)))
+            return Vectors(ids, self.words.transform(list(sequences)).astype(np.float32))
         how = {"pooling": self.pooling, "tokens_per_batch": self.tokens_per_batch, "prefix": len(self.prompter.head)}
         if self.recipe is not None and self.recipe.launcher:
             where = {"dtype": self.recipe.settings.dtype, "device": self.recipe.device}
@@ -260,11 +243,7 @@ class Embedding:
 
 
 def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset: Dataset) -> Embedding:
-    """The way of embedding of that name (ranker.variants, or TEXT). dataset: its transcripts and intents are read, and
-    meta.
-
-    Raises ReasonerError for a way that this kind of model has not.
-    """
+    """The way of embedding of that name (ranker.variants, or TEXT). Raises ReasonerError if an encoder is to write."""
     settings, main = recipe.settings, models[MAIN]
     if name == PROMPT_QUERY and main.kind == "encoder":
         raise ReasonerError("vectors prompt_query need a model that writes; an encoder does not")
@@ -315,7 +294,7 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
     settings = recipe.settings
     if not recipe.own and all(other.model != TINY for other in settings.others):
         return None
-    counts = tokenizer.count_words(
+    counts = count_words(
         features=shown_features(settings.features, dataset.meta, recipe.drop),
         kinds=dataset.meta["features"],
         intents=_known_intents(dataset),
@@ -324,7 +303,7 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
     )
     min_count = settings.tiny.min_count
     instruction = verbalize.compact_text(settings.instruction or "").split()
-    return tokenizer.build(counts | Counter(dict.fromkeys(instruction, min_count)), min_count=min_count)
+    return build_tokenizer(counts | Counter(dict.fromkeys(instruction, min_count)), min_count=min_count)
 
 
 def _train_tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder: Path) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from rgalign.data import vectors as store
 from rgalign.data.vectors import Vectors
-from rgalign.reasoner.batches import retry_smaller
+from rgalign.reasoner.batches import by_length, evaluating, retry_smaller
 from rgalign.reasoner.generate import has_plain_cache
 from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint, import_reasoner
 from rgalign.reasoner.prompts import Prompter
@@ -28,13 +28,10 @@ from rgalign.run import distributed
 from rgalign.run.artifacts import write_arrow
 from rgalign.run.work_shards import digest_of, label_of, make_shards, shard_path
 
-# Token sequences to vectors: last-token pooling by length, no token computed twice, little padding.
-#
 # METHOD.md 2.1: the embedding is the final hidden state of the last real token [P]. Batches are padded on the right: in
 # a causal model no token attends to its right, so no attention mask is needed, and padding is left out by position,
 # never by id (the end token may be the pad token).
 
-POOLINGS = ("last", "mean", "cls")
 TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 16_384}  # a CPU is quickest while a batch fits its caches
 
 
@@ -72,39 +69,29 @@ def embed(
     tokens_per_batch  padded tokens in a batch; a longer sequence is a batch of its own. Default: by device [C]
     pooling           last | mean | cls; default: the reasoner's own
     Equal sequences are encoded once. A batch that the device has no memory for is halved, and the log says so.
-    Raises ValueError that lists all errors.
+    Raises ValueError for sequences that are longer than the model can read, or do not begin with the same `prefix` ids.
     """
     pooling = pooling or reasoner.pooling
     budget = tokens_per_batch or TOKENS_PER_BATCH.get(reasoner.device.type, TOKENS_PER_BATCH["cuda"])
-    _check(reasoner, sequences, prefix, budget, pooling)
     numbers: dict[tuple[int, ...], int] = {}
     number_of = np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in sequences], dtype=np.int64)
     unique = list(numbers)
+    longest = max(map(len, unique), default=0)
+    if reasoner.positions is not None and longest > reasoner.positions:
+        raise ValueError(f"a sequence has {longest} tokens, the model {reasoner.positions} positions: lower max_tokens")
+    if any(ids[:prefix] != unique[0][:prefix] or len(ids) < prefix for ids in unique):
+        raise ValueError(f"these sequences do not share the first {prefix} ids")
     vectors = np.zeros((len(unique), reasoner.hidden_size), dtype=np.float32)
-    model, was_training = reasoner.model, reasoner.model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), tqdm(total=len(unique), unit="text", desc="embed", disable=not progress) as bar:
-            shared = _run_prefix(reasoner, unique, prefix) if pooling != "cls" else None
-            lengths = np.array([len(ids) for ids in unique]) - (shared.tokens if shared else 0)
-            encode = partial(_encode, reasoner, unique, shared=shared, pooling=pooling)
-            for batch in _batches(lengths, budget):
-                for rows, values in retry_smaller(encode, batch, "embed"):
-                    vectors[rows] = values
-                    bar.update(len(rows))
-    finally:
-        model.train(was_training)
+    bar = tqdm(total=len(unique), unit="text", desc="embed", disable=not progress)
+    with evaluating(reasoner.model), torch.inference_mode(), bar:
+        shared = _run_prefix(reasoner, unique, prefix) if pooling != "cls" else None
+        skip = shared.tokens if shared else 0
+        encode = partial(_encode, reasoner, unique, shared=shared, pooling=pooling)
+        for batch in by_length([len(ids) - skip for ids in unique], budget):
+            for rows, values in retry_smaller(encode, batch, "embed"):
+                vectors[rows] = values
+                bar.update(len(rows))
     return vectors[number_of]
-
-
-def _batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Row numbers, the longest first (memory is short at once or never), rows * width <= budget."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        rows = max(1, budget // int(lengths[order[start]]))
-        yield order[start : start + rows]
-        start += rows
 
 
 def _run_prefix(reasoner: Reasoner, sequences: list[tuple[int, ...]], prefix: int) -> _Prefix | None:
@@ -171,31 +158,6 @@ def pool(
     return torch.nn.functional.normalize(pooled, dim=1) if reasoner.normalize else pooled
 
 
-def _check(reasoner: Reasoner, sequences: Sequence[Sequence[int]], prefix: int, budget: int, pooling: str) -> None:
-    errors = []
-    if pooling not in POOLINGS:
-        errors.append(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
-    if budget < 1 or prefix < 0:
-        errors.append(f"tokens_per_batch {budget} and prefix {prefix}: expected at least 1 and 0")
-    lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
-    if (empty := np.flatnonzero(lengths == 0)).size:
-        errors.append(f"{empty.size} sequences have no token (first: number {empty[0]})")
-    if reasoner.positions is not None and (long := np.flatnonzero(lengths > reasoner.positions)).size:
-        most = f"the model's {reasoner.positions} positions"
-        errors.append(f"{long.size} sequences are longer than {most} (longest: {lengths.max()}); lower max_tokens")
-    flat = np.fromiter((token for ids in sequences for token in ids), dtype=np.int64, count=int(lengths.sum()))
-    known = reasoner.model.get_input_embeddings().weight.shape[0]
-    if (foreign := flat[(flat < 0) | (flat >= known)]).size:
-        errors.append(f"{foreign.size} token ids are not the model's {known} (first: {foreign[0]})")
-    if prefix > 0 and len(sequences):
-        head = tuple(sequences[0][:prefix])
-        apart = [i for i, ids in enumerate(sequences) if len(head) < prefix or tuple(ids[:prefix]) != head]
-        if apart:
-            errors.append(f"{len(apart)} sequences do not share the first {prefix} ids (first: number {apart[0]})")
-    if errors:
-        raise ValueError(f"{len(sequences)} sequences cannot be embedded:\n  " + "\n  ".join(errors))
-
-
 ROWS_PER_SHARD = 20_000
 SESSIONS_AT_ONCE = 4_096  # prompts made together
 ROWS_BY_PROCESSES = 2_000  # in a shard, where several processes embed; fixed, so that their number changes no byte
@@ -203,8 +165,7 @@ SEQUENCES, VECTORS = "sequences.parquet", "vectors"
 
 
 class Prompts(Sequence):
-    """The prompts of a frame's sessions, made on demand: all at once, with their words, they take ten times the memory
-    of the frame."""
+    """The prompts of a frame's sessions, made on demand: all at once they take ten times the frame's memory."""
 
     def __init__(self, prompter: Prompter, frame: pd.DataFrame):
         self._prompter, self._frame = prompter, frame
@@ -230,33 +191,21 @@ def embed_to_shards(
     sequences: Sequence[Sequence[int]],
     *,
     rows_per_shard: int = ROWS_PER_SHARD,
-    process_index: int = 0,
-    processes: int = 1,
     **options: Any,
 ) -> int:
     """Embed sequences into `folder/shard-00000`, ..; returns how many shards this process made.
 
-    A finished shard of this very model, ids, sequences and options is kept; any other is replaced. Process i makes the
-    shards i, i + processes, ..: every process is called with the same arguments except process_index. A killed process
-    leaves no half shard. options are those of `embed`. Raises ValueError.
+    A finished shard of this very model, ids, sequences and options is kept; any other is replaced. Several processes,
+    called with the same arguments, share the shards. A killed process leaves no half shard. options: see `embed`.
     """
     folder = Path(folder)
-    errors = []
-    if len(ids) != len(sequences):
-        errors.append(f"{len(ids)} ids for {len(sequences)} sequences")
-    if len(set(ids)) != len(ids):
-        errors.append(f"{len(ids) - len(set(ids))} ids are there twice")
-    if rows_per_shard < 1 or not 0 <= process_index < processes:
-        errors.append(f"rows_per_shard {rows_per_shard}, process {process_index} of {processes}: out of range")
-    if errors:
-        raise ValueError(f"nothing was embedded into {folder}:\n  " + "\n  ".join(errors))
     count = max(1, -(-len(ids) // rows_per_shard))
     # Budget, progress and a shared prefix change the speed, never the meaning of a vector.
     meaning = {"model": fingerprint(reasoner), "rows": rows_per_shard, "ids": list(map(str, ids))}
     meaning["pooling"] = options.get("pooling") or reasoner.pooling
     label = {"of": digest_of(meaning, sequences), "shards": count}
     folder.mkdir(parents=True, exist_ok=True)
-    if process_index == 0:
+    if distributed.index() == 0:
         for left in set(folder.glob("shard-*")) - {shard_path(folder, number) for number in range(count)}:
             shutil.rmtree(left)  # of a longer set
 
@@ -265,8 +214,7 @@ def embed_to_shards(
         values = embed(reasoner, sequences[rows], **options)
         store.save(shard / VECTORS, Vectors(np.asarray(ids[rows], dtype=str), values))
 
-    share = {"process": process_index, "processes": processes}
-    return make_shards(folder, count, make, label=lambda _: label, **share)
+    return make_shards(folder, count, make, label=lambda _: label)
 
 
 def embed_by_processes(
@@ -282,7 +230,6 @@ def embed_by_processes(
 ) -> None:
     """`embed_to_shards` by the processes that the launcher starts; the same bytes for any number of them.
 
-    The job's own folder is beside the shards' and removed in the end. A lost process costs the shard that it was at.
     dtype, device: of the reasoner in the processes. Raises ProcessesError, ReasonerError.
     """
     job = folder.with_name(f"{folder.name}-job")
@@ -299,8 +246,7 @@ def embed_own_shards(job: Path, arguments: dict[str, Any]) -> dict[str, int]:
     table = pq.read_table(job / SEQUENCES)
     ids, sequences = table["id"].to_pylist(), table["tokens"].to_pylist()
     reasoner = import_reasoner(arguments["reasoner"], dtype=arguments["dtype"], device=arguments["device"])
-    index, share = distributed.index(), {"process_index": distributed.index(), "processes": distributed.count()}
-    how = {**arguments["options"], **share, "rows_per_shard": ROWS_BY_PROCESSES, "progress": index == 0}
+    how = {**arguments["options"], "rows_per_shard": ROWS_BY_PROCESSES, "progress": distributed.index() == 0}
     return {"shards": embed_to_shards(arguments["shards"], reasoner, ids, sequences, **how)}
 
 

@@ -12,18 +12,13 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rgalign.errors import UserError
 from rgalign.reasoner.chat_template import controls, frame
 from rgalign.run.external_inputs import PICKLED, model_folder
 
-# Which files of a folder make one whole model or adapter; anything else is an error that says how to fix it.
-#
-# Only names, sizes and headers are checked, no weight is read.
+# Which files of a folder make one whole model or adapter: names, sizes and headers are checked, no weight is read.
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # one file, or the parts that the index names
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -45,23 +40,23 @@ def read_json(path: Path) -> Any:
 
 def pointer_errors(folder: Path) -> list[str]:
     """Files that were left in Git's large file storage."""
-    files = sorted(path for pattern in READ for path in folder.glob(pattern) if path.is_file())
-    left = [path.name for path in files if _begins(path, LFS)]
-    if not left:
-        return []
-    return [
-        f"{', '.join(left)}: a Git LFS pointer, not the file itself: run `git lfs pull` there, or download it again"
-    ]
+    left = []
+    for path in sorted(path for pattern in READ for path in folder.glob(pattern) if path.is_file()):
+        with path.open("rb") as file:
+            left += [path.name] if file.read(len(LFS)) == LFS else []
+    what = f"{', '.join(left)}: a Git LFS pointer, not the file itself: run `git lfs pull` there, or download it again"
+    return [what] if left else []
 
 
 def foreign_errors(folder: Path) -> list[str]:
     """Why a folder is not one whole model: an adapter alone or beside one, or GGUF alone."""
     if (folder / ADAPTER_CONFIG).is_file():
         if not (_whole(folder) or (folder / INDEX).is_file()):
-            base = _base(folder)
+            config = read_json(folder / ADAPTER_CONFIG)
+            base = (config.get("base_model_name_or_path") if isinstance(config, dict) else None) or "an unnamed model"
             return [
-                f"it holds an adapter alone ({ADAPTER_CONFIG}), trained on {base!r}: give that model as reasoner.model "
-                "and this folder as reasoner.adapter"
+                f"it holds an adapter alone ({ADAPTER_CONFIG}), trained on {str(base)!r}: give that model as "
+                "reasoner.model and this folder as reasoner.adapter"
             ]
         return [
             f"it holds a whole model and an adapter ({ADAPTER_CONFIG}), which would be put on unasked: move "
@@ -129,28 +124,11 @@ def _whole(folder: Path) -> bool:
     return any(path.is_file() and path.name != ADAPTER_WEIGHTS for path in folder.glob("*.safetensors"))
 
 
-def _base(folder: Path) -> str:
-    config = read_json(folder / ADAPTER_CONFIG)
-    return str(config.get("base_model_name_or_path") or "an unnamed model") if isinstance(config, dict) else "?"
-
-
-def _begins(path: Path, words: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(words)) == words
-
-
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
-VOCABULARIES = (
-    TOKENIZER_FILE,
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+VOCABULARIES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 # Texts on which two loaded tokenizers are compared: digits, blanks, new lines, capitals, contractions, accents in both
 # forms, other scripts, emoji, punctuation: what pre-tokenizers and normalizers treat differently.
 PROBES = (
@@ -196,7 +174,12 @@ def folder_errors(folder: Path) -> list[str]:
         found = config.get("model_type") if isinstance(config, dict) else config
         errors.append(f"model_type {found!r} is none that transformers knows; code in a model's folder is never run")
     errors += weight_errors(folder)
-    return errors + _tokenizer_errors(folder)
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return [*errors, f"no tokenizer ({VOCABULARIES[0]} or another vocabulary file) beside the config"]
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file() and "AutoTokenizer" in (read_json(settings).get("auto_map") or {}):
+        errors.append("its tokenizer is code in the model's folder, which is never run")
+    return errors
 
 
 def causal_errors(folder: Path) -> list[str]:
@@ -213,14 +196,9 @@ def causal_errors(folder: Path) -> list[str]:
     # Every config may say is_decoder (GPT-NeoX's says false); only encoders that can be turned into decoders heed it.
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
         return [f"its config does not say is_decoder: true, so its {wanted} looks at later tokens too{hint}"]
-    return _unsupported(wanted, config)
-
-
-def _unsupported(architecture: str, config: dict) -> list[str]:
-    """What a causal model lacks that queries and embeddings are made with."""
     errors = []
-    if "past_key_values" not in inspect.signature(getattr(transformers, architecture).forward).parameters:
-        errors.append(f"not supported: {architecture} keeps no keys and values of its prompt (past_key_values)")
+    if "past_key_values" not in inspect.signature(getattr(transformers, wanted).forward).parameters:
+        errors.append(f"not supported: {wanted} keeps no keys and values of its prompt (past_key_values)")
     narrow, hidden = config.get("word_embed_proj_dim"), config.get("hidden_size")
     if narrow is not None and narrow != hidden:
         errors.append(f"not supported: its last states are {narrow} wide and the rest {hidden} (word_embed_proj_dim)")
@@ -357,15 +335,6 @@ def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **opt
     if missing:  # transformers fills them with random numbers and goes on
         raise ReasonerError(f"the weights in {folder} lack {len(missing)} parameters (first: {missing[0]})")
     return model.eval()
-
-
-def _tokenizer_errors(folder: Path) -> list[str]:
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        return [f"no tokenizer ({VOCABULARIES[0]} or another vocabulary file) beside the config"]
-    settings = folder / "tokenizer_config.json"
-    if settings.is_file() and "AutoTokenizer" in (read_json(settings).get("auto_map") or {}):
-        return ["its tokenizer is code in the model's folder, which is never run"]
-    return []
 
 
 # Sentence-transformers folders, read without sentence-transformers: pooling, normalisation, length.

@@ -4,8 +4,7 @@ A prompt goes through the model once; its keys and values are then repeated for 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,12 +15,10 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from rgalign.reasoner.batches import is_out_of_memory, retry_smaller
+from rgalign.reasoner.batches import by_length, evaluating, is_out_of_memory, retry_smaller
 from rgalign.reasoner.model import Reasoner, ReasonerError
 from rgalign.reasoner.prompts import PROMPT_QUERY, Prompter
 
-# Decoding token by token: with the model's cache, or without.
-#
 # Most models keep keys and values, which can be repeated for the samples of a prompt. Hybrids (linear attention,
 # convolutions, Mamba layers) keep states as well; where those cannot be repeated, or there is no cache, the whole text
 # is run again for every token: the same queries, slower.
@@ -36,19 +33,7 @@ logger = logging.getLogger(__name__)
 _HOLDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # models with other caches -> whether they can be used
 
 
-class State(Protocol):
-    """Texts as far as they have been run. logits (rows, vocabulary): of each text's next token."""
-
-    logits: Tensor
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows, in this order; a row may be named several times."""
-
-    def read(self, tokens: Tensor) -> None:
-        """Read one more token a row (rows,)."""
-
-
-def begin(model: nn.Module, ids: Tensor, mask: Tensor) -> State:
+def begin(model: nn.Module, ids: Tensor, mask: Tensor) -> "Cached | Whole":
     """The state after prompts; ids, mask (rows, length), padded on the left. Without a cache where it cannot be used,
     which is tested once for each model."""
     state = Cached(model, ids, mask)
@@ -63,7 +48,10 @@ def has_plain_cache(cache: object, kinds: tuple[type, ...] = KEYS_AND_VALUES) ->
 
 
 class Cached:
-    """A state that runs every token once, with the model's cache."""
+    """Texts as far as they have been run, every token once, with the model's cache.
+
+    logits (rows, vocabulary): of each text's next token
+    """
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
         self.model, self.mask = model, mask
@@ -75,11 +63,13 @@ class Cached:
         self.place = place[:, -1:]  # of the next token
 
     def keep(self, rows: Tensor) -> None:
+        """Go on with these rows, in this order; a row may be named several times."""
         rows = rows.to(self.mask.device)
         self.cache.reorder_cache(rows)  # the one way that every kind of layer has
         self.mask, self.place, self.logits = self.mask[rows], self.place[rows], self.logits[rows]
 
     def read(self, tokens: Tensor) -> None:
+        """Read one more token a row (rows,)."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         out = self.model(
             input_ids=tokens[:, None],
@@ -92,7 +82,7 @@ class Cached:
 
 
 class Whole:
-    """A state without a cache: whole texts are run for every token, padded on the right."""
+    """The same without a cache: whole texts are run for every token, padded on the right."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
         self.model, self.length = model, mask.sum(1)
@@ -155,7 +145,7 @@ def _tried(kind: type, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 # Tokens in the cache while queries are written, by device [C]: with few, a card waits for launches most of the time.
 TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 131_072}
-DROP_BELOW = 0.75  # of the draws in the cache still being written: then those that have ended are taken out
+DROP_BELOW = 0.75  # of the draws in the cache still being written: then the others are taken out, which copies it
 
 
 def sample(
@@ -180,12 +170,8 @@ def sample(
     number), count (how often it was drawn). A draw depends on seed, row and its own number alone, not on the number of
     samples, prompts or new tokens; torch's random state is neither read nor changed. first_row: the number of the
     first prompt's draws, where these prompts are a part of more. tokens_per_batch: in the cache; default: by device.
-    Raises ValueError with every error of the arguments, ReasonerError for an encoder.
+    Raises ReasonerError for an encoder.
     """
-    errors = [f"samples is {samples}; expected 1 or more"] if samples < 1 else []
-    errors += [f"temperature is {temperature}; expected more than 0"] if not temperature > 0 else []
-    errors += [f"top_p is {top_p}; expected more than 0 and at most 1"] if not 0 < top_p <= 1 else []
-    _check(reasoner, prompts, max_new_tokens, errors)
     uniform = torch.from_numpy(_uniform(seed, len(prompts), samples, max_new_tokens, first_row))
 
     def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
@@ -204,7 +190,6 @@ def greedy(
     progress: bool = True,
 ) -> pd.DataFrame:
     """The query of each prompt that takes the likeliest token at every step; columns and errors: see `sample`."""
-    _check(reasoner, prompts, max_new_tokens, [])
 
     def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
         return logits.argmax(-1)
@@ -214,10 +199,7 @@ def greedy(
 
 def _uniform(seed: int, rows: int, samples: int, steps: int, first_row: int = 0) -> np.ndarray:
     """(rows * samples, steps) float32 in 0 to 1; a line depends on seed, row and number alone, and its beginning not on
-    its length.
-
-    Philox is a generator of counters: row and number are its upper words, the lower ones count through the line. (A
-    generator a line would do as well, at ten times the cost.)
+    its length. Philox is a generator of counters: row and number are its upper words, the lower ones count on.
     """
     bits = np.random.Philox(seed)
     start, generator = bits.state, np.random.Generator(bits)
@@ -237,8 +219,8 @@ def embedded_sessions(
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> Sequence[Sequence[int]]:
-    """What is embedded of sessions with these prompts (reasoner.embed): the prompts themselves, or with `prompt_query`
-    each with the greedy query that the reasoner writes, and the asking mark again (Prompter.asked_again)."""
+    """What is embedded of these prompts (reasoner.embed): they themselves, or with `prompt_query` each with the greedy
+    query that the reasoner writes, and the asking mark again (Prompter.asked_again)."""
     if prompter.embed != PROMPT_QUERY:
         return prompts
     prompts = list(prompts)
@@ -247,10 +229,7 @@ def embedded_sessions(
 
 
 def repeated_share(texts: Sequence[str], words: int = 3) -> float:
-    """Share of the queries in which the same words stand in a row twice (overlaps count: "no no no no" repeats).
-
-    Words are what blanks separate, so nothing is found in a script that has none. Of no query 0.
-    """
+    """Share of the queries in which so many words stand in a row twice (overlaps count: "no no no no" repeats)."""
 
     def repeats(text: str) -> bool:
         told = text.split()
@@ -258,21 +237,6 @@ def repeated_share(texts: Sequence[str], words: int = 3) -> float:
         return len(set(runs)) < len(runs)
 
     return sum(map(repeats, texts)) / max(1, len(texts))
-
-
-def _check(reasoner: Reasoner, prompts: Sequence[Sequence[int]], max_new_tokens: int, errors: list[str]) -> None:
-    if reasoner.kind != "causal":
-        raise ReasonerError(f"{reasoner.name} is an encoder: it embeds, it cannot write queries; load a causal LM")
-    empty = [row for row, prompt in enumerate(prompts) if not len(prompt)]
-    errors += [f"{len(empty)} prompts have no token (first: {empty[0]})"] if empty else []
-    errors += [f"max_new_tokens is {max_new_tokens}; expected 1 or more"] if max_new_tokens < 1 else []
-    longest, most = max(map(len, prompts), default=0), reasoner.positions
-    if most is not None and longest + max_new_tokens > most:
-        errors.append(
-            f"a prompt of {longest} tokens and a query of {max_new_tokens}; the model can read {most} at most"
-        )
-    if errors:
-        raise ValueError("no query can be written:\n  " + "\n  ".join(errors))
 
 
 def _invert(probability: Tensor, uniform: Tensor, top_p: float) -> Tensor:
@@ -302,40 +266,25 @@ def _write(
     progress: bool,
 ) -> pd.DataFrame:
     """Runs the batches and gathers what they wrote: see `sample` for the columns."""
+    if reasoner.kind != "causal":
+        raise ReasonerError(f"{reasoner.name} is an encoder: it embeds, it cannot write queries; load a causal LM")
     model, written = reasoner.model, []
     budget = tokens_per_batch or TOKENS_PER_BATCH.get(reasoner.device.type, TOKENS_PER_BATCH["cpu"])
-    training = model.training
-    model.eval()
-    try:
-        ends = torch.tensor(sorted(prompter.ends))
-        with torch.inference_mode(), tqdm(total=len(prompts), desc="queries", disable=not progress) as bar:
+    ends, tokens = torch.tensor(sorted(prompter.ends)), [samples * (len(prompt) + max_new_tokens) for prompt in prompts]
 
-            def write(rows: Sequence[int]) -> list[tuple]:
-                ids, mask = _padded([prompts[row] for row in rows], reasoner.tokenizer.pad_token_id, reasoner.device)
-                draws = (torch.tensor(rows)[:, None] * samples + torch.arange(samples)).flatten()
-                tokens, log_probability = _decode(model, ids, mask, draws, choose, ends, max_new_tokens)
-                return list(zip(draws.tolist(), tokens.tolist(), log_probability.tolist(), strict=True))
+    def write(rows: Sequence[int]) -> list[tuple]:
+        ids, mask = _padded([prompts[row] for row in rows], reasoner.tokenizer.pad_token_id, reasoner.device)
+        draws = (torch.tensor(rows)[:, None] * samples + torch.arange(samples)).flatten()
+        chosen, log_probability = _decode(model, ids, mask, draws, choose, ends, max_new_tokens)
+        return list(zip(draws.tolist(), chosen.tolist(), log_probability.tolist(), strict=True))
 
-            for batch in _batches(prompts, samples, max_new_tokens, budget):
-                for rows, lines in retry_smaller(write, batch, "queries"):
-                    written += lines
-                    bar.update(len(rows))
-    finally:
-        model.train(training)
+    bar = tqdm(total=len(prompts), desc="queries", disable=not progress)
+    with evaluating(model), torch.inference_mode(), bar:
+        for batch in by_length(tokens, budget):  # a batch's cache holds at most so many tokens
+            for rows, lines in retry_smaller(write, batch, "queries"):
+                written += lines
+                bar.update(len(rows))
     return _table(sorted(written), samples, prompter)
-
-
-def _batches(
-    prompts: Sequence[Sequence[int]], samples: int, max_new_tokens: int, tokens_per_batch: int
-) -> Iterator[list[int]]:
-    """Rows of about equally long prompts, the longest first; a batch's cache holds at most `tokens_per_batch` tokens,
-    or one prompt's draws."""
-    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
-    while order:
-        tokens_of_one = samples * (len(prompts[order[0]]) + max_new_tokens)
-        size = max(1, tokens_per_batch // tokens_of_one)
-        yield order[:size]
-        order = order[size:]
 
 
 def _padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -354,8 +303,7 @@ def _decode(
 ) -> tuple[Tensor, Tensor]:
     """What is written for each of `draws` (draws,), equally many a prompt: (tokens (draws, new), log-probabilities).
 
-    ids, mask  (prompts, length); ends  ids that end a query; tokens are -1 behind the first of them. Draws that have
-    ended stay in the cache, idle, until so many have that taking them out is worth a copy of the cache.
+    ids, mask  (prompts, length); ends  ids that end a query; tokens are -1 behind the first of them
     """
     state = begin(model, ids, mask)
     state.keep(torch.arange(len(ids)).repeat_interleave(len(draws) // len(ids)))

@@ -49,9 +49,7 @@ from rgalign.seeding import seeded
 
 __all__ = ["Reasoner", "ReasonerError", "fingerprint", "load", "look", "save", "tiny"]
 
-KINDS = ("causal", "encoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTIZATIONS = ("8bit", "4bit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +121,7 @@ def look(
     quantize: str | None = None,
 ) -> Found:
     """Finds the model that `load` would load, and refuses what can be refused before any weight is read."""
-    refuse(f"model {model!r} with these settings", _setting_errors(kind, adapter, dtype, device, quantize))
+    refuse(f"model {model!r} with these settings", _setting_errors(kind, adapter, device, quantize))
     folder = locate(model)
     name = folder.resolve().name if given_folder(model) is not None else model
     encoder = read_encoder(folder) if kind == "encoder" else None
@@ -167,9 +165,8 @@ def load(
         options |= {"quantization_config": _packing(quantize, DTYPES[dtype]), "device_map": {"": where}}
     auto, spare = (AutoModel, ("pooler.",)) if found.encoder else (AutoModelForCausalLM, ())
     loaded = load_weights(auto, found.folder, spare=spare, **options)
-    loaded.name_or_path = loaded.config.name_or_path = (
-        found.name
-    )  # peft writes it into its adapters: no machine's paths
+    # peft writes it into its adapters: no machine's paths
+    loaded.name_or_path = loaded.config.name_or_path = found.name
     if adapter:
         loaded = adapted(loaded, locate(adapter, "adapter"), found.name, merge=not quantize)
     put = loaded if quantize else loaded.to(where)
@@ -255,19 +252,12 @@ def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def _setting_errors(kind: str, adapter: str | None, dtype: str, device: str, quantize: str | None) -> list[str]:
-    errors = []
-    if kind not in KINDS:
-        errors.append(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    if dtype not in DTYPES:
-        errors.append(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    if (error := _device_error(device)) is not None:
-        errors.append(error)
+def _setting_errors(kind: str, adapter: str | None, device: str, quantize: str | None) -> list[str]:
+    """What the schema cannot know: what this machine has, and what an encoder takes."""
+    errors = [] if (error := _device_error(device)) is None else [error]
     if kind == "encoder" and (adapter or quantize):
         errors.append("adapter and quantize are for causal models; an encoder takes neither")
-    if quantize is not None and quantize not in QUANTIZATIONS:
-        errors.append(f"quantize {quantize!r} is none of {', '.join(QUANTIZATIONS)}")
-    elif quantize is not None:
+    if quantize is not None:
         lacking = [] if torch.cuda.is_available() else ["a CUDA device (none is here)"]
         lacking += [] if find_spec("bitsandbytes") else ["bitsandbytes (pip install bitsandbytes)"]
         if lacking:
@@ -291,12 +281,9 @@ def _device_error(device: str) -> str | None:
     return None if (kind.index or 0) < count else f"device {device!r} is not on this machine; auto takes what there is"
 
 
-# The models of a run on disk: one that was trained here is saved, of a pretrained one only the source is recorded.
-#
-# models/reasoner/<name>/              a reasoner (`save`), or
-# models/reasoner/<name>/source.json   model, adapter, kind, dtype, quantize, and the digests of their folders
-#
-# A copy of such a model would be gigabytes, and a quantised one with an adapter cannot be written back whole.
+# The models of a run on disk, in models/reasoner/<name>/: one that was trained here is saved; of a pretrained one only
+# source.json is written (model, adapter, kind, dtype, quantize, digests of their folders), since a copy would be
+# gigabytes, and a quantised one with an adapter cannot be written back whole.
 
 SOURCE = "source.json"
 # model -> where its weights were read from. By the very object: a copy, which may be trained, is not among them.

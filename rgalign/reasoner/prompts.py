@@ -1,7 +1,6 @@
 """Prompts: one class puts a session before a model, for embedding, sampling, tuning and pre-training alike.
 
-prompter = Prompter(tokenizer, features=shown, kinds=dataset.kinds)
-ids = prompter.sessions(dataset.sessions)
+ids = prompter(params.reasoner, dataset.meta, dataset.intents, tokenizer).sessions(dataset.sessions)
 
 A prompt is head + body + tail. The body is tokenised field by field without special tokens, so that no customer can
 write a token of the chat template; what is too long is truncated by one rule (`truncate`).
@@ -11,16 +10,18 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from rgalign.data.features import column_of
-from rgalign.data.schema import CHARACTERS_A_TOKEN, KINDS
+from rgalign.data.schema import CHARACTERS_A_TOKEN, personal
 from rgalign.errors import count_rows, nearest, safe_repr
+from rgalign.params_schema import Reasoner
 from rgalign.reasoner import chat_template, verbalize
 from rgalign.reasoner.chat_template import Frame, controls
-from rgalign.reasoner.verbalize import LAYOUTS, FieldTemplate
+from rgalign.reasoner.verbalize import FieldTemplate, Serialiser
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _size(fields: list[TokenisedField]) -> int:
 
 
 ASK = "<|ask|>"  # the tiny tokenizer's mark between a prompt and its query
-PROMPT, PROMPT_QUERY = EMBEDS = ("prompt", "prompt_query")  # what is embedded (reasoner.embed)
+PROMPT, PROMPT_QUERY = "prompt", "prompt_query"  # what is embedded (reasoner.embed)
 QUESTION = "Question:"  # the same for a pretrained model without chat template [C]
 
 
@@ -118,15 +119,15 @@ class Prompter:
         ends: Collection[int] = (),
     ):
         self.tokenizer, self.features, self.kinds, self.layout = tokenizer, list(features), dict(kinds), layout
-        self.max_tokens, self.titles, self.embed = max_tokens, titles, embed
+        self.max_tokens, self.embed = max_tokens, embed
+        self._serialiser = Serialiser(layout, titles or {}, CHARACTERS_A_TOKEN * max_tokens)
         self.max_new_tokens = max_tokens if max_new_tokens is None else max_new_tokens
-        errors = [*_feature_errors(self.features, self.kinds), *_tokenizer_errors(tokenizer, layout, ask)]
-        errors += _embed_errors(embed, self.max_new_tokens, ask)
-        if errors:
-            raise ValueError("the prompt cannot be made:\n" + "\n".join(f"  {error}" for error in errors))
+        if errors := _tokenizer_errors(tokenizer, layout, ask):
+            raise ValueError("the prompt cannot be made:\n  " + "\n  ".join(errors))
         self._controls = controls(tokenizer)
         frame = chat_template.frame(tokenizer) if ask else None
-        self.end_id = next(i for i in (*self._turn_end(frame), *_ends(tokenizer)) if i is not None)
+        ends_of_text = tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+        self.end_id = next(i for i in (*self._turn_end(frame), *ends_of_text) if i is not None)
         self.ends = frozenset({self.end_id, tokenizer.eos_token_id, *ends} - {None})
         if layout == "compact":
             instruction = verbalize.compact_text(instruction)
@@ -144,28 +145,25 @@ class Prompter:
 
     def sessions(self, frame: pd.DataFrame) -> list[list[int]]:
         """Whole prompts, one a row, of at most max_tokens ids and at least one."""
-        return self._prompts(self._session_fields(frame))
+        return self._prompts(self._serialiser.sessions(frame, self.features, self.kinds))
 
     def intents(self, frame: pd.DataFrame) -> list[list[int]]:
         """KB intents as prompts of title and description; without both, of the intent_id."""
-        return self._prompts(verbalize.intent_fields(frame, layout=self.layout, characters=self._characters))
+        return self._prompts(self._serialiser.intents(frame))
 
     def transcripts(
         self, frame: pd.DataFrame, sessions: pd.DataFrame | None = None
     ) -> tuple[list[list[int]], list[list[int]]]:
         """(prompts, queries) of the rows that have a query; queries close with end_id.
 
-        A row's features are its map column `features`, in stored order; own columns that are not shown are left out,
-        other shops' columns are shown. Without that column they are those of the session it names in `sessions`.
-        Raises ValueError where neither is there, or a session is not.
+        A row's features are its map column `features`, in stored order (Serialiser.transcripts). Without that
+        column they are those of the session it names in `sessions`. Raises ValueError where neither is there.
         """
         frame = frame[frame["typed_query"].fillna("").str.strip() != ""]
         if "features" in frame:
-            maps = column_of(frame, "features")
-            how = dict(layout=self.layout, titles=self.titles, characters=self._characters)
-            rows = verbalize.transcript_fields(maps, self.features, self.kinds, **how)
+            rows = self._serialiser.transcripts(column_of(frame, "features"), self.features, self.kinds)
         else:
-            rows = self._session_fields(sessions_of(frame, sessions))
+            rows = self._serialiser.sessions(sessions_of(frame, sessions), self.features, self.kinds)
         return self._prompts(rows), self.queries(frame["typed_query"].tolist())
 
     def queries(self, texts: Sequence[str]) -> list[list[int]]:
@@ -177,11 +175,8 @@ class Prompter:
         return sum(len(query) > self.max_new_tokens - 1 for query in self._query_ids(texts))
 
     def asked_again(self, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> list[list[int]]:
-        """Each prompt, its query without an end token, and the mark that asks for one again [C] (METHOD.md 2.1).
-
-        The last state is one from which a query would be sampled, as in training. No loss trains the state of an end
-        token: nothing follows it.
-        """
+        """Each prompt, its query without an end token (no loss trains its state), and the mark that asks for one again
+        [C] (METHOD.md 2.1)."""
         asked = zip(prompts, self._query_ids(texts), strict=True)
         return [[*prompt, *query[: self.max_new_tokens], *self.again] for prompt, query in asked]
 
@@ -198,7 +193,7 @@ class Prompter:
 
     def explain(self, row: pd.Series) -> pd.DataFrame:
         """One session's prompt by token: token, id, kind (instruction | name | value | text | control), column."""
-        templates = self._session_fields(pd.DataFrame([row]))[0]
+        templates = self._serialiser.sessions(pd.DataFrame([row]), self.features, self.kinds)[0]
         tokenised = self._tokenised(templates)
         before, after = self._framing
         parts = [(ids, kind, None) for ids, kind in before]
@@ -209,14 +204,6 @@ class Prompter:
         parts += [(ids, kind, None) for ids, kind in after]
         rows = [(self.tokenizer.decode([i]), i, kind, column) for ids, kind, column in parts for i in ids]
         return pd.DataFrame(rows, columns=["token", "id", "kind", "column"])
-
-    @property
-    def _characters(self) -> int:
-        return CHARACTERS_A_TOKEN * self.max_tokens
-
-    def _session_fields(self, frame: pd.DataFrame) -> list[list[FieldTemplate]]:
-        how = dict(layout=self.layout, titles=self.titles, characters=self._characters)
-        return verbalize.session_fields(frame, self.features, self.kinds, **how)
 
     def _prompts(self, rows: list[list[FieldTemplate]]) -> list[list[int]]:
         tokenised = self._tokenised(chain(*rows))
@@ -295,44 +282,14 @@ def has_ask(tokenizer) -> bool:
     return tokenizer.convert_tokens_to_ids(ASK) not in (None, tokenizer.unk_token_id)
 
 
-def _ends(tokenizer) -> tuple[int | None, ...]:
-    return tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-
-
-def _feature_errors(features: list[str], kinds: dict[str, str]) -> list[str]:
-    errors = [
-        f"{safe_repr(name)} is no feature column{nearest(name, kinds)}"
-        for name in dict.fromkeys(features)
-        if name not in kinds
-    ]
-    doubled = [name for name in dict.fromkeys(features) if features.count(name) > 1]
-    errors += [f"{safe_repr(name)} is shown {features.count(name)} times; once is enough" for name in doubled]
-    wrong = {name: kinds[name] for name in features if kinds.get(name, KINDS[0]) not in KINDS}
-    return errors + [
-        f"{safe_repr(name)} has the kind {safe_repr(kind)}; expected {' | '.join(KINDS)}"
-        for name, kind in wrong.items()
-    ]
-
-
 def _tokenizer_errors(tokenizer, layout: str, ask: bool) -> list[str]:
     errors = []
-    if layout not in LAYOUTS:
-        errors.append(f"layout is {safe_repr(layout)}; expected {' | '.join(LAYOUTS)}{nearest(layout, LAYOUTS)}")
     if tokenizer.pad_token_id is None:
         errors.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
     if ask and tokenizer.eos_token_id is None:
         errors.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
     if ask and layout == "compact" and not has_ask(tokenizer):
         errors.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
-    return errors
-
-
-def _embed_errors(embed: str, max_new_tokens: int, ask: bool) -> list[str]:
-    errors = [] if max_new_tokens > 0 else [f"max_new_tokens is {max_new_tokens}; expected 1 or more"]
-    if embed not in EMBEDS:
-        errors.append(f"embed is {safe_repr(embed)}; expected {' | '.join(EMBEDS)}{nearest(embed, EMBEDS)}")
-    elif embed == PROMPT_QUERY and not ask:
-        errors.append("embed is prompt_query; an encoder is asked nothing and writes no query: use embed prompt")
     return errors
 
 
@@ -350,3 +307,99 @@ def sessions_of(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> pa.Table 
             f"{(place < 0).sum()} transcripts name a session that is not there (first: {safe_repr(missing)})"
         )
     return sessions.iloc[place]
+
+
+# The prompter that a run's params ask for: one place, so that every stage and `score` read alike.
+
+TINY = "tiny"
+NEVER_ASKED = (  # what is wrong, and what to change
+    "this data set has no transcripts: the tiny LM has never seen a question, and what it writes repeats the columns",
+    "set alignment.sft.use and alignment.dpo.use to false, or give transcripts",
+)
+INSTRUCTION = (  # [C]: the paper shows no prompt
+    "A customer opens the support chat of a shop and has not typed anything yet. From what the shop knows about her, "
+    "write the one question she is about to ask, in her own words."
+)
+
+
+def shown_features(
+    named: Sequence[str] | None, meta: Mapping[str, Any], drop: Sequence[str] = (), *, texts: bool = True
+) -> list[str]:
+    """Feature columns that a prompt shows, in order: what `reasoner.features` names, else the data set's own choice
+    without its personal columns (data.personal): only who names one in `reasoner.features` shows it.
+
+    named  reasoner.features; meta  dataset.yaml's; drop  data.features.drop: never shown
+    texts  False leaves out the columns of kind text (the control qe_rec/no_text)
+    Raises ValueError naming every unknown column and where none is left.
+    """
+    kinds = meta["features"]
+    names = list(named if named is not None else meta.get("prompt_features") or kinds)
+    if unknown := [name for name in names if name not in kinds]:
+        lines = "\n".join(f"  {safe_repr(name)}{nearest(name, kinds)}" for name in unknown)
+        where = "dataset.yaml prompt_features" if named is None else "reasoner.features"
+        raise ValueError(f"{where} names what is no feature column:\n{lines}")
+    if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{', '.join(map(safe_repr, doubled))}: shown more than once; once is enough")
+    private = personal(names) if named is None else []
+    shown = [name for name in names if name not in (*drop, *private) and (texts or kinds[name] != "text")]
+    if not shown and texts:
+        why = f" ({', '.join(private)} are personal: shown where reasoner.features lists them)" if private else ""
+        raise ValueError(f"reasoner.features and data.features.drop leave no column to show to the reasoner{why}")
+    return shown
+
+
+def prompter(
+    settings: Reasoner,
+    meta: Mapping[str, Any],
+    intents: pd.DataFrame,
+    tokenizer,
+    *,
+    drop: Sequence[str] = (),
+    texts: bool = True,
+    embed: str | None = None,
+    ends: Collection[int] = (),
+    positions: int | None = None,
+) -> Prompter:
+    """The prompter of one of a run's models, for its tokenizer. Arguments as in `shown_features`.
+
+    embed            prompt | prompt_query, for a control; None: reasoner.embed
+    ends, positions  the model's own (Reasoner)
+    Raises ValueError with Prompter's errors, and where prompt and query are longer than the model's positions.
+    """
+    own = has_ask(tokenizer)
+    instruction = settings.instruction
+    if instruction is None:  # the tiny model knows no words but the shop's; an embedder is told nothing
+        instruction = "" if own or settings.kind == "encoder" else INSTRUCTION
+    made = Prompter(
+        tokenizer,
+        features=shown_features(settings.features, meta, drop, texts=texts),
+        kinds=meta["features"],
+        layout="compact" if own else "lines",
+        instruction=instruction,
+        max_tokens=settings.max_tokens,
+        max_new_tokens=settings.queries.max_new_tokens,
+        embed=settings.embed if embed is None else embed,
+        titles=dict(zip(intents["intent_id"], intents["title"].fillna(""), strict=True)),
+        ask=settings.kind == "causal",
+        ends=ends,
+    )
+    if positions is not None:
+        _check_positions(made, settings.kind == "causal", positions)
+    return made
+
+
+def _check_positions(made: Prompter, writes: bool, positions: int) -> None:
+    """Raises ValueError where prompt, query and a repeated asking mark do not fit into the model's positions."""
+    parts = {"reasoner.max_tokens": made.max_tokens}
+    if writes:
+        parts["reasoner.queries.max_new_tokens"] = made.max_new_tokens
+    if made.embed != PROMPT:
+        parts["the asking mark again (reasoner.embed)"] = len(made.again)
+    together = sum(parts.values())
+    if together > positions:
+        asked = ", ".join(f"{name} {count}" for name, count in parts.items()).replace(" ", " is ", 1)
+        asked += f": {together} together" if len(parts) > 1 else ""
+        raise ValueError(
+            f"{asked}; the model can read {positions} tokens at most: lower max_tokens to "
+            f"{positions - together + made.max_tokens}"
+        )

@@ -33,21 +33,10 @@ from transformers.utils import logging as transformers_logging
 
 from rgalign.params_training import Contrastive, Lora, Sft
 from rgalign.reasoner.adapter import trainable, tuned
-from rgalign.reasoner.batches import (
-    MicroBatch,
-    MicroBatcher,
-    Rows,
-    StepRows,
-    empty_cache,
-    is_out_of_memory,
-    tokens_of,
-)
+from rgalign.reasoner.batches import Loss, MicroBatch, MicroBatcher, StepRows, Task, empty_cache, is_out_of_memory
 from rgalign.reasoner.model import Reasoner
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_text
-
-# (model, batch) -> the loss to be minimised, and what else is worth a column in the curve
-Loss = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
 
 COMPLETE = "complete"  # mark in a checkpoint's folder, written last: a killed writer leaves none
 SETTINGS = "settings.json"  # what the checkpoints beside it belong to
@@ -67,13 +56,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Engine:
-    """How a step is run: alignment.engine and run.precision.
-
-    precision               no | bf16: autocast of matrix products
-    gradient_checkpointing  a layer's states are computed again in the backward pass
-    tokens_per_batch        padded tokens that a process runs at once; None: all of its documents
-    optimizer               adamw | adamw_8bit (bitsandbytes, CUDA)
-    """
+    """How a step is run: alignment.engine, and run.precision (autocast of matrix products)."""
 
     precision: str = "no"
     gradient_checkpointing: bool = False
@@ -122,23 +105,6 @@ class Schedule:
         return cls(section.epochs, section.learning_rate, rows, decay, section.neftune)
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is learned: a title for the log, rows (read in random order), and a loss.
-
-    collate                 rows -> the batch that `loss` gets
-    weight, width, of_step  of a row and of a step: see batches.MicroBatcher; width None: that of a row of Documents
-    """
-
-    title: str
-    rows: Rows
-    collate: Callable[[list], dict[str, Tensor]]
-    loss: Loss
-    weight: Callable[[dict], int] | None = None
-    width: Callable[[dict], tuple[int, int]] = tokens_of
-    of_step: Callable[[list], dict[str, Tensor]] | None = None
-
-
 def fit(
     reasoner: Reasoner,
     task: Task,
@@ -156,19 +122,21 @@ def fit(
     check     is called with the model before the first step, and may raise
     Runs on the model's device. Called in several processes, with the same arguments in all of them, these divide each
     step among them. Random states and accelerate's state stay the caller's.
-    Raises TrainingError when the loss is not finite, or where memory is short and a step cannot be divided.
+    Raises ValueError without a row, TrainingError when the loss is not finite, or where memory is short and a step
+    cannot be divided.
     """
+    if not len(task.rows):
+        raise ValueError(f"{task.title} cannot begin: there is nothing to learn from")
     model, engine = trainable(reasoner, setup.lora, seed=setup.seed), setup.engine
     for name, module in (modules or {}).items():
         setattr(model, name, module)  # as part of the model, Trainer trains, saves and resumes it
     if check:
         check(model)
-    batcher = MicroBatcher(task.collate, task.weight, task.width, engine.tokens_per_batch, task.of_step)
     wrapped = loss_as_forward(model, task.loss) if distributed.several() else nullcontext()
     with borrowed_state(), wrapped:
         arguments = _arguments(len(task.rows), reasoner.device, schedule, setup)
         callbacks = [MarkComplete(), *setup.callbacks]
-        trainer = StepTrainer(task, batcher, model, arguments, train_dataset=task.rows, callbacks=callbacks)
+        trainer = StepTrainer(task, engine.tokens_per_batch, model, arguments, callbacks=callbacks)
         trainer.remove_callback(PrinterCallback)
         if setup.progress and distributed.index() == 0:
             trainer.add_callback(ProgressBar(task.title))
@@ -195,9 +163,10 @@ class StepTrainer(Trainer):
     """The task's loss over the micro-batches of a step; its other values are logged as means since the last log, with
     the seconds of all calls."""
 
-    def __init__(self, task: Task, batcher: MicroBatcher, *arguments, **more):
-        super().__init__(*arguments, data_collator=lambda rows: {"step": StepRows(rows)}, **more)
-        self.task, self.batcher = task, batcher
+    def __init__(self, task: Task, tokens_per_batch: int | None, *arguments, **more):
+        rows = {"train_dataset": task.rows, "data_collator": lambda rows: {"step": StepRows(rows)}}
+        super().__init__(*arguments, **rows, **more)
+        self.task, self.batcher = task, MicroBatcher(task, tokens_per_batch)
         self.values, self.steps = defaultdict(list), 0
 
     def get_train_dataloader(self) -> DataLoader:
@@ -215,14 +184,17 @@ class StepTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, StepRows], num_items_in_batch=None) -> Tensor:
         """The step's loss. A step that runs out of memory is repeated in smaller micro-batches from the same random
         state, as if `tokens_per_batch` had been that small. Later steps begin with the smaller ones."""
-        state, loss = random_states(self.args.device), None
+        on_cuda, loss = self.args.device.type == "cuda", None
+        states = torch.get_rng_state(), torch.cuda.get_rng_state(self.args.device) if on_cuda else None
         while loss is None:
             self.step_values = defaultdict(list)
             loss = self._attempt(model, inputs["step"].rows)
             if loss is None:
                 model.zero_grad()  # of the micro-batches that did fit
                 empty_cache()
-                set_random_states(self.args.device, state)
+                torch.set_rng_state(states[0])
+                if on_cuda:
+                    torch.cuda.set_rng_state(states[1], self.args.device)
         for name, values in self.step_values.items():
             self.values[name] += values
         self.steps += 1
@@ -262,7 +234,7 @@ class StepTrainer(Trainer):
         title = self.task.title
         if distributed.several():  # the other processes are in the middle of the step, and wait
             raise TrainingError(f"{title}: {error}\nLower alignment.engine.tokens_per_batch") from error
-        if self.batcher.weight is None:
+        if self.task.weight is None:
             message = f"Its {batch.rows} documents are run at once: lower its documents_per_batch"
             raise TrainingError(f"{title}: {error}\n{message}") from error
         if batch.rows == 1:
@@ -291,17 +263,13 @@ class StepTrainer(Trainer):
             )
         if not hasattr(self, "before"):  # the seconds of a call that was killed
             self.before = max((entry.get("seconds", 0) for entry in self.state.log_history), default=0)
-        parts = {name: len(values) / self.steps for name, values in self.values.items()}
-        means = {
-            name: float(_mean_over_processes(torch.stack(self.values[name]).mean()) * parts[name]) for name in parts
-        }
+        means = {}
+        for name, values in self.values.items():
+            mean = distributed.summed(torch.stack(values).mean()) / distributed.count()
+            means[name] = float(mean * (len(values) / self.steps))
         self.values.clear()
         self.steps = 0
         super().log({**logs, **means, "seconds": self.before + time.perf_counter() - self.began}, start_time)
-
-
-def _mean_over_processes(value: Tensor) -> Tensor:
-    return distributed.summed(value.clone()) / distributed.count() if distributed.several() else value
 
 
 @contextmanager
@@ -431,18 +399,6 @@ def unshard(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator) -> N
                 if weight not in whole:
                     whole[weight] = nn.Parameter(weight.full_tensor(), requires_grad=weight.requires_grad)
                 module._parameters[name] = whole[weight]
-
-
-def random_states(device: torch.device) -> list[Tensor]:
-    """torch's random states: of the CPU, and of this GPU."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def set_random_states(device: torch.device, states: list[Tensor]) -> None:
-    """Restore `random_states` of this device."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
 
 
 @contextmanager

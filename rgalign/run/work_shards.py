@@ -30,21 +30,8 @@ def label_of(shard: Path) -> Any:
         return None
 
 
-def unfinished(count: int, is_made: Callable[[int], bool], *, process: int = 0, processes: int = 1) -> list[int]:
-    """The shards that this process has to make: of process, process + processes, .. those that are not made."""
-    return [number for number in range(process, count, processes) if not is_made(number)]
-
-
-def make_shards(
-    folder: Path,
-    count: int,
-    make: Callable[[int, Path], object],
-    *,
-    label: Callable[[int], Any],
-    process: int = 0,
-    processes: int = 1,
-) -> int:
-    """Make this process's shards of `count`; returns how many it made.
+def make_shards(folder: Path, count: int, make: Callable[[int, Path], object], *, label: Callable[[int], Any]) -> int:
+    """Make this process's shards of `count`: index, index + processes, ..; returns how many it made.
 
     make   (number, empty folder to fill)
     label  number -> what the shard is made of, as JSON: one that is there with this label is kept, any other replaced
@@ -55,7 +42,9 @@ def make_shards(
         labels[number] = label(number)
         return label_of(shard_path(folder, number)) == labels[number]
 
-    left = unfinished(count, is_made, process=process, processes=processes)
+    from rgalign.run import distributed  # late: it needs torch
+
+    left = [number for number in range(distributed.index(), count, distributed.count()) if not is_made(number)]
     for number in left:
         with atomic(shard_path(folder, number)) as temporary:
             temporary.mkdir()

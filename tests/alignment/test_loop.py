@@ -103,7 +103,7 @@ def test_a_retraining_that_was_killed_leaves_nothing_half_written_and_ends_as_if
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(closed_loop.launched, "train", killed)
+        patch.setattr(closed_loop.train, "train", killed)
         with pytest.raises(KeyboardInterrupt):
             made("again")
     assert sorted(path.name for path in tmp_path.iterdir()) in (["whole"], ["whole", "work"])

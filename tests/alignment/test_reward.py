@@ -196,17 +196,6 @@ def test_its_loss_is_that_of_the_drawn_queries():
         assert value == listnet(model.ranker, whole.drawn(), model.intents)
 
 
-def test_a_draw_that_cannot_be_is_refused():
-    lists = shop.lists(count=6)
-    candidates = shop.candidates(lists)
-    with pytest.raises(ValueError, match=r"1 of 5 sessions of train have no candidate \(first: 'train3'\)"):
-        with_all_queries(
-            lists, candidates[candidates["session_id"] != "train3"], QUERIES, null=torch.zeros(6).half(), null_share=0
-        )
-    with pytest.raises(ValueError, match="null_share is 1"):
-        with_all_queries(lists, candidates, QUERIES, null=torch.zeros(6).half(), null_share=1)
-
-
 def test_development_lists_have_every_sources_first_query():
     lists = shop.lists("dev", count=4)
     rows = [("dev2", "a", "0 1"), ("dev2", "a", "0 2"), ("dev0", "a", ""), ("dev0", "a", "1 1"), ("dev2", "b", "2 2")]
@@ -234,7 +223,7 @@ def trained(tmp_path_factory, one_thread):
     candidates = pd.concat([shop.candidates(parts.train), shop.candidates(parts.dev)])
     curves = train_reward_models(
         parts, candidates, QUERIES, shop.intent_vectors(), models=MODELS, settings=shop.SETTINGS,
-        folder=folder, positions=shop.SHOWN, form="kb", progress=False,
+        folder=folder, positions=shop.SHOWN, progress=False,
     )  # fmt: skip
     return folder, parts, candidates, curves
 
@@ -260,7 +249,7 @@ def test_curves_and_folders(trained):
     names = ("config.json", "null.safetensors", "weights.safetensors")
     assert found == [f"{model}/seed-3/{name}" for model in (ALL, ONE) for name in names]
     model = load_reward_model(folder / ONE / "seed-3", shop.kb())
-    assert model.form == "kb"
+    assert model.form == "list"
     own = candidates[candidates["source"] == "main"]
     assert torch.equal(model.null, null_query(parts.train, own, QUERIES))
     asked = own[own["session_id"].isin(parts.train.session_id) & (own["query"] != "")]["query"]
@@ -273,7 +262,7 @@ def test_the_same_seed_has_the_same_bytes_also_side_by_side(trained, tmp_path):
     folder, parts, candidates, _ = trained
     train_reward_models(
         parts, candidates, QUERIES, shop.intent_vectors(), models=MODELS, settings=shop.SETTINGS,
-        folder=tmp_path, positions=shop.SHOWN, form="kb", workers=2, progress=False,
+        folder=tmp_path, positions=shop.SHOWN, workers=2, progress=False,
     )  # fmt: skip
     assert digest(tmp_path) == digest(folder)
 

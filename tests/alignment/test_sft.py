@@ -81,8 +81,6 @@ def test_noise_changes_training_and_the_seed_alone_decides_it(tmp_path):
     assert len({one, made(neftune=0), made(seed=4)}) == 3
 
 
-def test_all_faults_at_once(tmp_path):
-    with pytest.raises(ValueError, match="RG-SFT cannot begin") as error:
-        sft(small_pairs.reasoner(), PROMPTS, [[]], folder=tmp_path, seed=0)
-    for part in ["24 prompts and 1 queries", "have no token"]:
-        assert part in str(error.value)
+def test_without_a_document_it_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="RG-SFT cannot begin: there is nothing to learn from"):
+        sft(small_pairs.reasoner(), [], [], folder=tmp_path, seed=0)

@@ -47,12 +47,7 @@ def test_a_models_queries_depend_on_seed_and_name_alone():
     assert not both.equals(generate_candidates(MODELS, PROMPTERS, SESSIONS, **{**HOW, "seed": 4}))
 
 
-def test_what_cannot_be_written_is_refused_at_once():
-    twice = SESSIONS.iloc[[0, 1, 0]]
-    with pytest.raises(ValueError, match=r"(?s)no prompter for alpha.*1 sessions are there twice"):
-        generate_candidates(MODELS, {"zeta": PROMPTERS["zeta"]}, twice, **HOW)
-    with pytest.raises(ValueError, match="there is no model"):
-        generate_candidates({}, {}, SESSIONS, **HOW)
+def test_an_encoder_writes_no_candidates():
     encoder = Reasoner("embedder", "encoder", MODELS["zeta"].model, TOKENIZER)
     with pytest.raises(ReasonerError, match="embedder is an encoder"):
         generate_candidates({"zeta": encoder}, PROMPTERS, SESSIONS, **HOW)

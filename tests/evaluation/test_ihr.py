@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rgalign.evaluation.judge import EmbeddingJudge, TfidfJudge, intent_hits
 from rgalign.reasoner.model import tiny
 from rgalign.reasoner.prompts import Prompter
-from rgalign.reasoner.tokenizer import build
+from rgalign.reasoner.tiny import build_tokenizer
 
 KB = pd.DataFrame(
     {
@@ -98,7 +98,7 @@ def test_a_kb_without_a_word_cannot_judge():
 
 def test_the_embedding_judge_knows_a_title_again():
     words = ["track", "my", "parcel", "refund", "a", "change", "address"]
-    reasoner = tiny(build(dict.fromkeys(words, 5)), hidden=16, layers=1, heads=2, seed=0)
+    reasoner = tiny(build_tokenizer(dict.fromkeys(words, 5)), hidden=16, layers=1, heads=2, seed=0)
     prompter = Prompter(reasoner.tokenizer, features=["note"], kinds={"note": "text"})
     kb = KB.iloc[:3].assign(description="")
     similarity = EmbeddingJudge(reasoner, prompter, kb).similarity(["Change address", "", "Track my parcel"])
@@ -110,7 +110,7 @@ def test_the_embedding_judge_knows_a_title_again():
 
 
 def test_no_queries_are_no_rows():
-    reasoner = tiny(build({"parcel": 5}), hidden=16, layers=1, heads=2, seed=0)
+    reasoner = tiny(build_tokenizer({"parcel": 5}), hidden=16, layers=1, heads=2, seed=0)
     prompter = Prompter(reasoner.tokenizer, features=["note"], kinds={"note": "text"})
     for judge in (TfidfJudge(KB), EmbeddingJudge(reasoner, prompter, KB)):
         similarity = judge.similarity([])

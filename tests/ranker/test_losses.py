@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgalign.ranker.losses import listnet_kl, listnet_loss, query_kl
+from rgalign.ranker.losses import listnet_loss, query_kl
 
 SHOWN = torch.tensor([[True, True, True], [True, True, False]])
 CLICKED = torch.tensor([[True, False, False], [True, True, False]])
@@ -29,8 +29,7 @@ def test_lists_without_a_click_are_left_out():
     scores = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     none = torch.stack([CLICKED[0], torch.zeros(3, dtype=torch.bool)])
     assert listnet_loss(scores, none, SHOWN) == listnet_loss(scores[:1], CLICKED[:1], SHOWN[:1])
-    with pytest.raises(ValueError, match="none of the 2 lists has a click"):
-        listnet_loss(scores, torch.zeros_like(CLICKED), SHOWN)
+    assert listnet_loss(scores, torch.zeros_like(CLICKED), SHOWN).isnan()
 
 
 def test_kl_equals_a_hand_worked_case():
@@ -61,9 +60,3 @@ def test_what_stands_in_the_padding_changes_neither_loss_nor_gradient(padding):
         found.append((*losses, scores.grad, query.grad))
     assert all(torch.equal(plain, padded) for plain, padded in zip(*found, strict=True))
     assert found[1][2][1, 2] == found[1][3][1, 2] == 0
-
-
-@pytest.mark.parametrize("weight", [-0.1, math.nan])
-def test_a_kl_weight_below_zero_is_refused(weight):
-    with pytest.raises(ValueError, match=r"kl_weight is .*expected a number >= 0"):
-        listnet_kl(weight)

@@ -124,14 +124,6 @@ def test_lists_without_queries_or_of_another_width_are_refused(model, lists, int
         score(model, with_queries(batch, batch.query[:, :4]), query_intents)
 
 
-def test_every_bad_setting_is_named(three_config):
-    wrong = {"query_dim": 0, "query_hidden": -1, "query_dropout": 1, "interaction": "sum", "interaction_hidden": 0.5}
-    with pytest.raises(ValueError, match="make no three-tower") as caught:
-        three_config(dim=0, **wrong)
-    assert len(str(caught.value).splitlines()) == 1 + 1 + len(wrong)
-    assert all(f"{name} is {value!r}; expected" in str(caught.value) for name, value in wrong.items())
-
-
 def test_in_bfloat16_the_loss_and_its_gradients_are_those_of_float32_to_its_precision(
     model, query_lists, query_intents
 ):

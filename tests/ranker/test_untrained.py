@@ -18,7 +18,7 @@ from rgalign.evaluation import results
 from rgalign.ranker import untrained
 from rgalign.ranker.untrained import UNTRAINED, Known, cosine, session_texts, tfidf_cosine, to_embed, vector_sets
 from rgalign.reasoner import build
-from rgalign.reasoner.settings import shown_features
+from rgalign.reasoner.prompts import shown_features
 from rgalign.reasoner.verbalize import words_of
 from rgalign.report.plots import MODEL_STYLE
 

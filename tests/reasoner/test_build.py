@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from rgalign.params_schema import OtherModel, Params, Reasoner
-from rgalign.reasoner import build, settings
+from rgalign.reasoner import build, prompts
 from rgalign.reasoner.model import ReasonerError, fingerprint
 
 SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}
@@ -127,8 +127,10 @@ def test_a_pretrained_model_has_no_control_that_read_the_kb_alone(recipe, shop, 
 
 def test_unknown_and_dropped_features_never_enter_a_prompt(recipe, shop):
     with pytest.raises(ValueError, match="did you mean 'order_status'"):
-        settings.shown_features(["order_statu"], shop.meta)
-    shown = settings.shown_features(None, shop.meta, drop=("order_status",))
+        prompts.shown_features(["order_statu"], shop.meta)
+    with pytest.raises(ValueError, match="'order_status': shown more than once"):
+        prompts.shown_features(["order_status", "order_status"], shop.meta)
+    shown = prompts.shown_features(None, shop.meta, drop=("order_status",))
     assert "order_status" not in shown
     with pytest.raises(ValueError, match="leave no column"):
-        settings.shown_features(["order_status"], shop.meta, drop=("order_status",))
+        prompts.shown_features(["order_status"], shop.meta, drop=("order_status",))

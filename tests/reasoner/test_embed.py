@@ -185,15 +185,8 @@ def test_dropout_is_off_and_the_training_state_given_back(folder):
     assert reasoner.model.training
 
 
-def test_all_faults_are_told_at_once(reasoner):
-    with pytest.raises(ValueError, match="cannot be embedded") as caught:
-        embed(reasoner, [[4, 5], [], [4, 99], [6, 5]], prefix=1, tokens_per_batch=-1, pooling="max")
-    for part in ("'max'", "-1", "1 sequences have no token (first: number 1)", "99", "do not share the first 1 ids"):
-        assert part in str(caught.value)
-
-
 def test_a_sequence_shorter_than_the_prefix_does_not_share_it(reasoner):
-    with pytest.raises(ValueError, match=r"1 sequences do not share the first 3 ids \(first: number 1\)"):
+    with pytest.raises(ValueError, match="do not share the first 3 ids"):
         embed(reasoner, [[4, 5, 6], [4, 5]], prefix=3)
 
 

@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import small_models
 
 from rgalign.reasoner import embed as embed_shards
 from rgalign.reasoner.embed import embed, embed_to_shards, gather
 from rgalign.reasoner.model import save, tiny
+from rgalign.run import distributed
 from rgalign.run.artifacts import digest
 
 IDS = [f"s{i}" for i in range(10)]
@@ -20,9 +20,10 @@ PROCESS = """
 import sys
 from rgalign.reasoner.embed import embed_to_shards
 from rgalign.reasoner.model import load
+from rgalign.run import distributed
 ids, rows = [f"s{i}" for i in range(10)], [[3 + i, 4, 5 + i % 3] for i in range(10)]
-reasoner, share = load(sys.argv[1]), {"process_index": int(sys.argv[3]), "processes": 2}
-embed_to_shards(sys.argv[2], reasoner, ids, rows, rows_per_shard=3, progress=False, **share)
+distributed.index, distributed.count = lambda: int(sys.argv[3]), lambda: 2
+embed_to_shards(sys.argv[2], load(sys.argv[1]), ids, rows, rows_per_shard=3, progress=False)
 """
 
 
@@ -104,8 +105,9 @@ def test_two_processes_share_the_work(tmp_path, reasoner):
     assert digest(tmp_path / "s") == digest(tmp_path / "one")
 
 
-def test_one_of_two_processes_is_not_enough(tmp_path, reasoner):
-    assert make(tmp_path / "s", reasoner, processes=2) == 2
+def test_one_of_two_processes_is_not_enough(monkeypatch, tmp_path, reasoner):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    assert make(tmp_path / "s", reasoner) == 2
     with pytest.raises(ValueError, match="2 of 4 shards are missing"):
         gather(tmp_path / "s")
 
@@ -118,29 +120,3 @@ def test_nothing_is_a_set_too(tmp_path, reasoner):
 def test_an_empty_folder_has_nothing_to_gather(tmp_path):
     with pytest.raises(ValueError, match="no first shard"):
         gather(tmp_path)
-
-
-def test_faults_are_told_at_once(tmp_path, reasoner):
-    with pytest.raises(ValueError, match="3 ids for 2 sequences") as caught:
-        embed_to_shards(tmp_path, reasoner, ["a", "a", "b"], [[3], [4]], process_index=2, processes=2)
-    assert "1 ids are there twice" in str(caught.value)
-    assert "process 2 of 2" in str(caught.value)
-
-
-def test_prompts_of_a_frame_are_made_piece_by_piece_and_are_those_of_the_whole(monkeypatch):
-    class Counting:
-        rows = ()
-
-        def sessions(self, frame):
-            self.rows = (*self.rows, len(frame))
-            return [[number, number + 1] for number in frame["n"]]
-
-    put, frame = Counting(), pd.DataFrame({"n": range(10)}, index=range(5, 15))
-    monkeypatch.setattr(embed_shards, "SESSIONS_AT_ONCE", 4)
-    prompts = embed_shards.Prompts(put, frame)
-    assert len(prompts) == 10
-    assert put.rows == (), "none is made before it is asked for"
-    assert list(prompts) == [[n, n + 1] for n in range(10)]
-    assert put.rows == (4, 4, 2)
-    assert prompts[7:9] == [[7, 8], [8, 9]]
-    assert prompts[-1] == [9, 10]

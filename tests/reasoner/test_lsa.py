@@ -13,12 +13,12 @@ def test_vectors_are_the_right_singular_projections_of_tf_idf():
     tfidf = model[0].transform(documents).toarray()
     _, _, directions = np.linalg.svd(tfidf, full_matrices=False)
     expected = tfidf @ directions[:4].T
-    np.testing.assert_allclose(np.abs(build.embed(model, documents)), np.abs(expected), atol=0.02)
+    np.testing.assert_allclose(np.abs(model.transform(documents)), np.abs(expected), atol=0.02)
 
 
 def test_a_prompt_of_unknown_words_is_zero_and_fits_repeat():
     documents = [[1, 2, 3], [1, 2], [3, 1], [2, 3]]
-    first, again = (build.embed(build.fit(documents, dim=2, seed=0), [[99], [1, 2]]) for _ in range(2))
+    first, again = (build.fit(documents, dim=2, seed=0).transform([[99], [1, 2]]) for _ in range(2))
     assert not first[0].any()
     assert first[1].any()
     np.testing.assert_array_equal(first, again)

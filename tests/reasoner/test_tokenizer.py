@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rgalign.reasoner.prompts import ASK, Prompter
-from rgalign.reasoner.tokenizer import END, PAD, UNKNOWN, build, count_words
+from rgalign.reasoner.tiny import END, PAD, UNKNOWN, build_tokenizer, count_words
 from rgalign.run.artifacts import digest
 
 MAP = pd.ArrowDtype(pa.map_(pa.string(), pa.string()))
@@ -36,22 +36,22 @@ def words():
 
 
 def test_vocabulary_is_by_falling_count_then_by_name():
-    tokenizer = build(Counter({"b": 3, "a": 3, "c": 9, "rare": 1}))
+    tokenizer = build_tokenizer(Counter({"b": 3, "a": 3, "c": 9, "rare": 1}))
     assert tokenizer.convert_ids_to_tokens(range(len(tokenizer))) == [PAD, UNKNOWN, ASK, END, "c", "a", "b"]
     assert (tokenizer.pad_token, tokenizer.unk_token, tokenizer.eos_token) == (PAD, UNKNOWN, END)
 
 
 def test_two_builds_give_the_same_bytes_in_whatever_order_the_words_came(tmp_path):
     counts = words()
-    build(counts).save_pretrained(tmp_path / "one")
-    build(dict(reversed(counts.items()))).save_pretrained(tmp_path / "two")
+    build_tokenizer(counts).save_pretrained(tmp_path / "one")
+    build_tokenizer(dict(reversed(counts.items()))).save_pretrained(tmp_path / "two")
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "one")
-    assert loaded.get_vocab() == build(counts).get_vocab()
+    assert loaded.get_vocab() == build_tokenizer(counts).get_vocab()
 
 
 def test_no_word_that_was_counted_is_unknown_in_a_prompt():
-    tokenizer = build(words(), min_count=1)
+    tokenizer = build_tokenizer(words(), min_count=1)
     prompter = Prompter(tokenizer, features=SHOWN, kinds=KINDS, titles={"a": "Track it"})
     prompts, queries = prompter.transcripts(TRANSCRIPTS)
     everything = [*prompter.sessions(SESSIONS), *prompter.intents(KB), *prompts, *queries]
@@ -68,4 +68,4 @@ def test_faults():
     with pytest.raises(ValueError, match=r"train alone; these sessions have split \['test'\]"):
         count_words(features=SHOWN, kinds=KINDS, intents=KB, sessions=SESSIONS.assign(split=["train", "test"]))
     with pytest.raises(ValueError, match="no vocabulary to build"):
-        build({"once": 1})
+        build_tokenizer({"once": 1})

@@ -18,8 +18,8 @@ from table_changes import write_raw
 from rgalign.data import shards, split, vectors
 from rgalign.data.schema import SPLITS
 from rgalign.data.tables import Dataset, TableError, check, read
-from rgalign.reasoner import tokenizer
 from rgalign.reasoner.prompts import Prompter
+from rgalign.reasoner.tiny import build_tokenizer, count_words
 
 GROUPS = {
     "types and columns": type_faults.CASES,
@@ -101,8 +101,8 @@ def _goes_on(folder: Path, shop: Dataset) -> None:
     count = shards.encode_folder(space, folder, folder / "encoded", splits=SPLITS, development=development)
     assert sum(count.values()) == shop.impressions.session_id.nunique()
     features = list(shop.meta.get("prompt_features") or shop.kinds)
-    counts = tokenizer.count_words(features=features, kinds=shop.kinds, intents=shop.intents)
-    prompter = Prompter(tokenizer.build(counts, min_count=1), features=features, kinds=shop.kinds)
+    counts = count_words(features=features, kinds=shop.kinds, intents=shop.intents)
+    prompter = Prompter(build_tokenizer(counts, min_count=1), features=features, kinds=shop.kinds)
     assert all(map(len, itertools.chain(prompter.sessions(shop.sessions), prompter.intents(shop.intents))))
     for ids in (shop.sessions.session_id, shop.intents.intent_id):
         kept = vectors.Vectors(ids.to_numpy(dtype=object), [[0.0]] * len(ids))

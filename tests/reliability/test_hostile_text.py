@@ -20,8 +20,8 @@ from rgalign.alignment import rewarding
 from rgalign.alignment import sft as rg_sft
 from rgalign.data import labels
 from rgalign.data.tables import read
-from rgalign.reasoner import tokenizer
 from rgalign.reasoner.prompts import Prompter
+from rgalign.reasoner.tiny import build_tokenizer, count_words
 from rgalign.report import pages as report
 from rgalign.report import plots
 
@@ -176,10 +176,8 @@ def test_no_text_yields_a_token_that_steers(hostile_run):
     """Of every session, intent and query: between head and tail stands no special token, whatever was written."""
     shop = read(hostile_run / "shop", splits=("train", "valid", "test"))
     features = list(shop.kinds)
-    counts = tokenizer.count_words(
-        features=features, kinds=shop.kinds, intents=shop.intents, transcripts=shop.transcripts
-    )
-    prompter = Prompter(tokenizer.build(counts, min_count=1), features=features, kinds=shop.kinds)
+    counts = count_words(features=features, kinds=shop.kinds, intents=shop.intents, transcripts=shop.transcripts)
+    prompter = Prompter(build_tokenizer(counts, min_count=1), features=features, kinds=shop.kinds)
     steering = {prompter.tokenizer.convert_tokens_to_ids(name) for name in STEERING}
     prompts = [*prompter.sessions(shop.sessions), *prompter.intents(shop.intents)]
     for ids in prompts:

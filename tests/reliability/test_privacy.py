@@ -20,8 +20,8 @@ from rgalign.data.checks import check
 from rgalign.data.schema import HIDDEN, SPLITS, is_personal, masked
 from rgalign.data.tables import read
 from rgalign.params import ROOT
-from rgalign.reasoner.settings import shown_features
-from rgalign.reasoner.verbalize import transcript_fields
+from rgalign.reasoner.prompts import shown_features
+from rgalign.reasoner.verbalize import Serialiser
 from rgalign.report import summaries
 
 PERSONAL = [
@@ -78,7 +78,7 @@ def test_no_prompt_shows_it_unless_the_reasoners_features_list_it(shop):
 def test_transcripts_of_other_shops_do_not_bring_it_in(shop):
     maps = pa.array([[("email", MAIL), ("state", "paid")]], pa.map_(pa.string(), pa.string()))
     for shown, expected in (([], ["state"]), (["email"], ["email", "state"])):
-        found = transcript_fields(maps, shown, {name: "text" for name in shown}, layout="compact")
+        found = Serialiser("compact").transcripts(maps, shown, {name: "text" for name in shown})
         assert [field.column for field in found[0]] == expected
 
 
