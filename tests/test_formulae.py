@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from ranker.conftest import QUERY_DIM, SMALL, make_lists, make_query_intents, make_query_lists
+from ranker.small_lists import QUERY_DIM, SMALL, make_lists, make_query_intents, make_query_lists
 from torch import nn
 
 from rgalign.alignment import dpo as rg_dpo

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CATEGORIES, PER_CATEGORY, UNSEEN, bags
+from small_lists import CATEGORIES, PER_CATEGORY, UNSEEN, bags
 
 from rgalign.data import shards, tables
 from rgalign.data.features import UNKNOWN

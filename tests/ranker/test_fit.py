@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import fit
+from small_lists import fit
 from torch import nn
 
 from rgalign.evaluation.metrics import gauc_of_lists

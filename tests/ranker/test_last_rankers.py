@@ -10,7 +10,7 @@ from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 
 SETTINGS = RankerSettings(dim=8, hidden=8, embedding_dim=4, experts=2, epochs=2, lists_per_batch=16, learning_rate=0.01)
-SPACE = SimpleNamespace(  # as the lists of conftest have it
+SPACE = SimpleNamespace(  # as small_lists has it
     field_sizes=(6, 11), history_sizes=(8,), word_buckets=32, intent_ids_size=14, category_size=6
 )
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import fit
+from small_lists import fit
 
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker.fit import score
@@ -22,7 +22,7 @@ SETTINGS = {"epochs": 3, "lists_per_batch": 5, "seed": 0, "progress": False}
 WORKER = """
 import sys
 sys.path.insert(0, {here!r})
-from conftest import fit, make_intents, make_lists
+from small_lists import fit, make_intents, make_lists
 from accelerate import Accelerator
 from rgalign.ranker.store import save
 from rgalign.ranker.towers import TwoTower, TwoTowerConfig

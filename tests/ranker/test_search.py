@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import fit
+from small_lists import fit
 
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.params_training import RANKER_NAMES, RankerSettings

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import fit
+from small_lists import fit
 from torch.nn import functional as F
 
 from rgalign.data.lists import with_queries

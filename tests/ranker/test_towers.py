@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_intents, make_lists, make_query_intents, make_query_lists
+from small_lists import make_intents, make_lists, make_query_intents, make_query_lists
 
 from rgalign.ranker import towers
 from rgalign.ranker.fit import score, score_kb

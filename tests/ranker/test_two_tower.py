@@ -11,7 +11,7 @@ from rgalign.ranker.layers import Whitening
 from rgalign.ranker.towers import ThreeTower, TwoTower, set_whitening
 from rgalign.seeding import seeded
 
-KB, UNSEEN = 12, 11  # of conftest.py: intents, and the last one, which no list shows
+KB, UNSEEN = 12, 11  # of small_lists.py: intents, and the last one, which no list shows
 
 
 @pytest.fixture(params=[False, True], ids=["ids", "text"])

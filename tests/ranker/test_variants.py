@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import BUCKETS, CATEGORIES, KB
 from hypothesis import strategies as st
+from small_lists import BUCKETS, CATEGORIES, KB
 
 from rgalign.data.vectors import Vectors
 from rgalign.params_training import RankerSettings
