@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,41 +13,26 @@ from rgalign.reasoner import generate
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
 
-GREEDY = -1  # candidate number of the greedy query; sampled ones count from 0
 COLUMNS = ["session_id", "source", "candidate", "query", "log_probability", "tokens", "count"]
 
 
 def generate_candidates(
-    models: Mapping[str, Reasoner],
-    prompters: Mapping[str, Prompter],
-    sessions: pd.DataFrame,
-    *,
-    samples: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    max_new_tokens: int = 24,
-    seed: int,
-    first_row: int = 0,
-    progress: bool = True,
+    models: Mapping[str, Reasoner], prompters: Mapping[str, Prompter], sessions: pd.DataFrame, *, seed: int, **how: Any
 ) -> pd.DataFrame:
     """The greedy query and `samples` sampled ones of every model, for every session.
 
     prompters  by the models' names: tokenizers differ, and so do the prompts
     Columns: session_id, source (the model's name), candidate (-1: greedy, then as `generate.sample` numbers them),
     query, log_probability, tokens, count (see there). Rows: sessions in their order, models in theirs, greedy first.
-    The rest: see `generate.sample`. A model's samples depend on seed and its name alone, not on the other models.
+    how: see `generate.sample`. A model's samples depend on seed and its name alone, not on the other models.
     Raises ReasonerError for an encoder.
     """
-    sampling = dict(samples=samples, temperature=temperature, top_p=top_p)
-    how = dict(max_new_tokens=max_new_tokens, progress=progress)
     tables = []
     for number, (name, model) in enumerate(models.items()):
-        prompter = prompters[name]
-        prompts = prompter.sessions(sessions)
         own_seed = int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "big")
-        best = generate.greedy(model, prompter, prompts, **how).assign(candidate=GREEDY)
-        sampled = generate.sample(model, prompter, prompts, seed=own_seed, first_row=first_row, **sampling, **how)
-        tables.append(pd.concat([best, sampled]).assign(source=name, number=number))
+        prompts = prompters[name].sessions(sessions)
+        own = generate.greedy_and_samples(model, prompters[name], prompts, seed=own_seed, **how)
+        tables.append(own.assign(source=name, number=number))
     table = pd.concat(tables).sort_values(["row", "number", "candidate"], ignore_index=True)
     return table.assign(session_id=sessions["session_id"].to_numpy()[table["row"]])[COLUMNS]
 

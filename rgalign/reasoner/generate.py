@@ -5,6 +5,7 @@ A prompt goes through the model once; its keys and values are then repeated for 
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -141,6 +142,7 @@ def _tried(kind: type, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     return state.logits.float()
 
 
+GREEDY = -1  # candidate number of the greedy query; sampled ones count from 0
 # (logits (draws, vocabulary) float32, draws (draws,) their numbers, step) -> tokens (draws,)
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 # Tokens in the cache while queries are written, by device [C]: with few, a card waits for launches most of the time.
@@ -195,6 +197,22 @@ def greedy(
         return logits.argmax(-1)
 
     return _write(reasoner, prompter, prompts, 1, choose, max_new_tokens, tokens_per_batch, progress)
+
+
+def greedy_and_samples(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 24,
+    progress: bool = True,
+    **sampling: Any,
+) -> pd.DataFrame:
+    """The greedy query of each prompt (candidate -1) and its samples, by row and candidate. The rest: see `sample`."""
+    how = {"max_new_tokens": max_new_tokens, "progress": progress}
+    best = greedy(reasoner, prompter, prompts, **how).assign(candidate=GREEDY)
+    drawn = sample(reasoner, prompter, prompts, **sampling, **how)
+    return pd.concat([best, drawn]).sort_values(["row", "candidate"], ignore_index=True)
 
 
 def _uniform(seed: int, rows: int, samples: int, steps: int, first_row: int = 0) -> np.ndarray:

@@ -21,7 +21,7 @@ from rgalign.experiment.ab_test import Lift, guardrails, lift, rejected_by_look,
 from rgalign.experiment.online import Audience, Experiment
 from rgalign.ranker.untrained import log_clicks
 from rgalign.reasoner.embed import embed
-from rgalign.reasoner.generate import greedy, sample
+from rgalign.reasoner.generate import greedy_and_samples
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
 
@@ -81,11 +81,8 @@ def written_queries(
     """
     if reasoner.kind == "encoder":
         return pd.DataFrame(columns=QUERY_COLUMNS).astype({"session_id": "string", "query": "string"})
-    prompts = prompter.sessions(sessions)
     how = {key: getattr(sampling, key) for key in ("samples", "temperature", "top_p", "max_new_tokens")}
-    best = greedy(reasoner, prompter, prompts, max_new_tokens=sampling.max_new_tokens).assign(candidate=-1)
-    drawn = sample(reasoner, prompter, prompts, seed=seed, **how)
-    both = pd.concat([best, drawn]).sort_values(["row", "candidate"], kind="stable", ignore_index=True)
+    both = greedy_and_samples(reasoner, prompter, prompter.sessions(sessions), seed=seed, **how)
     both["session_id"] = sessions["session_id"].to_numpy()[both["row"]]
     return both.assign(source=source)[QUERY_COLUMNS]
 
