@@ -26,6 +26,10 @@ class UserError(Exception):
     """An error whose message says what to change; the command line shows it without a traceback."""
 
 
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the step or epoch and the parameter to change."""
+
+
 def safe_repr(value: object, longest: int = LONGEST) -> str:
     """A given value in at most `longest` characters; control characters of a string are escaped."""
     if isinstance(value, str):

@@ -23,19 +23,18 @@ from rgalign.alignment.dpo import train_dpo
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
 from rgalign.alignment.sft import train_sft
 from rgalign.data import vectors
-from rgalign.errors import UserError
+from rgalign.errors import TrainingError, UserError
 from rgalign.params import load
-from rgalign.ranker import fit
 from rgalign.ranker.train import train_in_shards, train_own_rankers
 from rgalign.reasoner.embed import embed_own_shards
 from rgalign.reasoner.model import Reasoner, import_reasoner
-from rgalign.reasoner.trainer import TrainingError, is_sharded
+from rgalign.reasoner.trainer import is_sharded
 from rgalign.report import summaries as look
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_table, write_text
 
 EXPECTED = (
-    ValueError, KeyError, TypeError, OSError, UserError, TrainingError, fit.TrainingError, torch.OutOfMemoryError
+    ValueError, KeyError, TypeError, OSError, UserError, TrainingError, torch.OutOfMemoryError
 )  # fmt: skip
 ROUND_ROBIN = ("rank", "reward")  # jobs whose processes do not meet before their end, however long the last one takes
 PATIENCE = timedelta(days=2)  # of those that end first: a lost process is reported by the launcher, not by the clock

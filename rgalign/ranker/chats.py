@@ -28,8 +28,8 @@ from rgalign.data.features import UNKNOWN, FeatureSpace, column_of, ids_of
 from rgalign.data.lists import Bag, Intents, Lists, listed_in
 from rgalign.data.schema import FEATURE_TYPES, STRING
 from rgalign.data.tables import Dataset
+from rgalign.errors import TrainingError
 from rgalign.params_training import RankerSettings
-from rgalign.ranker.fit import TrainingError
 from rgalign.ranker.towers import TwoTower
 from rgalign.ranker.variants import RANKERS
 from rgalign.reasoner.prompts import sessions_of

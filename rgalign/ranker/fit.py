@@ -16,14 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rgalign.data.lists import Intents, Lists
+from rgalign.errors import TrainingError
 from rgalign.evaluation.metrics import Gauc, gauc_of_lists
 from rgalign.params_training import RankerSettings
 from rgalign.ranker.losses import Loss, listnet
 from rgalign.seeding import seeded
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the epoch and the parameter to change."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from rgalign.data.lists import Intents, Lists
+from rgalign.errors import TrainingError
 from rgalign.params_training import RankerSettings
-from rgalign.ranker.fit import Fitted, TrainingError, fit, gauc_of, refuse_other_parts
+from rgalign.ranker.fit import Fitted, fit, gauc_of, refuse_other_parts
 from rgalign.ranker.train import PartsOf, begin, loss_of, parts_of
 from rgalign.ranker.variants import RANKERS
 

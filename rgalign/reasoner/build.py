@@ -194,7 +194,7 @@ def _copy_aligned(recipe: Recipe, aligned: Path, main: Path, folder: Path) -> No
 def _record_pretrained(recipe: Recipe, dataset: Dataset, model: str, folder: Path, adapter: str | None) -> None:
     """Record a hub model or folder, after checking that it can be prompted."""
     how = recipe.settings.model_dump(include={"kind", "dtype", "quantize"})
-    found = look(model, adapter=adapter, device=recipe.device, **how)
+    found = look(model, kind=how["kind"], adapter=adapter, device=recipe.device, quantize=how["quantize"])
     most = positions(found.config)
     prompter(recipe.settings, dataset.meta, dataset.intents, found.tokenizer, drop=recipe.drop, positions=most)
     name_source(folder, model, adapter=adapter, **how)

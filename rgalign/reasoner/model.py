@@ -112,13 +112,7 @@ class Found:
 
 
 def look(
-    model: str,
-    *,
-    kind: str = "causal",
-    adapter: str | None = None,
-    dtype: str = "float32",
-    device: str = "auto",
-    quantize: str | None = None,
+    model: str, *, kind: str = "causal", adapter: str | None = None, device: str = "auto", quantize: str | None = None
 ) -> Found:
     """Finds the model that `load` would load, and refuses what can be refused before any weight is read."""
     refuse(f"model {model!r} with these settings", _setting_errors(kind, adapter, device, quantize))
@@ -158,7 +152,7 @@ def load(
     quantize  8bit | 4bit, by bitsandbytes on CUDA
     Raises ReasonerError that lists all that is wrong.
     """
-    found = look(model, kind=kind, adapter=adapter, dtype=dtype, device=device, quantize=quantize)
+    found = look(model, kind=kind, adapter=adapter, device=device, quantize=quantize)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if quantize:

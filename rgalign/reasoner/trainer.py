@@ -31,6 +31,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
+from rgalign.errors import TrainingError
 from rgalign.params_training import Contrastive, Lora, Sft
 from rgalign.reasoner.adapter import trainable, tuned
 from rgalign.reasoner.batches import Loss, MicroBatch, MicroBatcher, StepRows, Task, empty_cache, is_out_of_memory
@@ -48,10 +49,6 @@ OPTIMIZERS = {"adamw_8bit": "adamw_bnb_8bit"}  # transformers' names; adamw is i
 TRAINER_LOGS = ("epoch", "grad_norm", "learning_rate", "train_runtime")  # what Trainer adds by itself
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and the parameter to change."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from rgalign.alignment import dpo as rg_dpo
 from rgalign.alignment import logprobs
 from rgalign.alignment import sft as rg_sft
 from rgalign.alignment.logprobs import log_probabilities
+from rgalign.errors import TrainingError
 from rgalign.reasoner.model import fingerprint
-from rgalign.reasoner.trainer import Engine, TrainingError
+from rgalign.reasoner.trainer import Engine
 from rgalign.run import distributed
 
 CURVE = dict(rtol=1e-4, atol=1e-5)  # sums in another order, as in test_tuning_processes

@@ -10,10 +10,11 @@ from small_lists import CATEGORIES, PER_CATEGORY, UNSEEN, bags
 from rgalign.data import shards, tables
 from rgalign.data.features import UNKNOWN
 from rgalign.data.split import development_users
+from rgalign.errors import TrainingError
 from rgalign.params_training import RANKER_NAMES, Ranker, RankerSettings
 from rgalign.ranker import chats as chatting
 from rgalign.ranker.chats import Chats, chat_loss, encode, of_run, pretrain
-from rgalign.ranker.fit import TrainingError, score
+from rgalign.ranker.fit import score
 from rgalign.ranker.search import grid, space_of, tune
 from rgalign.ranker.towers import TwoTower
 from rgalign.ranker.train import Parts, load_rankers, parts_of_variant, train

@@ -7,8 +7,9 @@ import torch
 from small_lists import fit
 from torch import nn
 
+from rgalign.errors import TrainingError
 from rgalign.evaluation.metrics import gauc_of_lists
-from rgalign.ranker.fit import TrainingError, score, score_kb
+from rgalign.ranker.fit import score, score_kb
 from rgalign.ranker.losses import listnet
 from rgalign.ranker.store import save
 from rgalign.ranker.towers import TwoTower

@@ -8,9 +8,10 @@ import pytest
 import torch
 from small_lists import fit
 
+from rgalign.errors import TrainingError
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.params_training import RANKER_NAMES, RankerSettings
-from rgalign.ranker.fit import Fitted, TrainingError, score
+from rgalign.ranker.fit import Fitted, score
 from rgalign.ranker.search import SPACE, changes, configurations, grid, search, space_of
 from rgalign.ranker.towers import TwoTower
 from rgalign.ranker.variants import RANKERS

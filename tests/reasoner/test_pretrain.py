@@ -11,12 +11,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from torch.nn import functional
 
+from rgalign.errors import TrainingError
 from rgalign.params_schema import Pretraining
 from rgalign.reasoner import tiny as pretraining
 from rgalign.reasoner.batches import Documents, right_padded
 from rgalign.reasoner.model import fingerprint, tiny
 from rgalign.reasoner.tiny import ahead_loss, build_tokenizer, next_token_loss
-from rgalign.reasoner.trainer import Setup, TrainingError
+from rgalign.reasoner.trainer import Setup
 
 TOKENIZER = build_tokenizer({f"w{number}": 2 for number in range(20)})
 PROMPTS = [[4 + (7 * n + i) % 9 for i in range(2 + n % 4)] + [2] for n in range(60)]
