@@ -33,9 +33,7 @@ from rgalign.report import summaries as look
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_table, write_text
 
-EXPECTED = (
-    ValueError, KeyError, TypeError, OSError, UserError, TrainingError, torch.OutOfMemoryError
-)  # fmt: skip
+EXPECTED = (ValueError, KeyError, TypeError, OSError, UserError, TrainingError, torch.OutOfMemoryError)
 ROUND_ROBIN = ("rank", "reward")  # jobs whose processes do not meet before their end, however long the last one takes
 PATIENCE = timedelta(days=2)  # of those that end first: a lost process is reported by the launcher, not by the clock
 
