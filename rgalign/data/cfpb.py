@@ -1,7 +1,6 @@
 """The CFPB's consumer complaints: its CSV in every spelling since 2014, and the data set that is made of it."""
 
 import csv
-import datetime
 import hashlib
 import re
 from collections.abc import Iterable
@@ -29,18 +28,10 @@ LEAKS = (  # known only after the complaint was made
     "company public response",
     "date sent to company",
 )
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-DATE_FORMS = tuple(  # one and two: day and month, in an order that the column has to tell
-    map(
-        re.compile,
-        (
-            r"(?P<year>\d{4})(?P<mark>[/.-]?)(?P<month>\d{2})(?P=mark)(?P<day>\d{2})",
-            r"(?P<one>\d{1,2})(?P<mark>[/.-])(?P<two>\d{1,2})(?P=mark)(?P<year>\d{4}|\d{2})",
-            r"(?P<day>\d{1,2})[ .-]+(?P<name>[a-z]{3,9})[ .,-]+(?P<year>\d{4}|\d{2})",
-            r"(?P<name>[a-z]{3,9})[ .]+(?P<day>\d{1,2}),? +(?P<year>\d{4}|\d{2})",
-        ),
-    )
-)
+# The forms of a date whose marks are blanks and whose month's name has three letters; the last two pairs have day and
+# month in an order that the column has to tell.
+DATE_FORMS = ("%Y %m %d", "%Y%m%d", "%d %b %Y", "%d %b %y", "%b %d %Y", "%b %d %y")
+DAY_FIRST, MONTH_FIRST = ("%d %m %Y", "%d %m %y"), ("%m %d %Y", "%m %d %y")
 TIME_OF_DAY = r"[Tt ]\s*\d{1,2}:\d{2}.*$"
 EMPTY = ("", "N/A", "None")
 READ_AT_ONCE = 2**24  # bytes; a row must fit in
@@ -259,51 +250,38 @@ def _day_comes_first(report: Report, days: Iterable[str], given: bool | None) ->
     """
     if given is not None:
         return given
-    parts = {day: _date_parts(day) for day in days}
-    numbers = [(day, int(own["one"]), int(own["two"])) for day, own in parts.items() if "one" in own]
-    day_first = [day for day, one, two in numbers if two <= 12 < one]
-    month_first = [day for day, one, two in numbers if one <= 12 < two]
-    open_ones = [day for day, one, two in numbers if one <= 12 and two <= 12 and one != two]
+    written = pd.Series(list(days), dtype=object)
+    by_day, by_month = (_parsed(written, first) for first in (True, False))
+    day_first, month_first = written[by_month.isna() & by_day.notna()], written[by_day.isna() & by_month.notna()]
+    open_ones = written[by_day.notna() & by_month.notna() & (by_day != by_month)]
+    dotted = open_ones.str.contains(".", regex=False)
     settle = "say which with data.day_first: true, or false for the CFPB's own month-first form"
-    if day_first and month_first:
-        found = f"{safe_repr(day_first[0])} has the day first, {safe_repr(month_first[0])} the month"
+    if len(day_first) and len(month_first):
+        found = f"{safe_repr(day_first.iloc[0])} has the day first, {safe_repr(month_first.iloc[0])} the month"
         report.error("date_received", f"mixes two forms: {found}; expected one form for all, or {settle}")
-    elif open_ones and not day_first and not month_first and not all("." in day for day in open_ones):
-        day = next(day for day in open_ones if "." not in day)
-        read = " or ".join(f"{_date(day, first):%d %B %Y}" for first in (True, False))
-        report.error("date_received", f"{safe_repr(day)} may be {read}, and no other date tells; {settle}")
-    return bool(day_first) or (not month_first and any("." in day for day in open_ones))
+    elif not len(day_first) and not len(month_first) and not dotted.all():
+        row = open_ones.index[~dotted][0]
+        read = f"{by_day[row]:%d %B %Y} or {by_month[row]:%d %B %Y}"
+        report.error("date_received", f"{safe_repr(written[row])} may be {read}, and no other date tells; {settle}")
+    return len(day_first) > 0 or (not len(month_first) and bool(dotted.any()))
 
 
-def _date_parts(day: str) -> dict[str, str]:
-    """The parts of a date by the names of DATE_FORMS; empty where it has none of these forms."""
-    found = next(filter(None, (form.fullmatch(day.lower()) for form in DATE_FORMS)), None)
-    return found.groupdict() if found else {}
-
-
-def _date(day: str, day_first: bool) -> datetime.date | None:
-    if not (parts := _date_parts(day)):
-        return None
-    year = int(parts["year"]) + (2000 if len(parts["year"]) == 2 else 0)  # the CFPB began in 2011
-    month, number = parts.get("month"), parts.get("day")
-    if "one" in parts:
-        month, number = (parts["two"], parts["one"]) if day_first else (parts["one"], parts["two"])
-    elif "name" in parts:
-        month = MONTHS.index(parts["name"][:3]) + 1 if parts["name"][:3] in MONTHS else 0
-    try:
-        return datetime.date(year, int(month), int(number))
-    except ValueError:
-        return None
+def _parsed(written: pd.Series, day_first: bool) -> pd.Series:
+    """The day of each text, NaT where it has none of the forms. The CFPB began in 2011: years of two digits are 20.."""
+    parts = written.str.replace(r"[ .,/-]+", " ", regex=True).str.replace("([A-Za-z]{3})[a-z]*", r"\1", regex=True)
+    found = pd.Series(pd.NaT, index=written.index, dtype="datetime64[us]")
+    for form in (*DATE_FORMS, *(DAY_FIRST if day_first else MONTH_FIRST)):
+        found = found.fillna(pd.to_datetime(parts, format=form, errors="coerce").astype("datetime64[us]"))
+    return found
 
 
 def _dates(report: Report, written: pd.Series, day_first: bool, before: str) -> pd.Series:
     """The day of each row, a time of day behind it already cut off."""
-    known = {day: pd.Timestamp(found) for day in written.unique() if (found := _date(day, day_first)) is not None}
-    dates = written.map(known).astype("datetime64[us]")
+    days = pd.Series(written.unique(), dtype=object)
+    dates = written.map(dict(zip(days, _parsed(days, day_first), strict=True))).astype("datetime64[us]")
     wrong = dates.isna().to_numpy()
     found = ", ".join(map(safe_repr, written[wrong].unique()[:3]))
-    order = "13/11/2014" if day_first else "11/13/2014"
-    then = f"; expected {order} or 2014-11-13"
+    then = f"; expected {'13/11/2014' if day_first else '11/13/2014'} or 2014-11-13"
     report.error_rows(f"{before}date_received", wrong, f"is no date ({found})", then)
     return dates
 

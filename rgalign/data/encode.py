@@ -47,9 +47,8 @@ def encode_lists(space: FeatureSpace, sessions: Rows, impressions: Rows, intents
     rows = session_rows(impressions, sessions)
     if others := (rows < 0).sum():
         raise ValueError(f"{others} impressions are of sessions that are not among these {len(sessions)}")
-    if (np.diff(rows) < 0).any():
-        order = np.argsort(rows, kind="stable")
-        impressions, rows = impressions.take(pa.array(order)), rows[order]
+    order = np.argsort(rows, kind="stable")
+    impressions, rows = impressions.take(pa.array(order)), rows[order]
     kb, encoded = ids_of(intents, "intent_id"), []
     for start in range(0, max(len(sessions), 1), ROWS):
         first, end = np.searchsorted(rows, (start, start + ROWS))

@@ -104,15 +104,12 @@ class FeatureSpace:
 
     @staticmethod
     def from_json(text: str) -> "FeatureSpace":
-        raw = json.loads(text)
-        for key in ("fields", "histories"):
-            raw[key] = tuple(
-                Field(**f | {"values": tuple(f["values"]), "edges": None if f["edges"] is None else tuple(f["edges"])})
-                for f in raw[key]
-            )
-        for key in ("texts", "intents", "categories"):
-            raw[key] = tuple(raw[key])
-        return FeatureSpace(**raw)
+        raw = json.loads(text, object_hook=_tuples)
+        return FeatureSpace(**raw | {key: tuple(Field(**own) for own in raw[key]) for key in ("fields", "histories")})
+
+
+def _tuples(read: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in read.items()}
 
 
 def fit_space(
@@ -164,17 +161,18 @@ def fit_space(
     values = {name: _vocabulary(counted, min_count) for name, counted in counts.items()}
     empty = {name: counted[None] > 0 for name, counted in counts.items()}
     no_number = dict(zip(numeric, (gaps > 0).tolist(), strict=True))
-    fields = {
-        "categorical": lambda name: Field(name, "categorical", values[name], missing=empty[name]),
-        "numeric": lambda name: Field(name, "numeric", edges=edges[name], missing=no_number[name]),
-        "history": lambda name: Field(name, "length", edges=edges[name], missing=no_number[name]),
+    fields = {  # column -> its id of a session
+        name: Field(name, kind, values[name], missing=empty[name])
+        if kind == "categorical"
+        else Field(name, "numeric" if kind == "numeric" else "length", edges=edges[name], missing=no_number[name])
+        for name, kind in chosen.items()
+        if kind != "text"
     }
+    histories = [name for name, kind in chosen.items() if kind == "history"]
     by_category = _clicks_by_category(intents, clicks)
     return FeatureSpace(
-        fields=tuple(fields[kind](name) for name, kind in chosen.items() if kind in fields),
-        histories=tuple(
-            Field(name, kind, values[name], missing=empty[name]) for name, kind in chosen.items() if kind == "history"
-        ),
+        fields=tuple(fields.values()),
+        histories=tuple(Field(name, "history", values[name], missing=empty[name]) for name in histories),
         texts=tuple(name for name, kind in chosen.items() if kind == "text"),
         intents=_vocabulary(clicks, 1),
         categories=_vocabulary(by_category, 1),
@@ -186,8 +184,7 @@ def fit_space(
 
 
 def _kept(kinds: dict[str, str], drop: Collection[str]) -> dict[str, str]:
-    unknown = [f"  {safe_repr(name)}{nearest(name, kinds, 0)}" for name in drop if name not in kinds]
-    if unknown:
+    if unknown := [f"  {safe_repr(name)}{nearest(name, kinds, 0)}" for name in drop if name not in kinds]:
         raise ValueError("drop names columns that dataset.yaml does not declare:\n" + "\n".join(unknown))
     kept = {name: kind for name, kind in kinds.items() if name not in drop}
     if not kept:
@@ -205,11 +202,9 @@ def column_names(rows: Rows) -> list[str]:
 
 def assert_in_split(sessions: Rows, split: str, what: str) -> None:
     """Raises ValueError where the sessions say that one of them is of another split."""
-    if "split" in column_names(sessions):
-        others = set(column_of(sessions, "split").unique().to_pylist()) - {split}
-        if others:
-            found = ", ".join(sorted(map(str, others)))
-            raise ValueError(f"{what} is made of split {split!r} alone; these sessions have split {found}")
+    found = set(column_of(sessions, "split").unique().to_pylist()) if "split" in column_names(sessions) else set()
+    if others := ", ".join(sorted(map(str, found - {split}))):
+        raise ValueError(f"{what} is made of split {split!r} alone; these sessions have split {others}")
 
 
 def _tally(array: pa.Array, kind: str, max_history: int) -> Counter:
@@ -275,28 +270,20 @@ class _Sample:
 
     def __init__(self, width: int, size: int, generator: np.random.Generator):
         self.size, self.generator = size, generator
-        self.keys, self.kept = np.empty(0), np.empty((0, width))
-        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        self.limit = np.inf  # no row with a greater key can enter any more
+        self.parts = [(np.empty(0), np.empty((0, width)))]  # keys, rows
 
     def add(self, rows: np.ndarray) -> None:
-        keys = self.generator.random(len(rows))
-        enter = keys <= self.limit
-        self.waiting.append((keys[enter], rows[enter]))
-        if sum(len(keys) for keys, _ in self.waiting) >= self.size:
-            self._settle()
+        self.parts.append((self.generator.random(len(rows)), rows))
+        if sum(len(keys) for keys, _ in self.parts) > 2 * self.size:
+            self.parts = [self._smallest()]
 
     def rows(self) -> np.ndarray:
-        self._settle()
-        return self.kept
+        return self._smallest()[1]
 
-    def _settle(self) -> None:
-        keys = np.concatenate([self.keys, *(keys for keys, _ in self.waiting)])
-        rows = np.concatenate([self.kept, *(rows for _, rows in self.waiting)])
+    def _smallest(self) -> tuple[np.ndarray, np.ndarray]:
+        keys, rows = (np.concatenate(columns) for columns in zip(*self.parts, strict=True))
         order = np.argsort(keys, kind="stable")[: self.size]
-        self.keys, self.kept, self.waiting = keys[order], rows[order], []
-        if len(self.keys) == self.size:
-            self.limit = self.keys[-1]
+        return keys[order], rows[order]
 
 
 # One column of a table, read as what its kind says: keys, numbers, a history.

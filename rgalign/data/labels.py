@@ -59,11 +59,9 @@ def export_sheet(
     kb = path.with_name(f"{path.stem}_intents.csv")
     if path.suffix.lower() != ".csv":
         raise LabelError(f"{path} is no .csv: the sheet is written as one, which any spreadsheet program opens")
-    if unknown := [name for name in features if name not in sessions.columns or name not in kinds]:
-        lines = "\n".join(
-            f"  {safe_repr(name)}{nearest(name, [n for n in kinds if n in sessions])}" for name in unknown
-        )
-        raise LabelError(f"features to be shown that are no feature columns of the sessions:\n{lines}")
+    known = [name for name in kinds if name in sessions]
+    if unknown := [f"  {safe_repr(name)}{nearest(name, known)}" for name in features if name not in known]:
+        raise LabelError("\n".join(["features to be shown that are no feature columns of the sessions:", *unknown]))
     if there := [str(file) for file in (path, kb) if file.exists()]:
         raise FileExistsError(f"{', '.join(there)} is there already and may hold labels: give another name")
     titles = {intent: title for intent, title in zip(intents.intent_id, intents.title, strict=True) if pd.notna(title)}
@@ -200,9 +198,8 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
     names = [name.strip() for name in rows[0]] if rows else []
     needed = ("session_id", "intent_id")
     wrong = [f"has no column {name}{nearest(name, names)}" for name in needed if name not in names]
-    if wrong := wrong + [
-        f"has {names.count(name)} columns {name}; expected one" for name in needed if names.count(name) > 1
-    ]:
+    wrong += [f"has {names.count(name)} columns {name}; expected one" for name in needed if names.count(name) > 1]
+    if wrong:
         _raise(path, wrong)
     errors, found, places = [], {}, [names.index(name) for name in needed]
     for number, row in enumerate(rows[1:], start=2):

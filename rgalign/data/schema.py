@@ -1,13 +1,11 @@
-"""A table of a data set folder: one parquet file, or a folder of many with hive partitions.
+"""The one schema of a data set folder (ARCHITECTURE.md, Contracts), and its tables: parquet files, or folders of them.
 
     shop/sessions.parquet                                  or
     shop/sessions/day=2026-01-05/region=SG/part-0.parquet  whose columns day and region are read from the path
 
-A path is text, and text it stays: the type of such a column is that of its kind in dataset.yaml (schema.types_of_text),
-never a guess from what its values look like. "007" is no 7, and "null" is a word; __HIVE_DEFAULT_PARTITION__ is empty.
-
-Files are read in the order of their paths, batch by batch: sessions and impressions that are partitioned alike, each
-file in the order of its sessions, are in one order too.
+A path is text: the type of such a column is that of its kind in dataset.yaml (types_of_text), never a guess from its
+values. "007" is no 7, and "null" is a word; __HIVE_DEFAULT_PARTITION__ is empty. Files are read in the order of their
+paths: sessions and impressions that are partitioned alike, each in the order of its sessions, are in one order too.
 """
 
 import re
@@ -26,8 +24,6 @@ import yaml
 
 from rgalign.errors import SHOWN, safe_repr
 from rgalign.params import _UniqueKeys
-
-# The one schema of a data set folder: which files, which columns, which types (ARCHITECTURE.md, Contracts).
 
 KINDS = ("categorical", "numeric", "text", "history")
 SPLITS = ("train", "valid", "test")
@@ -109,10 +105,9 @@ def types_of_text(table: str, kinds: dict[str, str]) -> dict[str, pa.DataType]:
 
     A list or a map cannot be written there: it stays a string, which is an error of `check`.
     """
-    types = dict(known_columns(table, kinds))
-    types |= {name: pa.float64() for name, kind in kinds.items() if table == "sessions" and kind == "numeric"}
-    if "shuffled" in types:
-        types["shuffled"] = pa.bool_()
+    types = known_columns(table, kinds)
+    if table == "sessions":
+        types |= {name: pa.float64() for name, kind in kinds.items() if kind == "numeric"} | {"shuffled": pa.bool_()}
     return {name: kind for name, kind in types.items() if kind is not None and not pa.types.is_nested(kind)}
 
 
@@ -148,8 +143,7 @@ def as_type(column: pa.ChunkedArray, target: pa.DataType | None) -> pa.ChunkedAr
 def as_types(table: pa.Table, name: str, kinds: dict[str, str]) -> pa.Table:
     """Every known column in its type in memory; unknown columns stay, dictionaries unfolded."""
     types = known_columns(name, kinds)
-    columns = {column: as_type(table[column], types.get(column)) for column in table.column_names}
-    return pa.table(columns)
+    return pa.table({column: as_type(table[column], types.get(column)) for column in table.column_names})
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
@@ -159,17 +153,15 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
 
 def to_table(frame: pd.DataFrame, name: str, kinds: dict[str, str]) -> pa.Table:
     """The arrow table that `write` stores; column types as `known_columns` says, no pandas metadata."""
-    types = known_columns(name, kinds)
-    columns = {}
+    types, columns = known_columns(name, kinds), {}
     for column in frame.columns:
         target = types.get(column)
         if isinstance(frame[column].dtype, pd.ArrowDtype):
-            values = as_type(pa.chunked_array(pa.array(frame[column])), target)
+            columns[column] = as_type(pa.chunked_array(pa.array(frame[column])), target)
         elif target in (STRING, TIME, None):
-            values = as_type(pa.chunked_array([pa.array(frame[column], from_pandas=True)]), target)
+            columns[column] = as_type(pa.chunked_array([pa.array(frame[column], from_pandas=True)]), target)
         else:
-            values = pa.chunked_array([pa.array(frame[column], type=target, from_pandas=True)])
-        columns[column] = values
+            columns[column] = pa.chunked_array([pa.array(frame[column], type=target, from_pandas=True)])
     return pa.table(columns)
 
 

@@ -40,8 +40,7 @@ SPACE, INTENTS = "space.json", "intents"
 class ShardWriter:
     """Writes one part as `train-00000.safetensors`, .. of `lists_per_shard` lists each, as lists come in.
 
-    A part without its index (`train.json`) does not exist for `load_lists`: the index goes first and comes last, so a
-    killed run never leaves a mixture. The same lists give the same bytes, however they are handed in.
+    The same lists give the same bytes. The index (`train.json`) goes first and comes last: without it there is no part.
     """
 
     def __init__(self, folder: str | Path, part: str, lists_per_shard: int = LISTS_PER_SHARD):
@@ -61,9 +60,8 @@ class ShardWriter:
 
     def close(self) -> int:
         """Writes what is left and the index; returns the number of lists of the part."""
-        left = concat_lists(self.waiting) if self.waiting else None
-        if left is not None and (len(left) or not self.shards):
-            self._write(left)
+        if self.waiting and (any(map(len, self.waiting)) or not self.shards):
+            self._write(concat_lists(self.waiting))
         for path in _shards(self.folder, self.part)[self.shards :]:  # of an earlier, longer run
             path.unlink()
             path.with_suffix(".parquet").unlink(missing_ok=True)
@@ -97,10 +95,10 @@ def load_lists(folder: str | Path, part: str) -> Lists:
     folder = Path(folder)
     if part not in PARTS:
         raise ValueError(f"part is {part!r}; expected one of {', '.join(PARTS)}")
-    count = {name: _shard_count(folder, name) for name in PARTS}
-    there = [name for name, shards in count.items() if shards]
-    if part not in there:
-        found = ", ".join(there) or "none"
+    indices = {name: json.loads(_index(folder, name).read_text()) for name in PARTS if _index(folder, name).is_file()}
+    count = {name: index["shards"] for name, index in indices.items() if index["shards"]}
+    if part not in count:
+        found = ", ".join(count) or "none"
         raise FileNotFoundError(f"{folder}/ has no encoded lists of {part!r} (it has {found}); run notebook 01_data")
     shards = _shards(folder, part)[: count[part]]
     tensors = _concatenated(shards)
@@ -158,10 +156,6 @@ def _index(folder: Path, part: str) -> Path:
     return folder / f"{part}.json"
 
 
-def _shard_count(folder: Path, part: str) -> int:
-    return json.loads(_index(folder, part).read_text())["shards"] if _index(folder, part).is_file() else 0
-
-
 def _shards(folder: Path, part: str) -> list[Path]:
     return sorted(folder.glob(f"{part}-[0-9]*.safetensors"))
 
@@ -185,12 +179,12 @@ def _concatenated(shards: Sequence[Path]) -> dict[str, torch.Tensor]:
     One shard alone is mapped: its pages come from the file as they are read, and go again where memory is short.
     """
     files = [safe_open(path, framework="pt") for path in shards]
-    if len(files) == 1:
-        return {name: files[0].get_tensor(name) for name in files[0].keys()}  # noqa: SIM118 (not a dict)
     tensors = {}
     for name in files[0].keys():  # noqa: SIM118 (not a dict)
         pieces = [file.get_tensor(name) for file in files]
-        if name.endswith(".offsets"):
+        if len(files) == 1:
+            (tensors[name],) = pieces
+        elif name.endswith(".offsets"):
             tensors[name] = concat_offsets(pieces)
         elif name in ("candidates", "clicked"):
             tensors[name] = concat_padded(pieces, PADDING if name == "candidates" else False)
@@ -309,26 +303,22 @@ def _sessions(
     folder: Path, development: Development | None, names: Sequence[str] | None = None, rows: int = ROWS
 ) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Batches of sessions.parquet with the index in PARTS of each session; names: columns to read, None for all."""
-    keys = pa.concat_tables(_batches(folder, "sessions", ("timestamp", "split")))
-    splits = pa.array(split.resolve(schema.to_frame(keys), _meta(folder)))
-    parts, start = pc.index_in(splits, value_set=pa.array(PARTS, schema.STRING)).to_numpy().astype(np.int8), 0
     if development is not None:
-        _assert_two_sides(folder, parts == TRAIN, development)
-    for batch in _batches(folder, "sessions", names, rows):
-        part = parts[start : start + len(batch)]
+        _assert_two_sides(folder, development)
+    part_of = np.array([PARTS.index(name) for name in schema.SPLITS], np.int8)
+    for batch, code in split.session_batches(folder, names, rows):
+        part = part_of[code]
         if development is not None:
             users = as_strings(ids_of(batch, "user_id").filter(pa.array(part == TRAIN)))
             part[part == TRAIN] = np.where(development(users), DEV, TRAIN)
-        start += len(batch)
         yield batch, part
 
 
-def _assert_two_sides(folder: Path, train: np.ndarray, development: Development) -> None:
+def _assert_two_sides(folder: Path, development: Development) -> None:
     """Raises ValueError where development gets none or all of the train users; stops at the first user of each side."""
-    seen, sides, start = set(), set(), 0
-    for batch in _batches(folder, "sessions", ("user_id",)):
-        own = ids_of(batch, "user_id").filter(pa.array(train[start : start + len(batch)]))
-        start += len(batch)
+    seen, sides = set(), set()
+    for batch, code in split.session_batches(folder, ("user_id",)):
+        own = ids_of(batch, "user_id").filter(pa.array(code == schema.SPLITS.index("train")))
         users = as_strings(pc.unique(own))
         seen.update(users)
         sides.update(development(users).tolist())

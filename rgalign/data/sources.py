@@ -160,10 +160,8 @@ def msweb(folder: str | Path, *, seed: int = PUBLISHED_SEED) -> Dataset:
         which = generator.integers(len(areas))
         withheld.append(areas[which])
         recent.append(areas[:which] + areas[which + 1 :])
-        if number < len(users):
-            split.append("valid" if generator.random() < 0.1 else "train")
-        else:
-            split.append("test")
+        is_test = number >= len(users)
+        split.append("test" if is_test else "valid" if generator.random() < 0.1 else "train")
     name = np.array([user for user, _ in users + testers], dtype=object)
     sessions = pd.DataFrame(
         {
@@ -230,24 +228,16 @@ def _msweb_file(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, list[
                 case _:
                     errors.append(number)
     if errors or not users:
-        found = (
-            f"{len(errors)} lines cannot be read (first: {', '.join(map(str, errors[:3]))})" if errors else "no users"
-        )
-        raise TableError(
-            f"{path}: {found}; expected A,area,1,title,path, then C,user,user, then V,area,1. Nothing was read"
-        )
+        lines = f"{len(errors)} lines cannot be read (first: {', '.join(map(str, errors[:3]))})"
+        expected = "expected A,area,1,title,path, then C,user,user, then V,area,1"
+        raise TableError(f"{path}: {lines if errors else 'no users'}; {expected}. Nothing was read")
     return titles, users
 
 
 def _msweb_size(folder: Path) -> Size:
     """Users who opened two areas or more: one of them is withheld."""
-    sessions = 0
-    for name in ("anonymous-msweb.data", "anonymous-msweb.test"):
-        visits = 0
-        for line in (folder / name).read_text(encoding="latin-1").splitlines():
-            visits = 0 if line.startswith("C") else visits + line.startswith("V")
-            sessions += line.startswith("V") and visits == 2
-    return Size(sessions)
+    files = [_msweb_file(folder / f"anonymous-msweb.{name}") for name in ("data", "test")]
+    return Size(sum(len(areas) > 1 for _, users in files for areas in users.values()))
 
 
 SOURCES = {

@@ -9,6 +9,7 @@ some of both [C].
 import contextlib
 import datetime
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,6 +138,18 @@ def resolve(sessions: pd.DataFrame, meta: dict) -> pd.Series:
     return by_time(sessions, **rule) if "valid_from" in rule else by_fraction(sessions, **rule)
 
 
+def session_batches(
+    folder: Path, names: Sequence[str] | None = None, rows: int = ROWS
+) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Batches of a folder's sessions with the index in SPLITS of each session; names: columns to read, None for all."""
+    meta = schema.read_yaml(folder / schema.YAML_FILE)
+    keys = pa.concat_tables(typed_batches(folder, "sessions", rows, ("timestamp", "split"), meta["features"]))
+    codes, start = pd.Index(SPLITS).get_indexer(resolve(schema.to_frame(keys), meta).astype(object)), 0
+    for batch in typed_batches(folder, "sessions", rows, names, meta["features"]):
+        yield batch, codes[start : start + len(batch)]
+        start += len(batch)
+
+
 def _times(sessions: pd.DataFrame) -> np.ndarray:
     missing = sessions["timestamp"].isna().to_numpy()
     if len(missing) == 0 or missing.any():
@@ -152,8 +165,15 @@ def _parts(sessions: pd.DataFrame, part: np.ndarray) -> pd.Series:
     return pd.Series(np.array(SPLITS)[part], index=sessions.index, dtype=SPLIT_TYPE, name="split")
 
 
-def hash_of(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+def _hash(seed: int, name: str) -> int:
+    """0 to 2**64 - 1."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\x1f{name}".encode(), digest_size=8).digest(), "big")
+
+
+def _user_hashes(user_ids, seed: int) -> np.ndarray:
+    """(rows,) Python's own integers, which a product does not overflow."""
+    codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
+    return np.array([_hash(seed, user) for user in users], dtype=object)[codes]
 
 
 def development_users(user_ids, *, share: float = 0.1, seed: int) -> np.ndarray:
@@ -162,16 +182,12 @@ def development_users(user_ids, *, share: float = 0.1, seed: int) -> np.ndarray:
     user_ids  (rows,) of train; all rows of a user are on the same side
     Decided by a hash of seed and user, so that a user's side does not change when other users come or go.
     """
-    codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
-    limit = round(share * 2**64)
-    return np.array([hash_of(f"{seed}\x1f{user}") < limit for user in users], dtype=bool)[codes]
+    return _user_hashes(user_ids, seed) < round(share * 2**64)
 
 
 def user_folds(user_ids, *, folds: int, seed: int) -> np.ndarray:
     """(rows,) 0 to folds - 1: the fold of each row's user, by a hash of seed and user as in `development_users`."""
-    codes, users = pd.factorize(np.asarray(user_ids, dtype=object))
-    found = [folds - 1 - (hash_of(f"{seed}\x1f{user}") * folds >> 64) for user in users]
-    return np.array(found, dtype=np.int64)[codes]
+    return (folds - 1 - (_user_hashes(user_ids, seed) * folds >> 64)).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,13 +246,9 @@ class Development:
 
 def _train_sessions(folder: Path, drawn: Development) -> tuple[np.ndarray, ...]:
     """Of train's sessions: hash of the user, hash of the session, time, whether `drawn` has the user."""
-    keys = pa.concat_tables(typed_batches(folder, "sessions", ROWS, ("timestamp", "split")))
-    meta = schema.read_yaml(folder / schema.YAML_FILE)
-    parts = resolve(schema.to_frame(keys), meta).eq("train").to_numpy(dtype=bool)
-    found, start = [], 0
-    for batch in typed_batches(folder, "sessions", ROWS, ("session_id", "user_id", "timestamp")):
-        own = batch.filter(pa.array(parts[start : start + len(batch)]))
-        start += len(batch)
+    found = []
+    for batch, code in session_batches(folder, ("session_id", "user_id", "timestamp")):
+        own = batch.filter(pa.array(code == SPLITS.index("train")))
         users, when = ids_of(own, "user_id"), column_of(own, "timestamp")
         times = when.cast(pa.timestamp("us")).to_numpy(zero_copy_only=False).astype("datetime64[us]")
         found.append((hashes(users), hashes(ids_of(own, "session_id")), times, drawn(as_strings(users))))
@@ -258,5 +270,5 @@ def _train_clicks(folder: Path, session: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _smallest_hashes(clicked: np.ndarray, share: float, seed: int) -> list[str]:
     """The share of the clicked intents with the smallest hashes of seed and id: adding others does not change them."""
-    distinct = sorted(set(clicked), key=lambda intent: hash_of(f"{seed}\x1f{intent}"))
+    distinct = sorted(set(clicked), key=lambda intent: _hash(seed, intent))
     return distinct[: max(1, round(share * len(distinct)))]

@@ -112,8 +112,7 @@ def excerpt(
     Raises ValueError for an unknown split.
     """
     _assert_known(splits)
-    asked = {"labels": True, "transcripts": transcripts, "truth": truth}
-    others = [name for name, is_asked in asked.items() if is_asked]
+    others = ["labels", *["transcripts"] * transcripts, *["truth"] * truth]
     meta = read_yaml(Path(folder) / YAML_FILE)
     return _read(Path(folder), meta, splits, others, columns=columns, clicks_only=not whole_lists)
 
@@ -160,9 +159,7 @@ def write(dataset: Dataset, folder: str | Path) -> None:
 
 def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
     """Writes what `write` would of all that `read` finds in `source`, every split and the truth, but row group by row
-    group: what is whole in memory are the sessions' ids, times and splits.
-
-    Impressions that are not in the order of the sessions are sorted, and whole in memory for that.
+    group: whole in memory are the sessions' ids, times and splits, and impressions that have to be sorted.
 
     meta  the copy's dataset.yaml: what `checked` said of `source`, or a change of it
     Raises FileExistsError as `write` does.

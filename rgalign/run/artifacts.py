@@ -212,8 +212,12 @@ def read_manifest(run: Path) -> dict[str, Any]:
         return {"version": VERSION, "stages": {}}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and manifest.get("version", VERSION) != VERSION:
-            raise ArtifactError(_other_version(run, manifest["version"]))
+        if isinstance(manifest, dict) and (found := manifest.get("version", VERSION)) != VERSION:
+            raise ArtifactError(
+                f"{run} was made by another version of this code (its layout is {found!r}; this code writes {VERSION})."
+                f" Use it with that version, or make it again beside it: python -m rgalign run {run / 'params.yaml'} "
+                f"--run-dir {run.with_name(run.name + '-new')}"
+            )
         stages = manifest["stages"] if isinstance(manifest, dict) else None
         if not isinstance(stages, dict):
             raise ValueError("it does not list stages")
@@ -247,25 +251,15 @@ def _is_count(value: Any) -> bool:
 def forget_stage(run: Path, stage: str) -> None:
     """Take one stage's entry out of the manifest, atomically: it has not run."""
     manifest = read_manifest(run)
-    if manifest["stages"].pop(stage, None) is None:
-        return
-    write_text(run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    if manifest["stages"].pop(stage, None) is not None:
+        write_text(run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def record_stage(run: Path, stage: str, entry: Mapping[str, Any]) -> None:
     """Add or replace one stage's entry in the manifest, atomically."""
     manifest = {"version": VERSION, **read_manifest(run)}
-    manifest["stages"][stage] = dict(entry)
-    manifest["stages"] = dict(sorted(manifest["stages"].items()))
+    manifest["stages"] = dict(sorted({**manifest["stages"], stage: dict(entry)}.items()))
     write_text(run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-
-
-def _other_version(run: Path, found: object) -> str:
-    return (
-        f"{run} was made by another version of this code (its layout is {found!r}; this code writes {VERSION}). Use it "
-        f"with that version, or make it again beside it: python -m rgalign run {run / 'params.yaml'} "
-        f"--run-dir {run.with_name(run.name + '-new')}"
-    )
 
 
 def data_path(path: str) -> Path:

@@ -1,8 +1,7 @@
 """Several processes: who am I among them, and starting them by the user's own launcher (run.launcher).
 
-There is no launcher here: `torchrun ..` or `accelerate launch ..` starts `python -m rgalign.commands.worker JOB`, whose
-arguments lie in files of the folder JOB. A job goes on from what an earlier start of it left, so that a lost process
-costs what it had not finished. With one process nothing is sent and nothing is waited for.
+`torchrun ..` or `accelerate launch ..` starts `python -m rgalign.commands.worker JOB`, whose arguments lie in the
+folder JOB; a job goes on from what an earlier start of it left. With one process nothing is sent or waited for.
 """
 
 import codecs
@@ -56,12 +55,8 @@ def each(
         return [job(**own) for own in arguments]
     threads = max(1, torch.get_num_threads() // workers)
     pool = Parallel(n_jobs=workers, return_as="generator", mmap_mode=None, max_nbytes=None)
-    with tqdm(total=total, desc=title, disable=not progress) as bar:
-        results = []
-        for result in pool(delayed(_with_threads)(threads, job, own) for own in arguments):
-            results.append(result)
-            bar.update(1)
-    return results
+    results = pool(delayed(_with_threads)(threads, job, own) for own in arguments)
+    return list(tqdm(results, total=total, desc=title, disable=not progress))
 
 
 def _with_threads(threads: int, job: Callable[..., Any], own: dict[str, Any]) -> Any:
@@ -137,8 +132,8 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 def all_gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
     """The rows of all processes, by rank: (own rows, ..) -> (rows of all, ..). Processes may have different numbers.
 
-    Differentiable: the gradient of any process's loss with respect to a row reaches the process that owns it. Without
-    that, in-batch losses of several processes would have other gradients than those of one.
+    Differentiable: the gradient of any process's loss with respect to a row reaches the process that owns it, so that
+    in-batch losses of several processes have the gradients of one.
     """
     if not several():
         return rows
@@ -264,8 +259,7 @@ def run(
             print(f"{job}: a process was lost (exit {status}); started once more, from what is finished", flush=True)
     raise ProcessesError(
         f"{job}, by `{launcher}`, ended with exit {status} {STARTS} times, most often for want of memory: lower "
-        f"{lower}. Give the same command again: what is "
-        f"finished is kept. The processes said last:\n{words}"
+        f"{lower}. Give the same command again: what is finished is kept. The processes said last:\n{words}"
     )
 
 

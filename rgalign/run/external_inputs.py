@@ -63,15 +63,14 @@ def last_run(params: Params, run: Path) -> Path | None:
 def _other_development_users(params: Params, last: Params) -> str:
     """Which params make development users of users that the last run has learnt from, a line each."""
     here, there = params.data, last.data
-    faults = ""
-    if here.seed != there.seed:
-        faults += f"\n  data.seed is {here.seed}; expected {there.seed}, as there"
-    if here.dev_users > there.dev_users:
-        faults += f"\n  data.dev_users is {here.dev_users}; expected at most {there.dev_users}, as there"
-    for name in ("dev_days", "dev_new_intents"):
-        if value := getattr(here, name):  # which users these take depends on the data, which have grown since
-            faults += f"\n  data.{name} is {value}; expected 0 in a warm start"
-    return faults
+    expected = {  # which users the last two take depends on the data, which have grown since
+        "seed": (here.seed == there.seed, f"{there.seed}, as there"),
+        "dev_users": (here.dev_users <= there.dev_users, f"at most {there.dev_users}, as there"),
+        "dev_days": (not here.dev_days, "0 in a warm start"),
+        "dev_new_intents": (not here.dev_new_intents, "0 in a warm start"),
+    }
+    wrong = {name: what for name, (fits, what) in expected.items() if not fits}
+    return "".join(f"\n  data.{name} is {getattr(here, name)}; expected {what}" for name, what in wrong.items())
 
 
 def models(params: Params) -> dict[str, str]:

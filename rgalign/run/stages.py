@@ -83,16 +83,18 @@ class OpenStage:
     clock: float = field(default_factory=time.perf_counter)
 
     def path(self, artifact: str) -> Path:
-        """Where a declared input lies."""
-        if artifact not in self.stage.reads and artifact not in self.stage.writes:
-            raise ArtifactError(f"{self.stage.name} does not declare that it reads {artifact} (rgalign/run/plan.py)")
-        return self.run / artifact
+        """Where a declared input or output lies."""
+        return self._declared(artifact, (*self.stage.reads, *self.stage.writes), f"that it reads {artifact}")
 
     def given(self, artifact: str) -> Path | None:
         """Where an optional input that users may add lies; None where it was not there when the stage opened."""
-        if artifact not in self.stage.given:
-            raise ArtifactError(f"{self.stage.name} does not declare {artifact} as optional (rgalign/run/plan.py)")
-        return self.run / artifact if artifact in self.inputs else None
+        path = self._declared(artifact, self.stage.given, f"{artifact} as optional")
+        return path if artifact in self.inputs else None
+
+    def _declared(self, artifact: str, declared: tuple[str, ...], what: str) -> Path:
+        if artifact not in declared:
+            raise ArtifactError(f"{self.stage.name} does not declare {what} (rgalign/run/plan.py)")
+        return self.run / artifact
 
     def read(self, artifact: str) -> pd.DataFrame:
         """A declared parquet table."""
@@ -127,11 +129,11 @@ class OpenStage:
 
     def writing(self, artifact: str) -> AbstractContextManager[Path]:
         """A temporary path for a declared output; renamed when the block ends well."""
-        return artifacts.atomic(self._declared_output(artifact))
+        return artifacts.atomic(self._declared(artifact, self.stage.writes, f"that it writes {artifact}"))
 
     def write(self, artifact: str, frame: pd.DataFrame) -> None:
         """Write a declared parquet table."""
-        artifacts.write_table(self._declared_output(artifact), frame)
+        artifacts.write_table(self._declared(artifact, self.stage.writes, f"that it writes {artifact}"), frame)
 
     @property
     def seconds(self) -> float:
@@ -150,11 +152,6 @@ class OpenStage:
             metadata = {"Software": None, "Description": described(figure)}
             figure.savefig(temporary, format="png", dpi=120, metadata=metadata)
         return figure
-
-    def _declared_output(self, artifact: str) -> Path:
-        if artifact not in self.stage.writes:
-            raise ArtifactError(f"{self.stage.name} does not declare that it writes {artifact} (rgalign/run/plan.py)")
-        return self.run / artifact
 
     def finish(self) -> pd.DataFrame:
         """Check that every declared output is there, write the manifest entry, and list the artifacts.
@@ -270,9 +267,8 @@ def _refuse_unknown_parameters() -> None:
         for name in sorted(given - set(PARAMETERS)):
             near = difflib.get_close_matches(name, PARAMETERS, 1) or [", ".join(PARAMETERS)]
             raise ArtifactError(f"{name} is not a parameter of this notebook; did you mean {near[0]}?")
-        before, after = (
-            set().union(*map(notebook_files.assigned, part)) for part in (cells[:place], cells[place + 1 :])
-        )
+        parts = (cells[:place], cells[place + 1 :])
+        before, after = (set().union(*map(notebook_files.assigned, part)) for part in parts)
         if lost := sorted((given & after) - before):
             raise ArtifactError(
                 f"the notebook assigns {', '.join(lost)} below what papermill was given, which then has no effect: tag "

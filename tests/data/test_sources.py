@@ -123,7 +123,7 @@ def test_complaints_are_counted_whatever_is_in_them(tmp_path, files, monkeypatch
 
 
 def test_visitors_of_two_areas_or_more_are_sessions(tmp_path):
-    head = 'I,4\nA,1,1,"x","/x"\n'
+    head = "I,4\n" + "".join(f'A,{area},1,"x","/x"\n' for area in (1, 2, 3))
     lines = {"data": "C,1,1\nV,1,1\nC,2,2\nV,1,1\nV,2,1\nV,3,1\n", "test": "C,3,3\nV,1,1\nV,2,1\nC,4,4\n"}
     for name, text in lines.items():
         (tmp_path / f"anonymous-msweb.{name}").write_text(head + text)
