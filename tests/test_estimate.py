@@ -9,7 +9,7 @@ from rgalign.__main__ import main
 from rgalign.alignment.objectives import OBJECTIVES
 from rgalign.alignment.reward import REWARDS
 from rgalign.commands import estimate
-from rgalign.commands.estimate import CARDS, Sessions, model_size
+from rgalign.commands.estimate import CARDS, model_size
 from rgalign.params import ROOT, ParamsError, load
 
 # huggingface.co/Qwen/Qwen3-4B/config.json
@@ -65,7 +65,7 @@ def test_operations_a_token_in_training(size, lora, checkpointing, times):
 def test_work_is_tokens_times_operations(size):
     how = {"alignment.sft.epochs": 2, "alignment.cl.epochs": 3, "alignment.dpo.margin_quantile": 0.5}
     how |= {"alignment.candidates.samples": 4, "alignment.dpo.epochs": 1}
-    table = estimate.work(params(**how), size, Sessions.of(600)).set_index("what")
+    table = estimate.work(params(**how), size, 600).set_index("what")
     assert table.loc["embed train and valid", "read"] == 500 * 100
     assert table.loc["embed test", "read"] == 100 * 100
     assert table.loc["write 5 queries a session, by each of 1 models", "written"] == 400 * 5 * 20
@@ -80,20 +80,20 @@ def test_work_is_tokens_times_operations(size):
     ("own", "again"), [({"alignment.sft.use": False}, 1), ({"alignment.sft.use": False, "alignment.dpo.use": False}, 0)]
 )
 def test_sessions_are_embedded_for_the_retraining_where_the_model_has_moved(size, own, again):
-    table = estimate.work(params(**own), size, Sessions.of(600))
+    table = estimate.work(params(**own), size, 600)
     assert (table["what"] == "embed train and valid for the retraining").sum() == again
 
 
 def test_a_model_with_a_sliding_window_reads_a_pairs_prompt_twice(size):
     config = Qwen3Config(**QWEN3_4B, use_sliding_window=True, sliding_window=8, max_window_layers=0)
     sliding, own = model_size(config), params(**{"alignment.dpo.margin_quantile": 0.5, "alignment.dpo.epochs": 1})
-    table = estimate.work(own, sliding, Sessions.of(600)).set_index("what")
+    table = estimate.work(own, sliding, 600).set_index("what")
     assert table.loc["RG-DPO", "read"] == table.loc["reference", "read"] == 200 * 2 * (100 + 20)
     assert estimate.memory(own, sliding)["activations"] >= estimate.memory(own, size)["activations"]
 
 
 def test_seconds_are_operations_over_the_cards_peak(size):
-    table = estimate.work(params(), size, Sessions.of(600))
+    table = estimate.work(params(), size, 600)
     row = table[table["what"] == "embed train and valid"]
     found = estimate.seconds(row, params(), size, CARDS["H100"], processes=2).item()
     assert found == pytest.approx(2 * 3_633_511_936 * 50_000 / 989e12 / 0.4 / 2)
@@ -101,7 +101,7 @@ def test_seconds_are_operations_over_the_cards_peak(size):
 
 def seconds_of_writing(size, card, **more):
     own = params(**{"alignment.candidates.samples": 4, **more})
-    table = estimate.work(own, size, Sessions.of(600))
+    table = estimate.work(own, size, 600)
     return estimate.seconds(table[table["written"] > 0], own, size, CARDS[card], processes=1).item()
 
 
@@ -130,7 +130,7 @@ def test_seconds_of_the_papers_size_are_not_too_large_a_number(size):
     own = params(
         **{"reasoner.max_tokens": 512, "alignment.sft.epochs": 2, "alignment.engine.gradient_checkpointing": True}
     )
-    table = estimate.work(own, size, Sessions.of(7_530_000))
+    table = estimate.work(own, size, 7_530_000)
     found = estimate.seconds(table, own, size, CARDS["H100"], processes=8)[table["what"] == "RG-SFT"].item()
     assert found == pytest.approx(6 * 3_633_511_936 * 2 * 5_020_000 * 532 / (8 * 0.4 * 989e12))
 

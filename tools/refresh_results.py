@@ -270,7 +270,7 @@ def scaling_table() -> str:
 def costs_table() -> str:
     """What rgalign/commands/estimate.py says of params/qwen3-4b.yaml on CUDA cards, as Markdown."""
     params, size = load("params/qwen3-4b.yaml"), model_size(Qwen3Config(**QWEN3_4B, tie_word_embeddings=True))
-    works = [estimate.work(params, size, estimate.Sessions.of(sessions)) for _, sessions in PLANNED.values()]
+    works = [estimate.work(params, size, sessions) for _, sessions in PLANNED.values()]
     spent = [
         estimate.seconds(work, params, size, estimate.CARDS["H100"], cards) / 3600
         for work, (cards, _) in zip(works, PLANNED.values(), strict=True)

@@ -46,9 +46,8 @@ def side_by_side(runs: Sequence[Path]) -> pd.DataFrame:
         raise ArtifactError("these runs cannot be compared:\n  " + "\n  ".join(faults))
     columns = {}
     for run, name in zip(runs, names(runs), strict=True):
-        table = pd.read_parquet(run / RESULTS)
-        whole = table[(table.slice == "all") & (table.split == "test") & table.metric.isin(LABELS)]
-        columns[name] = whole.groupby(["model", "metric"])["value"].mean()
+        table = pd.read_parquet(run / RESULTS).query("slice == 'all' and split == 'test'")
+        columns[name] = table[table.metric.isin(LABELS)].groupby(["model", "metric"])["value"].mean()
     table = pd.DataFrame(columns).dropna(how="all")
     return table.sort_index(key=lambda level: level.map([*results.MODELS, *LABELS].index))
 

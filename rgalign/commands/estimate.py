@@ -11,9 +11,8 @@ is taken to read a pair's prompt once where all attention is full, and reads it 
 torch and transformers are imported late: most runs need neither here.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -173,22 +172,13 @@ CARDS = {  # in the order in which a device's name is searched for them
 }
 
 
-@dataclass(frozen=True)
-class Sessions:
-    """How many there are: all; of train and valid; of train with a click, taken to be all of train."""
+def work(params: Params, size: ModelSize, sessions: int) -> pd.DataFrame:
+    """One row a use of the main model: stage, what, read (tokens), written (tokens), operations a read token.
 
-    all: int
-    train_valid: int
-    clicked: int
-
-    @classmethod
-    def of(cls, count: int) -> "Sessions":
-        """By ShopWorld's weeks: four of six train, one valid, one test."""
-        return cls(count, count * 5 // 6, count * 4 // 6)
-
-
-def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
-    """One row a use of the main model: stage, what, read (tokens), written (tokens), operations a read token."""
+    sessions  in all, by ShopWorld's weeks: four of six train, one valid, one test; all of train taken to have a click
+    """
+    train_valid, clicked = sessions * 5 // 6, sessions * 4 // 6
+    test = sessions - train_valid
     how, prompt = params.alignment, params.reasoner.max_tokens
     query, trunk = params.reasoner.queries.max_new_tokens, size.trunk
     forward, learning = 2 * trunk, learning_operations(params, size)
@@ -199,15 +189,14 @@ def work(params: Params, size: ModelSize, sessions: Sessions) -> pd.DataFrame:
     # with prompt_query a prompt is read to write its query, and again with the query and the asking mark (not counted)
     repeats = params.reasoner.embed == "prompt_query"
     embedded, asked = (2 * prompt + query, query) if repeats else (prompt, 0)
-    known = sessions.train_valid * embedded, sessions.train_valid * asked
-    test = sessions.all - sessions.train_valid
+    known = train_valid * embedded, train_valid * asked
     rows = [
         ("02_reasoner", "embed train and valid", *known, forward),
         ("09_evaluation", "embed test", test * embedded, test * asked, forward),
     ]
     if how.loop.rounds:
         writes = params.reasoner.kind == "causal"
-        document, clicked = prompt + query, sessions.clicked
+        document = prompt + query
         pairs = int(clicked * (1 - how.dpo.margin_quantile))
         if writes:
             rows.append(("04_reward_model", f"write {drawn} queries a session, by each of {models} models",
@@ -315,27 +304,6 @@ def widest_step(params: Params, size: ModelSize, processes: int) -> tuple[int, i
     return max(tokens, default=0), max(queries, default=0)
 
 
-def as_text(
-    table: pd.DataFrame, held: Mapping[str, float], size: ModelSize, params: Params, card: Card, processes: int
-) -> str:
-    """The estimate for people: rows of `work` with hours, then memory and whether it fits."""
-    shown: dict[str, Any] = {"stage": table["stage"], "what": table["what"]}
-    shown["million tokens"] = ((table["read"] + table["written"]) / 1e6).round(1)
-    hours = seconds(table, params, size, card, processes) / 3600
-    shown["hours"] = hours.round(2)
-    total = sum(held.values())
-    parts = ", ".join(f"{name} {amount / GIB:.1f}" for name, amount in held.items())
-    verdict = "fits" if total < 0.9 * card.memory else "DOES NOT FIT"
-    lines = [
-        f"estimate for {processes} x {card.name} at {UTILISATION:.0%} of its peak; at most (commands/estimate.py)",
-        f"{params.reasoner.model}: {size.parameters:,} parameters, {size.trunk:,} without vocabulary",
-        pd.DataFrame(shown).to_string(index=False),
-        f"about {hours.sum():.1f} hours in all, and {hours.sum() * processes:.1f} card-hours",
-        f"memory a card, GiB: {parts}; {total / GIB:.1f} of {card.memory / GIB:.0f}: {verdict}",
-    ]
-    return "\n".join(lines)
-
-
 def describe(params: Params, card: str | None = None) -> str:
     """What is printed before a run begins: the estimate, or why there is none.
 
@@ -360,9 +328,20 @@ def describe(params: Params, card: str | None = None) -> str:
     launcher = params.run.launcher
     count = (distributed.planned(launcher) if launcher else 1) or 1
     sharded = any(word in (launcher or "") for word in ("fsdp", "zero3"))
-    table = work(params, size, Sessions.of(size_of(params.data).sessions))
+    table = work(params, size, size_of(params.data).sessions)
+    hours = seconds(table, params, size, found, count) / 3600
+    shown = table[["stage", "what"]].assign(**{"million tokens": ((table["read"] + table["written"]) / 1e6).round(1)})
     held = memory(params, size, processes=count, sharded=sharded)
-    return "\n".join(filter(None, (note, as_text(table, held, size, params, found, count))))
+    parts, total = ", ".join(f"{name} {amount / GIB:.1f}" for name, amount in held.items()), sum(held.values())
+    verdict = "fits" if total < 0.9 * found.memory else "DOES NOT FIT"
+    lines = [
+        f"estimate for {count} x {found.name} at {UTILISATION:.0%} of its peak; at most (commands/estimate.py)",
+        f"{params.reasoner.model}: {size.parameters:,} parameters, {size.trunk:,} without vocabulary",
+        shown.assign(hours=hours.round(2)).to_string(index=False),
+        f"about {hours.sum():.1f} hours in all, and {hours.sum() * count:.1f} card-hours",
+        f"memory a card, GiB: {parts}; {total / GIB:.1f} of {found.memory / GIB:.0f}: {verdict}",
+    ]
+    return "\n".join([note, *lines] if note else lines)
 
 
 def _card(name: str | None, device: str) -> tuple[Card | None, str]:

@@ -2,8 +2,7 @@
 
 CTR@3 is a ratio of sums over users, clicks on the three intents shown / impressions of them. The sessions of one user
 are alike, so its variance comes from users (Deng, Knoblich and Lu 2018, "Applying the Delta Method in Metric
-Analytics"), never from sessions. The paper reports CTR@3 of its online test and says nothing of the statistics: all
-of this is [C].
+Analytics"), never from sessions. All of this is [C]: the paper says nothing of the statistics of its online test.
 
 Users are the last axis everywhere; axes before it are experiments, looks or groups, and broadcast.
 """
@@ -314,7 +313,6 @@ def always_valid(difference, standard_error, mixture: float, *, level: float = 0
     difference, standard_error  (..., looks): `lift` of all sums up to each look
     mixture   > 0, in units of the difference: the standard deviation of the differences that the test is tuned to. Any
               is valid if it is fixed before the experiment; `mixture_for` picks one
-    level     of the interval: the chance that it covers the true difference at all looks
     With s = standard_error ** 2 and v = mixture ** 2, the likelihood ratio of a true difference drawn from N(d, v)
     against d itself is sqrt(s / (s + v)) exp(v (difference - d) ** 2 / (2 s (s + v))). If d is true it is a martingale
     of mean 1, and exceeds 1 / (1 - level) at any look with a chance of at most 1 - level (Ville). A look without a
@@ -323,18 +321,15 @@ def always_valid(difference, standard_error, mixture: float, *, level: float = 0
     """
     difference, standard_error = (np.asarray(values, dtype=np.float64) for values in (difference, standard_error))
     if difference.shape != standard_error.shape or not difference.ndim:
-        raise ValueError(
-            f"difference and standard_error have the shapes {difference.shape} and {standard_error.shape}; "
-            "expected one shape (..., looks)"
-        )
+        shapes = f"{difference.shape} and {standard_error.shape}; expected one shape (..., looks)"
+        raise ValueError(f"difference and standard_error have the shapes {shapes}")
     if not mixture > 0:
         raise ValueError(f"mixture is {mixture}; expected a number above 0, such as mixture_for gives")
     known = standard_error > 0
     s, v = np.where(known, standard_error, 1) ** 2, mixture**2
     evidence = v * difference**2 / (2 * s * (s + v)) - np.log1p(v / s) / 2  # log of the likelihood ratio at d = 0
     evidence = np.where(known, evidence, -np.inf)
-    half = np.sqrt(s * (s + v) / v * (np.log1p(v / s) - 2 * np.log(1 - level)))
-    half = np.where(known, half, np.inf)
+    half = np.where(known, np.sqrt(s * (s + v) / v * (np.log1p(v / s) - 2 * np.log(1 - level))), np.inf)
     estimate = np.where(known, difference, 0)
     excludes = np.abs(estimate) > half
     first = np.where(excludes.any(axis=-1), excludes.argmax(axis=-1), -1)
@@ -345,8 +340,7 @@ def always_valid(difference, standard_error, mixture: float, *, level: float = 0
 def mixture_for(standard_error: float, *, level: float = 0.95) -> float:
     """The mixture whose interval is narrowest where the difference has this standard error.
 
-    standard_error  `planned_error` at the look that matters most, such as the last; never the one measured in
-                    the experiment itself, which the mixture must not know
+    standard_error  `planned_error` at the look that matters most, never the one measured in the experiment itself
     Exact, by Lambert's W (Howard et al. 2021).
     """
     return float(standard_error * np.sqrt(-lambertw(-((1 - level) ** 2) / np.e, -1).real - 1))

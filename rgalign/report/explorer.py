@@ -62,15 +62,10 @@ class Explorer:
         shown = context.shop.impressions
         clicks = shown[shown.clicked == 1].groupby("session_id")["intent_id"].apply(set)
         own = context.shop.sessions[context.shop.sessions.split == "valid"]
-        return cls(
-            scorers,
-            baseline,
-            Rewarder.load(context, stage.path("models/reward")) if rewards else None,
-            context.parts.valid,
-            tables.sessions(stage.path("tables/dataset"), own.session_id[own.session_id.isin(clicks.index)]),
-            clicks.to_dict(),
-            derived(stage.params.run.seed, "tour"),
-        )
+        rewarder = Rewarder.load(context, stage.path("models/reward")) if rewards else None
+        sessions = tables.sessions(stage.path("tables/dataset"), own.session_id[own.session_id.isin(clicks.index)])
+        seed = derived(stage.params.run.seed, "tour")
+        return cls(scorers, baseline, rewarder, context.parts.valid, sessions, clicks.to_dict(), seed)
 
     @property
     def kinds(self) -> Mapping[str, str]:
@@ -78,7 +73,7 @@ class Explorer:
 
     @property
     def typed(self) -> list[str]:
-        """Columns that the prompt shows and people can type: all but histories."""
+        """Columns of the prompt that people can type: all but histories."""
         return [name for name in self.scorers["qe_rec"].prompter.features if self.kinds[name] != "history"]
 
     def session(self, session_id: str, changed: Mapping[str, str] | None = None) -> pd.DataFrame:
