@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from rgalign.params import ROOT
 from rgalign.report import plots
@@ -56,7 +58,7 @@ def measure(folder: Path, sizes: list[int], *, lists: int = LISTS, threads: int 
     table = pd.DataFrame(rows)
     write_table(folder / TABLE, table)
     with atomic(folder / FIGURE) as temporary:
-        plots.scaling(table).savefig(temporary, format="png", dpi=120)
+        figure_of(table).savefig(temporary, format="png", dpi=120)
     return table
 
 
@@ -162,6 +164,31 @@ def main(arguments: list[str] | None = None) -> int:
     print(found.to_string(index=False))
     print(f"seconds ~ sessions ^ {growth(found).round(2).to_dict()}; table: {folder / TABLE}")
     return 0
+
+
+def figure_of(table: pd.DataFrame) -> Figure:
+    """Seconds of each step and peak memory against the number of sessions, log-log; a straight grey line is linear.
+
+    table: columns sessions, step, seconds, peak_mb (`measure`); training, which is cut, is left out.
+    """
+    figure, (time, memory) = plots.panels_of(2, columns=2, width=10, height=4)
+    grown = table[(table["step"] != "train") & table["seconds"].notna()]
+    colours = plt.get_cmap("tab10").colors
+    for colour, (step, own) in zip(colours, grown.groupby("step", sort=False), strict=False):
+        time.plot(own["sessions"], own["seconds"].clip(lower=1e-2), marker="o", color=colour, label=step)
+    sizes = np.array(sorted(table["sessions"].unique()), dtype=float)
+    time.plot(sizes, sizes / sizes[0], color="#999999", linestyle=":", label="linear")
+    peak = table.groupby("sessions")["peak_mb"].max()
+    memory.plot(peak.index, peak / 1024, marker="o", color="#0072B2")
+    for axes in (time, memory):
+        axes.set_xscale("log")
+        axes.set_xlabel("sessions")
+    time.set_yscale("log")
+    time.set(title="Time of each step", ylabel="seconds")
+    time.legend(frameon=False, fontsize=8)
+    memory.set(title="Memory, at its peak", ylabel="GiB")
+    memory.set_ylim(bottom=0)
+    return figure
 
 
 if __name__ == "__main__":

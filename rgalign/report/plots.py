@@ -91,10 +91,9 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     """Training loss and development GAUC by epoch. curves: columns model, seed, epoch, train_loss, dev_gauc."""
     figure, (left, right) = panels_of(2, columns=2, width=9, height=3)
     for (model, seed), part in curves.groupby(["model", "seed"], sort=False):
-        colour, marker = _style(model)
         label = model if seed == curves[curves.model == model].seed.iloc[0] else None
         for axes, column in ((left, "train_loss"), (right, "dev_gauc")):
-            axes.plot(part.epoch, part[column], color=colour, marker=marker, markersize=4, label=label, alpha=0.8)
+            axes.plot(part.epoch, part[column], markersize=4, label=label, alpha=0.8, **_style(model))
     left.set(title="Training loss", xlabel="epoch", ylabel="loss (nats a list)")
     right.set(title="Development users", xlabel="epoch", ylabel="GAUC")
     left.legend(frameon=False)
@@ -106,9 +105,8 @@ def search_results(trials: pd.DataFrame) -> Figure:
     figure, (axes,) = panels_of(1, width=6, height=2.6)
     models = list(dict.fromkeys(trials.model))
     for row, model in enumerate(models):
-        colour, marker = _style(model)
         part = trials[trials.model == model]
-        axes.plot(part.valid_gauc, np.full(len(part), row), linestyle="", color=colour, marker=marker, alpha=0.7)
+        axes.plot(part.valid_gauc, np.full(len(part), row), linestyle="", alpha=0.7, **_style(model))
         best = part.valid_gauc.max()
         axes.annotate(f"best {best:.3f}", (best, row), xytext=(4, 6), textcoords="offset points", fontsize=8)
     axes.set_yticks(range(len(models)), models)
@@ -124,10 +122,10 @@ def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     names = list(dict.fromkeys(results.model))[::-1]
     for axes, metric in zip(panels, metrics, strict=True):
         for row, model in enumerate(names):
-            colour, marker = _style(model)
+            style = _style(model)
             values = results[(results.model == model) & (results.metric == metric)].value
-            axes.plot(values, np.full(len(values), row), linestyle="", color=colour, marker=marker, alpha=0.6)
-            axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2)
+            axes.plot(values, np.full(len(values), row), linestyle="", alpha=0.6, **style)
+            axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=style["color"], linewidth=2)
             axes.annotate(f"{values.mean():.3f}", (values.mean(), row + 0.32), ha="center", fontsize=8)
         axes.set_yticks(range(len(names)), names if axes is panels[0] else [])
         axes.set_ylim(-0.5, len(names) - 0.2)
@@ -162,9 +160,8 @@ def gain_by_distance(comparisons: pd.DataFrame) -> Figure:
     figure, (axes,) = panels_of(1, width=7, height=3)
     for number, (label, part) in enumerate(comparisons.sort_values("distance").groupby("label", sort=False)):
         place = part.distance + 0.008 * number  # side by side, or one interval would hide the other
-        colour, marker = _style(part.model.iloc[0])
-        style = {"color": colour, "marker": marker, "label": label, "capsize": 3}
-        axes.errorbar(place, part.difference, _to_ends(part), **style)
+        style = _style(part.model.iloc[0])
+        axes.errorbar(place, part.difference, _to_ends(part), label=label, capsize=3, **style)
     axes.axhline(0, color="#000000", linewidth=0.8, linestyle="--")
     axes.set(title="Gain against distance", xlabel="distance between the LM's chats and this shop (0: its own kind)")
     axes.set_ylabel("difference in GAUC (95 % interval)")
@@ -178,8 +175,7 @@ def distance_to_oracle(values: pd.DataFrame) -> Figure:
     axes.axhline(0, color="#BBBBBB", zorder=0)
     offsets = (10, -10, 36, -36)  # in points: neighbours on the line have labels at different heights
     for i, (model, value) in enumerate(values.sort_values("value")[["model", "value"]].itertuples(index=False)):
-        colour, marker = _style(model)
-        axes.plot(value, 0, marker=marker, color=colour, markersize=9)
+        axes.plot(value, 0, markersize=9, **_style(model))
         height = offsets[i % 4]
         line = {"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.8} if abs(height) > 10 else None
         axes.annotate(
@@ -208,31 +204,6 @@ def ratios(benchmarks: pd.DataFrame) -> Figure:
     axes.margins(x=0.15)
     axes.set(title="Measured side by side in this run")
     axes.set_xlabel("ratio to the peer: speed, or error (right of 1: better)")
-    return figure
-
-
-def scaling(table: pd.DataFrame) -> Figure:
-    """Seconds of each step and peak memory against the number of sessions, log-log; a straight grey line is linear.
-
-    table: columns sessions, step, seconds, peak_mb (scaling.measure); training, which is cut, is left out.
-    """
-    figure, (time, memory) = panels_of(2, columns=2, width=10, height=4)
-    grown = table[(table["step"] != "train") & table["seconds"].notna()]
-    colours = plt.get_cmap("tab10").colors
-    for colour, (step, own) in zip(colours, grown.groupby("step", sort=False), strict=False):
-        time.plot(own["sessions"], own["seconds"].clip(lower=1e-2), marker="o", color=colour, label=step)
-    sizes = np.array(sorted(table["sessions"].unique()), dtype=float)
-    time.plot(sizes, sizes / sizes[0], color="#999999", linestyle=":", label="linear")
-    peak = table.groupby("sessions")["peak_mb"].max()
-    memory.plot(peak.index, peak / 1024, marker="o", color="#0072B2")
-    for axes in (time, memory):
-        axes.set_xscale("log")
-        axes.set_xlabel("sessions")
-    time.set_yscale("log")
-    time.set(title="Time of each step", ylabel="seconds")
-    time.legend(frameon=False, fontsize=8)
-    memory.set(title="Memory, at its peak", ylabel="GiB")
-    memory.set_ylim(bottom=0)
     return figure
 
 
@@ -336,10 +307,10 @@ def legend_beside(axes: Axes, **more) -> None:
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), **more)
 
 
-def _style(model: str) -> tuple[str, str]:
+def _style(model: str) -> dict[str, str]:
     """A control (qe_rec/no_text) has its parent's colour and a marker of its own."""
     colour, marker = (MODEL_STYLE | REWARD_STYLE).get(model.split("/")[0], ("#CC79A7", "D"))
-    return colour, "X" if "/" in model else marker
+    return {"color": colour, "marker": "X" if "/" in model else marker}
 
 
 def short(value: object, length: int = 18) -> str:
