@@ -8,7 +8,6 @@ the model.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,25 @@ IHR = ["ihr@1", "ihr@3"]
 DECIMALS = 5  # similarities are rounded, so that ties do not depend on the order of a sum
 
 
-class TfidfJudge:
+class QueryJudge:
+    """Maps queries to their similarity with the KB's intents."""
+
+    _intents: Any  # (intents, width), sparse or dense
+
+    def similarity(self, queries: Sequence[str]) -> np.ndarray:
+        """(queries, intents) float32 in -1..1; a row of NaN for an empty query."""
+        row, different = pd.factorize(np.array(queries, dtype=object))
+        if not len(different):  # scikit-learn refuses to transform nothing
+            return np.empty((0, self._intents.shape[0]), dtype=np.float32)
+        found = np.round(self._similarity(list(different)), DECIMALS).astype(np.float32)
+        found[[not query.strip() for query in different]] = np.nan
+        return found[row]
+
+    def _similarity(self, queries: list[str]) -> np.ndarray:
+        raise NotImplementedError
+
+
+class TfidfJudge(QueryJudge):
     """Cosine of TF-IDF vectors of words and pairs of neighbours, from the KB's titles and descriptions [C].
 
     intents  the KB: columns title, description; empty cells are fine
@@ -46,22 +63,16 @@ class TfidfJudge:
         title, description = (column.where(column.notna(), "") for column in columns)
         texts = (title + " " + description).tolist()
         if not any(map(words_of, texts)):
-            raise ValueError(
-                f"none of {len(texts)} intents has a word in its title or description: nothing to judge by"
-            )
-        self._vectorizer = TfidfVectorizer(analyzer=_terms, dtype=np.float64)
+            raise ValueError(f"none of {len(texts)} intents has a word in title or description: nothing to judge by")
+        terms = {"tokenizer": words_of, "token_pattern": None, "lowercase": False, "ngram_range": (1, 2)}
+        self._vectorizer = TfidfVectorizer(**terms, dtype=np.float64)
         self._intents = self._vectorizer.fit_transform(texts)
 
-    def similarity(self, queries: Sequence[str]) -> np.ndarray:
-        """(queries, intents) float32 in 0..1; a row of NaN for an empty query."""
-        different, row = _different(queries)
-        if not different:  # scikit-learn refuses to transform nothing
-            return np.empty((0, self._intents.shape[0]), dtype=np.float32)
-        found = (self._vectorizer.transform(different) @ self._intents.T).toarray()
-        return _rounded(found, different)[row]
+    def _similarity(self, queries: list[str]) -> np.ndarray:
+        return (self._vectorizer.transform(queries) @ self._intents.T).toarray()
 
 
-class EmbeddingJudge:
+class EmbeddingJudge(QueryJudge):
     """Cosine of a reasoner's own embeddings: a query is read as an intent with this title and no description [C].
 
     reasoner, prompter  of either kind; the prompter is bound to the reasoner's tokenizer
@@ -72,18 +83,13 @@ class EmbeddingJudge:
         self._reasoner, self._prompter = reasoner, prompter
         self._intents = self._embed(intents)
 
-    def similarity(self, queries: Sequence[str]) -> np.ndarray:
-        """(queries, intents) float32 in -1..1; a row of NaN for an empty query."""
-        different, row = _different(queries)
-        texts = pd.DataFrame({"intent_id": "query", "title": different, "description": ""}, dtype=object)
-        return _rounded(self._embed(texts) @ self._intents.T, different)[row]
+    def _similarity(self, queries: list[str]) -> np.ndarray:
+        texts = pd.DataFrame({"intent_id": "query", "title": queries, "description": ""}, dtype=object)
+        return self._embed(texts) @ self._intents.T
 
     def _embed(self, texts: pd.DataFrame) -> np.ndarray:
         vectors = embed(self._reasoner, self._prompter.intents(texts), progress=False).astype(np.float64)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-QueryJudge = TfidfJudge | EmbeddingJudge
 
 
 def intent_hits(similarity: np.ndarray, gold: np.ndarray, exists: np.ndarray | None, k: int) -> np.ndarray:
@@ -105,24 +111,6 @@ def intent_hits(similarity: np.ndarray, gold: np.ndarray, exists: np.ndarray | N
     gold, empty = gold & exists, np.isnan(similarity).all(axis=1)
     hits = hit_at(np.where(empty[:, None], 0, similarity), gold, exists, k)
     return np.where(empty & gold.any(axis=1), 0.0, hits)
-
-
-def _different(queries: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different queries, and the place of each query among them."""
-    places: dict[str, int] = {}
-    row = [places.setdefault(query, len(places)) for query in queries]
-    return list(places), np.array(row, dtype=np.int64)
-
-
-def _rounded(similarity: np.ndarray, queries: list[str]) -> np.ndarray:
-    rounded = np.round(similarity, DECIMALS).astype(np.float32)
-    rounded[[not query.strip() for query in queries]] = np.nan
-    return rounded
-
-
-def _terms(text: str) -> list[str]:
-    words = words_of(text)
-    return words + [f"{a} {b}" for a, b in pairwise(words)]
 
 
 def query_judge(name: str, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame) -> QueryJudge:
