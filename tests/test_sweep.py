@@ -95,6 +95,7 @@ def test_runs_that_share_stages_wait_for_the_run_that_makes_them(files, tmp_path
     assert names == [["a-s0", "a-s1"], ["b-s0", "b-s1", "smoke-s0", "smoke-s1"], ["c-s0"]]
 
 
+@pytest.mark.slow
 def test_two_workers_of_a_dask_cluster_run_a_sweep(files, tmp_path, capsys):
     """Two worlds at once, then the runs that share them."""
     distributed = pytest.importorskip("distributed")
