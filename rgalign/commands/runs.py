@@ -48,8 +48,7 @@ def score_command(options: argparse.Namespace) -> int:
     except pa.ArrowException as error:
         raise artifacts.ArtifactError(f"{options.sessions} cannot be read as parquet: {error}") from None
     scorer = load_scorer(options.run)
-    ranked = scorer.score(sessions, top=options.top, progress=True)
-    artifacts.write_table(out, ranked)
+    artifacts.write_table(out, scorer.score(sessions, top=options.top, progress=True))
     print(f"{len(sessions):,} sessions, the best {options.top} of {len(scorer.ranking.kb):,} intents each: {out}")
     return 0
 

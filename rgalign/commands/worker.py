@@ -16,12 +16,9 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from rgalign.alignment import rewarding
+from rgalign.alignment import contrastive, dpo, rewarding, sft
 from rgalign.alignment.context import CURVE, TUNED, Context
-from rgalign.alignment.contrastive import train_contrastive
-from rgalign.alignment.dpo import train_dpo
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
-from rgalign.alignment.sft import train_sft
 from rgalign.data import vectors
 from rgalign.errors import TrainingError, UserError
 from rgalign.params import load
@@ -79,7 +76,6 @@ def _context(arguments: Mapping[str, Any]) -> tuple[Context, Callable[[dict], Re
 
 
 def write(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Candidate queries of this process's shards (alignment.rewarding)."""
     context, read = _context(arguments)
     models = {name: read(place) for name, place in arguments["models"].items()}
     return rewarding.write_own_shards(folder, context, models, arguments["how"])
@@ -107,7 +103,7 @@ def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in arguments["tables"]}
     looks: dict[int, dict[str, float]] = {}
     if arguments["step"] == "sft":
-        tuned, curve = train_sft(context, start, tables["best"], work)
+        tuned, curve = sft.train_sft(context, start, tables["best"], work)
     elif arguments["step"] == "dpo":
         monitor = None
         if arguments["watched"] and is_sharded():
@@ -116,14 +112,14 @@ def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
             rewarder = rewarding.Rewarder.load(context, context.run / "models" / "reward")
             probe = ProbeSet.of(context, rewarder, look.hits_by_click(context, context.main()))
             monitor = RewardHackingMonitor(probe, start, context.params.alignment.dpo.tolerance)
-        tuned, curve, reference = train_dpo(context, start, tables["pairs"], work, monitor)
+        tuned, curve, reference = dpo.train_dpo(context, start, tables["pairs"], work, monitor)
         looks = monitor.rows if monitor else looks
         if distributed.index() == 0:
             write_table(folder / "reference.parquet", reference)
     else:
         ids = arguments["learners"]
         lists = None if ids is None else context.rows_of(context.clicked_lists, ids)
-        tuned, curve = train_contrastive(context, start, tables.get("best"), work, lists=lists)
+        tuned, curve = contrastive.train_contrastive(context, start, tables.get("best"), work, lists=lists)
     if distributed.index() == 0:
         context.save(tuned, folder / TUNED)
         write_table(folder / CURVE, curve)
