@@ -278,12 +278,13 @@ def waves(runs: Sequence[Run], stages: Sequence[Stage]) -> list[list[Run]]:
 
 @contextmanager
 def _here(stages: Sequence[Stage]) -> Iterator[Callable[[Sequence[Run]], dict[str, str]]]:
+    """What executes a group of runs, one after the other: runs -> {run: what went wrong}."""
     with Kernels(ROOT) as kernels:
         yield lambda group: {run.folder.name: wrong for run in group if (wrong := _executed(run, stages, kernels))}
 
 
 def _executed(run: Run, stages: Sequence[Stage], kernels: Kernels) -> str:
-    """What went wrong in a run, which was executed; empty: nothing. The other runs of a sweep still run."""
+    """Executes a run; returns what went wrong, empty: nothing. The other runs of a sweep still run."""
     try:
         _execute_run(run, stages, kernels)
         return ""
@@ -309,7 +310,7 @@ def _execute_run(run: Run, stages: Sequence[Stage], kernels: Kernels) -> None:
 
 @contextmanager
 def _cluster(scheduler: str, stages: Sequence[Stage]) -> Iterator[Callable[[Sequence[Run]], dict[str, str]]]:
-    """Runs by joblib's dask backend. Raises ParamsError without dask, a scheduler at that address, or a worker."""
+    """The same at once, by joblib's dask backend. Raises ParamsError without dask, a scheduler there, or a worker."""
     try:
         from distributed import Client
     except ImportError:
