@@ -25,9 +25,8 @@ from rgalign.reasoner.model import Reasoner, export_reasoner, load_saved, save, 
 from rgalign.reasoner.tiny import build_tokenizer
 from rgalign.run import distributed
 from rgalign.run.artifacts import digest, write_table
-from rgalign.run.distributed import ProcessesError, planned
+from rgalign.run.distributed import LABEL, ProcessesError, planned, shard_path
 from rgalign.run.stages import open_stage
-from rgalign.run.work_shards import LABEL, shard_path
 
 TORCHRUN = "torchrun --standalone --nproc_per_node {}"
 KILLER = """

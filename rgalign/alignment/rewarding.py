@@ -35,7 +35,7 @@ from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint
 from rgalign.reasoner.prompts import TINY
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_table, write_text
-from rgalign.run.work_shards import digest_of, make_shards, shard_path
+from rgalign.run.distributed import digest_of, make_shards, shard_path
 from rgalign.seeding import derived
 
 

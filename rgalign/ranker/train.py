@@ -30,7 +30,7 @@ from rgalign.ranker.towers import set_whitening
 from rgalign.ranker.variants import RANKERS
 from rgalign.run import distributed
 from rgalign.run.artifacts import atomic, write_table
-from rgalign.run.work_shards import make_shards, shard_path
+from rgalign.run.distributed import make_shards, shard_path
 
 
 @dataclass(frozen=True)

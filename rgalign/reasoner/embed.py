@@ -26,7 +26,7 @@ from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint, impor
 from rgalign.reasoner.prompts import Prompter
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_arrow
-from rgalign.run.work_shards import digest_of, label_of, make_shards, shard_path
+from rgalign.run.distributed import digest_of, label_of, make_shards, shard_path
 
 # METHOD.md 2.1: the embedding is the final hidden state of the last real token [P]. Batches are padded on the right: in
 # a causal model no token attends to its right, so no attention mask is needed, and padding is left out by position,

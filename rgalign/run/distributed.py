@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
@@ -28,7 +30,7 @@ from tqdm import tqdm
 
 from rgalign.errors import UserError
 from rgalign.params import ROOT
-from rgalign.run.artifacts import write_text
+from rgalign.run.artifacts import atomic, write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -289,3 +291,51 @@ def _shown(command: list[str]) -> tuple[int, str]:
         if process.poll() is None:
             process.terminate()  # the launcher ends its own processes
             process.wait()
+
+
+# Work in numbered shards: a killed process goes on where it stood, and several processes share the shards. A shard is a
+# folder with a label that says what it was made of, there whole or not at all.
+
+LABEL = "shard.json"
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The folder of one shard."""
+    return folder / f"shard-{number:05d}"
+
+
+def label_of(shard: Path) -> Any:
+    """What a shard was made of; None where it is not there."""
+    try:
+        return json.loads((shard / LABEL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def make_shards(folder: Path, shards: int, make: Callable[[int, Path], object], *, label: Callable[[int], Any]) -> int:
+    """Make this process's shards: index, index + processes, ..; returns how many it made.
+
+    make   (number, empty folder to fill)
+    label  number -> what the shard is made of, as JSON: one that is there with this label is kept, any other replaced
+    """
+    labels: dict[int, Any] = {}
+
+    def is_made(number: int) -> bool:
+        labels[number] = label(number)
+        return label_of(shard_path(folder, number)) == labels[number]
+
+    left = [number for number in range(index(), shards, count()) if not is_made(number)]
+    for number in left:
+        with atomic(shard_path(folder, number)) as temporary:
+            temporary.mkdir()
+            make(number, temporary)
+            (temporary / LABEL).write_text(json.dumps(labels[number]) + "\n", encoding="utf-8")
+    return len(left)
+
+
+def digest_of(meaning: Any, sequences: Iterable[Sequence[int]]) -> str:
+    """SHA-256 of what is done (JSON) and of the token sequences that it is done with: a label."""
+    hashed = sha256(json.dumps(meaning, sort_keys=True).encode())
+    for sequence in sequences:
+        hashed.update(np.array([len(sequence), *sequence], dtype=np.int64).tobytes())
+    return hashed.hexdigest()
