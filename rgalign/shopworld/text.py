@@ -13,18 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rgalign.shopworld.tables import ISSUE, KB, OBJECT, TextTables, Wordings, draw
-from rgalign.shopworld.vocabulary import (
-    ACTIVE,
-    BRANDS,
-    ELSEWHERE_CLAUSES,
-    ELSEWHERE_WORDS,
-    FILLERS,
-    ISSUES,
-    ITEMS,
-    LOOKS,
-    THINGS,
-    WORDS,
-)
+from rgalign.shopworld.vocabulary import BRANDS, ELSEWHERE_CLAUSES, ELSEWHERE_WORDS, ISSUES, ITEMS, LOOKS, THINGS, WORDS
 
 CLAUSES = 3
 CLAUSE, BETWEEN_CLAUSES = "state filler thing issue", " ; "
@@ -101,13 +90,13 @@ def _clause(
     """Rows of WORDS (sessions,) of each part of a clause."""
 
     def worded(concepts: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        return concepts * len(ACTIVE) + draw(shares, rng, concepts)
+        return concepts * shares.shape[1] + draw(shares, rng, concepts)
 
     return {
         "state": worded(state, wordings.states),
         "thing": worded(OBJECT[intents], wordings.things),
         "issue": worded(ISSUE[intents], wordings.issues),
-        "filler": rng.integers(len(FILLERS), size=len(intents)),
+        "filler": rng.integers(len(WORDS["filler"]), size=len(intents)),
     }
 
 

@@ -1,5 +1,6 @@
 """The feature columns and the words of ShopWorld, read from columns.yaml and words.yaml, which say what each is for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,12 +84,10 @@ ELSEWHERE_CLAUSES, ELSEWHERE_STATES = _LISTS["other_clauses"], _LISTS["other_sta
 ELSEWHERE_THINGS, ELSEWHERE_ISSUES = _LISTS["other_objects"], _LISTS["other_issues"]
 
 
-def _clause_words(states: tuple, things: tuple, issues: tuple) -> dict[str, list[str]]:
+def _clause_words(states: Sequence, things: Sequence, issues: Sequence) -> dict[str, list[str]]:
     """Part of a clause -> the synonyms of all its concepts, one after the other."""
-    parts = {"state": states, "thing": things, "issue": issues}
-    return {part: [word for concept in concepts for word in concept] for part, concepts in parts.items()} | {
-        "filler": list(FILLERS)
-    }
+    parts = {"state": states, "thing": things, "issue": issues, "filler": [FILLERS]}
+    return {part: [word for concept in concepts for word in concept] for part, concepts in parts.items()}
 
 
 WORDS = _clause_words((ACTIVE, RESOLVED), [thing.seen for thing in THINGS], [issue.seen for issue in ISSUES])
