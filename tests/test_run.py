@@ -16,7 +16,7 @@ from rgalign.run import artifacts
 TINY = {"data.world.sessions": 500, "data.world.transcripts": 50, "ranker.epochs": 3, "evaluation.bootstrap": 100}
 TINY |= {"ranker.seeds": [0], "run.workers": 1, "reasoner.queries.sessions": 50}
 TINY |= {"alignment.sft.epochs": 20, "alignment.dpo.epochs": 20, "alignment.cl.epochs": 20, "alignment.dpo.looks": 2}
-TINY |= {"alignment.loop.look_sessions": 40, "alignment.reward.compared": "false"}
+TINY |= {"alignment.loop.look_sessions": 40, "alignment.reward.compared": "false", "reasoner.tiny.hidden": 16}
 KILLS = {  # stage -> what is there while it trains
     "03_rankers": "models/.rankers*/two_tower/*",
     "05_rg_sft": "work/05_rg_sft/checkpoint-*/complete",

@@ -8,41 +8,19 @@ import pyarrow as pa
 import pytest
 from builders import good_meta, good_tables
 from every import every
-from single_faults import FAULTS
 from table_changes import replaced, write_raw
 
 from rgalign.data.checks import check_frame
-from rgalign.data.schema import to_frame
 from rgalign.data.tables import check
 
 KINDS = good_meta()["features"]
 NEEDED = ["session_id", *KINDS]
 CHECKED = [f"sessions.{column}" for column in (*NEEDED, "timestamp")]
-OF_BOTH = "mixed zones"  # of sessions and intents together, which a frame alone cannot tell
-
-
-def of_columns(faults):
-    return sorted((where, as_stored(what)) for where, what in faults if where in CHECKED)
 
 
 def as_stored(what: str) -> str:
     """The fault of a frame in the words of a parquet file, which has no seconds and its own name for a list's items."""
     return what.replace("list<item:", "list<element:").replace("is it in s?", "is it in ms?")
-
-
-def test_a_fault_of_a_folder_is_the_same_fault_of_a_frame(tmp_path):
-    def judge(fault, folder):
-        change, _ = fault
-        tables, meta = good_tables(), good_meta()
-        change(tables, meta)
-        if fault is FAULTS[OF_BOTH] or meta["features"] != KINDS or not len(tables["sessions"]):
-            return
-        if len(set(tables["sessions"].column_names)) < len(tables["sessions"].column_names):
-            return  # pandas cannot be given such a table
-        report, _ = check_frame(to_frame(tables["sessions"]), "sessions", NEEDED, kinds=KINDS)
-        assert of_columns(report.errors) == of_columns(check(write_raw(folder, tables, meta)).errors)
-
-    every(FAULTS, judge, tmp_path)
 
 
 MOMENTS = pd.date_range("2025-03-01", periods=10, freq="6h")

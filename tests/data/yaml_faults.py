@@ -1,4 +1,4 @@
-"""One fault of dataset.yaml at a time, as single_faults.py has those of the tables."""
+"""One fault of dataset.yaml at a time, and the words that its complaint must hold."""
 
 from datetime import date
 

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from small_shop import SESSIONS, good_shop
 from table_case import damaged, kept, noted, refused
-from table_changes import declare, put, undeclare
+from table_changes import declare, more_columns, put, undeclare
 from type_faults import constant
 
 
@@ -75,6 +75,11 @@ def yaml_as(encoding, extra=""):
     return damage
 
 
+def with_index(tables, meta):
+    """What pandas writes beside the columns after rows were picked or sorted."""
+    tables["sessions"] = tables["sessions"].append_column("__index_level_0__", pa.array(range(SESSIONS)))
+
+
 def yaml_with(line):
     return yaml_as("utf-8", line + "\n")
 
@@ -130,6 +135,8 @@ YAML = {
     "a checksum that differs": noted(
         declare(files={"intents.parquet": {"sha256": "0" * 64}}), "intents.parquet", "has the sha256"),
     "real positions in words": refused(declare(position_is_real="yes"), "position_is_real", "is 'yes'"),
+    "columns not declared": noted(more_columns(7), "sessions", "7 columns are not declared", "'extra0', 'extra1'"),
+    "pandas' index": noted(with_index, "sessions.__index_level_0__", "to_parquet(.., index=False) leaves it out"),
     "every split empty": noted(constant("sessions", "split", None, pa.string()), "sessions.split", "split by time"),
 }  # fmt: skip
 CASES = FILES | YAML

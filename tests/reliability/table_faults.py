@@ -29,6 +29,15 @@ GROUPS = {
 }
 CASES: dict[str, Case] = {name: case for group in GROUPS.values() for name, case in group.items()}
 SEED = 0
+SPREADING = tuple(  # faults that make other tables wrong too: an id that is gone leaves orphans behind
+    CASES[name]
+    for name in (
+        *("truth without rows", "a session twice", "an intent twice", "truth twice", "every row of sessions twice"),
+        *("every row of intents twice", "every row of impressions twice", "an orphan in impressions.session_id"),
+        *("an orphan in truth.session_id", "an id with a blank too many", "nothing clicked", "all clicked"),
+        *("lists of one", "one moment and no split", "no features", "session_id empty in a row"),
+    )
+)
 
 
 def written(case: Case, folder: Path) -> Path:
@@ -49,7 +58,7 @@ def judge(case: Case, folder: Path) -> None:
         assert word in text, f"{word!r} is not in\n{text}"
     assert len(text) < 20_000, "an error is to be read"
     if case.outcome == "refused":
-        assert report.errors, text
+        assert len(report.errors) == 1 or (report.errors and case in SPREADING), text
         _is_refused(folder, text)
         return
     assert not report.errors, text

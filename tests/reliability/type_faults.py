@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pyarrow as pa
 from table_case import kept, noted, refused
-from table_changes import double, drop, kind, put, rename, typed
+from table_changes import double, drop, kind, put, rename, together, typed
 
 KEYS = "expected strings or integers"
 DAY = datetime.datetime(2026, 1, 5)
@@ -29,6 +29,15 @@ def number(row, value):
     return row
 
 
+def shuffled(values):
+    """The column that says whether a list was shuffled."""
+
+    def change(tables, meta):
+        tables["sessions"] = tables["sessions"].append_column("shuffled", pa.array(values))
+
+    return change
+
+
 TYPES = {
     "session id a float": refused(
         became("sessions", "session_id", number, pa.float64()), "sessions.session_id", "has the type double", KEYS
@@ -42,7 +51,7 @@ TYPES = {
         became("sessions", "user_id", lambda _, v: [v], pa.list_(pa.string())), "sessions.user_id", KEYS
     ),
     "timestamp a string": refused(
-        constant("sessions", "timestamp", "2026-01-05", pa.string()), "sessions.timestamp", "timestamps or dates"
+        constant("sessions", "timestamp", "2026-01-05", pa.string()), "sessions.timestamp", "pd.to_datetime makes them"
     ),
     "timestamp seconds": refused(
         constant("sessions", "timestamp", 1_767_571_200, pa.int64()), "sessions.timestamp", "has the type int64"
@@ -62,7 +71,7 @@ TYPES = {
         constant("sessions", "device", {"a": 1}, pa.struct({"a": pa.int64()})), "sessions.device", "struct"
     ),
     "numeric a string": refused(
-        constant("sessions", "order_amount", "12,50", pa.string()), "sessions.order_amount", "expected numbers"
+        constant("sessions", "order_amount", "12,50", pa.string()), "sessions.order_amount", "pd.to_numeric makes them"
     ),
     "numeric a time": refused(
         constant("sessions", "order_amount", DAY, pa.timestamp("us")), "sessions.order_amount", "expected numbers"
@@ -118,6 +127,15 @@ TYPES = {
         constant("transcripts", "features", {"a": "b"}, pa.struct({"a": pa.string()})), "transcripts.features", "a map"
     ),
     "label a float": refused(constant("labels", "intent_id", 1.0, pa.float64()), "labels.intent_id", KEYS),
+    "shuffled in words": refused(shuffled(["yes", "no"] * 120), "sessions.shuffled", "true or false, or 1 or 0"),
+    "shuffled other numbers": refused(
+        shuffled([0.0, 2.0, 1.0, None] * 60), "sessions.shuffled", "60 rows have another value (first: 2.0)"
+    ),
+    "shuffled a feature": refused(
+        together(shuffled([True, False] * 120), kind("shuffled", "categorical")),
+        "features.shuffled",
+        "cannot be a feature",
+    ),
     "kind of another type": refused(kind("event_text", "numeric"), "sessions.event_text", "expected numbers"),
     "user ids unsigned": kept(became("sessions", "user_id", lambda row, _: 2**64 - 1 - row % 60, pa.uint64())),
     "clicked a boolean": kept(became("impressions", "clicked", lambda _, v: bool(v), pa.bool_())),
@@ -166,6 +184,9 @@ MISSING = {
     for table, columns in NEEDED.items()
     for column in columns
 }
+MISSING["sessions.region missing"] = refused(
+    drop("sessions", "region"), "sessions.region", "is missing; expected it, even if all its values are empty"
+)
 DOUBLED = {
     f"{table}.{column} doubled": refused(double(table, column), f"{table}.{column}", "is there 2 times; expected once")
     for table, column in (

@@ -31,6 +31,17 @@ def rows_again(table):
     return change
 
 
+def transcript_of(session):
+    """The first transcript names a session and has no features of its own."""
+
+    def change(tables, meta):
+        names = pa.array([session] + [None] * (len(tables["transcripts"]) - 1), pa.string())
+        tables["transcripts"] = tables["transcripts"].append_column("session_id", names)
+        put("transcripts", "features", {0: None})(tables, meta)
+
+    return change
+
+
 def of_split(name, clicked):
     """The clicks of a whole split: all, or none."""
 
@@ -60,7 +71,8 @@ EMPTY = {
        for table in ("intents", "sessions", "impressions", "transcripts", "labels", "truth")},
     **{f"{column} empty in a row": refused(put(table, column, {5: none}), f"{table}.{column}", "1 row is empty", at(5))
        for table, column, none in (
-           ("sessions", "user_id", None), ("intents", "title", ""), ("impressions", "position", None),
+           ("sessions", "session_id", ""), ("sessions", "user_id", None), ("intents", "title", ""),
+           ("impressions", "intent_id", ""), ("impressions", "position", None),
            ("impressions", "clicked", None), ("impressions", "propensity", NAN), ("transcripts", "typed_query", None))},
     "every user empty": refused(constant("sessions", "user_id", None, pa.string()), "sessions.user_id", "240 rows"),
     "every click empty": refused(constant("impressions", "clicked", None, pa.int8()), "impressions.clicked", "2,880"),
@@ -73,6 +85,9 @@ EMPTY = {
         together(constant("sessions", "timestamp", None, pa.timestamp("us")),
                  constant("sessions", "split", None, pa.string())),
         "sessions.split", "fails"),
+    "a session without a time": noted(put("sessions", "timestamp", {5: None}), "sessions.timestamp", "1 row is empty"),
+    "a label that is not there yet": noted(put("labels", "intent_id", {0: None}), "labels.intent_id", "not labelled"),
+    "a transcript of nothing": refused(put("transcripts", "features", {5: None}), "transcripts", "has neither", at(5)),
     "split in half the rows": refused(put("sessions", "split", {5: None}), "sessions.split", "1 row is empty", at(5)),
     "an empty entry of a history": refused(
         put("sessions", "seen", {5: ["a", None]}), "sessions.seen", "has an empty entry", at(5)),
@@ -112,6 +127,8 @@ NUMBERS = {
         put("truth", "click_probability", {5: [INF] * SHOWN}), "truth.click_probability", "outside 0 to 1", at(5)),
     "a posterior that sums to two": refused(
         put("truth", "posterior_discrete", {5: [2 / 96] * 96}), "truth.posterior_discrete", "does not sum to 1", at(5)),
+    "click probabilities cut short": refused(
+        put("truth", "click_probability", {5: [0.5]}), "truth.click_probability", "another length", at(5)),
     "a posterior cut short": refused(put("truth", "posterior", {5: [1.0]}), "truth.posterior", "another length", at(5)),
 }  # fmt: skip
 IDS = {
@@ -133,11 +150,13 @@ IDS = {
         "impressions.session_id", "1 row names what sessions.parquet does not have"),
     "an id in capitals": refused(
         put("impressions", "intent_id", {5: value("intents", "intent_id", 0).upper() + "X"}), "impressions.intent_id"),
+    "a transcript of nobody": refused(transcript_of("nobody"), "transcripts.session_id", "(first: 'nobody')"),
     "a session without truth": refused(drop_rows("truth", 1), "truth.session_id", "1 session has no row", at(239)),
 }  # fmt: skip
 CLASSES = {
     "nothing clicked": refused(constant("impressions", "clicked", 0, pa.int8()), "impressions.clicked", "of train has"),
-    "all clicked": refused(constant("impressions", "clicked", 1, pa.int8()), "impressions.clicked", "of test has"),
+    "all clicked": refused(
+        constant("impressions", "clicked", 1, pa.int8()), "impressions.clicked", "of test has", "sampled negatives"),
     "nothing clicked in valid": refused(of_split("valid", 0), "impressions.clicked", "no session of valid has"),
     "all clicked in test": refused(of_split("test", 1), "impressions.clicked", "no session of test has"),
     "lists of one": refused(first_of_each_list, "impressions.clicked", "no session of train has a clicked and an"),
