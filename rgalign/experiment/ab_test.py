@@ -77,11 +77,10 @@ def planned_error(users, user_variance, *, share=0.5, variance_removed=0.0) -> n
     """Standard error that the difference of two arms' CTR will have; the arguments broadcast.
 
     users             of both arms together
-    user_variance     the variance one user brings, as measured before: users * variance of `arm_of`, taken to
-                      be the same in both arms
+    user_variance     the variance one user brings, in both arms: users * variance of `arm_of`, as measured before
     share             treatment's share of the users
     variance_removed  by CUPED (`lift`); 0 without
-    Raises ValueError, naming every fault found, for figures that cannot be.
+    Raises ValueError, naming every fault found.
     """
     given = users, user_variance, share, variance_removed
     users, user_variance, of_treatment, removed = (np.asarray(values, dtype=np.float64) for values in given)
@@ -260,8 +259,7 @@ def guardrails(treatment: Arm, control: Arm, *, level: float = 0.95) -> Lift:
     return each._replace(p_value=np.minimum(each.p_value * groups, 1))
 
 
-def _variance(arm: Arm, a, b) -> np.ndarray:
-    """Of a * ctr - b * covariate."""
+def _variance(arm: Arm, a, b) -> np.ndarray:  # of a * ctr - b * covariate
     return a**2 * arm.variance - 2 * a * b * arm.covariance + b**2 * arm.covariate_variance
 
 
