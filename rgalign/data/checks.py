@@ -334,14 +334,13 @@ def _unreadable(values: pd.Series, error: Exception) -> str:
 
 def _check_spelling(report: Report, where: str, values: pa.ChunkedArray, seen: set[str]) -> None:
     """true and false where training had 1 and 0, or the other way round: every value would be unknown, silently."""
-    if not seen or pa.types.is_null(values.type):
-        return
+    spelt_out = seen <= YES_NO
+    if not seen or pa.types.is_null(values.type) or not (spelt_out or pa.types.is_boolean(values.type)):
+        return  # almost every column: one session is checked in the time of a request
     keys = pd.Series(as_type(values, STRING).to_pylist(), dtype=object)
     wrong = keys.notna() & ~keys.isin(seen)
-    if seen <= YES_NO:
+    if spelt_out:
         wrong &= keys.astype(str).str.lower().isin(OTHER_SPELLINGS) & ~keys.isin(YES_NO)
-    elif not pa.types.is_boolean(values.type):
-        return
     if wrong.any():
         known = ", ".join(map(safe_repr, sorted(seen)[:SHOWN]))
         what = count_values(keys[wrong].tolist(), int(wrong.sum()), "has another value")

@@ -12,7 +12,7 @@ from rgalign.errors import TrainingError
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.params_training import RANKER_NAMES, RankerSettings
 from rgalign.ranker.fit import Fitted, score
-from rgalign.ranker.search import SPACE, changes, configurations, grid, search, space_of
+from rgalign.ranker.search import SPACE, VECTOR_SPACE, changes, configurations, grid, search, space_of
 from rgalign.ranker.towers import TwoTower
 from rgalign.ranker.variants import RANKERS
 
@@ -55,7 +55,7 @@ def test_the_ridge_is_searched_for_what_reads_vectors_and_is_all_that_a_control_
     if RANKERS[name].chats:
         assert set(space) == {"chat_epochs", "chat_learning_rate", "chat_temperature"}
     elif "/" in name:
-        assert grid(space) == [{"whitening_ridge": value} for value in (0.01, 0.1, 0.3, 1, 3, 10)]
+        assert grid(space) == [{"whitening_ridge": value} for value in VECTOR_SPACE["whitening_ridge"]]
     else:
         assert space.items() >= SPACE.items()
         assert ("query_hidden" in space) == (RANKERS[name].architecture == "three_tower")
