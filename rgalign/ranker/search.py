@@ -43,7 +43,7 @@ THREE_TOWER_SPACE: Space = {  # [C] what only a three-tower has
     "kl_weight": (0.05, 0.1, 0.2, 0.5),  # above 0: the reward model and RG-CL need a query branch that ranks
 }
 NO_QUERY_SPACE: Space = {"kl_weight": (0.0, 0.05, 0.1, 0.2, 0.5)}  # the branch is then the same list for every session
-# of what reads vectors [C]: on valid 0.3 was the best on ShopWorld, 30 with MiniLM on govuk2021, where 100 was tried too
+# of what reads vectors [C]: on valid 0.3 was the best on ShopWorld, 30 with MiniLM on govuk2021 (100 tried)
 VECTOR_SPACE: Space = {"whitening_ridge": (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
 # of the ranker that learns from chats first [C]: how long, how fast and, by the temperature, how far it moves
 CHAT_SPACE: Space = {"chat_epochs": (2, 8), "chat_learning_rate": (1e-3, 4e-3), "chat_temperature": (0.3, 1.0, 3.0)}
