@@ -65,7 +65,7 @@ notebooks-test: $(READY_ALL)
 audit:
 	@$(BASE_PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet $(PIP_ARGS) 'pip-audit>=2.7,<3' \
 	  || echo "audit: pip-audit could not be installed"
-	@build/audit/bin/python tools/audit_pins.py || true
+	@build/audit/bin/python tests/tools/audit_pins.py || true
 
 lab: $(READY)
 	$(PYTHON) -m jupyter lab notebooks
@@ -79,24 +79,24 @@ env: $(READY_ALL)
 
 # Committed outputs: notebooks/ from quickstart, for readers; tests/notebooks/ from smoke, for nbval. Never typed.
 notebooks: $(READY_ALL)
-	$(PYTHON) tools/refresh_notebooks.py quickstart
+	$(PYTHON) tests/tools/refresh_notebooks.py quickstart
 
 references: $(READY_ALL)
-	$(PYTHON) tools/refresh_notebooks.py smoke
+	$(PYTHON) tests/tools/refresh_notebooks.py smoke
 
-# The tables of docs/results.md and docs/running.md, from the runs named in tools/refresh_results.py.
+# The tables of docs/results.md and docs/running.md, from the runs named in tests/tools/refresh_results.py.
 published: $(READY_ALL)
-	$(PYTHON) tools/refresh_results.py
+	$(PYTHON) tests/tools/refresh_results.py
 
 bench: $(READY_ALL)
 	$(PYTHON) -m rgalign run $(PARAMS) --run-dir outputs/benchmarks --from 91
 
 # Fifty seeded kills of a small run (half an hour), and every bad table and param: counts for docs/reliability.md.
 kills: $(READY_ALL)
-	$(PYTHON) tools/kill_runs.py
+	$(PYTHON) tests/tools/kill_runs.py
 
 reliability: $(READY_ALL)
-	$(PYTHON) tools/refresh_reliability.py
+	$(PYTHON) tests/tools/refresh_reliability.py
 
 constraints: $(READY_ALL)
 	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -v ' @ ' > constraints.txt

@@ -14,7 +14,7 @@ settings.load_profile("untimed")
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.append(str(ROOT / "tools"))  # what makes committed outputs is tested too
+sys.path.append(str(ROOT / "tests" / "tools"))  # what makes committed outputs is tested too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -72,7 +72,7 @@ def test_a_whole_run_ends_and_ranks_as_on_a_cpu(tmp_path):
     for device in ("cpu", DEVICE):
         run = tmp_path / device
         more = ["--set", "run.precision=bf16"] if device == "cuda" else []
-        command = [sys.executable, "-m", "rgalign", "run", "tools/micro.yaml", "--run-dir", str(run)]
+        command = [sys.executable, "-m", "rgalign", "run", "tests/tools/micro.yaml", "--run-dir", str(run)]
         ended = subprocess.run(
             [*command, "--set", f"run.device={device}", *more], cwd=ROOT, capture_output=True, text=True
         )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PINS = Path(__file__).resolve().parents[1] / "constraints.txt"
+PINS = Path(__file__).resolve().parents[2] / "constraints.txt"
 SECONDS = 120  # for each database
 
 

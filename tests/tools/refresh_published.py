@@ -1,7 +1,7 @@
 """Compute the comparisons of outputs/published/ again, from the tables that lie there: the runs behind them are gone.
 
-python tools/refresh_published.py changes each comparisons.parquet in place (twice gives the same bytes) and prints what
-it could not derive. What is published again by `make published` has all columns and is left as it is.
+python tests/tools/refresh_published.py changes each comparisons.parquet in place (twice gives the same bytes)
+and prints what it could not derive. What is published again by `make published` has all columns and is left as it is.
 
 A run's table keeps its differences and intervals; p-values follow from the intervals (bootstrap.p_over_users). The
 interval of `relative` would take the sessions, which are not kept: it stays empty. A sweep's table is made of its

@@ -1,7 +1,7 @@
 """Make the committed notebook outputs again: `make notebooks` (quickstart, for readers), `make references` (nbval).
 
 90 and 91 are executed by hand, since their outputs are those of a study and of a machine:
-python tools/refresh_notebooks.py study | benchmarks.
+python tests/tools/refresh_notebooks.py study | benchmarks.
 
 Outputs are executed, never typed; the tests compare with them and never write them.
 """

@@ -1,7 +1,7 @@
-"""The counts in docs/reliability.md, by the harness that makes them: `python tools/refresh_reliability.py`.
+"""The counts in docs/reliability.md, by the harness that makes them: `python tests/tools/refresh_reliability.py`.
 
 Never typed. It runs every case of bad tables and bad params and keeps what came of them in docs/reliability.json;
-tools/kill_runs.py keeps its kills there.
+tests/tools/kill_runs.py keeps its kills there.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from rgalign.params import ROOT
 from rgalign.run.artifacts import write_text
 
 COUNTS, DOCUMENT = ROOT / "docs" / "reliability.json", ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- counts: made by tools/refresh_reliability.py -->", "<!-- end of counts -->"
+BEGIN, END = "<!-- counts: made by tests/tools/refresh_reliability.py -->", "<!-- end of counts -->"
 
 
 def read_counts() -> dict:
@@ -98,7 +98,7 @@ def section() -> str:
 
 def _kills(kills: dict | None) -> list[str]:
     if kills is None:
-        return ["Kills are not counted yet: `python tools/kill_runs.py`."]
+        return ["Kills are not counted yet: `python tests/tools/kill_runs.py`."]
     columns = ("SIGKILL", "SIGTERM", "SIGINT", "missed", "lost")
     lines = [
         "| killed | by SIGKILL | by SIGTERM | by SIGINT | ended before it came | lost |",

@@ -1,7 +1,7 @@
 """Kills runs at seeded moments and goes on from there: the end must have the bytes of a run that nobody killed.
 
-    python tools/kill_runs.py                 # fifty moments over all stages; docs/reliability.json gets the counts
-    python tools/kill_runs.py --moments 4     # fewer, counted nowhere
+    python tests/tools/kill_runs.py              # fifty moments over all stages; docs/reliability.json gets the counts
+    python tests/tools/kill_runs.py --moments 4  # fewer, counted nowhere
 
 A chain is one run directory: the same command is given again and again, and killed once in every stage. Then it is left
 alone to its end and compared with the unbroken run.
@@ -26,7 +26,7 @@ from rgalign.params import ROOT
 from rgalign.run import artifacts
 from rgalign.run.plan import STAGES
 
-MICRO = "tools/micro.yaml"
+MICRO = "tests/tools/micro.yaml"
 SEQUENCE = [stage for stage in STAGES.values() if stage.in_sequence]
 FOLDERS = ("", "tables", "models", "notebooks")  # of a run directory, watched
 TRAINED = ("05_rg_sft", "06_rg_dpo", "07_rg_cl")  # stages that leave checkpoints at this size
