@@ -1,7 +1,8 @@
 """Compare the models of a sweep on valid, world by world and over the worlds; the test split is not read.
 
 python tests/tools/refresh_valid.py SWEEP writes outputs/published/mended-valid/control.csv, with the functions of
-notebook 90 (METHOD.md 4): users sampled again inside a world, equal weights over worlds, Holm over the rows of one table. SWEEP is
+notebook 90 (METHOD.md 4): users sampled again inside a world, equal weights over worlds, Holm over the rows of one
+table. SWEEP is
 
     python -m rgalign sweep params/alignment.yaml params/ablations/sft_only.yaml params/ablations/sft_dpo.yaml \
         params/ablations/no_alignment.yaml --seeds 31,32,0 --out SWEEP
