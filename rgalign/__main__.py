@@ -159,9 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rgalign", description="RGAlign-Rec, stage by stage.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[[argparse.Namespace], int], told: str) -> Callable[..., Any]:
+    def command(name: str, function: Callable[[argparse.Namespace], int], summary: str) -> Callable[..., Any]:
         """Adds a command; returns what adds its arguments."""
-        added = commands.add_parser(name, help=told)
+        added = commands.add_parser(name, help=summary)
         added.set_defaults(command=function)
         return added.add_argument
 

@@ -214,7 +214,9 @@ class Experiment(Section):
     repeat_users: int = Field(2000, ge=100, description="of each A/A test")
     looks: int = Field(20, ge=2, description="at an experiment before it ends, equally far apart")
     logs: int = Field(100, ge=2, description="sampled again to judge the off-policy estimates")
-    clip: Real | None = Field(1000.0, gt=1, description="largest weight, 1 / propensity, of an off-policy estimate [C]")
+    clip: Real | None = Field(
+        1000.0, gt=1, description="largest off-policy weight, 1 / propensity; empty: no limit [C]"
+    )
 
 
 IntentText = Literal["title", "title_and_description"]

@@ -287,7 +287,7 @@ class Alignment(Section):
         if cl is None or not (cl.use and cl.ranker_learns):
             return None
         beside = {"rounds above 1": loop.rounds > 1, "cross_fit": loop.cross_fit, "lora": given.get("lora")}
-        wrong = [name for name, given in beside.items() if given]
+        wrong = [name for name, there in beside.items() if there]
         if cl.similarity != "ranker":
             wrong.append(f"similarity {cl.similarity}")
         if wrong:

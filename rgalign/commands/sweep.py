@@ -354,8 +354,9 @@ def _on_worker(root: str, run: Run, stages: list[str]) -> tuple[str, str, str]:
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if ended.returncode:
         return name, ended.stdout + ended.stderr, f"its process ended with status {ended.returncode}"
-    *printed, wrong = ended.stdout.splitlines()
-    return name, "\n".join(printed), json.loads(wrong)
+    *printed, last = ended.stdout.splitlines()
+    wrong = json.loads(last)
+    return name, "\n".join([*printed, ended.stderr] if wrong else printed), wrong
 
 
 def main(job: str) -> None:

@@ -28,10 +28,15 @@ LEAKS = (  # known only after the complaint was made
     "company public response",
     "date sent to company",
 )
-# The forms of a date whose marks are blanks and whose month's name has three letters; the last two pairs have day and
-# month in an order that the column has to tell.
-DATE_FORMS = ("%Y %m %d", "%Y%m%d", "%d %b %Y", "%d %b %y", "%b %d %Y", "%b %d %y")
-DAY_FIRST, MONTH_FIRST = ("%d %m %Y", "%d %m %y"), ("%m %d %Y", "%m %d %y")
+# The forms of a date as `_parsed` writes it; of the last two the column has to tell which one it has.
+DATE_FORMS = ("%Y %m %d", "%d %b %Y", "%b %d %Y")
+DAY_FIRST, MONTH_FIRST = "%d %m %Y", "%m %d %Y"
+REWRITTEN = {  # parts of a date, as the forms have them
+    r"^(\d{4})(\d{2})(\d{2})$": r"\1 \2 \3",  # eight digits; with fewer month and day could be read in two ways
+    r"[ .,/-]+": " ",
+    r"([A-Za-z]{3})[A-Za-z]*": r"\1",
+    r"^(\w{1,3} \w{1,3}) (\d{2})$": r"\1 20\2",  # the CFPB began in 2011
+}
 TIME_OF_DAY = r"[Tt ]\s*\d{1,2}:\d{2}.*$"
 EMPTY = ("", "N/A", "None")
 READ_AT_ONCE = 2**24  # bytes; a row must fit in
@@ -267,11 +272,12 @@ def _day_comes_first(report: Report, days: Iterable[str], given: bool | None) ->
 
 
 def _parsed(written: pd.Series, day_first: bool) -> pd.Series:
-    """The day of each text, NaT where it has none of the forms. The CFPB began in 2011: years of two digits are 20.."""
-    parts = written.str.replace(r"[ .,/-]+", " ", regex=True).str.replace("([A-Za-z]{3})[a-z]*", r"\1", regex=True)
+    """The day of each text, NaT where it has none of the forms."""
+    for pattern, form in REWRITTEN.items():
+        written = written.str.replace(pattern, form, regex=True)
     found = pd.Series(pd.NaT, index=written.index, dtype="datetime64[us]")
-    for form in (*DATE_FORMS, *(DAY_FIRST if day_first else MONTH_FIRST)):
-        found = found.fillna(pd.to_datetime(parts, format=form, errors="coerce").astype("datetime64[us]"))
+    for form in (*DATE_FORMS, DAY_FIRST if day_first else MONTH_FIRST):
+        found = found.fillna(pd.to_datetime(written, format=form, errors="coerce").astype("datetime64[us]"))
     return found
 
 

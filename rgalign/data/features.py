@@ -203,8 +203,8 @@ def column_names(rows: Rows) -> list[str]:
 def assert_in_split(sessions: Rows, split: str, what: str) -> None:
     """Raises ValueError where the sessions say that one of them is of another split."""
     found = set(column_of(sessions, "split").unique().to_pylist()) if "split" in column_names(sessions) else set()
-    if others := ", ".join(sorted(map(str, found - {split}))):
-        raise ValueError(f"{what} is made of split {split!r} alone; these sessions have split {others}")
+    if others := sorted(map(str, found - {split})):
+        raise ValueError(f"{what} is made of split {split!r} alone; these sessions have split {', '.join(others)}")
 
 
 def _tally(array: pa.Array, kind: str, max_history: int) -> Counter:

@@ -40,7 +40,7 @@ class QueryJudge:
 
     def similarity(self, queries: Sequence[str]) -> np.ndarray:
         """(queries, intents) float32 in -1..1; a row of NaN for an empty query."""
-        row, different = pd.factorize(np.array(queries, dtype=object))
+        row, different = pd.factorize(np.array(queries, dtype=object), use_na_sentinel=False)
         if not len(different):  # scikit-learn refuses to transform nothing
             return np.empty((0, self._intents.shape[0]), dtype=np.float32)
         found = np.round(self._similarity(list(different)), DECIMALS).astype(np.float32)

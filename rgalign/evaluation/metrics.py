@@ -276,7 +276,7 @@ def _group_code(groups: np.ndarray) -> np.ndarray:
 
 
 def _padded(scores, clicked, shown, k: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    scores, clicked, shown = _of_one_shape("(lists, candidates)", scores=scores, clicked=clicked, shown=shown)
+    scores, clicked, shown = _of_one_shape(2, "(lists, candidates)", scores=scores, clicked=clicked, shown=shown)
     more = [f"k is {k!r}; expected a whole number >= 1"] if int(k) != k or k < 1 else []
     if hidden := int(((clicked == 1) & (shown == 0)).sum()):
         more.insert(0, f"{hidden} candidates are clicked but not shown")
@@ -285,17 +285,17 @@ def _padded(scores, clicked, shown, k: int = 1) -> tuple[np.ndarray, np.ndarray,
 
 
 def _flat(scores, clicked, groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    scores, clicked, groups = _of_one_shape("(rows,)", scores=scores, clicked=clicked, groups=groups)
+    scores, clicked, groups = _of_one_shape(1, "(rows,)", scores=scores, clicked=clicked, groups=groups)
     missing = int((groups != groups).sum()) if groups.dtype.kind in "fmM" else 0
     _refuse(scores, clicked, True, [f"groups is missing in {missing} rows"] if missing else [])
     return scores, clicked.astype(bool), groups
 
 
-def _of_one_shape(form: str, **given) -> list[np.ndarray]:
-    """As arrays; raises ValueError unless all have one shape with as many axes as `form` names."""
+def _of_one_shape(axes: int, form: str, **given) -> list[np.ndarray]:
+    """As arrays; raises ValueError that expects `form` unless all have one shape of so many axes."""
     arrays = [np.asarray(values) for values in given.values()]
     shapes = [array.shape for array in arrays]
-    if len(set(shapes)) > 1 or len(shapes[0]) != len(form.strip("(),").split(",")):
+    if len(set(shapes)) > 1 or len(shapes[0]) != axes:
         raise ValueError(f"{', '.join(given)} have the shapes {', '.join(map(str, shapes))}; expected one shape {form}")
     return arrays
 

@@ -69,8 +69,9 @@ def session_slices(
     many = np.zeros(len(ids), int) if seen is None else sessions["user_id"].map(seen).fillna(0).to_numpy(dtype=int)
     if (many > 0).any():
         middle = int(np.median(many[many > 0]))
-        by_seen = {"seen=0": many == 0, f"seen=1..{middle}": (many > 0) & (many <= middle)}
-        slices = slices.assign(**by_seen, **{f"seen>{middle}": many > middle})
+        slices["seen=0"] = many == 0
+        slices[f"seen=1..{middle}"] = (many > 0) & (many <= middle)
+        slices[f"seen>{middle}"] = many > middle
     if "timestamp" in sessions and not (hour := pd.to_datetime(sessions["timestamp"]).dt.hour).isna().all():
         for first in range(0, 24, HOURS):
             inside = (hour // HOURS == first // HOURS).fillna(False)

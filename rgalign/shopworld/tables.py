@@ -88,7 +88,7 @@ def draw(probabilities: np.ndarray, rng: np.random.Generator, rows: np.ndarray |
     rows           (draws,) the row of each draw, a tuple where there are several axes; or how many draws of the one row
     """
     ends = cumulative(probabilities)
-    own = np.broadcast_to(ends, (rows, ends.shape[-1])) if isinstance(rows, int) else ends[rows]
+    own = ends[rows] if isinstance(rows, np.ndarray | tuple) else np.broadcast_to(ends, (rows, ends.shape[-1]))
     return (rng.random(len(own))[:, None] >= own).sum(axis=1)
 
 

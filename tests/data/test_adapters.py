@@ -195,6 +195,7 @@ def test_what_the_knowledge_base_says_does_not_depend_on_valid_and_test(tmp_path
         ("13 Nov 2014", "2014-11-13", None),
         ("13-NOV-14", "2014-11-13", None),
         ("November 13, 2014", "2014-11-13", None),
+        ("13 NOVEMBER 2014", "2014-11-13", None),
         ("8 Oct 2014 10:00", "2014-10-08", None),
         ("03/04/2014", "2014-03-04", False),
         ("03/04/2014", "2014-04-03", True),
@@ -276,8 +277,8 @@ def test_seeds_change_the_lists_only(tmp_path):
         (lambda frame: frame.drop(columns=["Issue", "State"]), ["fails 2 checks", "issue", "state", "is missing"]),
         (lambda frame: frame.rename(columns={"Sub-issue": "Subissue"}), ["sub_issue", "did you mean 'subissue'?"]),
         (
-            lambda frame: frame.assign(**{"Date received": ["soon", "31/31/2014"] + ["01/03/2014"] * 38}),
-            ["date_received", "2 rows are no date ('soon', '31/31/2014') (first: 0, 1)", "11/13/2014 or 2014-11-13"],
+            lambda frame: frame.assign(**{"Date received": ["soon", "31/31/2014", "201412"] + ["01/03/2014"] * 37}),
+            ["3 rows are no date ('soon', '31/31/2014', '201412') (first: 0, 1, 2)", "11/13/2014 or 2014-11-13"],
         ),
         (lambda frame: frame.assign(**{"Complaint ID": "7"}), ["complaint_id", "39 rows repeat a number (first: '7')"]),
         (lambda frame: frame.assign(**{"Complaint ID": ""}), ["complaint_id", "40 rows are empty (first: 0, 1, 2)"]),
