@@ -9,6 +9,7 @@ import pytest
 
 def every(cases: Mapping[str, Any], judge: Callable[[Any, Path], None], folder: Path) -> None:
     """Calls judge(case, an own folder) for each case; fails once, naming all cases that do not hold."""
+    assert cases, "there is no case to judge"
     failed = []
     for number, (name, case) in enumerate(cases.items()):
         own = folder / f"case-{number}"

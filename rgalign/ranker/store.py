@@ -67,6 +67,8 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
 
 
 def _said(error: Mapping[str, Any]) -> str:
+    if not error["loc"]:  # no setting is wrong but the whole, such as half of a surrogate pair
+        return str(error["msg"])
     key, kind = error["loc"][0], error["type"]
     if kind in ("missing", "unexpected_keyword_argument"):
         return f"{key} is {'missing' if kind == 'missing' else 'not a setting'}"

@@ -119,8 +119,8 @@ class Prompter:
         ends: Collection[int] = (),
     ):
         self.tokenizer, self.features, self.kinds, self.layout = tokenizer, list(features), dict(kinds), layout
-        self.max_tokens, self.embed = max_tokens, embed
-        self._serialiser = Serialiser(layout, titles or {}, CHARACTERS_A_TOKEN * max_tokens)
+        self.max_tokens, self.titles, self.embed = max_tokens, titles or {}, embed
+        self._serialiser = Serialiser(layout, self.titles, CHARACTERS_A_TOKEN * max_tokens)
         self.max_new_tokens = max_tokens if max_new_tokens is None else max_new_tokens
         if errors := _tokenizer_errors(tokenizer, layout, ask):
             raise ValueError("the prompt cannot be made:\n  " + "\n  ".join(errors))

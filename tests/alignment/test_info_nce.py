@@ -67,7 +67,7 @@ def test_dot_over_the_whole_kb_at_temperature_one_is_the_rankers_own_probability
     torch.testing.assert_close(found, -log_p[torch.arange(3), CLICKED].mean())
 
 
-def test_cosine_does_not_hear_lengths_and_dot_does():
+def test_cosine_ignores_lengths_and_dot_does_not():
     def loss(scale, similarity):
         return info_nce(QUERY * scale, INTENTS, CLICKED, HARD, NONE, negatives=CLICKED, similarity=similarity)
 

@@ -252,7 +252,7 @@ ENCODINGS = {
     "utf-16-be with a mark": lambda text: ("\ufeff" + text).encode("utf-16-be"),
     "two marks": lambda text: ("\ufeff" + text).encode("utf-8-sig"),
 }
-SAVED = itertools.product(ENCODINGS, [",", ";", "\t"], ["\r\n", "\n", "\r"], ["", "sep={}", '"sep={}"', "SEP={}"])
+SAVED = [*itertools.product(ENCODINGS, [",", ";", "\t"], ["\r\n", "\n", "\r"], ["", "sep={}", '"sep={}"', "SEP={}"])]
 
 
 def test_a_sheet_is_read_as_spreadsheet_programs_save_it(tmp_path):

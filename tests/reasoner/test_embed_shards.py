@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import small_models
 
@@ -120,3 +121,20 @@ def test_nothing_is_a_set_too(tmp_path, reasoner):
 def test_an_empty_folder_has_nothing_to_gather(tmp_path):
     with pytest.raises(ValueError, match="no first shard"):
         gather(tmp_path)
+
+
+def test_prompts_of_a_frame_are_made_some_at_a_time_and_are_those_of_the_whole(monkeypatch):
+    class Counting:
+        rows = ()
+
+        def sessions(self, frame):
+            self.rows = (*self.rows, len(frame))
+            return [[number, number + 1] for number in frame["n"]]
+
+    put, frame = Counting(), pd.DataFrame({"n": range(10)}, index=range(5, 15))
+    monkeypatch.setattr(embed_shards, "SESSIONS_AT_ONCE", 4)
+    prompts = embed_shards.Prompts(put, frame)
+    assert (len(prompts), put.rows) == (10, ()), "none is made before it is asked for"
+    assert list(prompts) == [[n, n + 1] for n in range(10)]
+    assert put.rows == (4, 4, 2)
+    assert (prompts[7:9], prompts[-1]) == ([[7, 8], [8, 9]], [9, 10])

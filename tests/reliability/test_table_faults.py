@@ -47,16 +47,21 @@ def of_columns(faults) -> list[tuple[str, str]]:
 
 
 def test_a_fault_of_a_folder_is_the_same_fault_of_a_frame(tmp_path):
+    compared = []
+
     def judge_frame(case, folder):
         tables, meta = good_shop()
         case.change(tables, meta)
         if case.damage or meta.get("features") != KINDS or tables["sessions"] is good_shop()[0]["sessions"]:
             return
         report, _ = check_frame(to_frame(tables["sessions"]), "sessions", NEEDED, kinds=KINDS)
-        assert of_columns(report.errors) == of_columns(check(write_raw(folder, tables, meta)).errors)
+        found = of_columns(report.errors)
+        assert found == of_columns(check(write_raw(folder, tables, meta)).errors)
+        compared.append(bool(found))
 
     refused = {name: case for name, case in CASES.items() if case.outcome == "refused" and name not in OF_BOTH}
     every(refused, judge_frame, tmp_path)
+    assert sum(compared) > 30, "most refused cases are of other tables, but not all"
 
 
 CELLS = {

@@ -160,7 +160,9 @@ CLASSES = {
     "nothing clicked in valid": refused(of_split("valid", 0), "impressions.clicked", "no session of valid has"),
     "all clicked in test": refused(of_split("test", 1), "impressions.clicked", "no session of test has"),
     "lists of one": refused(first_of_each_list, "impressions.clicked", "no session of train has a clicked and an"),
-    "one list of clicks only": noted(only_clicked_in_first, "1 session has only clicks", at(0), "left out of it"),
+    "one list of clicks only": noted(
+        only_clicked_in_first, "1 session has only clicks", at(0),
+        "sessions have no click (first: 1,", "left out of it"),
     "one user": refused(constant("sessions", "user_id", "u", pa.string()), "sessions.user_id", "one user alone"),
     "one split": refused(constant("sessions", "split", "train", pa.string()), "sessions.split", "is valid or test"),
     "an unknown split": refused(put("sessions", "split", {5: "dev"}), "sessions.split", "1 row has an unknown value"),
@@ -193,7 +195,8 @@ TIMES = {
                  constant("sessions", "split", None, pa.string())),
         "sessions.split", "a split by time fails"),
     "times out of order": noted(
-        put("sessions", "timestamp", {5: value("sessions", "timestamp", 200)}), "sessions.timestamp", "steps back"),
+        put("sessions", "timestamp", {5: value("sessions", "timestamp", 200)}), 
+        "sessions.timestamp", "steps back 1 times", "1 train session lies at or after the first session of"),
     "an intent shown before it was there": refused(
         became("intents", "valid_from", lambda *_: datetime.datetime(2026, 3, 1), pa.timestamp("us")),
         "impressions.intent_id", "before its valid_from"),
