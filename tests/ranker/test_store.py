@@ -53,6 +53,7 @@ def test_every_fault_of_a_config_is_named(folder):
             "(?s)intent_std is 'x'; expected a valid number.*whitening_ridge is 0; expected greater than 0",
         ),
         ({"heads": 3}, "3 heads do not divide the width 4"),
+        ({"dim": "\ud800"}, "Invalid JSON"),  # half of a surrogate pair
         ({"ranker": "FourTower"}, "is that of 'FourTower'; expected a ranker: TwoTower, ThreeTower"),
         ({"ranker": ["TwoTower"]}, "is that of .*expected a ranker"),
         ({"ranker": "ThreeTower"}, "interaction is missing"),
