@@ -269,7 +269,7 @@ class Params(Section):
     def a_control_of_what_is_embedded_differs(ranker: Ranker, given: dict[str, Any]) -> str | None:
         reasoner = given.get("reasoner")
         if reasoner is not None and (same := f"qe_rec/{reasoner.embed}") in ranker.models:
-            return f"{same} is qe_rec itself where reasoner.embed is {reasoner.embed}: leave it out"
+            return f"{same} is qe_rec itself where reasoner.embed is {reasoner.embed}: leave it out of ranker.models"
 
     @rule("alignment")
     def what_can_be_aligned(alignment: Alignment, given: dict[str, Any]) -> str | None:
@@ -308,7 +308,9 @@ class Params(Section):
         if run.launcher and alignment.loop.rounds > 1:
             faults.append("a launcher does one round: set alignment.loop.rounds to 1, or leave run.launcher out")
         if run.launcher and reasoner.embed == "prompt_query":
-            faults.append("prompt_query is written by one process: set it to prompt, or leave run.launcher out")
+            faults.append(
+                "reasoner.embed prompt_query is written by one process: set it to prompt, or leave run.launcher out"
+            )
         if run.launcher and alignment.cl.use and alignment.cl.ranker_learns:
             faults.append("alignment.cl.ranker_learns is trained in one process: leave run.launcher out")
         return "; ".join(faults)

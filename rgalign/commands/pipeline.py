@@ -283,6 +283,7 @@ def _log_file(path: Path):
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = logging.getLogger("papermill")
+    propagate, level = logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.INFO)
@@ -291,6 +292,8 @@ def _log_file(path: Path):
     finally:
         logger.removeHandler(handler)
         handler.close()
+        logger.propagate = propagate
+        logger.setLevel(level)
 
 
 def _export_html(notebook: Path) -> None:
