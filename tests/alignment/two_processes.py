@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 def run(script: Path, folder: Path, *, seconds: int) -> None:
     """`script folder` in each of two processes, which find the package and the test's own modules."""
-    paths = [HERE, HERE.parents[1], os.environ.get("PYTHONPATH", "")]
+    paths = [HERE, HERE.parent, HERE.parents[1], os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(script), str(folder)]
