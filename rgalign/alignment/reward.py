@@ -325,8 +325,14 @@ def with_all_queries(
     queries     vectors by text (`query_vectors`)
     null_share  probability of the null query [C]; else a source is sampled uniformly, and one of its queries, as often
                 as it wrote it [C]
+    Raises ValueError for a list that no source wrote a query for: it would silently learn from the null query alone.
     """
     lists = lists.take(lists.clicked.any(dim=1).nonzero().squeeze(1))
+    if missing := sorted({*lists.session_id.tolist()} - {*candidates["session_id"]}):
+        raise ValueError(
+            f"{len(missing)} of {len(lists)} sessions of {lists.part} have no candidate (first: {missing[0]!r}); "
+            "write candidates for them too"
+        )
     own = _written_for(lists, candidates)
     row = pd.Index(lists.session_id).get_indexer(own["session_id"])
     slot = own.groupby("session_id").cumcount().to_numpy() + 1

@@ -196,6 +196,14 @@ def test_its_loss_is_that_of_the_drawn_queries():
         assert value == listnet(model.ranker, whole.drawn(), model.intents)
 
 
+def test_a_list_that_no_source_wrote_for_is_refused():
+    lists = shop.lists(count=6)
+    candidates = shop.candidates(lists)
+    others = candidates[candidates["session_id"] != "train3"]
+    with pytest.raises(ValueError, match=r"1 of 5 sessions of train have no candidate \(first: 'train3'\)"):
+        with_all_queries(lists, others, QUERIES, null=torch.zeros(6).half(), null_share=0)
+
+
 def test_development_lists_have_every_sources_first_query():
     lists = shop.lists("dev", count=4)
     rows = [("dev2", "a", "0 1"), ("dev2", "a", "0 2"), ("dev0", "a", ""), ("dev0", "a", "1 1"), ("dev2", "b", "2 2")]
