@@ -6,6 +6,7 @@ gold one is among the k nearest. The TF-IDF judge is the default: it is fitted o
 the model.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +34,7 @@ IHR = ["ihr@1", "ihr@3"]
 DECIMALS = 5  # similarities are rounded, so that ties do not depend on the order of a sum
 
 
-class QueryJudge:
+class QueryJudge(ABC):
     """Maps queries to their similarity with the KB's intents."""
 
     _intents: Any  # (intents, width), sparse or dense
@@ -47,8 +48,9 @@ class QueryJudge:
         found[[not query.strip() for query in different]] = np.nan
         return found[row]
 
+    @abstractmethod
     def _similarity(self, queries: list[str]) -> np.ndarray:
-        raise NotImplementedError
+        """(queries, intents), not rounded, of queries that are all different."""
 
 
 class TfidfJudge(QueryJudge):

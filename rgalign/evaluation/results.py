@@ -34,7 +34,7 @@ MODELS = {
     "rgalign_rec/cosine_cl": "RGAlign-Rec, RG-CL by cosine",
     "rgalign_rec/old_order": "RGAlign-Rec, RG-CL into the space of QE-Rec",
     "rgalign_rec/frozen_ranker": "RGAlign-Rec, ranker not retrained",
-    "rgalign_rec/scratch_ranker": "RGAlign-Rec, ranker begun anew",
+    "rgalign_rec/scratch_ranker": "RGAlign-Rec, ranker from random weights",
     "rgalign_rec/end_to_end": "ranking loss through the LM",
     "oracle_discrete": "oracle, discrete features",
     "oracle": "oracle",
