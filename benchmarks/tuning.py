@@ -21,8 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.embedding import Task
 from benchmarks.peers import MISSING, installed, row
-from rgalign.alignment.dpo import dpo
-from rgalign.alignment.preferences import Pairs, reference_log_probabilities
+from rgalign.alignment.dpo import Pairs, dpo, reference_log_probabilities
 from rgalign.alignment.sft import sft
 from rgalign.params_training import Dpo, Sft
 from rgalign.reasoner.model import Reasoner

@@ -3,9 +3,10 @@
 The reference is the checkpoint that training begins from; its log-probabilities are computed once and stored.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from rgalign.alignment.context import Context
-from rgalign.alignment.logprobs import ROUNDING, Layout, layout_for, rounding_of
+from rgalign.alignment.logprobs import ROUNDING, Layout, batched, layout_for, query_tokens, rounding_of
 from rgalign.alignment.monitor import EarlyStopping, RewardHackingMonitor
 from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
-from rgalign.alignment.preferences import (
-    PairDocuments,
-    Pairs,
-    assert_reference_of,
-    collate_pairs,
-    mean_chosen_tokens,
-    reference_log_probabilities,
-    to_pairs,
-)
 from rgalign.params_training import Dpo
-from rgalign.reasoner.batches import Task, evaluating, retry_smaller
+from rgalign.reasoner.batches import Documents, Rows, Task
 from rgalign.reasoner.model import Reasoner, fingerprint
+from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.trainer import Schedule, Setup, fit
+
+AGAIN = "compute it again: reference_log_probabilities(reasoner, pairs)"
 
 
 def train_dpo(
@@ -49,8 +44,7 @@ def train_dpo(
         if monitor is not None:
             monitor.rows.update({int(step): row for step, row in found["looks"].items()})
         return aligned, curve, pd.read_parquet(work / "job" / "reference.parquet")
-    prompter = context.recipe.prompter(context.shop, start)
-    given = to_pairs(pairs, context.prompts_by_session(start), prompter)
+    given = to_pairs(pairs, context.prompts_by_session(start), context.recipe.prompter(context.shop, start))
     reference = reference_log_probabilities(start, given)
     setup = context.setup("dpo", work)
     if monitor is not None:
@@ -66,6 +60,54 @@ def planned_steps(settings: Dpo, pairs: int) -> int:
     return max(1, round(settings.epochs * -(-pairs // settings.pairs_per_batch)))
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Preference pairs: two queries of one prompt, as token ids with the end id last, and their rewards (pairs,)."""
+
+    prompts: Sequence[Sequence[int]]
+    chosen: Sequence[Sequence[int]]
+    rejected: Sequence[Sequence[int]]
+    reward_chosen: np.ndarray
+    reward_rejected: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def documents(self) -> list[dict]:
+        """A row a pair: documents, the chosen and the rejected row of Documents."""
+        sides = [Documents(self.prompts, queries).rows for queries in (self.chosen, self.rejected)]
+        return [{"documents": both} for both in zip(*sides, strict=True)]
+
+    def digest(self) -> str:
+        """SHA-256 of tokens and rewards."""
+        ids = [[list(map(int, row)) for row in rows] for rows in (self.prompts, self.chosen, self.rejected)]
+        rewards = [list(map(float, values)) for values in (self.reward_chosen, self.reward_rejected)]
+        return sha256(json.dumps([ids, rewards]).encode()).hexdigest()
+
+
+def to_pairs(frame: pd.DataFrame, prompts: Mapping[str, Sequence[int]], prompter: Prompter) -> Pairs:
+    """What preferences.pairs found, or a parquet table of it, as token ids. prompts, prompter: see there."""
+    chosen, rejected = (prompter.queries(frame[side].tolist()) for side in ("chosen", "rejected"))
+    rewards = (frame[f"reward_{side}"].to_numpy(dtype=float) for side in ("chosen", "rejected"))
+    return Pairs([prompts[session] for session in frame["session_id"]], chosen, rejected, *rewards)
+
+
+def reference_log_probabilities(
+    reasoner: Reasoner, pairs: Pairs, *, pairs_per_batch: int = 32, progress: bool = True
+) -> pd.DataFrame:
+    """The log-probabilities that RG-DPO compares the policy with, one row a pair; to be stored as parquet.
+
+    Columns: reference_chosen, reference_rejected (float32: nats, summed over the query's tokens); checkpoint, pairs
+    (digests of what they were made from, so that another model's reference is refused).
+    """
+    rows = pairs.documents()
+    layout = layout_for(reasoner.model, rows, pad=reasoner.tokenizer.pad_token_id)
+    how = {"rows_per_batch": pairs_per_batch, "title": "reference", "progress": progress}
+    chosen, rejected = batched(reasoner, rows, layout, **how)
+    made_from = {"checkpoint": fingerprint(reasoner), "pairs": pairs.digest()}
+    return pd.DataFrame({"reference_chosen": chosen, "reference_rejected": rejected, **made_from})
+
+
 def dpo(
     reasoner: Reasoner, pairs: Pairs, settings: Dpo, setup: Setup, *, reference: pd.DataFrame
 ) -> tuple[Reasoner, pd.DataFrame]:
@@ -78,28 +120,57 @@ def dpo(
     Raises ValueError where the reference is not of this reasoner and these pairs.
     """
     checkpoint = fingerprint(reasoner)
-    assert_reference_of(reference, checkpoint, pairs)
-    rows, pad = PairDocuments(pairs, reference), reasoner.tokenizer.pad_token_id
+    rows, pad = Rows(_rows(pairs, reference, checkpoint)), reasoner.tokenizer.pad_token_id
     layout = layout_for(reasoner.model, rows.rows, pad=pad)
-    collate = partial(collate_pairs, pad=pad, layout=layout)
+
+    def starts_at_reference(policy: nn.Module) -> None:
+        """The first DPO loss is ln 2, but for dropout: policy and reference agree before the first step."""
+        first = rows.rows[: settings.pairs_per_batch]
+        found, stored = layout.evaluate(policy, first, pad, "RG-DPO"), torch.tensor([row["reference"] for row in first])
+        gap = float(((found - stored.T).abs() / query_tokens(first).view(2, -1)).max())  # NaN where one is
+        if not gap <= rounding_of(reasoner.model):
+            raise ValueError(
+                f"RG-DPO cannot begin: the reference is not this reasoner's ({gap:.3g} nats a token apart in the first "
+                f"batch); {AGAIN}"
+            )
+
     task = Task(
         "RG-DPO",
         rows,
-        collate,
-        partial(dpo_loss, layout=layout, settings=settings),
+        lambda part: collate_pairs(part, pad, layout),
+        lambda model, batch: dpo_loss(model, batch, layout=layout, settings=settings),
         weight=lambda row: 1,
         width=layout.width,
-        of_step=mean_chosen_tokens,
+        # mean tokens of the chosen queries of a step, for each of its micro-batches
+        of_step=lambda step: {"chosen_tokens": query_tokens(step)[: len(step)].float().mean()},
     )
-    first, rounding = rows.rows[: settings.pairs_per_batch], rounding_of(reasoner.model)
-    return fit(
-        reasoner,
-        task,
-        Schedule(settings.epochs, settings.learning_rate, settings.pairs_per_batch, settings.weight_decay),
-        setup,
-        identity={"reasoner": checkpoint, "settings": settings.model_dump()},
-        check=lambda model: _assert_starts_at_reference(model, collate, layout, first, rounding),
-    )
+    schedule = Schedule(settings.epochs, settings.learning_rate, settings.pairs_per_batch, settings.weight_decay)
+    identity = {"reasoner": checkpoint, "settings": settings.model_dump()}
+    return fit(reasoner, task, schedule, setup, identity=identity, check=starts_at_reference)
+
+
+def _rows(pairs: Pairs, reference: pd.DataFrame, checkpoint: str) -> list[dict]:
+    """A row a pair: its documents, their reference log-probabilities and rewards, chosen first.
+
+    Raises ValueError unless this is the reference of this checkpoint (a fingerprint) and these pairs.
+    """
+    begin = "RG-DPO cannot begin: the reference"
+    if len(reference) != len(pairs):
+        raise ValueError(f"{begin} has {len(reference)} rows for {len(pairs)} pairs; {AGAIN}")
+    for name, own in (("checkpoint", checkpoint), ("pairs", pairs.digest())):
+        if others := sorted(set(reference[name]) - {own}):
+            raise ValueError(f"{begin} is of {name} {others[0][:12]}; given is {name} {own[:12]}; {AGAIN}")
+    log_p = reference[["reference_chosen", "reference_rejected"]].to_numpy().tolist()
+    rewards = np.stack([pairs.reward_chosen, pairs.reward_rejected], axis=1).tolist()
+    rows = zip(pairs.documents(), log_p, rewards, strict=True)
+    return [{**documents, "reference": own, "reward": reward} for documents, own, reward in rows]
+
+
+def collate_pairs(rows: Sequence[dict], pad: int, layout: Layout) -> dict[str, Tensor]:
+    """A batch of this layout, and beside it reference, reward and tokens of the queries, (2 * pairs,): chosen first."""
+    both = [(row, side) for side in (0, 1) for row in rows]
+    more = {name: torch.tensor([row[name][side] for row, side in both]) for name in ("reference", "reward")}
+    return {**layout.collate(rows, pad), **more, "tokens": query_tokens(rows)}
 
 
 def dpo_loss(
@@ -130,28 +201,3 @@ def _accuracy(pairs: PairLogProbabilities) -> Tensor:
     """
     rounding = ROUNDING[torch.float32] * (pairs.chosen_tokens + pairs.rejected_tokens)
     return torch.where(pairs.margin.abs() <= rounding, 0.5, (pairs.margin > 0).float())
-
-
-def _assert_starts_at_reference(
-    model: nn.Module, collate: Callable[[list], dict[str, Tensor]], layout: Layout, rows: list[dict], rounding: float
-) -> None:
-    """Policy and reference agree before the first step, without dropout, so that the first DPO loss is ln 2.
-
-    rounding  nats a token by which they may differ
-    """
-    device = next(model.parameters()).device
-
-    def widest_gap(part: Sequence[dict]) -> float:
-        """Nats a token."""
-        batch = {name: value.to(device) for name, value in collate(part).items()}
-        with torch.no_grad():
-            found = layout.log_probabilities(model, batch)
-        return float(((found - batch["reference"]).abs() / batch["tokens"]).max())
-
-    with evaluating(model):
-        gap = float(np.max([gap for _, gap in retry_smaller(widest_gap, rows, "RG-DPO")]))  # NaN where one is
-    if not gap <= rounding:
-        raise ValueError(
-            f"RG-DPO cannot begin: the reference is not this reasoner's ({gap:.3g} nats a token apart in the first "
-            "batch); compute it again: reference_log_probabilities(reasoner, pairs)"
-        )

@@ -43,20 +43,6 @@ def token_log_probabilities(model: nn.Module, ids: Tensor, asked: Tensor, **more
     return torch.zeros(asked.shape, device=ids.device).masked_scatter(asked, log_p)
 
 
-def log_probabilities(
-    reasoner: Reasoner,
-    prompts: Sequence[Sequence[int]],
-    queries: Sequence[Sequence[int]],
-    *,
-    documents_per_batch: int = 64,
-    title: str = "log-probabilities",
-    progress: bool = True,
-) -> np.ndarray:
-    """(documents,) float32: `query_log_probabilities` of given queries, in batches of about one length."""
-    rows, layout = Documents(prompts, queries).rows, Layout(right_padded, tokens_of, query_log_probabilities, queries=1)
-    return batched(reasoner, rows, layout, rows_per_batch=documents_per_batch, title=title, progress=progress)[0]
-
-
 @dataclass(frozen=True)
 class Layout:
     """How rows become batches.
@@ -73,11 +59,16 @@ class Layout:
     queries: int = 2
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, rows: Sequence[dict], pad: int) -> Tensor:
-        """(queries, rows) on the CPU; the model is run as it is, in train or eval mode."""
+    def evaluate(self, model: nn.Module, rows: Sequence[dict], pad: int, what: str) -> Tensor:
+        """(queries, rows) on the CPU, of the model in eval mode; in halves where memory is short, as the log says."""
         device = next(model.parameters()).device
-        batch = {name: value.to(device) for name, value in self.collate(rows, pad).items()}
-        return self.log_probabilities(model, batch).view(self.queries, -1).cpu()
+
+        def run(part: Sequence[dict]) -> Tensor:
+            batch = {name: value.to(device) for name, value in self.collate(part, pad).items()}
+            return self.log_probabilities(model, batch).view(self.queries, -1).cpu()
+
+        with evaluating(model):
+            return torch.cat([found for _, found in retry_smaller(run, rows, what)], dim=1)
 
 
 def batched(
@@ -85,19 +76,29 @@ def batched(
 ) -> np.ndarray:
     """(queries, rows) float32 of the model in eval mode; a batch has rows of about one width.
 
-    A batch that the device has no memory for is halved, and the log says so.
     Called in several processes, each runs a part of the batches, and all return the whole.
     """
     order = sorted(range(len(rows)), key=lambda row: (layout.width(rows[row]), row))
-    found = torch.zeros(layout.queries, len(rows))
+    found, pad = torch.zeros(layout.queries, len(rows)), reasoner.tokenizer.pad_token_id
     firsts = range(0, len(order), rows_per_batch)[distributed.index() :: distributed.count()]
-    model, pad = reasoner.model, reasoner.tokenizer.pad_token_id
-    with evaluating(model):
-        for start in tqdm(firsts, desc=title, disable=not progress or distributed.index() > 0):
-            run = lambda part: layout.evaluate(model, [rows[row] for row in part], pad)  # noqa: E731
-            for part, values in retry_smaller(run, order[start : start + rows_per_batch], title):
-                found[:, part] = values
+    for first in tqdm(firsts, desc=title, disable=not progress or distributed.index() > 0):
+        part = order[first : first + rows_per_batch]
+        found[:, part] = layout.evaluate(reasoner.model, [rows[row] for row in part], pad, title)
     return distributed.summed(found.to(reasoner.device)).cpu().numpy()
+
+
+def log_probabilities(
+    reasoner: Reasoner,
+    prompts: Sequence[Sequence[int]],
+    queries: Sequence[Sequence[int]],
+    *,
+    documents_per_batch: int = 64,
+    progress: bool = True,
+) -> np.ndarray:
+    """(documents,) float32: `query_log_probabilities` of given queries, in batches of about one length."""
+    rows, layout = Documents(prompts, queries).rows, Layout(right_padded, tokens_of, query_log_probabilities, queries=1)
+    how = {"rows_per_batch": documents_per_batch, "title": "log-probabilities", "progress": progress}
+    return batched(reasoner, rows, layout, **how)[0]
 
 
 # The two documents of a preference pair: each after a prompt of its own (SEPARATE), or both after one (PREFIX_SHARED,
@@ -106,7 +107,6 @@ def batched(
 # From that repeated token on, a mask hides the chosen query and the token's first place, and positions are as if the
 # rejected query followed the prompt directly.
 
-TRIED = 2  # pairs by which the two layouts are compared
 # By how many nats a token's log-probability may change with the layout of its batch, by the type of the weights (where
 # all weights are trained, RG-DPO's policy begins from the same ones in float32).
 ROUNDING = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -177,23 +177,16 @@ def layout_for(model: nn.Module, rows: Sequence[dict], *, pad: int) -> Layout:
     the first of these rows; a model may also reject such a mask."""
     if model.config.get_text_config()._attn_implementation != "sdpa" or not full_attention(model.config):
         return SEPARATE
-    rows = rows[:TRIED]
-    separate = _evaluate(model, SEPARATE, rows, pad)
+    rows = rows[:2]
+    separate = SEPARATE.evaluate(model, rows, pad, "RG-DPO")
     try:
-        shared = _evaluate(model, PREFIX_SHARED, rows, pad)
+        shared = PREFIX_SHARED.evaluate(model, rows, pad, "RG-DPO")
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
         return SEPARATE
     gap = ((shared - separate).abs() / query_tokens(rows).view(2, -1)).max()
     return PREFIX_SHARED if gap <= rounding_of(model) else SEPARATE
-
-
-def _evaluate(model: nn.Module, layout: Layout, rows: Sequence[dict], pad: int) -> Tensor:
-    """(2, rows) on the CPU, in eval mode, in halves where memory is short."""
-    run = lambda part: layout.evaluate(model, part, pad)  # noqa: E731
-    with evaluating(model):
-        return torch.cat([found for _, found in retry_smaller(run, rows, "RG-DPO")], dim=1)
 
 
 def full_attention(config: PreTrainedConfig) -> bool:

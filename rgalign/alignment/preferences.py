@@ -3,24 +3,22 @@
 `scored` is always candidates (alignment.candidates) with a column `reward` (reward.score_candidates).
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from rgalign.alignment.candidates import assert_sessions_of, nonempty
 from rgalign.alignment.context import Context
-from rgalign.alignment.logprobs import Layout, batched, layout_for, query_tokens
 from rgalign.data.lists import Lists
-from rgalign.reasoner.batches import Documents, Rows
-from rgalign.reasoner.model import Reasoner, fingerprint
+from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
 from rgalign.seeding import derived
+
+COLUMNS = [
+    *("prompt", "chosen", "rejected", "reward_chosen", "reward_rejected", "source_chosen", "source_rejected"),
+    "session_id",  # TRL leaves it alone
+]
 
 
 def best_queries(context: Context, scored: pd.DataFrame) -> pd.DataFrame:
@@ -29,6 +27,30 @@ def best_queries(context: Context, scored: pd.DataFrame) -> pd.DataFrame:
     seed = derived(context.params.run.seed, "best of n")
     scored = scored[scored["session_id"].isin(lists.session_id.tolist())]
     return best_of_n(scored, train=lists, select=settings.select, min_reward=settings.min_reward, seed=seed)
+
+
+def best_of_n(
+    scored: pd.DataFrame, *, train: Lists, select: str = "best", min_reward: float | None = None, seed: int
+) -> pd.DataFrame:
+    """One row of `scored` a session: what RG-SFT learns to write. Empty queries and those without a reward are ignored.
+
+    train       the lists whose sessions these must be: development users and other parts are refused
+    select      best: the highest reward, the first of equal ones; random: as likely as it was sampled, the control
+                with as much data and without rewards [C]
+    min_reward  nats; sessions whose best query is below are left out, whatever is selected, so that the control learns
+                from the same sessions; None: none is left out
+    Sessions keep their order. Raises ValueError.
+    """
+    assert_sessions_of("best_of_n", scored["session_id"], train=train)
+    kept = scored[nonempty(scored) & scored["reward"].notna()].reset_index(drop=True)
+    if min_reward is not None:
+        best = kept.groupby("session_id")["reward"].transform("max")
+        kept = kept[best >= min_reward].reset_index(drop=True)
+    value = kept["reward"]
+    if select == "random":  # of exponential waiting times, the first to end is i in proportion to its rate
+        value = -np.random.default_rng(seed).exponential(size=len(kept)) / kept["count"]
+    first = value.groupby(kept["session_id"], sort=False).idxmax()
+    return kept.loc[first].reset_index(drop=True)
 
 
 def preference_pairs(context: Context, start: Reasoner, scored: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -46,130 +68,8 @@ def no_pairs() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def no_reference() -> pd.DataFrame:
-    """The empty table of `reference_log_probabilities`."""
-    return pd.DataFrame(columns=[*LOG_PROBABILITIES, "checkpoint", "pairs"])
-
-
-SIDES = ("chosen", "rejected")
-LOG_PROBABILITIES = ("reference_chosen", "reference_rejected")
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Preference pairs: two queries of one prompt, as token ids with the end id last, and their rewards (pairs,)."""
-
-    prompts: Sequence[Sequence[int]]
-    chosen: Sequence[Sequence[int]]
-    rejected: Sequence[Sequence[int]]
-    reward_chosen: np.ndarray
-    reward_rejected: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def digest(self) -> str:
-        """SHA-256 of tokens and rewards."""
-        ids = [[list(map(int, row)) for row in rows] for rows in (self.prompts, self.chosen, self.rejected)]
-        rewards = [list(map(float, values)) for values in (self.reward_chosen, self.reward_rejected)]
-        return sha256(json.dumps([ids, rewards]).encode()).hexdigest()
-
-
-def reference_log_probabilities(
-    reasoner: Reasoner, pairs: Pairs, *, pairs_per_batch: int = 32, progress: bool = True
-) -> pd.DataFrame:
-    """The log-probabilities that RG-DPO compares the policy with, one row a pair; to be stored as parquet.
-
-    Columns: reference_chosen, reference_rejected (float32: nats, summed over the query's tokens); checkpoint, pairs
-    (digests of what they were made from, so that another model's reference is refused).
-    """
-    rows = _documents(pairs)
-    layout = layout_for(reasoner.model, rows, pad=reasoner.tokenizer.pad_token_id)
-    both = batched(reasoner, rows, layout, rows_per_batch=pairs_per_batch, title="reference", progress=progress)
-    columns = dict(zip(LOG_PROBABILITIES, both, strict=True))
-    return pd.DataFrame({**columns, "checkpoint": fingerprint(reasoner), "pairs": pairs.digest()})
-
-
-def assert_reference_of(reference: pd.DataFrame, checkpoint: str, pairs: Pairs) -> None:
-    """Raise ValueError unless this is the reference of this checkpoint (a fingerprint) and these pairs."""
-    begin = "RG-DPO cannot begin: the reference"
-    again = "compute it again: reference_log_probabilities(reasoner, pairs)"
-    if len(reference) != len(pairs):
-        raise ValueError(f"{begin} has {len(reference)} rows for {len(pairs)} pairs; {again}")
-    for name, own in (("checkpoint", checkpoint), ("pairs", pairs.digest())):
-        if others := sorted(set(reference[name]) - {own}):
-            raise ValueError(f"{begin} is of {name} {others[0][:12]}; given is {name} {own[:12]}; {again}")
-
-
-class PairDocuments(Rows):
-    """One pair a row: two documents of one prompt, chosen first, their reference log-probabilities and rewards."""
-
-    def __init__(self, pairs: Pairs, reference: pd.DataFrame):
-        documents = _documents(pairs)
-        log_p = reference[list(LOG_PROBABILITIES)].to_numpy().tolist()
-        rewards = np.stack([pairs.reward_chosen, pairs.reward_rejected], axis=1).tolist()
-        rows = zip(documents, log_p, rewards, strict=True)
-        super().__init__([{**both, "reference": own, "reward": reward} for both, own, reward in rows])
-
-
-def _documents(pairs: Pairs) -> list[dict]:
-    """One pair a row: documents, chosen and rejected, rows of Documents."""
-    sides = [Documents(pairs.prompts, getattr(pairs, side)).rows for side in SIDES]
-    return [{"documents": both} for both in zip(*sides, strict=True)]
-
-
-def mean_chosen_tokens(rows: Sequence[dict]) -> dict[str, Tensor]:
-    """chosen_tokens (), float32: mean tokens of the chosen queries of a step, for each of its micro-batches."""
-    return {"chosen_tokens": query_tokens(rows)[: len(rows)].float().mean()}
-
-
-def collate_pairs(rows: Sequence[dict], pad: int, layout: Layout) -> dict[str, Tensor]:
-    """A batch of this layout, and beside it reference, reward and tokens of the queries, (2 * pairs,): chosen first."""
-    both = [(row, side) for side in (0, 1) for row in rows]
-    more = {name: torch.tensor([row[name][side] for row, side in both]) for name in ("reference", "reward")}
-    return {**layout.collate(rows, pad), **more, "tokens": query_tokens(rows)}
-
-
-COLUMNS = [
-    *("prompt", "chosen", "rejected", "reward_chosen", "reward_rejected", "source_chosen", "source_rejected"),
-    "session_id",  # TRL leaves it alone
-]
-
-
-def best(candidates: pd.DataFrame, seed: int) -> pd.Series:
-    """The candidate with the highest reward; the first of equal ones."""
-    return candidates["reward"]
-
-
-def random(candidates: pd.DataFrame, seed: int) -> pd.Series:
-    """A random candidate, as likely as it was sampled: the control with as much data and without rewards [C].
-
-    Of independent exponential waiting times, the first to end is i with a probability in proportion to its rate.
-    """
-    waited = np.random.default_rng(seed).exponential(size=len(candidates)) / candidates["count"]
-    return -waited
-
-
-SELECTIONS: dict[str, Callable[[pd.DataFrame, int], pd.Series]] = {"best": best, "random": random}
-
-
-def best_of_n(
-    scored: pd.DataFrame, *, train: Lists, select: str = "best", min_reward: float | None = None, seed: int
-) -> pd.DataFrame:
-    """One row of `scored` a session: what RG-SFT learns to write. Empty queries and those without a reward are ignored.
-
-    train       the lists whose sessions these must be: development users and other parts are refused
-    select      a name of SELECTIONS
-    min_reward  nats; sessions whose best query is below are left out, whatever is selected, so that the control learns
-                from the same sessions; None: none is left out
-    Sessions keep their order. Raises ValueError.
-    """
-    assert_sessions_of("best_of_n", scored["session_id"], train=train)
-    kept = scored[nonempty(scored) & scored["reward"].notna()]
-    if min_reward is not None:
-        kept = kept[kept.groupby("session_id")["reward"].transform("max") >= min_reward]
-    value = SELECTIONS[select](kept, seed).to_numpy()
-    first = kept.assign(value=value).reset_index(drop=True).groupby("session_id", sort=False)["value"].idxmax()
-    return kept.iloc[first.to_numpy()].reset_index(drop=True)
+    """The empty table of dpo.reference_log_probabilities."""
+    return pd.DataFrame(columns=["reference_chosen", "reference_rejected", "checkpoint", "pairs"])
 
 
 def pairs(
@@ -218,23 +118,6 @@ def pairs(
     return found, pd.DataFrame(left, columns=["filter", "of", "left"])
 
 
-def prompt_text(prompter: Prompter, ids: Sequence[int]) -> str:
-    """A prompt as text, control tokens included, for a library that tokenises by itself: the same ids again, unless a
-    customer wrote out a control token. A begin token that the tokenizer adds to every text is left out.
-    """
-    tokenizer = prompter.tokenizer
-    added = tokenizer("")["input_ids"][:1]
-    ids = ids[1:] if added and added == list(ids[:1]) else ids
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def to_pairs(frame: pd.DataFrame, prompts: Mapping[str, Sequence[int]], prompter: Prompter) -> Pairs:
-    """What `pairs` found, or a parquet table of it, as token ids for RG-DPO. prompts, prompter: see `pairs`."""
-    chosen, rejected = (prompter.queries(frame[side].tolist()) for side in ("chosen", "rejected"))
-    rewards = (frame[f"reward_{side}"].to_numpy(dtype=float) for side in ("chosen", "rejected"))
-    return Pairs([prompts[session] for session in frame["session_id"]], chosen, rejected, *rewards)
-
-
 def _best_and_worst(kept: pd.DataFrame) -> pd.DataFrame:
     """A row a session with two queries or more: its best (the first of equals) and its worst (the last of equals)."""
     ranked = kept.assign(session=pd.factorize(kept["session_id"])[0])
@@ -244,3 +127,13 @@ def _best_and_worst(kept: pd.DataFrame) -> pd.DataFrame:
     worst = ranked[(rank == last) & (last > 0)]
     found = worst.merge(ranked[rank == 0], on=["session", "session_id"], suffixes=("_rejected", "_chosen"))
     return found.rename(columns={"query_chosen": "chosen", "query_rejected": "rejected"})
+
+
+def prompt_text(prompter: Prompter, ids: Sequence[int]) -> str:
+    """A prompt as text, control tokens included, for a library that tokenises by itself: the same ids again, unless a
+    customer wrote out a control token. A begin token that the tokenizer adds to every text is left out.
+    """
+    tokenizer = prompter.tokenizer
+    added = tokenizer("")["input_ids"][:1]
+    ids = ids[1:] if added and added == list(ids[:1]) else ids
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

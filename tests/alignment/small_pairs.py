@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from small_trainings import dpo
 
-from rgalign.alignment.preferences import Pairs, reference_log_probabilities
+from rgalign.alignment.dpo import Pairs, reference_log_probabilities
 from rgalign.reasoner.model import Reasoner, tiny
 from rgalign.reasoner.tiny import build_tokenizer
 

@@ -19,9 +19,8 @@ from interrupted import Kill, Killed
 from small_pairs import CHOSEN, LORA, PROMPTS, REJECTED, TOKENIZER, Onlooker, align, text
 from trl import DPOConfig, DPOTrainer
 
-from rgalign.alignment.dpo import _accuracy
+from rgalign.alignment.dpo import _accuracy, reference_log_probabilities
 from rgalign.alignment.objectives import PairLogProbabilities
-from rgalign.alignment.preferences import reference_log_probabilities
 from rgalign.params import ROOT, ParamsError, check
 from rgalign.reasoner.model import fingerprint
 from rgalign.reasoner.trainer import CHECKPOINTING

@@ -13,7 +13,8 @@ from small_pairs import TOKENIZER, reasoner
 from tokenizers import processors
 from trl import DPOConfig, DPOTrainer
 
-from rgalign.alignment.preferences import COLUMNS, best_of_n, pairs, prompt_text, to_pairs
+from rgalign.alignment.dpo import to_pairs
+from rgalign.alignment.preferences import COLUMNS, best_of_n, pairs, prompt_text
 from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.trainer import CHECKPOINTING
 from rgalign.run.artifacts import write_table

@@ -12,8 +12,8 @@ from small_pairs import CHOSEN, PROMPTS
 from small_trainings import dpo, sft
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
+from rgalign.alignment.dpo import reference_log_probabilities
 from rgalign.alignment.logprobs import log_probabilities, query_log_probabilities
-from rgalign.alignment.preferences import reference_log_probabilities
 from rgalign.params_training import Lora
 from rgalign.reasoner.adapter import trainable, tuned
 from rgalign.reasoner.batches import Documents, right_padded
