@@ -48,14 +48,13 @@ def over_users(
     differences = np.asarray(differences, dtype=np.float64)
     weights = np.broadcast_to(np.asarray(weights, dtype=np.float64), differences.shape)
     shape = differences.shape[:-1]
-    user = _user_rows(users, differences.shape[-1])
-    if not len(user):
+    if not differences.shape[-1]:
         return Interval(*(np.full(shape, np.nan) for _ in Interval._fields))
-    sums = _user_sums(np.where(np.isnan(differences), 0, differences * weights), user)
     counted = weights if per is None else weights * np.broadcast_to(np.asarray(per, dtype=np.float64), weights.shape)
-    totals = _user_sums(np.where(np.isnan(differences), 0, counted), user)
-    drawn = [(count @ sums.T, count @ totals.T) for count in _draws(len(sums.T), replicates, seed)]
-    top, bottom = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    defined = ~np.isnan(differences)
+    sums = _by_user(np.where(defined, differences * weights, 0), users)
+    totals = _by_user(np.where(defined, counted, 0), users)
+    top, bottom = _resampled(sums, totals, replicates, seed)
     means = _ratio(top, bottom).reshape(replicates, *shape)
     return _percentiles(_ratio(sums.sum(axis=-1), totals.sum(axis=-1)).reshape(shape), means, level)
 
@@ -67,15 +66,13 @@ def over_seeds_and_users(differences, weights, users, *, seed: int, replicates: 
     With few seeds it is still too narrow: sampling n seeds again shows (n - 1) / n of their variance.
     """
     differences = np.asarray(differences, dtype=np.float64)
-    user = _user_rows(users, differences.shape[-1])
     undefined = np.isnan(differences).any(axis=0)
     weights = np.where(undefined, 0, np.asarray(weights, dtype=np.float64))
-    sums = _user_sums(np.where(undefined, 0, differences) * weights, user)
-    totals = _user_sums(weights[None], user)[0]
+    sums = _by_user(np.where(undefined, 0, differences) * weights, users)
+    totals = _by_user(weights, users)[0]
     seeds = len(sums)
     picked = np.random.default_rng([seed, 1]).multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
-    drawn = [(count @ sums.T, count @ totals) for count in _draws(len(totals), replicates, seed)]
-    top, bottom = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    top, bottom = _resampled(sums, totals, replicates, seed)
     means = _ratio((top * picked).sum(axis=1), bottom)
     return Interval(*map(float, _percentiles(_ratio(sums.mean(axis=0).sum(), totals.sum()), means, LEVEL)))
 
@@ -88,13 +85,11 @@ def over_worlds(world_means, standard_errors=None, *, level: float = LEVEL) -> T
                      None, or NaN in any world: not known, so there is no floor, and the interval is Student's
 
     With s^2 the variance of the world means and v_w the squared sampling errors, the variance of the mean is
-    max(s^2 / W, sum(v_w) / W^2), on W - 1 degrees of freedom. This is Hartung and Knapp's interval with max(1, q)
-    (Roever et al. 2015, BMC Medical Research Methodology 15:99) at equal weights: q = s^2 / mean(v_w), and
-    where all v_w are equal it is their interval with Paule and Mandel's estimate of the variance between worlds. The
-    floor is there because a few worlds can agree by luck more closely than the sessions of one world allow.
-    [C] Equal weights: worlds are exchangeable draws of one simulator, of one size, and the claim is about their mean.
-    Inverse-variance weights would let a world count more because its own sampling error was *estimated* small.
-    Raises ValueError for fewer than two worlds: one world says nothing of the spread between worlds.
+    max(s^2 / W, sum(v_w) / W^2), on W - 1 degrees of freedom: Hartung and Knapp's interval with max(1, q) (Roever et
+    al. 2015, BMC Medical Research Methodology 15:99) at equal weights, q = s^2 / mean(v_w). A few worlds can agree by
+    luck more closely than the sessions of one world allow: hence the floor. [C] Equal weights: worlds are exchangeable;
+    inverse-variance weights would let a world count more because its sampling error was *estimated* small.
+    Raises ValueError for fewer than two worlds.
     """
     values = np.asarray(world_means, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or np.isnan(values).any():
@@ -144,28 +139,26 @@ def _p_value(estimate: float, error: float, below) -> float:
     return float(2 * below(-abs(estimate) / error)) if error > 0 else 1.0
 
 
-def _user_rows(users, sessions: int) -> np.ndarray:
-    users = np.asarray(users)
-    if users.shape != (sessions,):
-        raise ValueError(f"users has the shape {users.shape}; expected {(sessions,)}, one a session")
-    return np.unique(users, return_inverse=True)[1]
-
-
-def _user_sums(values: np.ndarray, user: np.ndarray) -> np.ndarray:
+def _by_user(values: np.ndarray, users) -> np.ndarray:
     """(..., sessions) summed by user: (means, users)."""
-    flat = values.reshape(-1, values.shape[-1])
-    users = int(user.max(initial=-1)) + 1
-    return np.array([np.bincount(user, row, minlength=users) for row in flat]).reshape(len(flat), users)
+    sessions = values.shape[-1]
+    if np.shape(users) != (sessions,):
+        raise ValueError(f"users has the shape {np.shape(users)}; expected {(sessions,)}, one a session")
+    user = np.unique(users, return_inverse=True)[1]
+    return np.array([np.bincount(user, row) for row in values.reshape(-1, sessions)])
 
 
-def _draws(users: int, replicates: int, seed: int):
-    """How often each user was drawn, (some replicates, users) at a time."""
-    rng = np.random.default_rng(seed)
+def _resampled(sums: np.ndarray, totals: np.ndarray, replicates: int, seed: int) -> list[np.ndarray]:
+    """Both summed over the users of each replicate, drawn with replacement: (replicates, means)."""
+    users, rng = sums.shape[-1], np.random.default_rng(seed)
     step = max(1, _CHUNK_CELLS // max(1, users))
+    found = []
     for begin in range(0, replicates, step):
         rows = min(step, replicates - begin)
         drawn = rng.integers(users, size=(rows, users)) + users * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
+        times = np.bincount(drawn.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
+        found.append((times @ sums.T, times @ totals.T))
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def _ratio(top, bottom):

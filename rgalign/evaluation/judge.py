@@ -2,12 +2,10 @@
 
 IHR asks whether a written query leads to a gold intent (METHOD.md 4): that of a label, else of a simulator's truth,
 else the click. A query judge maps queries to similarities with every intent of the KB; `intent_hits` says whether a
-gold one is among the k nearest. The TF-IDF judge is the default: it is fitted on the KB alone, so it does not move with
-the model.
+gold one is among the k nearest. The default, TF-IDF, is fitted on the KB alone: it does not move with the model.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,64 +32,64 @@ IHR = ["ihr@1", "ihr@3"]
 DECIMALS = 5  # similarities are rounded, so that ties do not depend on the order of a sum
 
 
-class QueryJudge(ABC):
-    """Maps queries to their similarity with the KB's intents."""
+@dataclass(frozen=True, eq=False)
+class QueryJudge:
+    """Maps queries to their similarity with the KB's intents.
 
-    _intents: Any  # (intents, width), sparse or dense
+    compare  queries that are all different -> (queries, intents) in -1..1
+    """
+
+    compare: Callable[[list[str]], np.ndarray]
+    intents: int
 
     def similarity(self, queries: Sequence[str]) -> np.ndarray:
         """(queries, intents) float32 in -1..1; a row of NaN for an empty query."""
         row, different = pd.factorize(np.array(queries, dtype=object), use_na_sentinel=False)
         if not len(different):  # scikit-learn refuses to transform nothing
-            return np.empty((0, self._intents.shape[0]), dtype=np.float32)
-        found = np.round(self._similarity(list(different)), DECIMALS).astype(np.float32)
+            return np.empty((0, self.intents), dtype=np.float32)
+        found = np.round(self.compare(list(different)), DECIMALS).astype(np.float32)
         found[[not query.strip() for query in different]] = np.nan
         return found[row]
 
-    @abstractmethod
-    def _similarity(self, queries: list[str]) -> np.ndarray:
-        """(queries, intents), not rounded, of queries that are all different."""
 
-
-class TfidfJudge(QueryJudge):
-    """Cosine of TF-IDF vectors of words and pairs of neighbours, from the KB's titles and descriptions [C].
+def tfidf_judge(intents: pd.DataFrame) -> QueryJudge:
+    """By the cosine of TF-IDF vectors of words and pairs of neighbours, from the KB's titles and descriptions [C].
 
     intents  the KB: columns title, description; empty cells are fine
     Raises ValueError where no intent has a word.
     """
-
-    def __init__(self, intents: pd.DataFrame) -> None:
-        columns = [intents[name].astype(object) for name in ("title", "description")]
-        title, description = (column.where(column.notna(), "") for column in columns)
-        texts = (title + " " + description).tolist()
-        if not any(map(words_of, texts)):
-            raise ValueError(f"none of {len(texts)} intents has a word in title or description: nothing to judge by")
-        terms = {"tokenizer": words_of, "token_pattern": None, "lowercase": False, "ngram_range": (1, 2)}
-        self._vectorizer = TfidfVectorizer(**terms, dtype=np.float64)
-        self._intents = self._vectorizer.fit_transform(texts)
-
-    def _similarity(self, queries: list[str]) -> np.ndarray:
-        return (self._vectorizer.transform(queries) @ self._intents.T).toarray()
+    title, description = (intents[name].astype(object) for name in ("title", "description"))
+    texts = (title.where(title.notna(), "") + " " + description.where(description.notna(), "")).tolist()
+    if not any(map(words_of, texts)):
+        raise ValueError(f"none of {len(texts)} intents has a word in title or description: nothing to judge by")
+    terms = {"tokenizer": words_of, "token_pattern": None, "lowercase": False, "ngram_range": (1, 2)}
+    vectorizer = TfidfVectorizer(**terms, dtype=np.float64)
+    kb = vectorizer.fit_transform(texts)
+    return QueryJudge(lambda queries: (vectorizer.transform(queries) @ kb.T).toarray(), len(texts))
 
 
-class EmbeddingJudge(QueryJudge):
-    """Cosine of a reasoner's own embeddings: a query is read as an intent with this title and no description [C].
+def embedding_judge(reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame) -> QueryJudge:
+    """By the cosine of a reasoner's embeddings: a query is read as an intent with this title and no description [C].
 
     reasoner, prompter  of either kind; the prompter is bound to the reasoner's tokenizer
     intents             the KB: columns intent_id, title, description
     """
 
-    def __init__(self, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame) -> None:
-        self._reasoner, self._prompter = reasoner, prompter
-        self._intents = self._embed(intents)
-
-    def _similarity(self, queries: list[str]) -> np.ndarray:
-        texts = pd.DataFrame({"intent_id": "query", "title": queries, "description": ""}, dtype=object)
-        return self._embed(texts) @ self._intents.T
-
-    def _embed(self, texts: pd.DataFrame) -> np.ndarray:
-        vectors = embed(self._reasoner, self._prompter.intents(texts), progress=False).astype(np.float64)
+    def embedded(texts: pd.DataFrame) -> np.ndarray:
+        vectors = embed(reasoner, prompter.intents(texts), progress=False).astype(np.float64)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    kb = embedded(intents)
+
+    def compare(queries: list[str]) -> np.ndarray:
+        return embedded(pd.DataFrame({"intent_id": "query", "title": queries, "description": ""}, dtype=object)) @ kb.T
+
+    return QueryJudge(compare, len(intents))
+
+
+def query_judge(name: str, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame) -> QueryJudge:
+    """name: evaluation.ihr_judge, tfidf | embedding"""
+    return tfidf_judge(intents) if name == "tfidf" else embedding_judge(reasoner, prompter, intents)
 
 
 def intent_hits(similarity: np.ndarray, gold: np.ndarray, exists: np.ndarray | None, k: int) -> np.ndarray:
@@ -113,10 +111,6 @@ def intent_hits(similarity: np.ndarray, gold: np.ndarray, exists: np.ndarray | N
     gold, empty = gold & exists, np.isnan(similarity).all(axis=1)
     hits = hit_at(np.where(empty[:, None], 0, similarity), gold, exists, k)
     return np.where(empty & gold.any(axis=1), 0.0, hits)
-
-
-def query_judge(name: str, reasoner: Reasoner, prompter: Prompter, intents: pd.DataFrame) -> QueryJudge:
-    return TfidfJudge(intents) if name == "tfidf" else EmbeddingJudge(reasoner, prompter, intents)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,16 +3,7 @@
 CTR@k = clicks on the k intents shown, divided by impressions of them. The item-position model: a click depends on the
 session, the intent and its position, not on the rest of the list (Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay,
 Wen 2018, "Offline evaluation of ranking policies with click models"). So a target slot counts where the log happened
-to show the same intent at the same position, with the weight w = 1 / propensity, and 0 elsewhere:
-
-ips    mean of w * clicked (Horvitz & Thompson 1952). Unbiased where every target slot had a chance to be logged.
-snips  sum of w * clicked / sum of w (Swaminathan & Joachims 2015). Never above 1; bias of order 1 / effective sample.
-dr     mean of q + w * (clicked - q), q the predicted click probability of the target slot (Dudik, Langford & Li 2011;
-       Dudik, Erhan, Langford & Li 2014). Unbiased as IPS is, whatever q; the better q, the smaller the variance.
-
-Clipping w at `clip` (evaluation.experiment.clip) trades variance for bias: IPS then reads too low, DR leans on q. It
-bounds what one slot can do: IPS lies in [0, clip], DR in [1 - clip, clip], SNIPS in [0, 1] with or without. Where few
-slots match, with weights in the hundreds, intervals can be too short: look at effective_sample_size first.
+to show the same intent at the same position, with the weight w = 1 / propensity, and 0 elsewhere (`estimates`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,6 +25,13 @@ from rgalign.shopworld.traffic import Traffic
 
 FITTED_ON = ("train", "dev")
 LEAST = np.log(1e-6)  # log-probabilities are clipped here
+LARGEST = 1e12  # a weight where none is clipped: its square, summed over a log, is still a number [C]
+MEANS = ("standard_error", "effective_sample_size", "matched", "clipped")  # of `estimates`, in `over_logs`
+_MISSING = (
+    "impressions.parquet of {name!r} has no column propensity = P(this intent at this position | session), as the "
+    "policy that wrote the log drew it. Without it nobody can say what another ranker would have earned. Nothing was "
+    "estimated. Log it where the lists are drawn, by a policy that explores; for this log there is only an A/B test"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +87,6 @@ def _log_p(scores: np.ndarray, rows: int) -> np.ndarray:
         raise ValueError(f"scores has the shape {scores.shape} and {wrong} NaN or inf; expected ({rows}, KB)")
     nothing = np.isneginf(scores).all(axis=1, keepdims=True)  # an empty KB: all equally unlikely
     return np.where(nothing, LEAST, log_softmax(np.where(nothing, 0, scores), axis=1).clip(min=LEAST))
-
-
-LARGEST = 1e12  # a weight where none is clipped: its square, summed over a log, is still a number [C]
-_MISSING = (
-    "impressions.parquet of {name!r} has no column propensity = P(this intent at this position | session), as the "
-    "policy that wrote the log drew it. Without it nobody can say what another ranker would have earned. Nothing was "
-    "estimated. Log it where the lists are drawn, by a policy that explores; for this log there is only an A/B test"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,46 +154,47 @@ def slot_weights(log: Log, target: np.ndarray, clip: float | None = None) -> np.
         raise ValueError(f"target has {int((target < 0).sum())} slots without an intent; a ranker fills every slot")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is {clip}; expected the largest weight allowed, above 0, or None")
-    k, largest = target.shape[1], LARGEST if clip is None else min(clip, LARGEST)
-    propensity = np.maximum(log.propensity[:, :k], 1 / largest)  # before it is inverted: 1 / 5e-324 is no number
+    k = target.shape[1]
+    propensity = np.maximum(log.propensity[:, :k], _least(clip))  # before it is inverted: 1 / 5e-324 is no number
     return np.divide(1, propensity, out=np.zeros(target.shape), where=log.shown[:, :k] == target)
 
 
-def share_clipped(log: Log, targets: Iterable[np.ndarray], clip: float | None = None) -> float:
-    """Of the slots that the log shows as these targets do, the share whose weight `clip` makes smaller; 0 of none."""
-    largest, matched, beyond = LARGEST if clip is None else min(clip, LARGEST), 0, 0
-    for target in targets:
-        shown = log.shown[:, : target.shape[1]] == target
-        matched += shown.sum()
-        beyond += (log.propensity[:, : target.shape[1]][shown] < 1 / largest).sum()
-    return float(beyond / matched) if matched else 0.0
+def _least(clip: float | None) -> float:
+    """The propensity below which a weight is clipped."""
+    return 1 / (LARGEST if clip is None else min(clip, LARGEST))
 
 
 def estimates(
     log: Log, target: np.ndarray, predicted: np.ndarray | None = None, *, clip: float | None = None
 ) -> pd.DataFrame:
-    """CTR@k of a ranker's lists, one row an estimator: ips, snips, and dr where there is a direct model.
+    """CTR@k of a ranker's lists, one row an estimator:
+
+    ips    mean of w * clicked (Horvitz & Thompson 1952). Unbiased where every target slot had a chance to be logged.
+    snips  sum of w * clicked / sum of w (Swaminathan & Joachims 2015). Bias of order 1 / effective sample. NaN where
+           nothing matched.
+    dr     mean of q + w * (clicked - q), q the predicted click probability of the target slot (Dudik, Langford & Li
+           2011; Dudik, Erhan, Langford & Li 2014): unbiased as IPS, whatever q; the better q, the smaller the variance
 
     target     (sessions, k) rows in intents.parquet, from position 0 on
-    predicted  (sessions, k) the direct model's P(click) of each target slot, made without the clicks of `log`
-    Columns: estimator, value, standard_error, low, high (`_row`); and of the weights, alike in all rows:
-    effective_sample_size  (sum of w)^2 / sum of w^2, in impressions (Kish)
+    predicted  (sessions, k) the direct model's P(click) of each target slot, made without the clicks of `log`; None:
+               there is no dr
+    clip       the largest w (evaluation.experiment.clip): trades variance for bias. IPS then reads too low, DR leans
+               on q. It bounds what one slot can do: IPS lies in [0, clip], DR in [1 - clip, clip], SNIPS in [0, 1]
+    Columns: estimator, value, standard_error, low, high (NaN where there is one user), and of the weights
+    effective_sample_size  (sum of w)^2 / sum of w^2, in impressions (Kish). Look at it first: where few slots match,
+                           with weights in the hundreds, intervals can be too short
     matched                share of target slots that the log shows
     mean_weight            has the mean 1 if every target slot had a chance to be logged; far below 1: it had none, or
                            clipping took it; far above 1: the propensities are wrong
-    clipped                share of the matched slots whose weight was clipped
-    SNIPS is NaN where nothing matched, a standard error where there is one user; no weight makes a NaN.
+    clipped                share of the matched slots whose weight was clipped; 0 of none
     """
     weight = slot_weights(log, target, clip)
-    user = np.unique(log.users, return_inverse=True)[1]
-    terms = _linearised(log, weight, _probabilities(predicted, weight.shape))
-    rows = [_row(name, value, influence, user) for name, (value, influence) in terms.items()]
     squares = (weight**2).sum()
-    return pd.DataFrame(rows).assign(
+    return _rows(log, _linearised(log, weight, predicted)).assign(
         effective_sample_size=weight.sum() ** 2 / squares if squares else 0.0,
         matched=(weight > 0).mean(),
         mean_weight=weight.mean(),
-        clipped=share_clipped(log, [np.asarray(target)], clip),
+        clipped=_share_clipped(log, [target], clip),
     )
 
 
@@ -216,24 +207,19 @@ def differences(
     Arguments and columns as in `estimates`; of those of the weights `clipped` alone, over the slots of both. The
     interval is paired: where both rankers show the same, nothing is uncertain.
     """
-    user = np.unique(log.users, return_inverse=True)[1]
     one, other = (
-        _linearised(log, weight, _probabilities(q, weight.shape))
-        for weight, q in zip((slot_weights(log, own, clip) for own in targets), predicted or (None, None), strict=True)
+        _linearised(log, slot_weights(log, target, clip), q)
+        for target, q in zip(targets, predicted or (None, None), strict=True)
     )
-    rows = [_row(name, one[name][0] - other[name][0], one[name][1] - other[name][1], user) for name in one]
-    return pd.DataFrame(rows).assign(clipped=share_clipped(log, [np.asarray(own) for own in targets], clip))
+    apart = {name: (one[name][0] - other[name][0], one[name][1] - other[name][1]) for name in one}
+    return _rows(log, apart).assign(clipped=_share_clipped(log, targets, clip))
 
 
-def _probabilities(predicted: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
-    if predicted is None:
-        return None
-    predicted = np.asarray(predicted, dtype=np.float64)
-    if predicted.shape != shape:
-        raise ValueError(f"predicted has the shape {predicted.shape}; expected {shape}, one a target slot")
-    if wrong := int((~((predicted >= 0) & (predicted <= 1))).sum()):
-        raise ValueError(f"predicted is outside [0, 1] or NaN in {wrong} of {predicted.size} slots; expected P(click)")
-    return predicted
+def _share_clipped(log: Log, targets: Iterable[np.ndarray], clip: float | None) -> float:
+    slots = [(slice(None), slice(np.shape(target)[1])) for target in targets]
+    matched = [log.propensity[at][log.shown[at] == target] for at, target in zip(slots, targets, strict=True)]
+    small = np.concatenate(matched) < _least(clip)
+    return float(small.mean()) if len(small) else 0.0
 
 
 def _linearised(log: Log, weight: np.ndarray, predicted: np.ndarray | None) -> dict[str, tuple[float, np.ndarray]]:
@@ -242,7 +228,12 @@ def _linearised(log: Log, weight: np.ndarray, predicted: np.ndarray | None) -> d
     earned = (weight * clicked).mean(axis=1)
     terms = {"ips": (earned, each), "snips": (earned, weight.mean(axis=1))}
     if predicted is not None:
-        terms["dr"] = ((predicted + weight * (clicked - predicted)).mean(axis=1), each)
+        q = np.asarray(predicted, dtype=np.float64)
+        if q.shape != weight.shape:
+            raise ValueError(f"predicted has the shape {q.shape}; expected {weight.shape}, one a target slot")
+        if wrong := int((~((q >= 0) & (q <= 1))).sum()):
+            raise ValueError(f"predicted is outside [0, 1] or NaN in {wrong} of {q.size} slots; expected P(click)")
+        terms["dr"] = ((q + weight * (clicked - q)).mean(axis=1), each)
     found = {}
     for name, (top, bottom) in terms.items():
         total = bottom.sum() or np.nan  # nothing matched: SNIPS is undefined
@@ -251,16 +242,20 @@ def _linearised(log: Log, weight: np.ndarray, predicted: np.ndarray | None) -> d
     return found
 
 
-def _row(name: str, value: float, influence: np.ndarray, user: np.ndarray) -> dict:
+def _rows(log: Log, linearised: dict[str, tuple[float, np.ndarray]]) -> pd.DataFrame:
     """Student's t interval of 95 % by linearisation, sessions of a user together [C: no resampling, so no seed].
 
     With an effective sample of about 55 impressions it held the truth in about 88 % of logs (notebook 10).
     """
-    by_user = np.bincount(user, influence)
-    free = len(by_user) - 1
-    error = float(np.sqrt((by_user**2).sum() * len(by_user) / free)) if free else np.nan
-    half = float(student.ppf((1 + LEVEL) / 2, free)) * error if free else np.nan
-    return {"estimator": name, "value": value, "standard_error": error, "low": value - half, "high": value + half}
+    user = np.unique(log.users, return_inverse=True)[1]
+    rows = []
+    for name, (value, influence) in linearised.items():
+        by_user = np.bincount(user, influence)
+        free = len(by_user) - 1
+        error = float(np.sqrt((by_user**2).sum() * len(by_user) / free)) if free else np.nan
+        half = float(student.ppf((1 + LEVEL) / 2, free)) * error if free else np.nan
+        rows.append((name, value, error, value - half, value + half))
+    return pd.DataFrame(rows, columns=["estimator", "value", "standard_error", "low", "high"])
 
 
 def over_logs(
@@ -282,15 +277,22 @@ def over_logs(
         raise ValueError(f"logs is {logs}; a spread over logs needs two or more")
     if against is not None and against not in targets:
         raise ValueError(f"against is {against!r}; expected one of {', '.join(targets)}")
-    others = [name for name in targets if against is not None and name != against]
+    predicted = predicted or {}
     truth = {(name, None): traffic.ctr(shown) for name, shown in targets.items()}
-    truth |= {(name, against): truth[name, None] - truth[against, None] for name in others}
+    for name in targets if against is not None else ():
+        if name != against:
+            truth[name, against] = truth[name, None] - truth[against, None]
     found = {key: [] for key in truth}
     for number in tqdm(range(logs), "logs", unit="log", delay=5, disable=not progress):
         drawn = traffic.relog(np.random.default_rng([seed, number]))
         log = Log(drawn.candidates, drawn.clicked, drawn.propensity, traffic.users)
         for name, other in truth:
-            found[name, other].append(_one(log, name, other, targets, predicted or {}, clip))
+            if other is None:
+                table = estimates(log, targets[name], predicted.get(name), clip=clip)
+            else:
+                both = (predicted[name], predicted[other]) if {name, other} <= set(predicted) else None
+                table = differences(log, (targets[name], targets[other]), both, clip=clip)
+            found[name, other].append(table)
     return pd.DataFrame(
         {"ranker": name, "against": other, "estimator": estimator, **_summary(table, truth[name, other])}
         for (name, other), tables in found.items()
@@ -298,22 +300,18 @@ def over_logs(
     )
 
 
-def _one(
-    log: Log, name: str, other: str | None, targets: Mapping, predicted: Mapping, clip: float | None
-) -> pd.DataFrame:
-    if other is None:
-        return estimates(log, targets[name], predicted.get(name), clip=clip)
-    both = (predicted[name], predicted[other]) if name in predicted and other in predicted else None
-    return differences(log, (targets[name], targets[other]), both, clip=clip)
-
-
 def _summary(table: pd.DataFrame, truth: float) -> dict[str, float]:
     """What `over_logs` says of one estimator of one figure; `table` has its row in every log."""
     table = table.dropna(subset="value")
     error, inside = table["value"] - truth, (table["low"] <= truth) & (truth <= table["high"])
-    found = {"truth": truth, "mean": table["value"].mean(), "bias": error.mean()}
-    found |= {"standard_deviation": table["value"].std(), "rmse": float(np.sqrt((error**2).mean()))}
-    found |= {"coverage": inside.mean()}
-    for name in ("standard_error", "effective_sample_size", "matched", "clipped"):
-        found[name] = table[name].mean() if name in table else np.nan
-    return found | {"logs": len(table)}
+    means = {name: table[name].mean() if name in table else np.nan for name in MEANS}
+    return {
+        "truth": truth,
+        "mean": table["value"].mean(),
+        "bias": error.mean(),
+        "standard_deviation": table["value"].std(),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "coverage": inside.mean(),
+        **means,
+        "logs": len(table),
+    }

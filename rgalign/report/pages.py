@@ -4,6 +4,7 @@ The templates escape every value: what customers wrote is shown, never obeyed.
 """
 
 import base64
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,21 @@ def write(run: Path) -> tuple[Path, Path]:
     """Write report.html and model_card.md into the run. Raises ArtifactError where notebook 09 has not run there."""
     values = contents(run)
     paths = run / "report.html", run / "model_card.md"
-    for path in paths:
-        artifacts.write_text(path, _templates(path.suffix == ".html").get_template(f"{path.name}.j2").render(values))
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    for path in paths:  # a model card quotes no customer, so only HTML is escaped
+        html = path.suffix == ".html"
+        pages = Environment(
+            loader=loader, autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        pages.filters["masked"] = masked
+        for name, form in (("figure", "{:.4f}"), ("signed", "{:+.4f}"), ("percent", "{:+.1%}")):
+            pages.filters[name] = partial(_number, form)
+        artifacts.write_text(path, pages.get_template(f"{path.name}.j2").render(values))
     return paths
+
+
+def _number(form: str, value: float) -> str:
+    return "" if pd.isna(value) else form.format(value).replace("%", " %")
 
 
 def contents(run: Path) -> dict[str, Any]:
@@ -56,6 +69,11 @@ def contents(run: Path) -> dict[str, Any]:
     place = [*MODELS, *LABELS].index
     by_pair = whole[whole.metric.isin(LABELS)].sort_values(["model", "metric"], key=lambda column: column.map(place))
     pairs = {pair: own.set_index("metric", drop=False).to_dict("index") for pair, own in whole.groupby(PAIR)}
+    online = _online(run, stages, params)
+    warned = [table for table in writing_checks.TABLES if maker(table).name in stages and (run / table).is_file()]
+    writing = writing_checks.joined(*(pd.read_parquet(run / table) for table in warned)).drop_duplicates("warning")
+    aligned = params.alignment
+    recipe = [name for section, name in STEPS.items() if getattr(aligned, section).use]
     return {
         "run": run.name,
         "folder": artifacts.portable(run.resolve()),
@@ -74,15 +92,15 @@ def contents(run: Path) -> dict[str, Any]:
         "compared": len(labelled),
         "paper": PAPER,
         "ours": [
-            (MODELS[model], MODELS[other], pairs.get((model, other), {}), _online(run, stages, params, model, other))
+            (MODELS[model], MODELS[other], pairs.get((model, other), {}), online.get((model, other)))
             for model, other in OURS
         ],
         "figures": figures(run),
-        "writing": _writing(run, stages).to_dict("records"),
+        "writing": writing.to_dict("records"),
         "examples": _examples(run),
         "stages": [{"name": name, **stages[name]} for name in STAGES if name in stages],
         "params": dump(params),
-        "recipe": _recipe(params),
+        "recipe": [*recipe, f"closed loop ({aligned.loop.ranker} ranker)"] if aligned.loop.rounds else [],
     }
 
 
@@ -136,16 +154,15 @@ def _simple(results: pd.DataFrame, compared: pd.DataFrame) -> dict[str, Any] | N
     """
     name = best_untrained(results)
     gauc = gauc_differences(compared)
-    against = gauc[(gauc["against"] == name) & ~gauc["model"].str.contains("/")]
-    if name is None or against.empty:
+    rows = gauc[(gauc.against == name) & ~gauc.model.str.contains("/")]
+    if name is None or rows.empty:
         return None
-    order = against["model"].map(list(MODELS).index)
+    rows = rows.sort_values("model", ascending=False, key=lambda column: column.map(list(MODELS).index))
     outcome = {"gain": "beats", "loss": "loses to"}
-    rows = against.assign(order=order).sort_values("order", ascending=False)
-    rows["outcome"] = [outcome.get(says.split()[0], UNDECIDED) for says in rows["says"]]
-    valid = results[(results["split"] == "valid") & (results["slice"] == "all") & (results["metric"] == "gauc")]
-    on_valid = valid[valid["model"] == name]["value"].mean()
-    known = [other for other in UNTRAINED if other in set(valid["model"])]
+    rows = rows.assign(outcome=[outcome.get(says.split()[0], UNDECIDED) for says in rows.says])
+    valid = results[(results.split == "valid") & (results.slice == "all") & (results.metric == "gauc")]
+    known = [other for other in UNTRAINED if other in set(valid.model)]
+    on_valid = valid[valid.model == name].value.mean()
     return {"name": name, "of": known, "on_valid": on_valid, "rows": rows.to_dict("records")}
 
 
@@ -178,20 +195,14 @@ def _changed_params(stages: dict, name: str, params: Params) -> str:
     return params_changes(stages[name]["params"], stage_params(STAGES[name], params))
 
 
-def _online(run: Path, stages: dict, params: Params, model: str, against: str) -> dict[str, float] | None:
-    """What notebook 10's simulated experiment found of a pair; None where there was none with these params."""
+def _online(run: Path, stages: dict, params: Params) -> dict[tuple[str, str], dict[str, float]]:
+    """What notebook 10's simulated experiment found of each pair of models; empty where none ran with these params."""
     there = ONLINE in stages and (run / "tables/experiment.parquet").is_file()
     if not there or _changed_params(stages, ONLINE, params):
-        return None
+        return {}
     found = read(run, "experiment")
-    own = found[(found.treatment == model) & (found.control == against) & (found.method == "plain")]
-    return own.iloc[0].to_dict() if len(own) else None
-
-
-def _writing(run: Path, stages: dict) -> pd.DataFrame:
-    """The warnings of notebooks 02, 05 and 06 that the language model cannot write, each once."""
-    there = [table for table in writing_checks.TABLES if maker(table).name in stages and (run / table).is_file()]
-    return writing_checks.joined(*(pd.read_parquet(run / table) for table in there)).drop_duplicates("warning")
+    rows = found[found.method == "plain"].to_dict("records")
+    return {(row["treatment"], row["control"]): row for row in rows}
 
 
 def _examples(run: Path) -> list[dict]:
@@ -207,22 +218,3 @@ def _examples(run: Path) -> list[dict]:
         greedy = next((row for _, row in own[(own.candidate < 0) & (own.source == "main")].iterrows()), None)
         rows.append({"session": session, "greedy": greedy, "best": ordered.iloc[-1], "worst": ordered.iloc[0]})
     return rows
-
-
-def _recipe(params: Params) -> list[str]:
-    """The steps of the alignment that the run went through, in words."""
-    how = params.alignment
-    used = [name for section, name in STEPS.items() if getattr(how, section).use]
-    return [*used, f"closed loop ({how.loop.ranker} ranker)"] if how.loop.rounds else []
-
-
-def _templates(escape: bool) -> Environment:
-    """Undefined names are errors. escape: for HTML; a model card quotes no customer."""
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    how = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=loader, autoescape=escape, **how)
-    environment.filters["masked"] = masked
-    environment.filters["figure"] = lambda value: "" if pd.isna(value) else f"{value:.4f}"
-    environment.filters["signed"] = lambda value: "" if pd.isna(value) else f"{value:+.4f}"
-    environment.filters["percent"] = lambda value: "" if pd.isna(value) else f"{100 * value:+.1f} %"
-    return environment

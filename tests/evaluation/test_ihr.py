@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgalign.evaluation.judge import EmbeddingJudge, TfidfJudge, intent_hits
+from rgalign.evaluation.judge import embedding_judge, intent_hits, tfidf_judge
 from rgalign.reasoner.model import tiny
 from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.tiny import build_tokenizer
@@ -68,7 +68,7 @@ def test_shapes_that_differ_and_half_missing_similarities_are_refused():
 
 def test_the_tfidf_judge_finds_the_intent_and_says_nothing_of_empty_queries():
     queries = ["track MY parcel!", "จัดส่งล่าช้า", "", "  ", "refund a parcel", "zzz", "track MY parcel!"]
-    similarity = TfidfJudge(KB).similarity(queries)
+    similarity = tfidf_judge(KB).similarity(queries)
     assert similarity.shape == (7, 4)
     assert similarity.dtype == np.float32
     assert similarity[[0, 1, 4]].argmax(axis=1).tolist() == [0, 3, 1]
@@ -82,18 +82,18 @@ def test_tfidf_similarity_by_hand():
     kb = pd.DataFrame({"title": ["a b", "a"], "description": ["", ""]})
     rare, common = np.log(3 / 2) + 1, 1.0  # scikit-learn's smoothed idf: a is in both, b and "a b" in one
     expected = common / np.sqrt(common**2 + 2 * rare**2)
-    np.testing.assert_allclose(TfidfJudge(kb).similarity(["a"]), [[expected, 1]], atol=1e-5)
+    np.testing.assert_allclose(tfidf_judge(kb).similarity(["a"]), [[expected, 1]], atol=1e-5)
 
 
 def test_equal_intents_tie_whatever_the_order_of_the_kb():
     doubled = pd.concat([KB, KB], ignore_index=True)
-    similarity = TfidfJudge(doubled).similarity(["where is my refund parcel now"])
+    similarity = tfidf_judge(doubled).similarity(["where is my refund parcel now"])
     np.testing.assert_array_equal(similarity[:, :4], similarity[:, 4:])
 
 
 def test_a_kb_without_a_word_cannot_judge():
     with pytest.raises(ValueError, match="none of 2 intents has a word"):
-        TfidfJudge(pd.DataFrame({"title": ["", None], "description": ["-", "!"]}))
+        tfidf_judge(pd.DataFrame({"title": ["", None], "description": ["-", "!"]}))
 
 
 def test_the_embedding_judge_knows_a_title_again():
@@ -101,7 +101,7 @@ def test_the_embedding_judge_knows_a_title_again():
     reasoner = tiny(build_tokenizer(dict.fromkeys(words, 5)), hidden=16, layers=1, heads=2, seed=0)
     prompter = Prompter(reasoner.tokenizer, features=["note"], kinds={"note": "text"})
     kb = KB.iloc[:3].assign(description="")
-    similarity = EmbeddingJudge(reasoner, prompter, kb).similarity(["Change address", "", "Track my parcel"])
+    similarity = embedding_judge(reasoner, prompter, kb).similarity(["Change address", "", "Track my parcel"])
     assert similarity.shape == (3, 3)
     assert similarity.dtype == np.float32
     np.testing.assert_allclose(similarity[[0, 2], [2, 0]], 1, atol=1e-4)
@@ -112,7 +112,7 @@ def test_the_embedding_judge_knows_a_title_again():
 def test_no_queries_are_no_rows():
     reasoner = tiny(build_tokenizer({"parcel": 5}), hidden=16, layers=1, heads=2, seed=0)
     prompter = Prompter(reasoner.tokenizer, features=["note"], kinds={"note": "text"})
-    for judge in (TfidfJudge(KB), EmbeddingJudge(reasoner, prompter, KB)):
+    for judge in (tfidf_judge(KB), embedding_judge(reasoner, prompter, KB)):
         similarity = judge.similarity([])
         assert similarity.shape == (0, 4)
         assert intent_hits(similarity, np.zeros((0, 4), dtype=bool), None, 1).shape == (0,)
