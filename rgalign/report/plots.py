@@ -35,14 +35,13 @@ SPLIT_STYLE = {"train": ("#56B4E9", ""), "valid": ("#E69F00", "//"), "test": ("#
 
 def sessions_by_day(days: pd.DataFrame) -> Figure:
     """Sessions a day, coloured by split. days: columns day (datetime), split, sessions."""
-    figure, (axes,) = panels_of(1, width=8, height=2.8)
+    axes = panel((8, 2.8), "Sessions by day and split", "day", "sessions")
     for split, (colour, hatch) in SPLIT_STYLE.items():
         if len(part := days[days.split == split]):
             axes.bar(part.day, part.sessions, width=0.9, color=colour, hatch=hatch, edgecolor="white", label=split)
-    axes.set(title="Sessions by day and split", xlabel="day", ylabel="sessions")
     legend_beside(axes)
-    figure.autofmt_xdate()
-    return figure
+    axes.figure.autofmt_xdate()
+    return axes.figure
 
 
 def feature_values(counts: pd.DataFrame) -> Figure:
@@ -62,29 +61,27 @@ def feature_values(counts: pd.DataFrame) -> Figure:
 
 def intent_clicks(intents: pd.DataFrame) -> Figure:
     """Clicks in train of each intent, most clicked first. intents: columns clicks, group (head | tail | cold)."""
-    figure, (axes,) = panels_of(1, width=8, height=3)
+    axes = panel((8, 3), "A few intents get most clicks", "intent, by rank", "clicks in train + 0.5")
     ordered = intents.sort_values("clicks", ascending=False, kind="stable").reset_index(drop=True)
     for group, colour, hatch in (("head", "#56B4E9", ""), ("tail", "#E69F00", "//"), ("cold", "#D55E00", "xx")):
         part = ordered[ordered.group == group]
         style = {"color": colour, "hatch": hatch, "edgecolor": "white", "label": f"{group} ({len(part)})"}
         axes.bar(part.index, part.clicks + 0.5, width=0.9, **style)
     axes.set_yscale("log")
-    axes.set(title="A few intents get most clicks", xlabel="intent, by rank", ylabel="clicks in train + 0.5")
     axes.legend(frameon=False, title="intents")
-    return figure
+    return axes.figure
 
 
 def clicks_by_position(rates: pd.DataFrame) -> Figure:
     """Click rate by position. rates: columns position, lists (a label), rate, error (standard error)."""
-    figure, (axes,) = panels_of(1, width=6, height=3)
+    axes = panel((6, 3), "Clicks by position", "position in the list (1 = top)", "click rate (95 % interval)")
     styles = zip(("#0072B2", "#D55E00", "#009E73"), "os^", ("-", "--", ":"), strict=True)
     for (label, part), (colour, marker, line) in zip(rates.groupby("lists", sort=False), styles, strict=False):
         style = {"color": colour, "marker": marker, "linestyle": line, "label": label, "capsize": 2}
         axes.errorbar(part.position + 1, part.rate, 1.96 * part.error, **style)
-    axes.set(title="Clicks by position", xlabel="position in the list (1 = top)", ylabel="click rate (95 % interval)")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    return figure
+    return axes.figure
 
 
 def learning_curves(curves: pd.DataFrame) -> Figure:
@@ -102,7 +99,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
 
 def search_results(trials: pd.DataFrame) -> Figure:
     """GAUC on valid of every configuration that was tried. trials: columns model, trial, valid_gauc."""
-    figure, (axes,) = panels_of(1, width=6, height=2.6)
+    axes = panel((6, 2.6), "The search: every configuration tried", "GAUC on valid")
     models = list(dict.fromkeys(trials.model))
     for row, model in enumerate(models):
         part = trials[trials.model == model]
@@ -112,8 +109,7 @@ def search_results(trials: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(models)), models)
     axes.set_ylim(-0.5, len(models) - 0.3)
     axes.margins(x=0.15)
-    axes.set(title="The search: every configuration tried", xlabel="GAUC on valid")
-    return figure
+    return axes.figure
 
 
 def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
@@ -137,14 +133,13 @@ def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
 def differences(comparisons: pd.DataFrame, title: str) -> Figure:
     """Paired differences with their 95 % intervals. comparisons: columns label, difference, ci_low, ci_high."""
-    figure, (axes,) = panels_of(1, width=7, height=0.9 + 0.32 * len(comparisons))
+    axes = panel((7, 0.9 + 0.32 * len(comparisons)), title, "difference (95 % interval); right of zero: better")
     rows = np.arange(len(comparisons))[::-1]
     axes.errorbar(comparisons.difference, rows, xerr=_to_ends(comparisons), fmt="o", color="#0072B2", capsize=3)
     axes.axvline(0, color="#000000", linewidth=0.8, linestyle="--")
     axes.set_yticks(rows, comparisons.label)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set(title=title, xlabel="difference (95 % interval); right of zero: better")
-    return figure
+    return axes.figure
 
 
 def _to_ends(table: pd.DataFrame) -> np.ndarray:
@@ -157,21 +152,20 @@ def gain_by_distance(comparisons: pd.DataFrame) -> Figure:
 
     comparisons  columns label, model, distance, difference, ci_low, ci_high
     """
-    figure, (axes,) = panels_of(1, width=7, height=3)
+    axes = panel((7, 3), "Gain against distance", ylabel="difference in GAUC (95 % interval)")
+    axes.set_xlabel("distance between the LM's chats and this shop (0: its own kind)")
     for number, (label, part) in enumerate(comparisons.sort_values("distance").groupby("label", sort=False)):
         place = part.distance + 0.008 * number  # side by side, or one interval would hide the other
         style = _style(part.model.iloc[0])
         axes.errorbar(place, part.difference, _to_ends(part), label=label, capsize=3, **style)
     axes.axhline(0, color="#000000", linewidth=0.8, linestyle="--")
-    axes.set(title="Gain against distance", xlabel="distance between the LM's chats and this shop (0: its own kind)")
-    axes.set_ylabel("difference in GAUC (95 % interval)")
     axes.legend(frameon=False)
-    return figure
+    return axes.figure
 
 
 def distance_to_oracle(values: pd.DataFrame) -> Figure:
     """GAUC of every model on one line, from chance to the oracle. values: columns model, value."""
-    figure, (axes,) = panels_of(1, width=9, height=2.6)
+    axes = panel((9, 2.6), "How far from what can be known", "GAUC on the test split")
     axes.axhline(0, color="#BBBBBB", zorder=0)
     offsets = (10, -10, 36, -36)  # in points: neighbours on the line have labels at different heights
     for i, (model, value) in enumerate(values.sort_values("value")[["model", "value"]].itertuples(index=False)):
@@ -185,14 +179,14 @@ def distance_to_oracle(values: pd.DataFrame) -> Figure:
     axes.set_ylim(-1, 1)
     axes.set_yticks([])
     axes.margins(x=0.08)
-    axes.set(title="How far from what can be known", xlabel="GAUC on the test split")
-    return figure
+    return axes.figure
 
 
 def ratios(benchmarks: pd.DataFrame) -> Figure:
     """Ours against each peer, on a log scale. benchmarks: columns name, peer, unit, ratio; above 1 ours is better."""
     known = benchmarks[benchmarks.ratio.notna()].iloc[::-1]
-    figure, (axes,) = panels_of(1, width=9, height=1 + 0.5 * len(known))
+    axes = panel((9, 1 + 0.5 * len(known)), "Measured side by side in this run")
+    axes.set_xlabel("ratio to the peer: speed, or error (right of 1: better)")
     peers = known.peer.str.split(r" \(|,", regex=True).str[0]
     axes.barh(range(len(known)), known.ratio, color="#56B4E9")
     axes.set_yticks(range(len(known)), known["name"] + "\nagainst " + peers, fontsize=8)
@@ -202,9 +196,7 @@ def ratios(benchmarks: pd.DataFrame) -> Figure:
     axes.axvline(1, color="#000000", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
     axes.margins(x=0.15)
-    axes.set(title="Measured side by side in this run")
-    axes.set_xlabel("ratio to the peer: speed, or error (right of 1: better)")
-    return figure
+    return axes.figure
 
 
 # The online experiment and the off-policy estimates.
@@ -217,46 +209,43 @@ ESTIMATORS = {
 
 def p_values(p: np.ndarray, title: str) -> Figure:
     """p-values of A/A tests (experiments,): of a valid test they are spread evenly."""
-    figure, (axes,) = panels_of(1, width=7, height=2.8)
+    axes = panel((7, 2.8), title, "p-value of no difference", "experiments")
     bins = np.linspace(0, 1, 21)
     axes.hist(p, bins=bins, color="#56B4E9", edgecolor="white")
     axes.axhline(len(p) / 20, color=TRUTH, linewidth=0.8, linestyle="--", label="evenly spread")
-    axes.set(title=title, xlabel="p-value of no difference", ylabel="experiments")
     legend_beside(axes)
-    return figure
+    return axes.figure
 
 
 def power(users: np.ndarray, chance: dict[str, np.ndarray]) -> Figure:
     """The chance to find each lift by the number of users (users,), on a log scale."""
-    figure, (axes,) = panels_of(1, width=7, height=3)
+    axes = panel((7, 3), "How many users does it take?", "users of both arms", "chance to find the lift")
     ways = ((FIRST, "-"), (SECOND, "--"), ("#009E73", ":"), ("#CC79A7", "-."))
     for (name, values), (colour, line) in zip(chance.items(), ways, strict=False):
         axes.plot(users, values, color=colour, linestyle=line, label=name)
     axes.axhline(0.8, color="grey", linewidth=0.8, label="a chance of 0.8")
     axes.set_xscale("log")
-    axes.set(title="How many users does it take?", xlabel="users of both arms", ylabel="chance to find the lift")
     legend_beside(axes)
-    return figure
+    return axes.figure
 
 
 def peeking(shares: dict[str, Interval]) -> Figure:
     """The share of A/A tests that were significant at some look so far: name -> (looks,) with its interval."""
-    figure, (axes,) = panels_of(1, width=7, height=3)
+    axes = panel((7, 3), "Wrong alarms if one may stop at any look", "looks so far", "share of A/A tests")
     for (name, share), (colour, marker) in zip(shares.items(), ((SECOND, "s"), (FIRST, "o")), strict=False):
         looks = np.arange(1, len(share.estimate) + 1)
         axes.plot(looks, share.estimate, color=colour, marker=marker, markersize=4, label=name)
         axes.fill_between(looks, share.low, share.high, color=colour, alpha=0.2, linewidth=0)
     axes.axhline(0.05, color=TRUTH, linewidth=0.8, linestyle="--", label="promised: 5 %")
-    axes.set(title="Wrong alarms if one may stop at any look", xlabel="looks so far", ylabel="share of A/A tests")
     axes.set_ylim(0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_beside(axes)
-    return figure
+    return axes.figure
 
 
 def looks(users: np.ndarray, fixed: Interval, monitored: Monitored, truth: float) -> Figure:
     """One experiment as it goes on: the interval of one planned look, and of all of them at once (looks,)."""
-    figure, (axes,) = panels_of(1, width=7, height=3)
+    axes = panel((7, 3), "The difference in CTR@3, look by look", "users so far", "difference (95 %)")
     known = np.isfinite(monitored.difference.low)
     low, high = monitored.difference.low[known], monitored.difference.high[known]
     axes.fill_between(users[known], low, high, color=FIRST, alpha=0.2, linewidth=0, label="at all looks at once")
@@ -266,9 +255,8 @@ def looks(users: np.ndarray, fixed: Interval, monitored: Monitored, truth: float
     axes.axhline(truth, color=TRUTH, linewidth=0.8, linestyle="--", label="truth")
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set(title="The difference in CTR@3, look by look", xlabel="users so far", ylabel="difference (95 %)")
     legend_beside(axes)
-    return figure
+    return axes.figure
 
 
 def off_policy(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
@@ -278,7 +266,8 @@ def off_policy(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     """
     rankers = [name for name in labels if name in set(table.ranker)]
     place = np.arange(len(rankers))
-    figure, (axes,) = panels_of(1, width=8, height=1.2 + 0.7 * len(rankers))
+    axes = panel((8, 1.2 + 0.7 * len(rankers)), "CTR@3 from the log of another ranker")
+    axes.set_xlabel("CTR@3: mean over logs, 1.96 standard deviations")
     for shift, (name, (label, colour, marker)) in zip((0.22, 0, -0.22), ESTIMATORS.items(), strict=True):
         own = table[table.estimator == name].set_index("ranker").reindex(rankers)
         style = {"color": colour, "marker": marker, "linestyle": "", "capsize": 3, "label": label}
@@ -287,9 +276,15 @@ def off_policy(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     axes.vlines(truth, place - 0.4, place + 0.4, color=TRUTH, label="truth")
     axes.set_yticks(place, [labels[name] for name in rankers])
     axes.invert_yaxis()
-    axes.set(title="CTR@3 from the log of another ranker", xlabel="CTR@3: mean over logs, 1.96 standard deviations")
     legend_beside(axes)
-    return figure
+    return axes.figure
+
+
+def panel(size: tuple[float, float], title: str = "", xlabel: str = "", ylabel: str = "") -> Axes:
+    """The only axes of a figure of this (width, height)."""
+    _, (axes,) = panels_of(1, width=size[0], height=size[1])
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return axes
 
 
 def panels_of(panels: int, *, columns: int = 1, width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from rgalign.evaluation.metrics import LABELS
-from rgalign.report.plots import legend_beside, panels_of, short
+from rgalign.report.plots import legend_beside, panel, panels_of, short
 
 TOKEN_STYLE = {  # kind of a prompt's token -> background
     "instruction": "#DDDDDD",
@@ -33,7 +33,7 @@ def prompt_tokens(tokens: pd.DataFrame, width: int = 110) -> Figure:
             lines, used = [*lines, []], 0
         lines[-1].append((used, label, kind))
         used += len(label) + 2
-    figure, (axes,) = panels_of(1, width=11, height=0.5 + 0.36 * len(lines))
+    axes = panel((11, 0.5 + 0.36 * len(lines)))
     for row, line in enumerate(lines):
         for start, label, kind in line:
             box = {"boxstyle": "round,pad=0.25", "facecolor": TOKEN_STYLE[kind], "edgecolor": "none"}
@@ -43,36 +43,34 @@ def prompt_tokens(tokens: pd.DataFrame, width: int = 110) -> Figure:
     axes.set(xlim=(-1, width), ylim=(-len(lines) + 0.3, 0.8), title="One session's prompt, token by token")
     axes.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0))
     axes.set_axis_off()
-    return figure
+    return axes.figure
 
 
 def pretraining(curves: pd.DataFrame) -> Figure:
     """Loss of pre-training. curves: columns model, step, loss (nats)."""
-    figure, (axes,) = panels_of(1, width=7, height=3)
+    axes = panel((7, 3), "Pre-training the tiny model", "step", "both losses, nats")
     for number, (model, curve) in enumerate(curves.groupby("model", sort=False)):
         style = {"color": COLOURS[number % 8], "marker": MARKERS[number % 8], "label": model}
         axes.plot(curve.step, curve.loss, ms=3, **style)
-    axes.set(title="Pre-training the tiny model", xlabel="step", ylabel="both losses, nats")
     axes.legend(frameon=False)
-    return figure
+    return axes.figure
 
 
 def reading(similarity: pd.DataFrame) -> Figure:
     """What the last token knows as a prompt is read. similarity: columns token, similarity to the pooled vector."""
-    figure, (axes,) = panels_of(1, width=11, height=3.2)
+    axes = panel((11, 3.2), "Each token's state against the pooled vector", "", "cosine (centred)")
     place = np.arange(len(similarity))
     last = place == place[-1]
     axes.bar(place[~last], similarity.similarity[~last], color="#56B4E9")
     axes.bar(place[last], similarity.similarity[last], color="#000000", label="last token: what is pooled")
     axes.set_xticks(place, [short(str(t).strip() or "⏎", 24) for t in similarity.token], rotation=90, fontsize=6.5)
-    axes.set(title="Each token's state against the pooled vector", ylabel="cosine (centred)")
     axes.legend(frameon=False)
-    return figure
+    return axes.figure
 
 
 def embedding_map(points: pd.DataFrame, title: str) -> Figure:
     """Query embeddings in their two main directions. points: columns x, y, family (of the clicked intent)."""
-    figure, (axes,) = panels_of(1, width=7.5, height=5)
+    axes = panel((7.5, 5), title, "first principal direction", "second")
     common = points.family.value_counts().index[:FAMILIES]
     rest = points[~points.family.isin(common)]
     if len(rest):
@@ -81,9 +79,8 @@ def embedding_map(points: pd.DataFrame, title: str) -> Figure:
         own = points[points.family == family]
         style = {"color": COLOURS[number], "marker": MARKERS[number], "label": short(family, 24)}
         axes.scatter(own.x, own.y, s=9, alpha=0.7, **style)
-    axes.set(title=title, xlabel="first principal direction", ylabel="second")
     legend_beside(axes, markerscale=1.6)
-    return figure
+    return axes.figure
 
 
 KNOWN, WRITTEN, RANKED = "#E8F1FA", "#FDEBDC", "#DFF3EA"
@@ -95,7 +92,7 @@ def idea(known: Sequence[str], before: str, after: str, shown: Sequence[str]) ->
     known  a few of the features, as the prompt has them;  before, after  the query without and with the alignment
     shown  the best intents
     """
-    figure, (axes,) = panels_of(1, width=10, height=3.1)
+    axes = panel((10, 3.1))
     axes.set_axis_off()
     axes.set(xlim=(0, 10), ylim=(0.35, 3.4))
     axes.set_title("What the shop knows, what the customer is about to ask, what is shown")
@@ -110,7 +107,7 @@ def idea(known: Sequence[str], before: str, after: str, shown: Sequence[str]) ->
     back = {"arrowstyle": "-|>", "color": "#D55E00", "lw": 1.4, "linestyle": "--"}
     axes.annotate("", (5, 0.95), (7.4, 0.95), arrowprops=back)
     axes.text(6.2, 1.0, "which queries rank well", ha="center", va="bottom", fontsize=8, color="#D55E00")
-    return figure
+    return axes.figure
 
 
 def _box(axes: Axes, left: float, width: float, colour: str, title: str, lines: Sequence[str]) -> None:
@@ -172,7 +169,8 @@ def queries_by_reward(scored: pd.DataFrame) -> Figure:
 
     The half per cent at either end is not shown.
     """
-    figure, (axes,) = panels_of(1, width=7, height=3)
+    axes = panel((7, 3), "Reward of queries, development users", ylabel="share of its kind")
+    axes.set_xlabel("reward, nats (0: no more help than the null query)")
     scored = scored[scored["reward"].notna()]
     low, high = np.quantile(scored["reward"], [0.005, 0.995]) if len(scored) else (0, 0)
     bins = np.linspace(low, max(high, low + 1e-6), 41)
@@ -182,30 +180,27 @@ def queries_by_reward(scored: pd.DataFrame) -> Figure:
         weights = np.full(len(part), 1 / max(1, len(part)))
         axes.hist(part, bins, weights=weights, label=f"leads {label}: {len(part):,}", **style)
     axes.axvline(0, color="black", lw=0.8)
-    axes.set(title="Reward of queries, development users", ylabel="share of its kind")
-    axes.set_xlabel("reward, nats (0: no more help than the null query)")
     axes.legend(frameon=False)
-    return figure
+    return axes.figure
 
 
 def reliability(table: pd.DataFrame, error: float) -> Figure:
     """How often the likeliest candidate was clicked, by how likely it was said to be (judge_reward.calibration)."""
-    figure, (axes,) = panels_of(1, width=4.2, height=4)
+    axes = panel((4.2, 4))
     there = table[table["lists"] > 0]
     axes.plot([0, 1], [0, 1], color="grey", lw=0.8, ls="--")
     sizes = 20 + 180 * there["lists"] / there["lists"].max()
     axes.scatter(there["confidence"], there["hit"], s=sizes, color=BEFORE, alpha=0.8, clip_on=False, zorder=3)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="what it said of its first intent", ylabel="share of these clicked")
     axes.set_title(f"Calibration: ECE {error:.3f}; area: lists", fontsize="medium")
-    return figure
+    return axes.figure
 
 
 def margins(pairs: pd.DataFrame) -> Figure:
     """Reward margins of the pairs that were kept. pairs: preferences.COLUMNS."""
-    figure, (axes,) = panels_of(1, width=7, height=2.8)
+    axes = panel((7, 2.8), "Reward margin of the pairs kept", "chosen minus rejected, nats", "pairs")
     axes.hist(pairs["reward_chosen"] - pairs["reward_rejected"], 40, color=BEFORE, edgecolor="white")
-    axes.set(title="Reward margin of the pairs kept", xlabel="chosen minus rejected, nats", ylabel="pairs")
-    return figure
+    return axes.figure
 
 
 def step_rows(rows: pd.DataFrame) -> Figure:
@@ -224,7 +219,7 @@ def step_rows(rows: pd.DataFrame) -> Figure:
 
 def rank_shift(ranks: Mapping[str, np.ndarray], title: str) -> Figure:
     """Histograms of the clicked intent's place, means marked. ranks: name -> (sessions,) places from 1."""
-    figure, (axes,) = panels_of(1, width=7.5, height=3.2)
+    axes = panel((7.5, 3.2), title, "place of the clicked intent in the ranking", "share of sessions")
     bins = np.arange(0.5, max(float(np.nanmax(values)) for values in ranks.values()) + 1.5)
     weights = [np.full(len(values), 1 / len(values)) for values in ranks.values()]
     colours, hatches, lines = (BEFORE, AFTER, THIRD), ("", "//", ".."), ("-", "--", ":")
@@ -236,21 +231,19 @@ def rank_shift(ranks: Mapping[str, np.ndarray], title: str) -> Figure:
         mean, high = np.nanmean(values), np.nanmean(np.asarray(values) <= 3)
         drawn.set_label(f"{name}: mean {mean:.2f}, in the top three {high:.1%}")
         axes.axvline(mean, ymax=0.7, color=colour, lw=1.4, ls=line)
-    axes.set(title=title, xlabel="place of the clicked intent in the ranking", ylabel="share of sessions")
     axes.set_ylim(top=axes.get_ylim()[1] * 1.3)  # space for the legend
     axes.legend(frameon=False, loc="upper right")
-    return figure
+    return axes.figure
 
 
 def rounds(table: pd.DataFrame) -> Figure:
     """GAUC of each iteration of the loop. table: columns round, dev, valid; round 0 is QE-Rec before the alignment."""
-    figure, (axes,) = panels_of(1, width=6, height=3)
+    axes = panel((6, 3), "The closed loop, round by round", "round (0: QE-Rec, no alignment)", "GAUC")
     axes.plot(table["round"], table["dev"], color=BEFORE, marker="o", label="development users")
     axes.plot(table["round"], table["valid"], color=AFTER, marker="s", label="valid")
     axes.set_xticks(table["round"])
-    axes.set(title="The closed loop, round by round", xlabel="round (0: QE-Rec, no alignment)", ylabel="GAUC")
     axes.legend(frameon=False)
-    return figure
+    return axes.figure
 
 
 def _spread(axes: Axes, name: str) -> None:
