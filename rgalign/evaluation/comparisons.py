@@ -129,9 +129,9 @@ def comparisons_over_worlds(worlds: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over(column: str, part: pd.DataFrame, low: str, high: str) -> bootstrap.Tested:
-    values, undefined = part[column].to_numpy(dtype=np.float64), (np.nan, np.nan, np.nan)
+    values = part[column].to_numpy(dtype=np.float64)
     if np.isnan(values).any() or 1 < len(values) < MIN_WORLDS:
-        return bootstrap.Tested(float(values.mean()), *undefined)
+        return bootstrap.Tested(float(values.mean()), np.nan, np.nan, np.nan)
     ends = part[[low, high]].to_numpy(dtype=np.float64)
     if len(values) == 1:
         return bootstrap.Tested(values[0], *ends[0], bootstrap.p_over_users(values[0], *ends[0]))

@@ -3,8 +3,6 @@
 session_metrics  one row a session, model and seed; one column a metric: what paired intervals need
 results          one row a metric, slice, model and seed
 comparisons      one row a metric, slice and pair of models, with an interval: evaluation.comparisons
-
-After reading one back, `conform` restores its types (an empty seed makes pandas read floats).
 """
 
 import difflib
@@ -138,7 +136,10 @@ def best_untrained(results: pd.DataFrame) -> str | None:
 
 
 def conform(frame: pd.DataFrame, table: str) -> pd.DataFrame:
-    """`frame` as the table of that name: columns, types, order of rows. Raises ValueError with all that is wrong."""
+    """`frame` as the table of that name: columns, types (an empty seed makes pandas read floats), order of rows.
+
+    Raises ValueError with all that is wrong.
+    """
     columns = dict(COLUMNS[table])
     faults = [f"column {name} is missing" for name in columns if name not in frame]
     extra = [name for name in frame if name not in columns]
@@ -181,12 +182,11 @@ def slice_masks(slices: pd.DataFrame | None, session_ids) -> Iterator[tuple[str,
 
 def _user_auc(scores, clicked, shown, user_id) -> tuple[np.ndarray, np.ndarray]:
     """For each list, the AUC over all lists of its user, and the number of these."""
-    users, user = np.unique(np.asarray(user_id, dtype=object), return_inverse=True)
+    user = pd.factorize(np.asarray(user_id, dtype=object))[0]
     shown = np.asarray(shown, dtype=bool)
     of_row = user[np.nonzero(shown)[0]]
-    auc = np.full(len(users), np.nan)
-    auc[np.unique(of_row)] = metrics.group_auc(np.asarray(scores)[shown], np.asarray(clicked)[shown], of_row)[0]
-    return auc[user], np.bincount(user)[user]
+    auc = metrics.group_auc(np.asarray(scores)[shown], np.asarray(clicked)[shown], of_row)[0]
+    return pd.Series(auc, np.unique(of_row)).reindex(user).to_numpy(), np.bincount(user)[user]
 
 
 def unknown_model(name) -> str:

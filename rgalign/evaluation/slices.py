@@ -59,11 +59,9 @@ def session_slices(
     ids = sessions["session_id"].to_numpy(dtype=object)
     slices = pd.DataFrame({"all": np.ones(len(ids), dtype=bool)}, index=pd.Index(ids, name="session_id"))
     clicked = impressions[impressions["clicked"].astype(bool)]
-    kind_of = intent_kinds(clicked["intent_id"].unique(), train_clicks)
-    kind = clicked["intent_id"].map(kind_of).to_numpy(dtype=object)
-    sessions_of_click = clicked["session_id"].to_numpy(dtype=object)
+    kind = clicked["intent_id"].map(intent_kinds(clicked["intent_id"].unique(), train_clicks))
     for name in ("cold", "tail", "head"):
-        slices[name] = slices.index.isin(sessions_of_click[kind == name])
+        slices[name] = slices.index.isin(clicked.loc[kind == name, "session_id"].to_numpy(dtype=object))
     if "shuffled" in sessions:
         slices["shuffled"] = sessions["shuffled"].eq(True).fillna(False).to_numpy(dtype=bool)
     many = np.zeros(len(ids), int) if seen is None else sessions["user_id"].map(seen).fillna(0).to_numpy(dtype=int)

@@ -35,9 +35,8 @@ def assign(user_ids, arms: Sequence[str], salt: str, shares: Sequence[float] | N
     Raises ValueError, naming every fault found.
     """
     arms = list(arms)
-    shares = _shares(shares, len(arms))
     user_ids = np.asarray(user_ids, dtype=object).tolist()  # by itself numpy would make ["a", nan] the strings a, nan
-    faults = _share_faults(shares, len(arms), "arms")
+    shares, faults = _planned(shares, len(arms), "arms")
     if repeated := sorted({name for name in arms if arms.count(name) > 1}):
         faults.append(f"arms has {', '.join(repeated)} more than once")
     if not salt:
@@ -63,8 +62,8 @@ def sample_ratio(users, shares: Sequence[float] | None = None, *, alarm: float =
     Raises ValueError if shares do not fit. p_value is NaN without users.
     """
     users = np.asarray(users, dtype=np.float64)
-    shares = _shares(shares, users.shape[-1])
-    if faults := _share_faults(shares, users.shape[-1], "users"):
+    shares, faults = _planned(shares, users.shape[-1], "users")
+    if faults:
         raise ValueError("the split cannot be judged:\n  " + "\n  ".join(faults))
     planned = users.sum(axis=-1, keepdims=True) * shares
     with np.errstate(invalid="ignore"):
@@ -122,25 +121,23 @@ def users_needed(
     return np.ceil((planned_error(1, user_variance, **plan) / wanted) ** 2).astype(np.int64)
 
 
-def _shares(shares: Sequence[float] | None, arms: int) -> np.ndarray:
-    return np.full(arms, 1 / max(arms, 1)) if shares is None else np.asarray(shares, dtype=np.float64)
-
-
-def _share_faults(shares: np.ndarray, arms: int, name: str) -> list[str]:
+def _planned(shares: Sequence[float] | None, arms: int, name: str) -> tuple[np.ndarray, list[str]]:
+    """The shares (arms,), equal ones for None, and what is wrong with them."""
+    shares = np.full(arms, 1 / max(arms, 1)) if shares is None else np.asarray(shares, dtype=np.float64)
     if arms < 2:
-        return [f"{name} has {arms}; an experiment takes two arms or more"]
+        return shares, [f"{name} has {arms}; an experiment takes two arms or more"]
     if shares.shape != (arms,):
-        return [f"shares has the shape {shares.shape}; expected {(arms,)}, one for each of {name}"]
+        return shares, [f"shares has the shape {shares.shape}; expected {(arms,)}, one for each of {name}"]
     faults = []
     if not (shares > 0).all():
         faults.append(f"shares has {shares[~(shares > 0)].tolist()}; each must be above 0")
     if not np.isclose(shares.sum(), 1, rtol=0, atol=1e-9):
         faults.append(f"shares sum to {shares.sum():.6g}; expected 1")
-    return faults
+    return shares, faults
 
 
 class Arm(NamedTuple):
-    """CTR of one arm and what comparing it takes; arrays of one shape, NaN where there are too few users."""
+    """CTR of one arm; arrays of one shape, NaN where there are too few users."""
 
     users: np.ndarray  # with at least one impression
     ctr: np.ndarray  # clicks / impressions
@@ -248,8 +245,8 @@ def guardrails(treatment: Arm, control: Arm, *, level: float = 0.95) -> Lift:
     treatment, control  (..., groups), of `arm_of` on clicks and impressions (..., groups, users): what each user had
                         inside that group, so that a user counts in several groups (cold intents and others) or in one
                         (a region)
-    Each interval has the level 1 - (1 - level) / groups; p_value is multiplied by groups, at most 1. Bonferroni and not
-    Holm [C]: a guardrail is read by its interval's lower end, and Holm's tests have none. Groups may share users.
+    p_value is multiplied by groups, at most 1. Bonferroni and not Holm [C]: a guardrail is read by its interval's lower
+    end, and Holm's tests have none. Groups may share users.
     Raises ValueError without a group axis.
     """
     if np.ndim(treatment.ctr) == 0:
@@ -288,15 +285,6 @@ def _refuse(clicks, impressions, in_arm, covariate) -> None:
         raise ValueError("these users cannot be compared:\n  " + "\n  ".join(faults))
 
 
-# A p-value of `lift` holds for one look, planned beforehand. The confidence sequence below covers the difference at all
-# looks with the chance promised, so that the experiment may be stopped at any. It is the normal mixture of Robbins
-# (1970): the mixture sequential probability ratio test of Johari, Pekelis and Walsh (2015; with Koomen 2022, "Always
-# Valid Inference"), tuned as in Howard, Ramdas, McAuliffe and Sekhon (2021), and valid for estimates like ours
-# asymptotically (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021): let each arm have some hundreds of users before
-# the first look. In simulated A/A experiments of 20 looks and very uneven users it rejected 1 to 2 % from 40 users of
-# both arms at the first look on, but 6 to 8 % with 8 to 18 of them. Users may come back at later looks.
-
-
 class Monitored(NamedTuple):
     """What always-valid inference says at each look, (..., looks), and where it could have stopped, (...)."""
 
@@ -306,15 +294,21 @@ class Monitored(NamedTuple):
 
 
 def always_valid(difference, standard_error, mixture: float, *, level: float = 0.95) -> Monitored:
-    """Interval and p-value of a difference at every look, both valid at all looks at once.
+    """Interval and p-value of a difference at every look, both valid at all looks at once: it may be stopped at any.
+
+    The normal mixture of Robbins (1970): the mixture sequential probability ratio test of Johari, Pekelis and Walsh
+    (2015; with Koomen 2022, "Always Valid Inference"), tuned as in Howard, Ramdas, McAuliffe and Sekhon (2021), and
+    valid asymptotically (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021): let each arm have some hundreds of
+    users before the first look. In simulated A/A experiments of 20 looks and very uneven users it rejected 1 to 2 %
+    from 40 users of both arms at the first look on, but 6 to 8 % with 8 to 18. Users may come back at later looks.
 
     difference, standard_error  (..., looks): `lift` of all sums up to each look
     mixture   > 0, in units of the difference: the standard deviation of the differences that the test is tuned to. Any
               is valid if it is fixed before the experiment; `mixture_for` picks one
     With s = standard_error ** 2 and v = mixture ** 2, the likelihood ratio of a true difference drawn from N(d, v)
-    against d itself is sqrt(s / (s + v)) exp(v (difference - d) ** 2 / (2 s (s + v))). If d is true it is a martingale
-    of mean 1, and exceeds 1 / (1 - level) at any look with a chance of at most 1 - level (Ville). A look without a
-    standard error, or with 0 (no click yet), has an infinite interval.
+    against d itself is sqrt(s / (s + v)) exp(v (difference - d) ** 2 / (2 s (s + v))). If d is true it exceeds
+    1 / (1 - level) at any look with a chance of at most 1 - level (Ville). A look without a standard error, or with 0
+    (no click yet), has an infinite interval.
     Raises ValueError for shapes that differ or a mixture that is not above 0.
     """
     difference, standard_error = (np.asarray(values, dtype=np.float64) for values in (difference, standard_error))

@@ -34,10 +34,9 @@ class Audience:
         before  clicks and impressions of the weeks before, by user_id (data.lists.by_user)
         """
         names, user_row = np.unique(np.asarray(users, dtype=str), return_inverse=True)
-        history = before.reindex(names, fill_value=0).astype(float)
         probability = {name: traffic.click_probability(shown) for name, shown in lists.items()}
-        counts = (history[name].to_numpy() for name in ("clicks", "impressions"))
-        return cls(user_row, probability, pre_period_covariate(*counts))
+        history = before.reindex(names, fill_value=0)[["clicks", "impressions"]].to_numpy(dtype=np.float64)
+        return cls(user_row, probability, pre_period_covariate(*history.T))
 
     @property
     def users(self) -> int:
@@ -104,7 +103,6 @@ class Experiment:
         return clicks, np.bincount(self.user[rows], minlength=users) * self.slots
 
     def of_arms(self, *names: str, cuped: bool = False) -> list[Arm]:
-        """Each named arm at the end."""
         covariate = self.covariate if cuped else None
         return [arm_of(*self.per_user(), self.arm == name, covariate) for name in names]
 

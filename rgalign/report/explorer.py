@@ -106,8 +106,15 @@ class Explorer:
 
         The greedy query stands first, with drawn 0. rewarded: a reward needs the features of the session that clicked
         """
-        scorers = zip((BEFORE, AFTER), self.scorers.values(), strict=False)
-        tables = [self._written(scorer, row).assign(written=when) for when, scorer in scorers]
+        tables = []
+        for when, scorer in zip((BEFORE, AFTER), self.scorers.values(), strict=False):
+            if scorer.reasoner.kind != "causal":
+                return pd.DataFrame(columns=["written", "query", "drawn", "reward"])
+            how = {"samples": SAMPLES, "seed": self.seed, "max_new_tokens": scorer.max_new_tokens, "progress": False}
+            prompts = scorer.prompter.sessions(row)
+            both = generate.greedy_and_samples(scorer.reasoner, scorer.prompter, prompts, **how)
+            drawn = both["count"].where(both["candidate"] >= 0, 0)
+            tables.append(both.assign(written=when, drawn=drawn).drop_duplicates("query"))
         table = pd.concat(tables, ignore_index=True)[["written", "query", "drawn"]]
         if self.rewarder is None or not rewarded:
             return table.assign(reward=np.nan)
@@ -136,16 +143,6 @@ class Explorer:
             parts.append(f"<p><b>It writes</b></p>{written.round(2).to_html(index=False, na_rep='')}")
         parts.append(f"<p><b>The rankers show</b> (✓: clicked)</p>{ranking.to_html()}")
         return "".join(parts)
-
-    def _written(self, scorer: Scorer, row: pd.DataFrame) -> pd.DataFrame:
-        if scorer.reasoner.kind != "causal":
-            return pd.DataFrame({"query": [], "drawn": []})
-        prompts = scorer.prompter.sessions(row)
-        how = {"max_new_tokens": scorer.max_new_tokens, "progress": False}
-        first = generate.greedy(scorer.reasoner, scorer.prompter, prompts, **how).assign(drawn=0)
-        drawn = generate.sample(scorer.reasoner, scorer.prompter, prompts, samples=SAMPLES, seed=self.seed, **how)
-        both = pd.concat([first, drawn.assign(drawn=drawn["count"])], ignore_index=True)
-        return both.drop_duplicates("query")
 
 
 def widget(explorer: Explorer, most: int = 200):
