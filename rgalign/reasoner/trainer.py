@@ -419,14 +419,10 @@ def borrowed_state() -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState, GradientState)]
-    with kept_random_states():
+    with kept_random_states(), distributed.kept_state(PartialState, AcceleratorState, GradientState):
         try:
             yield
         finally:
             transformers_logging.set_verbosity(verbosity)
             if bars:
                 transformers_logging.enable_progress_bar()
-            for state, was in shared:
-                state._shared_state.clear()
-                state._shared_state.update(was)

@@ -13,7 +13,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,13 @@ def code_in_use(notebook: str) -> dict[str, str]:
         root, path = ROOTS.get(name.partition(".")[0]), getattr(module, "__file__", None)
         if root and path and (file := Path(path).resolve()).is_relative_to(root):
             names += [each.relative_to(root).as_posix() for each in (file, *sorted(file.parent.glob("*.yaml")))]
-    return {name: code_digest(code_file(name)) for name in dict.fromkeys(names) if code_file(name).is_file()}
+    return {name: found for name in dict.fromkeys(names) if (found := code_digest(name))}
 
 
-def code_file(name: str) -> Path:
-    """Where a file of a manifest lies: of the package where it is installed, else in the project's folder."""
-    return (PACKAGE if name.startswith("rgalign/") else ROOT) / name
-
-
-def code_digest(path: Path) -> str:
-    """Of a notebook only the code counts: not its outputs, its prose or its parameters. Empty for a missing file."""
+def code_digest(name: str) -> str:
+    """Digest of a file of a manifest, of the package where it is installed or of the project's folder; empty where it
+    is missing. Of a notebook only the code counts: not its outputs, its prose or its parameters."""
+    path = (PACKAGE if name.startswith("rgalign/") else ROOT) / name
     if not path.is_file():
         return ""
     if path.suffix != ".ipynb":
@@ -69,19 +66,16 @@ def peak_memory_mb() -> int:
 def device_name() -> str:
     """The accelerator torch sees, or the CPU's architecture."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"cpu ({platform.machine()})"
+    on_gpu = torch is not None and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else f"cpu ({platform.machine()})"
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages whose change may change results."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), **dict.fromkeys(PACKAGES, "missing")}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "missing"
     return found
 
 
@@ -114,8 +108,10 @@ def atomic(target: Path) -> Iterator[Path]:
             _remove(aside)
         else:
             temporary.replace(target)
-    except Exception as error:
-        if not _is_full(error):
+    except Exception as error:  # a disk, a quota or a limit of file sizes is full; libraries have classes of their own
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        named = any(f"(os error {number})" in str(error) for number in full)
+        if not named and getattr(error, "errno", None) not in full:
             raise
         free = shutil.disk_usage(target.parent).free // 2**20
         raise ArtifactError(
@@ -124,12 +120,6 @@ def atomic(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         _remove(temporary)
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether a disk, a quota or a limit of file sizes is full; libraries raise it in their own classes."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def temporary_of(target: Path) -> Path:
@@ -234,18 +224,14 @@ def _entry_faults(entry: Any) -> list[str]:
     """What is wrong with a stage's entry in a manifest, of all that is read from it."""
     if not isinstance(entry, dict):
         return ["is not an entry of a stage"]
-    parts = [name for name in ("params", "code", "inputs", "outputs") if not isinstance(entry.get(name), dict)]
-    counts = [name for name in ("seconds", "peak_memory_mb") if not _is_count(entry.get(name))]
-    names = [name for name in entry.get("outputs") or () if Path(name).is_absolute() or ".." in Path(name).parts]
-    return [
-        *(f"{name} is not a table of names" for name in parts),
-        *(f"{name} is {entry.get(name)!r:.40}; expected a number from 0" for name in counts),
-        *(f"the output {name!r:.80} lies outside the run" for name in names),
-    ]
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
+    tables = ("params", "code", "inputs", "outputs")
+    faults = [f"{name} is not a table of names" for name in tables if not isinstance(entry.get(name), dict)]
+    for name in ("seconds", "peak_memory_mb"):
+        value = entry.get(name)
+        if type(value) not in (int, float) or not 0 <= value < 1e15:
+            faults.append(f"{name} is {value!r:.40}; expected a number from 0")
+    outside = [name for name in entry.get("outputs") or () if Path(name).is_absolute() or ".." in Path(name).parts]
+    return faults + [f"the output {name!r:.80} lies outside the run" for name in outside]
 
 
 def forget_stage(run: Path, stage: str) -> None:

@@ -190,6 +190,18 @@ def accelerator(device: str, precision: str) -> "Accelerator":
 
 
 @contextmanager
+def kept_state(*states: type) -> Iterator[None]:
+    """Afterwards these states of accelerate's (each one dict for the whole process) are as they were."""
+    shared = [(state, dict(state._shared_state)) for state in states]
+    try:
+        yield
+    finally:
+        for state, was in shared:
+            state._shared_state.clear()
+            state._shared_state.update(was)
+
+
+@contextmanager
 def single_process(device: str = "cpu", precision: str = "no") -> "Iterator[Accelerator]":
     """accelerate's view of this process as if it were the only one; afterwards the process's own view is as it was.
 
@@ -197,18 +209,15 @@ def single_process(device: str = "cpu", precision: str = "no") -> "Iterator[Acce
     """
     from accelerate.state import AcceleratorState, PartialState
 
-    shared = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState)]
     told = [name for name in os.environ if name in OF_OTHERS or name.startswith(OF_ACCELERATE)]
     others = {name: os.environ.pop(name) for name in told if name != "ACCELERATE_TORCH_DEVICE"}
-    for state, _ in shared:
-        state._shared_state.clear()
-    try:
-        yield accelerator(device, precision)
-    finally:
-        os.environ.update(others)
-        for state, was in shared:
+    with kept_state(PartialState, AcceleratorState):
+        for state in (PartialState, AcceleratorState):
             state._shared_state.clear()
-            state._shared_state.update(was)
+        try:
+            yield accelerator(device, precision)
+        finally:
+            os.environ.update(others)
 
 
 def planned(launcher: str) -> int | None:
@@ -250,9 +259,14 @@ def run(
     given = {"job": job, "launcher": launcher, "processes": planned(launcher), "arguments": arguments}
     given |= {"device": device, "threads": torch.get_num_threads()}
     write_text(folder / ARGUMENTS, json.dumps(given, indent=2) + "\n")
-    command = [*_found(shlex.split(launcher)), "-m", "rgalign.commands.worker", str(folder)]
+    program, *words = shlex.split(launcher)
+    beside = Path(sys.executable).parent / program
+    place = shutil.which(program) or (str(beside) if beside.is_file() else None)
+    if place is None:
+        raise ProcessesError(f"run.launcher begins with {program}, which is neither on the path nor beside Python")
+    command = [place, *words, "-m", "rgalign.commands.worker", str(folder)]
     for start in range(1, STARTS + 1):
-        status, words = _shown(command)
+        status, last = _shown(command)
         if status == 0 and (folder / RESULT).is_file():
             return json.loads((folder / RESULT).read_text(encoding="utf-8"))
         if (folder / ERROR).is_file():
@@ -261,17 +275,8 @@ def run(
             print(f"{job}: a process was lost (exit {status}); started once more, from what is finished", flush=True)
     raise ProcessesError(
         f"{job}, by `{launcher}`, ended with exit {status} {STARTS} times, most often for want of memory: lower "
-        f"{lower}. Give the same command again: what is finished is kept. The processes said last:\n{words}"
+        f"{lower}. Give the same command again: what is finished is kept. The processes said last:\n{last}"
     )
-
-
-def _found(words: list[str]) -> list[str]:
-    """The launcher's command; its program may lie beside this Python."""
-    beside = Path(sys.executable).parent / words[0]
-    place = shutil.which(words[0]) or (str(beside) if beside.is_file() else None)
-    if place is None:
-        raise ProcessesError(f"run.launcher begins with {words[0]}, which is neither on the path nor beside Python")
-    return [place, *words[1:]]
 
 
 def _shown(command: list[str]) -> tuple[int, str]:
@@ -318,18 +323,13 @@ def make_shards(folder: Path, shards: int, make: Callable[[int, Path], object], 
     make   (number, empty folder to fill)
     label  number -> what the shard is made of, as JSON: one that is there with this label is kept, any other replaced
     """
-    labels: dict[int, Any] = {}
-
-    def is_made(number: int) -> bool:
-        labels[number] = label(number)
-        return label_of(shard_path(folder, number)) == labels[number]
-
-    left = [number for number in range(index(), shards, count()) if not is_made(number)]
-    for number in left:
+    labels = {number: label(number) for number in range(index(), shards, count())}
+    left = {number: own for number, own in labels.items() if label_of(shard_path(folder, number)) != own}
+    for number, own in left.items():
         with atomic(shard_path(folder, number)) as temporary:
             temporary.mkdir()
             make(number, temporary)
-            (temporary / LABEL).write_text(json.dumps(labels[number]) + "\n", encoding="utf-8")
+            (temporary / LABEL).write_text(json.dumps(own) + "\n", encoding="utf-8")
     return len(left)
 
 

@@ -54,15 +54,7 @@ def last_run(params: Params, run: Path) -> Path | None:
             f"run.warm_start is {given}, where {ALIGNED} has not run; expected the folder of an aligned run "
             f"(python -m rgalign status {given})"
         )
-    if faults := _other_development_users(params, load_run(last)):
-        why = "whose rankers have learnt from users that are development users here"
-        raise ArtifactError(f"run.warm_start is {given}, {why}:{faults}")
-    return last
-
-
-def _other_development_users(params: Params, last: Params) -> str:
-    """Which params make development users of users that the last run has learnt from, a line each."""
-    here, there = params.data, last.data
+    here, there = params.data, load_run(last).data
     expected = {  # which users the last two take depends on the data, which have grown since
         "seed": (here.seed == there.seed, f"{there.seed}, as there"),
         "dev_users": (here.dev_users <= there.dev_users, f"at most {there.dev_users}, as there"),
@@ -70,7 +62,11 @@ def _other_development_users(params: Params, last: Params) -> str:
         "dev_new_intents": (not here.dev_new_intents, "0 in a warm start"),
     }
     wrong = {name: what for name, (fits, what) in expected.items() if not fits}
-    return "".join(f"\n  data.{name} is {getattr(here, name)}; expected {what}" for name, what in wrong.items())
+    if wrong:
+        lines = "".join(f"\n  data.{name} is {getattr(here, name)}; expected {what}" for name, what in wrong.items())
+        why = "whose rankers have learnt from users that are development users here"
+        raise ArtifactError(f"run.warm_start is {given}, {why}:{lines}")
+    return last
 
 
 def models(params: Params) -> dict[str, str]:

@@ -79,7 +79,16 @@ def _acquire(path: Path, doing: str, timeout: float = 0) -> None:
     try:
         lock.acquire(poll_interval=0.1)
     except Timeout:
-        raise ArtifactError(_in_use(path, _owner(path))) from None
+        owner = _owner(path)
+        who = f"process {owner.get('process', '?')} on {owner.get('machine', '?')}"
+        fix = (
+            "wait for it or end it, or give another --run-dir"
+            if path.name == RUN
+            else "run its notebook to its end or shut its kernel down, then give the same command again"
+        )
+        raise ArtifactError(
+            f"{path.parent} is in use: {owner.get('doing', 'a run')} by {who}, since {owner.get('since', '?')}; {fix}"
+        ) from None
     _held[path] = lock
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     owner = {"process": os.getpid(), "machine": platform.node(), "since": since, "doing": doing}
@@ -102,13 +111,3 @@ def _owner(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}
-
-
-def _in_use(path: Path, owner: dict) -> str:
-    who = f"process {owner.get('process', '?')} on {owner.get('machine', '?')}"
-    fix = (
-        "wait for it or end it, or give another --run-dir"
-        if path.name == RUN
-        else "run its notebook to its end or shut its kernel down, then give the same command again"
-    )
-    return f"{path.parent} is in use: {owner.get('doing', 'a run')} by {who}, since {owner.get('since', '?')}; {fix}"

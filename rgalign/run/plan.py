@@ -27,181 +27,138 @@ class Stage:
     aligns: bool = False  # part of the alignment, which a run may do without (alignment.loop.rounds 0)
 
 
-def paths(names: str) -> tuple[str, ...]:
-    """Paths in the run directory, of a text that has them side by side."""
-    return tuple(names.split())
+def declared(name: str, *, reads: str = "", writes: str = "", params: str = "", given: str = "", **more: Any) -> Stage:
+    """A Stage, of texts that have its paths and params side by side."""
+    return Stage(name, *(tuple(text.split()) for text in (reads, writes, params, given)), **more)
 
 
 # What every stage of the alignment reads, and the params it depends on.
-LEARNT = ("tables/dataset", "tables/encoded", "tables/embeddings", "models/reasoner", "models/rankers")
-JUDGED = ("evaluation.gauc_group", "evaluation.gauc_weight", "evaluation.bootstrap", "evaluation.ihr_judge")
+LEARNT = "tables/dataset tables/encoded tables/embeddings models/reasoner models/rankers"
+JUDGED = "evaluation.gauc_group evaluation.gauc_weight evaluation.bootstrap evaluation.ihr_judge"
 # and what the models without training compare
-COMPARED = ("evaluation.untrained", "reasoner.kind", "reasoner.features", "data.features.drop")
-ALIGNED = ("reasoner", "ranker", "data.features.drop", "evaluation.ihr_judge", "run")
+COMPARED = "evaluation.untrained reasoner.kind reasoner.features data.features.drop"
+ALIGNED = "reasoner ranker data.features.drop evaluation.ihr_judge run"
 # and every one that tunes the reasoner
-TUNED = ("alignment.lora", "alignment.engine", "alignment.loop.look_sessions", *ALIGNED)
-RETRAINED = ("alignment.loop.ranker", "alignment.loop.learning_rate", "alignment.loop.patience")
+TUNED = f"alignment.lora alignment.engine alignment.loop.look_sessions {ALIGNED}"
+RETRAINED = "alignment.loop.ranker alignment.loop.learning_rate alignment.loop.patience"
 
 EVALUATION = "09_evaluation"  # writes the three long tables that studies and reports are made from
 
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage(
-            "01_data",
-            reads=(),
-            writes=paths("tables/dataset tables/encoded tables/encoded_test"),
-            params=("data", "run.warm_start"),
-            seconds=(8, 0.3),
-        ),
-        Stage(
-            "02_reasoner",
-            reads=paths("tables/dataset tables/encoded"),
-            writes=paths("""
-                models/reasoner tables/pretraining.parquet tables/queries.parquet tables/writing.parquet
-                tables/embeddings
-            """),
-            params=(
-                "reasoner",
-                "ranker.models",
-                "data.features.drop",
-                "evaluation.ihr_judge",
-                "evaluation.untrained.raw_cosine",
-                "run",
-            ),
-            seconds=(10, 3),
-            models=True,
-        ),
-        Stage(
-            "03_rankers",
-            reads=paths("tables/dataset tables/encoded tables/embeddings tables/queries.parquet"),
-            writes=paths("""
-                models/rankers tables/search.parquet tables/learning_curves.parquet tables/valid_metrics.parquet
-            """),
-            params=("ranker", "run", *COMPARED, *JUDGED),
-            seconds=(8, 3),
-        ),
-        Stage(
-            "04_reward_model",
-            reads=LEARNT,
-            writes=paths("tables/candidates.parquet models/reward tables/reward_judged.parquet"),
-            params=("alignment.candidates", "alignment.reward", *ALIGNED),
-            seconds=(10, 4.5),
-            aligns=True,
-        ),
-        Stage(
-            "05_rg_sft",
-            reads=LEARNT + paths("tables/writing.parquet tables/candidates.parquet models/reward"),
-            writes=paths("""
-                tables/best_of_n.parquet tables/sft.parquet tables/row_sft.parquet tables/writing_sft.parquet
-                models/sft
-            """),
-            params=("alignment.reward", "alignment.sft", *TUNED),
-            seconds=(10, 1.5),
-            aligns=True,
-        ),
-        Stage(
-            "06_rg_dpo",
-            reads=LEARNT + paths("tables/writing.parquet tables/candidates.parquet models/reward models/sft"),
-            writes=paths("""
-                tables/preferences.parquet tables/reference.parquet tables/dpo.parquet tables/dpo_watch.parquet
-                tables/row_dpo.parquet tables/writing_dpo.parquet models/dpo
-            """),
-            params=("alignment.reward", "alignment.dpo", *TUNED),
-            seconds=(10, 1.5),
-            aligns=True,
-        ),
-        Stage(
-            "07_rg_cl",
-            reads=LEARNT
-            + paths("""
-                tables/best_of_n.parquet tables/valid_metrics.parquet tables/row_dpo.parquet models/reward
-                models/dpo
-            """),
-            writes=paths("""
-                tables/retrained_embeddings tables/retrained_curves.parquet tables/row_retrained.parquet
-                tables/cl.parquet tables/row_cl.parquet models/retrained_rankers models/cl models/cl_folds
-                models/cl_rankers
-            """),
-            params=("alignment.reward", "alignment.cl", *RETRAINED, "alignment.loop.cross_fit", *JUDGED, *TUNED),
-            seconds=(10, 3),
-            aligns=True,
-        ),
-        Stage(
-            "08_closed_loop",
-            reads=LEARNT
-            + paths("""
-                models/reward models/dpo models/retrained_rankers models/cl models/cl_folds models/cl_rankers
-                tables/valid_metrics.parquet tables/retrained_embeddings tables/retrained_curves.parquet
-                tables/row_sft.parquet tables/row_dpo.parquet tables/row_retrained.parquet tables/row_cl.parquet
-            """),
-            writes=paths("""
-                models/rgalign models/kb_reader models/aligned_rankers tables/aligned_embeddings
-                tables/rounds.parquet tables/stage_rows.parquet tables/aligned_curves.parquet
-                tables/aligned_valid_metrics.parquet
-            """),
-            params=("alignment", *JUDGED, *ALIGNED),
-            seconds=(10, 1.5),
-            aligns=True,
-        ),
-        Stage(
-            EVALUATION,
-            reads=paths("""
-                tables/dataset tables/encoded tables/encoded_test tables/embeddings models/reasoner models/rankers
-                tables/valid_metrics.parquet models/rgalign models/aligned_rankers tables/aligned_embeddings
-                tables/aligned_valid_metrics.parquet
-            """),
-            given=("labels.parquet",),  # python -m rgalign labels
-            writes=paths("""
-                tables/test_embeddings tables/session_metrics.parquet tables/results.parquet
-                tables/comparisons.parquet
-            """),
-            params=(*JUDGED, "evaluation.untrained", "ranker.models", "alignment.loop.rounds", *ALIGNED),
-            seconds=(8, 0.3),
-        ),
-        Stage(
-            "10_ab_test",
-            reads=paths("""
-                tables/dataset tables/encoded tables/encoded_test tables/embeddings tables/aligned_embeddings
-                tables/test_embeddings models/rankers models/aligned_rankers
-            """),
-            writes=paths("tables/experiment.parquet tables/alarms.parquet tables/off_policy.parquet"),
-            params=("evaluation.experiment", "ranker.models", "alignment.loop.rounds", *ALIGNED),
-            seconds=(15, 0.6),
-        ),
-        Stage(
-            "00_tour",  # of a finished run: trains nothing, and is opened last
-            reads=LEARNT
-            + paths("""
-                models/reward models/rgalign models/aligned_rankers tables/valid_metrics.parquet
-                tables/aligned_valid_metrics.parquet tables/results.parquet tables/comparisons.parquet
-            """),
-            writes=(),
-            params=("run.seed",),
-            seconds=(15, 0),
-            in_sequence=False,
-        ),
-        Stage(
-            "90_ablation",  # over a folder of runs, whose manifests it reads (OpenStage.use)
-            reads=(),
-            given=("sweep.json",),
-            writes=paths("""
-                tables/results.parquet tables/comparisons.parquet tables/worlds.parquet tables/stage_seconds.parquet
-            """),
-            params=("evaluation.bootstrap", "run.seed"),
-            seconds=(10, 0),
-            in_sequence=False,
-        ),
-        Stage(
-            "91_benchmarks",
-            reads=(),
-            writes=("tables/benchmarks.parquet",),
-            params=("run", "data.seed"),
-            seconds=(240, 0),
-            in_sequence=False,
-        ),
-    )
-}
+_STAGES = (
+    declared(
+        "01_data",
+        writes="tables/dataset tables/encoded tables/encoded_test",
+        params="data run.warm_start",
+        seconds=(8, 0.3),
+    ),
+    declared(
+        "02_reasoner",
+        reads="tables/dataset tables/encoded",
+        writes="models/reasoner tables/pretraining.parquet tables/queries.parquet tables/writing.parquet "
+        "tables/embeddings",
+        params="reasoner ranker.models data.features.drop evaluation.ihr_judge evaluation.untrained.raw_cosine run",
+        seconds=(10, 3),
+        models=True,
+    ),
+    declared(
+        "03_rankers",
+        reads="tables/dataset tables/encoded tables/embeddings tables/queries.parquet",
+        writes="models/rankers tables/search.parquet tables/learning_curves.parquet tables/valid_metrics.parquet",
+        params=f"ranker run {COMPARED} {JUDGED}",
+        seconds=(8, 3),
+    ),
+    declared(
+        "04_reward_model",
+        reads=LEARNT,
+        writes="tables/candidates.parquet models/reward tables/reward_judged.parquet",
+        params=f"alignment.candidates alignment.reward {ALIGNED}",
+        seconds=(10, 4.5),
+        aligns=True,
+    ),
+    declared(
+        "05_rg_sft",
+        reads=f"{LEARNT} tables/writing.parquet tables/candidates.parquet models/reward",
+        writes="tables/best_of_n.parquet tables/sft.parquet tables/row_sft.parquet tables/writing_sft.parquet "
+        "models/sft",
+        params=f"alignment.reward alignment.sft {TUNED}",
+        seconds=(10, 1.5),
+        aligns=True,
+    ),
+    declared(
+        "06_rg_dpo",
+        reads=f"{LEARNT} tables/writing.parquet tables/candidates.parquet models/reward models/sft",
+        writes="tables/preferences.parquet tables/reference.parquet tables/dpo.parquet tables/dpo_watch.parquet "
+        "tables/row_dpo.parquet tables/writing_dpo.parquet models/dpo",
+        params=f"alignment.reward alignment.dpo {TUNED}",
+        seconds=(10, 1.5),
+        aligns=True,
+    ),
+    declared(
+        "07_rg_cl",
+        reads=f"{LEARNT} tables/best_of_n.parquet tables/valid_metrics.parquet tables/row_dpo.parquet models/reward "
+        "models/dpo",
+        writes="tables/retrained_embeddings tables/retrained_curves.parquet tables/row_retrained.parquet "
+        "tables/cl.parquet tables/row_cl.parquet models/retrained_rankers models/cl models/cl_folds models/cl_rankers",
+        params=f"alignment.reward alignment.cl {RETRAINED} alignment.loop.cross_fit {JUDGED} {TUNED}",
+        seconds=(10, 3),
+        aligns=True,
+    ),
+    declared(
+        "08_closed_loop",
+        reads=f"{LEARNT} models/reward models/dpo models/retrained_rankers models/cl models/cl_folds models/cl_rankers "
+        "tables/valid_metrics.parquet tables/retrained_embeddings tables/retrained_curves.parquet "
+        "tables/row_sft.parquet tables/row_dpo.parquet tables/row_retrained.parquet tables/row_cl.parquet",
+        writes="models/rgalign models/kb_reader models/aligned_rankers tables/aligned_embeddings "
+        "tables/rounds.parquet tables/stage_rows.parquet tables/aligned_curves.parquet "
+        "tables/aligned_valid_metrics.parquet",
+        params=f"alignment {JUDGED} {ALIGNED}",
+        seconds=(10, 1.5),
+        aligns=True,
+    ),
+    declared(
+        EVALUATION,
+        reads="tables/dataset tables/encoded tables/encoded_test tables/embeddings models/reasoner models/rankers "
+        "tables/valid_metrics.parquet models/rgalign models/aligned_rankers tables/aligned_embeddings "
+        "tables/aligned_valid_metrics.parquet",
+        given="labels.parquet",  # python -m rgalign labels
+        writes="tables/test_embeddings tables/session_metrics.parquet tables/results.parquet "
+        "tables/comparisons.parquet",
+        params=f"{JUDGED} evaluation.untrained ranker.models alignment.loop.rounds {ALIGNED}",
+        seconds=(8, 0.3),
+    ),
+    declared(
+        "10_ab_test",
+        reads="tables/dataset tables/encoded tables/encoded_test tables/embeddings tables/aligned_embeddings "
+        "tables/test_embeddings models/rankers models/aligned_rankers",
+        writes="tables/experiment.parquet tables/alarms.parquet tables/off_policy.parquet",
+        params=f"evaluation.experiment ranker.models alignment.loop.rounds {ALIGNED}",
+        seconds=(15, 0.6),
+    ),
+    declared(
+        "00_tour",  # of a finished run: trains nothing, and is opened last
+        reads=f"{LEARNT} models/reward models/rgalign models/aligned_rankers tables/valid_metrics.parquet "
+        "tables/aligned_valid_metrics.parquet tables/results.parquet tables/comparisons.parquet",
+        params="run.seed",
+        seconds=(15, 0),
+        in_sequence=False,
+    ),
+    declared(
+        "90_ablation",  # over a folder of runs, whose manifests it reads (OpenStage.use)
+        given="sweep.json",
+        writes="tables/results.parquet tables/comparisons.parquet tables/worlds.parquet tables/stage_seconds.parquet",
+        params="evaluation.bootstrap run.seed",
+        seconds=(10, 0),
+        in_sequence=False,
+    ),
+    declared(
+        "91_benchmarks",
+        writes="tables/benchmarks.parquet",
+        params="run data.seed",
+        seconds=(240, 0),
+        in_sequence=False,
+    ),
+)
+STAGES = {each.name: each for each in _STAGES}
 
 
 def maker(artifact: str) -> Stage:

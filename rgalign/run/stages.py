@@ -41,8 +41,7 @@ def change_since(entry: Mapping[str, Any], run: Path, stage: Stage, params: Para
     None where all are the same, so that its outputs would be too."""
     if changes := params_changes(entry["params"], stage_params(stage, params)):
         return f"params changed: {changes}"
-    changed = [f for f, was in entry["code"].items() if artifacts.code_digest(artifacts.code_file(f)) != was]
-    if changed:
+    if changed := [name for name, was in entry["code"].items() if artifacts.code_digest(name) != was]:
         return f"code changed: {', '.join(changed)}"
     new = [name for name in stage.given if name not in entry["inputs"] and (run / name).exists()]
     return f"input {', '.join(new)} is new" if new else changed_file(run, "input", entry["inputs"])
@@ -179,7 +178,9 @@ class OpenStage:
         }
         artifacts.record_stage(self.run, self.stage.name, entry)
         locks.release_stage(self.run)
-        return pd.DataFrame({"artifact": outputs, "files": [_files(self.run / name) for name in outputs]})
+        places = [self.run / name for name in outputs]
+        files = [sum(p.is_file() for p in place.rglob("*")) if place.is_dir() else 1 for place in places]
+        return pd.DataFrame({"artifact": outputs, "files": files})
 
 
 def described(figure: Figure) -> str:
@@ -217,7 +218,10 @@ def open_stage(
     if stage.models:
         inputs |= external_inputs.models(params)
     write_params(run, params)
-    _pin_threads(params.run.threads)
+    import torch  # late: a wrong parameter should not wait two seconds for it
+
+    torch.set_num_threads(params.run.threads)  # threads change the last bits of sums
+    threadpool_limits(params.run.threads)
     code = artifacts.code_in_use(stage.name)
     return OpenStage(stage, run, params, inputs, code, datetime.datetime.now(datetime.UTC))
 
@@ -274,15 +278,3 @@ def _refuse_unknown_parameters() -> None:
                 f"the notebook assigns {', '.join(lost)} below what papermill was given, which then has no effect: tag "
                 "the cell that assigns it `parameters` again"
             )
-
-
-def _pin_threads(threads: int) -> None:
-    """torch's and BLAS's threads: their number changes the last bits of sums."""
-    import torch  # late: a wrong parameter should not wait two seconds for it
-
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
-
-
-def _files(path: Path) -> int:
-    return sum(1 for p in path.rglob("*") if p.is_file()) if path.is_dir() else 1
