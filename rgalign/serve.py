@@ -68,13 +68,7 @@ class Ranking:
 
     @classmethod
     def of(
-        cls,
-        folder: Path,
-        encoded: Path,
-        kb: pd.DataFrame,
-        vectors: Vectors | None,
-        sampled: dict | None,
-        device: str | torch.device = "cpu",
+        cls, folder: Path, encoded: Path, kb: pd.DataFrame, vectors: Vectors | None, sampled: dict | None, device="cpu"
     ) -> "Ranking":
         """From a run's artifacts.
 
@@ -132,18 +126,6 @@ class Ranking:
             table[name] = self.kb[name].to_numpy(dtype=object)[order.ravel()]
         table["score"] = np.take_along_axis(scores, order, axis=1).ravel()
         return table[np.isfinite(table["score"])].reset_index(drop=True)
-
-    def extended(self, more: pd.DataFrame, vectors: Vectors) -> "Ranking":
-        """The same ranker over a larger knowledge base; a new intent is known by its category, words and vector.
-
-        more  intents.parquet's columns, as `checked_intents` leaves them;  vectors  of theirs
-        """
-        kb = pd.concat([self.kb, more], ignore_index=True)
-        texts = torch.cat([self.intents.text, torch.from_numpy(vectors.rows(more["intent_id"].tolist()))])
-        correction = self.correction
-        if correction is not None:  # no training list had the new ones (candidates.kb_correction)
-            correction = np.concatenate([correction, np.zeros(len(more))])
-        return replace(self, kb=kb, intents=with_texts(encode_intents(self.space, kb), texts), correction=correction)
 
 
 def refuse(report: Report, what: str) -> None:
@@ -217,15 +199,22 @@ class Scorer:
         return self._embedded(self._checked(sessions, self.prompter.features, once=True), progress)
 
     def with_intents(self, intents: pd.DataFrame) -> "Scorer":
-        """The same models over a knowledge base with more intents; nothing is trained.
+        """The same models over a knowledge base with more intents, known by their categories, words and vectors.
 
         intents  intent_id, title, and description, category, valid_from where they are known
         Raises ScoreError with every fault of the frame.
         """
         ranking = self._ranking()
         more = checked_intents(intents, ranking.kb)
-        texts = embed(self.reads_kb(), self.prompter.embedded_intents(more), progress=False)
-        return replace(self, ranking=ranking.extended(more, Vectors(more["intent_id"], texts)))
+        made = embed(self.reads_kb(), self.prompter.embedded_intents(more), progress=False)
+        vectors = Vectors(more["intent_id"], made).values
+        kb = pd.concat([ranking.kb, more], ignore_index=True)
+        texts = torch.cat([ranking.intents.text, torch.from_numpy(vectors)])
+        correction = ranking.correction
+        if correction is not None:  # no training list had the new ones (candidates.kb_correction)
+            correction = np.concatenate([correction, np.zeros(len(more))])
+        wider = with_texts(encode_intents(ranking.space, kb), texts)
+        return replace(self, ranking=replace(ranking, kb=kb, intents=wider, correction=correction))
 
     def queries(self, sessions: pd.DataFrame, *, progress: bool = False) -> pd.DataFrame:
         """The greedy query of each session, in their order: session_id, query, log_probability (nats).
@@ -236,8 +225,8 @@ class Scorer:
         frame = self._checked(sessions, self.prompter.features)
         how = {"max_new_tokens": self.max_new_tokens, "progress": progress}
         written = greedy(self.reasoner, self.prompter, self.prompter.sessions(frame), **how)
-        found = written[["query", "log_probability"]]
-        return pd.concat([sessions["session_id"].reset_index(drop=True), found], axis=1)
+        written.insert(0, "session_id", sessions["session_id"].reset_index(drop=True))
+        return written[["session_id", "query", "log_probability"]]
 
     def _ranking(self) -> Ranking:
         if self.ranking is None:

@@ -36,7 +36,7 @@ from rgalign.ranker.losses import Loss
 from rgalign.ranker.towers import ThreeTower, set_whitening
 from rgalign.ranker.train import loss_of
 from rgalign.ranker.variants import RANKERS
-from rgalign.reasoner.batches import Rows, Task, right_padded
+from rgalign.reasoner.batches import Task, right_padded
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.trainer import Schedule, Setup, fit
 from rgalign.run.artifacts import atomic
@@ -323,7 +323,7 @@ def end_to_end(
     through = partial(_ranking_loss, reasoner=reasoner, lists=lists.to(device), intents=intents.to(device), loss=loss)
     collate = partial(_collate, pad=reasoner.tokenizer.pad_token_id)
     identity = {"reasoner": fingerprint(reasoner), "rankers": digest_of(together.state_dict().values())}
-    task, modules = Task("end to end", Rows(rows), collate, through), {"rankers": together}
+    task, modules = Task("end to end", rows, collate, through), {"rankers": together}
     trained, curve = fit(reasoner, task, Schedule.of(settings), setup, identity=identity, modules=modules)
     return trained, [ranker.train(False) for ranker in together], curve
 

@@ -18,7 +18,7 @@ from rgalign.alignment.context import Context
 from rgalign.alignment.info_nce import RankingSpace, alignment, contrastive_loss, effective_rank, ranker_nce, uniformity
 from rgalign.data.lists import Lists
 from rgalign.params_training import Contrastive
-from rgalign.reasoner.batches import Documents, Rows, Task, right_padded
+from rgalign.reasoner.batches import Task, documents, right_padded
 from rgalign.reasoner.embed import pool
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.prompts import PROMPT_QUERY
@@ -111,19 +111,19 @@ class ClickedSessions:
         for name, value in {"clicked": self.clicked, "hard": self.hard, "also": also}.items():
             object.__setattr__(self, name, np.asarray(value, dtype=np.int64))
 
-    def rows(self) -> Rows:
+    def rows(self) -> list[dict]:
         """One session a row; `session` is its row in the spaces' users."""
         together = self.queries is not None and self.query_prompts is None
-        documents = Documents(self.prompts, self.queries if together else [[]] * len(self.prompts)).rows
-        own = zip(documents, self.clicked.tolist(), self.hard.tolist(), self.also.tolist(), strict=True)
+        read = documents(self.prompts, self.queries if together else [[]] * len(self.prompts))
+        own = zip(read, self.clicked.tolist(), self.hard.tolist(), self.also.tolist(), strict=True)
         rows = [
             {**row, "clicked": clicked, "hard": hard, "also": also, "session": session}
             for session, (row, clicked, hard, also) in enumerate(own)
         ]
         if self.query_prompts is not None:
-            asked = Documents(self.query_prompts, self.queries).rows
+            asked = documents(self.query_prompts, self.queries)
             rows = [{**row, "asked": own} for row, own in zip(rows, asked, strict=True)]
-        return Rows(rows)
+        return rows
 
 
 def contrastive(

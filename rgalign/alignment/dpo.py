@@ -19,7 +19,7 @@ from rgalign.alignment.logprobs import ROUNDING, Layout, batched, layout_for, qu
 from rgalign.alignment.monitor import EarlyStopping, RewardHackingMonitor
 from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
 from rgalign.params_training import Dpo
-from rgalign.reasoner.batches import Documents, Rows, Task
+from rgalign.reasoner.batches import Task, documents
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.trainer import Schedule, Setup, fit
@@ -74,8 +74,8 @@ class Pairs:
         return len(self.prompts)
 
     def documents(self) -> list[dict]:
-        """A row a pair: documents, the chosen and the rejected row of Documents."""
-        sides = [Documents(self.prompts, queries).rows for queries in (self.chosen, self.rejected)]
+        """A row a pair: documents, the chosen and the rejected row of `documents`."""
+        sides = [documents(self.prompts, queries) for queries in (self.chosen, self.rejected)]
         return [{"documents": both} for both in zip(*sides, strict=True)]
 
     def digest(self) -> str:
@@ -120,12 +120,12 @@ def dpo(
     Raises ValueError where the reference is not of this reasoner and these pairs.
     """
     checkpoint = fingerprint(reasoner)
-    rows, pad = Rows(_rows(pairs, reference, checkpoint)), reasoner.tokenizer.pad_token_id
-    layout = layout_for(reasoner.model, rows.rows, pad=pad)
+    rows, pad = _rows(pairs, reference, checkpoint), reasoner.tokenizer.pad_token_id
+    layout = layout_for(reasoner.model, rows, pad=pad)
 
     def starts_at_reference(policy: nn.Module) -> None:
         """The first DPO loss is ln 2, but for dropout: policy and reference agree before the first step."""
-        first = rows.rows[: settings.pairs_per_batch]
+        first = rows[: settings.pairs_per_batch]
         found, stored = layout.evaluate(policy, first, pad, "RG-DPO"), torch.tensor([row["reference"] for row in first])
         gap = float(((found - stored.T).abs() / query_tokens(first).view(2, -1)).max())  # NaN where one is
         if not gap <= rounding_of(reasoner.model):

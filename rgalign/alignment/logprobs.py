@@ -10,7 +10,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from rgalign.reasoner.batches import Documents, evaluating, is_out_of_memory, retry_smaller, right_padded, tokens_of
+from rgalign.reasoner.batches import documents, evaluating, is_out_of_memory, retry_smaller, right_padded, tokens_of
 from rgalign.reasoner.model import Reasoner
 from rgalign.run import distributed
 
@@ -96,7 +96,7 @@ def log_probabilities(
     progress: bool = True,
 ) -> np.ndarray:
     """(documents,) float32: `query_log_probabilities` of given queries, in batches of about one length."""
-    rows, layout = Documents(prompts, queries).rows, Layout(right_padded, tokens_of, query_log_probabilities, queries=1)
+    rows, layout = documents(prompts, queries), Layout(right_padded, tokens_of, query_log_probabilities, queries=1)
     how = {"rows_per_batch": documents_per_batch, "title": "log-probabilities", "progress": progress}
     return batched(reasoner, rows, layout, **how)[0]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rgalign.alignment.context import Context
 from rgalign.alignment.logprobs import query_log_probabilities
 from rgalign.params_training import Sft
-from rgalign.reasoner.batches import Documents, Task, right_padded
+from rgalign.reasoner.batches import Task, documents, right_padded
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.trainer import Schedule, Setup, fit
 
@@ -37,12 +37,12 @@ def sft(
     The loss is the mean of -log p over the batch's query tokens, in nats.
     """
     collate = partial(right_padded, pad=reasoner.tokenizer.pad_token_id)
-    task = Task("RG-SFT", Documents(prompts, queries), collate, query_loss, weight=query_tokens)
+    task = Task("RG-SFT", documents(prompts, queries), collate, query_loss, weight=query_tokens)
     return fit(reasoner, task, Schedule.of(settings), setup, identity={"reasoner": fingerprint(reasoner)})
 
 
 def query_tokens(row: dict) -> int:
-    """Tokens of a row of Documents that the loss is a mean over."""
+    """Tokens of a row of `documents` that the loss is a mean over."""
     return len(row["input_ids"]) - row["prompt"]
 
 

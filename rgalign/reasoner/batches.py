@@ -7,50 +7,29 @@ alone, and cannot repeat a step in smaller ones after an out-of-memory error.
 """
 
 import gc
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from rgalign.run import distributed
 
 logger = logging.getLogger(__name__)
 
 
-class Rows(Dataset):
-    """What a stage learns from: a list of dicts of JSON types."""
-
-    def __init__(self, rows: list[dict]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict:
-        return self.rows[row]
-
-    def digest(self) -> str:
-        """SHA-256 of all rows."""
-        return sha256(json.dumps(self.rows).encode()).hexdigest()
-
-
-class Documents(Rows):
-    """One document a row: prompt and query, as token ids."""
-
-    def __init__(self, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]):
-        pairs = zip(prompts, queries, strict=True)
-        super().__init__([{"input_ids": [*prompt, *query], "prompt": len(prompt)} for prompt, query in pairs])
+def documents(prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]) -> list[dict]:
+    """One document a row: input_ids, token ids of prompt and query, and how many of them are the prompt's."""
+    pairs = zip(prompts, queries, strict=True)
+    return [{"input_ids": [*prompt, *query], "prompt": len(prompt)} for prompt, query in pairs]
 
 
 def right_padded(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
-    """A batch of rows of Documents: ids (rows, longest); prompt (rows,), tokens of the prompt; length (rows,), of both.
+    """A batch of documents: ids (rows, longest); prompt (rows,), tokens of the prompt; length (rows,), of both.
 
     Padded on the right: in a causal model no token attends to its right, so no mask is needed. The end token may be the
     pad token: what is padding is decided by length alone.
@@ -62,7 +41,7 @@ def right_padded(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
 
 
 def tokens_of(row: dict) -> tuple[int, int]:
-    """Tokens of a row of Documents, and how many documents it is."""
+    """Tokens of a row of `documents`, and how many documents it is."""
     return len(row["input_ids"]), 1
 
 
@@ -159,7 +138,7 @@ Loss = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Mapping[str, Tenso
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: a title for the log, rows (read in random order), and a loss.
+    """What is learned: a title for the log, rows of JSON types (read in random order), and a loss.
 
     collate  rows -> the batch that `loss` gets
     weight   what a row counts in the loss's mean (query tokens, pairs); None: rows are each other's negatives, the
@@ -170,7 +149,7 @@ class Task:
     """
 
     title: str
-    rows: Rows
+    rows: list[dict]
     collate: Callable[[list], dict[str, Tensor]]
     loss: Loss
     weight: Callable[[dict], int] | None = None
@@ -186,24 +165,21 @@ class MicroBatcher:
     tokens_per_batch: int | None
 
     def __call__(self, rows: list[dict]) -> list[MicroBatch]:
-        count, index = distributed.count(), distributed.index()
-        own = [_part(rows, count, each) for each in range(count)]
+        task, count, index = self.task, distributed.count(), distributed.index()
+        own = [[rows[place] for place in places] for places in np.array_split(range(len(rows)), count)]
         divided = [self._divide(part or rows[:1]) for part in own]  # fewer rows than processes: a dummy row, weight 0
         # sharded weights are gathered in each micro-batch: all processes need equally many, so the last one is repeated
-        most = max(map(len, divided))
-        mine = divided[index] + [divided[index][-1]] * (most - len(divided[index]))
-        real = len(divided[index]) if own[index] else 0
-        task = self.task
-        of_step = task.of_step(rows) if task.of_step else {}
-        return [
-            MicroBatch(
-                batch={**task.collate(part), **of_step, **self._counted(part, number < real)},
-                rows=len(part),
-                tokens=self._tokens(part),
-                weight=self._weight_in_step(part, rows, count) * (number < real),
-            )
-            for number, part in enumerate(mine)
-        ]
+        mine, most = divided[index], max(map(len, divided))
+        real = len(mine) if own[index] else 0
+        of_step, batches = task.of_step(rows) if task.of_step else {}, []
+        for number, part in enumerate(mine + [mine[-1]] * (most - len(mine))):
+            batch, weight = {**task.collate(part), **of_step}, 1.0
+            if task.weight is None:
+                batch["counted"] = torch.tensor(len(part) * (number < real))
+            else:  # processes' gradients are averaged: count times the part's share makes that the step's mean
+                weight = count * sum(map(task.weight, part)) / sum(map(task.weight, rows))
+            batches.append(MicroBatch(batch, len(part), self._tokens(part), weight * (number < real)))
+        return batches
 
     def smaller(self, batch: MicroBatch) -> "MicroBatcher":
         """The same with half the tokens of this micro-batch at once: the step's other ones may have been wider."""
@@ -219,19 +195,3 @@ class MicroBatcher:
         """Padded tokens of rows that are run at once."""
         widest, documents = max(map(self.task.width, rows))
         return widest * documents * len(rows)
-
-    def _counted(self, rows: list[dict], real: bool) -> dict[str, Tensor]:
-        return {} if self.task.weight is not None else {"counted": torch.tensor(len(rows) * real)}
-
-    def _weight_in_step(self, part: list[dict], rows: list[dict], count: int) -> float:
-        if self.task.weight is None:
-            return 1.0
-        # processes' gradients are averaged: count times the part's share of the step makes that the step's mean
-        return count * sum(map(self.task.weight, part)) / sum(map(self.task.weight, rows))
-
-
-def _part(rows: list[dict], count: int, index: int) -> list[dict]:
-    """The rows of one of `count` processes: consecutive ones, as many as the others have or one more."""
-    least, more = divmod(len(rows), count)
-    first = index * least + min(index, more)
-    return rows[first : first + least + (index < more)]

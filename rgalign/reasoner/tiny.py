@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from rgalign.data.features import column_of
 from rgalign.params_schema import Pretraining
 from rgalign.reasoner import verbalize
-from rgalign.reasoner.batches import Documents, Task, right_padded
+from rgalign.reasoner.batches import Task, documents, right_padded
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.prompts import ASK
 from rgalign.reasoner.trainer import Schedule, Setup, fit
@@ -108,7 +108,7 @@ def pretrain(
     schedule = Schedule(settings.epochs, settings.learning_rate, settings.documents_per_batch, beta2=0.98)
     return fit(
         reasoner,
-        Task("pre-training", Documents(prompts, queries), collate, loss),
+        Task("pre-training", documents(prompts, queries), collate, loss),
         schedule,
         setup,
         identity={"reasoner": fingerprint(reasoner), "weights": [prompt_weight, ahead_weight]},

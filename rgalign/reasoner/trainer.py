@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,11 @@ def fit(
         if setup.progress and distributed.index() == 0:
             trainer.add_callback(ProgressBar(task.title))
         settings = asdict(schedule) | {"seed": setup.seed, "warmup": setup.warmup, "engine": asdict(engine)}
-        settings |= {"title": task.title, "rows": task.rows.digest(), "lora": setup.lora and setup.lora.model_dump()}
+        settings |= {
+            "title": task.title,
+            "rows": sha256(json.dumps(task.rows).encode()).hexdigest(),
+            "lora": setup.lora and setup.lora.model_dump(),
+        }
         settings |= {"processes": distributed.count(), **identity}
         trainer.train(resume_from_checkpoint=_last_checkpoint(setup.folder, settings))
         unshard(model, trainer.model_wrapped, trainer.accelerator)

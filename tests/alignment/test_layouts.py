@@ -18,12 +18,11 @@ from transformers import (
 )
 
 from rgalign.alignment.logprobs import PREFIX_SHARED, SEPARATE, layout_for
-from rgalign.reasoner.batches import Documents
+from rgalign.reasoner.batches import documents
 from rgalign.reasoner.trainer import CHECKPOINTING
 
 ROWS = [
-    {"documents": list(both)}
-    for both in zip(Documents(PROMPTS, CHOSEN).rows, Documents(PROMPTS, REJECTED).rows, strict=True)
+    {"documents": list(both)} for both in zip(documents(PROMPTS, CHOSEN), documents(PROMPTS, REJECTED), strict=True)
 ]
 SMALL = dict(vocab_size=24, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4)
 
@@ -112,7 +111,7 @@ def test_who_drops_the_mask_is_found_out_by_what_it_says():
 def test_no_position_is_past_the_documents():
     """A short row beside a long one: with its padding it is longer than the model's 16 places."""
     prompts, chosen, rejected = [[4] * 10, [5]], [[6] * 6, [7]], [[8] * 6, [9, 9]]
-    sides = [Documents(prompts, queries).rows for queries in (chosen, rejected)]
+    sides = [documents(prompts, queries) for queries in (chosen, rejected)]
     rows, model = [{"documents": list(both)} for both in zip(*sides, strict=True)], made(gpt2)
     with torch.no_grad():
         found = PREFIX_SHARED.log_probabilities(model, PREFIX_SHARED.collate(rows, 0))

@@ -24,13 +24,13 @@ from torch.distributed.fsdp import fully_shard
 import small_pairs
 from rgalign.alignment.contrastive import prompt_vectors
 from rgalign.alignment.sft import query_loss
-from rgalign.reasoner.batches import Documents, right_padded
+from rgalign.reasoner.batches import documents, right_padded
 from rgalign.reasoner.model import save
 from rgalign.reasoner.trainer import loss_as_forward, unshard
 
 dist.init_process_group("gloo")
 start = small_pairs.reasoner()
-batch = right_padded(Documents(small_pairs.PROMPTS, small_pairs.CHOSEN).rows[:8], 0)
+batch = right_padded(documents(small_pairs.PROMPTS, small_pairs.CHOSEN)[:8], 0)
 
 
 def prompts(model, batch):  # as RG-CL: past the model's own forward

@@ -16,7 +16,7 @@ from rgalign.alignment.dpo import reference_log_probabilities
 from rgalign.alignment.logprobs import log_probabilities, query_log_probabilities
 from rgalign.params_training import Lora
 from rgalign.reasoner.adapter import trainable, tuned
-from rgalign.reasoner.batches import Documents, right_padded
+from rgalign.reasoner.batches import documents, right_padded
 from rgalign.reasoner.model import fingerprint, load, save
 from rgalign.reasoner.trainer import Engine
 from rgalign.run.artifacts import digest
@@ -57,7 +57,7 @@ def test_a_query_counts_by_position_though_its_end_token_is_the_pad_token(pad_is
     pad = reasoner.tokenizer.pad_token_id
     assert (pad == small_pairs.END) == pad_is_end
     with torch.no_grad():
-        found = query_log_probabilities(reasoner.model, right_padded(Documents(PROMPTS, CHOSEN).rows, pad))
+        found = query_log_probabilities(reasoner.model, right_padded(documents(PROMPTS, CHOSEN), pad))
         expected = [alone(reasoner.model, *document) for document in zip(PROMPTS, CHOSEN, strict=True)]
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
@@ -76,7 +76,7 @@ def test_only_query_tokens_are_put_through_the_head_and_what_follows_it_is_the_m
     with torch.no_grad():
         expected = [alone(model, *document) for document in zip(PROMPTS, CHOSEN, strict=True)]
         with model.lm_head.register_forward_hook(lambda head, given, made: seen.append(made.shape[:-1].numel())):
-            found = query_log_probabilities(model, right_padded(Documents(PROMPTS, CHOSEN).rows, 0))
+            found = query_log_probabilities(model, right_padded(documents(PROMPTS, CHOSEN), 0))
     assert seen == [sum(map(len, CHOSEN))]
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
 

@@ -12,7 +12,7 @@ import two_processes
 from accelerate import Accelerator
 from test_short_memory import room_for
 
-from rgalign.reasoner.batches import Documents, MicroBatcher, Task, right_padded
+from rgalign.reasoner.batches import MicroBatcher, Task, documents, right_padded
 from rgalign.reasoner.model import load
 from rgalign.reasoner.trainer import CHECKPOINTING, Engine, StepTrainer
 
@@ -110,9 +110,9 @@ def test_gradients_are_complete_in_a_steps_last_piece_alone(budget, tmp_path, mo
 
 def test_pieces_hold_every_document_once_within_the_budget():
     lengths = np.random.default_rng(0).integers(3, 30, 40)
-    rows = Documents([[7] * n for n in lengths], [[8, 3]] * 40)
+    rows = documents([[7] * n for n in lengths], [[8, 3]] * 40)
     task = Task("", rows, lambda part: right_padded(part, 0), None, weight=lambda row: 2)
-    pieces = MicroBatcher(task, 64)(rows.rows)
+    pieces = MicroBatcher(task, 64)(rows)
     assert all(piece.tokens == piece.batch["ids"].numel() for piece in pieces)
     assert all(piece.tokens <= 64 or piece.rows == 1 for piece in pieces)
     assert sorted(int(n) for piece in pieces for n in piece.batch["length"]) == sorted(lengths + 2)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from rgalign.errors import TrainingError
 from rgalign.params_schema import Pretraining
 from rgalign.reasoner import tiny as pretraining
-from rgalign.reasoner.batches import Documents, right_padded
+from rgalign.reasoner.batches import documents, right_padded
 from rgalign.reasoner.model import fingerprint, tiny
 from rgalign.reasoner.tiny import ahead_loss, build_tokenizer, next_token_loss
 from rgalign.reasoner.trainer import Setup
@@ -35,7 +35,7 @@ def pretrain(given, prompts, queries, *, folder, seed, progress=False, callbacks
 
 
 def batch(prompts=PROMPTS, queries=QUERIES) -> dict[str, torch.Tensor]:
-    return right_padded(Documents(prompts, queries).rows, TOKENIZER.pad_token_id)
+    return right_padded(documents(prompts, queries), TOKENIZER.pad_token_id)
 
 
 def states(model, ids):
