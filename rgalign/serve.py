@@ -199,7 +199,7 @@ class Scorer:
         return self._embedded(self._checked(sessions, self.prompter.features, once=True), progress)
 
     def with_intents(self, intents: pd.DataFrame) -> "Scorer":
-        """The same models over a knowledge base with more intents, known by their categories, words and vectors.
+        """The same models over a KB with more intents, known by category, words and vector; nothing is trained.
 
         intents  intent_id, title, and description, category, valid_from where they are known
         Raises ScoreError with every fault of the frame.

@@ -27,27 +27,31 @@ def adapted(model: PreTrainedModel, folder: Path, name: str, *, merge: bool) -> 
     shape. Raises ReasonerError.
     """
     config = read_adapter(folder, name)
-    base = str(config.base_model_name_or_path or "")
+    subject = f"adapter {folder} (of {str(config.base_model_name_or_path or '')!r})"
     try:
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
         wrapped = PeftModel.from_pretrained(model, folder, config=config, local_files_only=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: {reason}") from None
+        raise ReasonerError(f"{subject} does not fit the model {name!r}: {reason}") from None
     # peft would ask the network whether the vocabulary grew; embeddings that an adapter brings are its own affair.
     layers = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     wanted = {key: tuple(value.shape) for key, value in layers.items()}
-    whole = _embedding_shapes(wrapped)
+    # what belongs to input and output embeddings, as adapter files name it, whatever the architecture calls them
+    base_model = wrapped.get_base_model()
+    ends = base_model.get_input_embeddings(), base_model.get_output_embeddings()
+    names = tuple(f"{name}." for name, module in wrapped.named_modules() if any(module is end for end in ends))
+    whole = {key: tuple(value.shape) for key, value in wrapped.state_dict().items() if key.startswith(names)}
     brought = {key for key, shape in found.items() if key not in wanted and whole.get(key) == shape}
     found = {key: shape for key, shape in found.items() if key not in brought}
     if wanted != found:
         first = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
-        raise ReasonerError(f"adapter {folder} (of {base!r}) does not fit the model {name!r}: first error at {first}")
+        raise ReasonerError(f"{subject} does not fit the model {name!r}: first error at {first}")
     # peft froze the base; merged, it is a plain model again, that can be trained.
     if not merge:
         return ready_to_save(wrapped, embeddings=bool(brought))
-    return _merged(wrapped, f"adapter {folder} (of {base!r})").requires_grad_(True)
+    return _merged(wrapped, subject).requires_grad_(True)
 
 
 def read_adapter(folder: Path, name: str) -> PeftConfig:
@@ -95,14 +99,6 @@ def _tied(reads: nn.Module, writes: nn.Module | None) -> bool:
     return getattr(reads, "weight", None) is getattr(writes, "weight", reads)
 
 
-def _embedding_shapes(wrapped: PeftModel) -> dict[str, tuple[int, ...]]:
-    """Name and shape, as adapter files have them, of what belongs to input and output embeddings, whatever the
-    architecture calls them."""
-    ends = wrapped.get_base_model().get_input_embeddings(), wrapped.get_base_model().get_output_embeddings()
-    names = tuple(f"{name}." for name, module in wrapped.named_modules() if any(module is end for end in ends))
-    return {key: tuple(value.shape) for key, value in wrapped.state_dict().items() if key.startswith(names)}
-
-
 def ready_to_save(model: PeftModel, *, embeddings: bool = False) -> PeftModel:
     """The model itself, whose adapter is written with the same bytes every time and without a look at the network.
 
@@ -128,11 +124,11 @@ def trainable(reasoner: "Reasoner", lora: Lora | None, *, seed: int) -> nn.Modul
     """
     model = copy.deepcopy(reasoner.model)
     config = lora and LoraConfig(
+        task_type="CAUSAL_LM",
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
-        task_type="CAUSAL_LM",
     )
     if isinstance(model, PeftModel):
         own = model.peft_config[model.active_adapter]

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -152,12 +151,15 @@ def build_models(
         for other in [name for name in wanted if name != KB_LM and (last / name).is_dir()]:
             shutil.copytree(last / other, folder / other)
             del wanted[other]
+    how = settings.model_dump(include={"kind", "dtype", "quantize"})
     for name, (source, _, _) in wanted.items():
         if source != TINY:
-            _record_pretrained(
-                recipe, dataset, source, folder / name, adapter=settings.adapter if name == MAIN else None
-            )
-    own = {name: how for name, (source, *how) in wanted.items() if source == TINY}
+            adapter = settings.adapter if name == MAIN else None
+            found = look(source, kind=how["kind"], adapter=adapter, device=recipe.device, quantize=how["quantize"])
+            put = {"drop": recipe.drop, "positions": positions(found.config)}
+            prompter(settings, dataset.meta, dataset.intents, found.tokenizer, **put)  # raises where it cannot prompt
+            name_source(folder / name, source, adapter=adapter, **how)
+    own = {name: made_by for name, (source, *made_by) in wanted.items() if source == TINY}
     if not own:
         return pd.DataFrame({"model": [], "step": [], "loss": []})
     shared = {"recipe": recipe, "dataset": dataset, "words": _vocabulary(recipe, dataset)}
@@ -189,15 +191,6 @@ def _copy_aligned(recipe: Recipe, aligned: Path, main: Path, folder: Path) -> No
         raise ReasonerError(f"{aligned} is an adapter of a quantised model, into which it cannot be merged")
     before = load_saved(main, kind=recipe.settings.kind, dtype=recipe.settings.dtype, device=recipe.device)
     save(replace(before, model=adapted(before.model, aligned, before.name, merge=True)), folder)
-
-
-def _record_pretrained(recipe: Recipe, dataset: Dataset, model: str, folder: Path, adapter: str | None) -> None:
-    """Record a hub model or folder, after checking that it can be prompted."""
-    how = recipe.settings.model_dump(include={"kind", "dtype", "quantize"})
-    found = look(model, kind=how["kind"], adapter=adapter, device=recipe.device, quantize=how["quantize"])
-    most = positions(found.config)
-    prompter(recipe.settings, dataset.meta, dataset.intents, found.tokenizer, drop=recipe.drop, positions=most)
-    name_source(folder, model, adapter=adapter, **how)
 
 
 def load_models(recipe: Recipe, folder: Path) -> dict[str, Reasoner]:
@@ -247,13 +240,13 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     settings, main = recipe.settings, models[MAIN]
     if name == PROMPT_QUERY and main.kind == "encoder":
         raise ReasonerError("vectors prompt_query need a model that writes; an encoder does not")
-    chosen = models[KB_LM] if name == KB_LM else main
-    if name == "random_lm":
-        chosen = untrained(main, settings.seed)
+    chosen = models[KB_LM] if name == KB_LM else untrained(main, settings.seed) if name == "random_lm" else main
     # A control differs from its parent in one thing alone: except for these, it embeds what reasoner.embed says.
     own = {PROMPT_QUERY: PROMPT_QUERY, PROMPT_ALONE: PROMPT, "lsa": PROMPT, "mean": PROMPT, TEXT: PROMPT}
-    if name == TEXT:
-        recipe = _of_texts(recipe, dataset.meta)
+    if name == TEXT:  # prompts show the text columns alone; unchanged where no column shown is text
+        shown = shown_features(settings.features, dataset.meta, recipe.drop)
+        texts = tuple(column for column in shown if dataset.meta["features"][column] == "text")
+        recipe = replace(recipe, settings=settings.model_copy(update={"features": texts or settings.features}))
     put = recipe.prompter(dataset, chosen, texts=name != "no_text", embed=own.get(name))
     words = None
     if name == "lsa":
@@ -270,13 +263,6 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     )
 
 
-def _of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:
-    """The recipe of prompts that show the text columns alone; unchanged where no column shown is text."""
-    shown = shown_features(recipe.settings.features, meta, recipe.drop)
-    texts = tuple(column for column in shown if meta["features"][column] == "text")
-    return replace(recipe, settings=recipe.settings.model_copy(update={"features": texts})) if texts else recipe
-
-
 def untrained(reasoner: Reasoner, seed: int) -> Reasoner:
     """The same architecture and tokenizer with new random weights: the control qe_rec/random_lm."""
     plain = reasoner.plain
@@ -285,8 +271,7 @@ def untrained(reasoner: Reasoner, seed: int) -> Reasoner:
         del config.quantization_config
     with seeded(seed):
         drawn = type(plain)(config)
-    model = drawn.to(reasoner.device, plain.dtype)
-    return replace(reasoner, model=model.eval())
+    return replace(reasoner, model=drawn.to(reasoner.device, plain.dtype).eval())
 
 
 def _vocabulary(recipe: Recipe, dataset: Dataset):
@@ -308,16 +293,14 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
 
 def _train_tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder: Path) -> pd.DataFrame:
     reasoner = tiny(words, hidden=size.hidden, layers=size.layers, heads=size.heads, seed=seed)
-    how = recipe.settings.pretraining
+    how, known = recipe.settings.pretraining, _known_intents(dataset)
     repeats = KB_ALONE_REPEATS if kb_only else how.kb_repeats
     put = prompter(recipe.settings, dataset.meta, dataset.intents, words, drop=recipe.drop)
     prompts, asked = ([], []) if kb_only else _documents(dataset, put)
     weight = prompt_weight(how.prompt_weight, asked=kb_only or is_asked(dataset))
     how = how.model_copy(update={"prompt_weight": weight})
-    known = _known_intents(dataset)
-    titles = put.queries(intent_texts(known))
     prompts = prompts + put.intents(known) * repeats
-    asked = asked + titles * repeats
+    asked = asked + put.queries(intent_texts(known)) * repeats
     trained, curve = pretrain(reasoner, prompts, asked, how, Setup(folder=work, seed=seed))
     save(trained, folder)
     return curve.drop(columns="seconds")  # they differ from run to run

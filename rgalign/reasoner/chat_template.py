@@ -38,14 +38,13 @@ def frame(tokenizer) -> Frame | None:
     template = _source(tokenizer)
     before, opening, turns = _split(tokenizer, template)
     answered, closing = _answered(tokenizer, template, turns)
+    mark = _open_thought(opening)
     # as the template writes a given answer: past a thought, in the channel for answers, behind its turn's beginning
     if answered.startswith(opening) and not _open_thought(answered):
-        more = answered[len(opening) :]
-        if _open_thought(opening) or _has_control(tokenizer, more):
+        more = template_ids(tokenizer, answered[len(opening) :])
+        if mark or not controls(tokenizer).isdisjoint(more):
             return Frame(before, answered, closing)
-    if mark := _open_thought(opening):
-        opening = _closed(tokenizer, opening, mark)
-    return Frame(before, opening, closing)
+    return Frame(before, _closed(tokenizer, opening, mark) if mark else opening, closing)
 
 
 def _source(tokenizer) -> str:
@@ -130,9 +129,9 @@ def _closed(tokenizer, opening: str, mark: str) -> str:
     return f"{opening}{'' if opening.endswith(chr(10)) else chr(10)}\n{close}\n\n"
 
 
-def _has_control(tokenizer, text: str) -> bool:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    return not controls(tokenizer).isdisjoint(ids)
+def template_ids(tokenizer, text: str) -> list[int]:
+    """Ids of a text of the template's own, whose special tokens are parsed."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
 def controls(tokenizer) -> frozenset[int]:

@@ -43,15 +43,6 @@ class _Prefix:
     cache: DynamicCache
     state_sum: Tensor  # (hidden,) float32
 
-    def expanded(self, rows: int) -> DynamicCache:
-        """The cache for a batch of this many rows; a view: the layers copy it only as they append to it."""
-        cache = DynamicCache()
-        for layer in self.cache.layers:
-            wide = copy.copy(layer)
-            wide.keys, wide.values = layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)
-            cache.layers.append(wide)
-        return cache
-
 
 def embed(
     reasoner: Reasoner,
@@ -124,7 +115,11 @@ def _encode(
     if reasoner.kind == "encoder":
         states = reasoner.trunk(input_ids=ids, attention_mask=real.long()).last_hidden_state
     elif shared:
-        cache = shared.expanded(len(ids))
+        cache = DynamicCache()
+        for layer in shared.cache.layers:  # expanded as views: a layer copies them only as it appends to them
+            wide = copy.copy(layer)
+            wide.keys, wide.values = (part.expand(len(ids), -1, -1, -1) for part in (layer.keys, layer.values))
+            cache.layers.append(wide)
         states = reasoner.trunk(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
     else:
         states = reasoner.trunk(input_ids=ids, use_cache=False).last_hidden_state

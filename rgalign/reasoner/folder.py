@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rgalign.errors import UserError
-from rgalign.reasoner.chat_template import controls, frame
+from rgalign.reasoner.chat_template import controls, frame, template_ids
 from rgalign.run.external_inputs import PICKLED, model_folder
 
 # Which files of a folder make one whole model or adapter: names, sizes and headers are checked, no weight is read.
@@ -243,22 +244,25 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     transformers 5 builds a tokenizer by its class's name and may put the class's own pre-tokenizer in the place of the
     file's: digits or blanks fall into other tokens than those that the model was trained on, without a word.
     """
-    by_class, error = _attempt(AutoTokenizer, folder)
-    if not (folder / TOKENIZER_FILE).is_file():
+    by_class, class_ids, error = _attempt(AutoTokenizer, folder)
+    file = folder / TOKENIZER_FILE
+    if not file.is_file():
         if error:
             raise ReasonerError(f"the tokenizer in {folder} cannot be read: {error}")
         return by_class
     try:
-        wanted = _ids_of_file(folder / TOKENIZER_FILE)
+        plain = Tokenizer.from_file(str(file))
+        plain.no_padding()
+        plain.no_truncation()
+        wanted = [plain.encode(text, add_special_tokens=False).ids for text in PROBES]
     except Exception as broken:  # tokenizers raises plain Exception
         raise ReasonerError(f"the tokenizer in {folder} cannot be read: {error or broken}") from None
-    if by_class is not None and _ids(by_class) == wanted:
+    if class_ids == wanted:
         return by_class
-    by_file, file_error = _attempt(PreTrainedTokenizerFast, folder)
-    ids = by_file and _ids(by_file)
-    if by_class is not None and ids == _ids(by_class):  # what differs is not the class: tokens that its config adds
+    by_file, file_ids, file_error = _attempt(PreTrainedTokenizerFast, folder)
+    if by_class is not None and file_ids == class_ids:  # what differs is not the class: tokens that its config adds
         return by_class
-    if ids != wanted:
+    if file_ids != wanted:
         raise ReasonerError(
             f"the tokenizer in {folder} cannot be read: whatever its class, it gives other tokens than its own "
             f"{TOKENIZER_FILE} ({file_error or error or 'no error'}); download it again"
@@ -268,24 +272,13 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return by_file
 
 
-def _attempt(kind: type, folder: Path) -> tuple[PreTrainedTokenizerBase | None, Exception | None]:
+def _attempt(kind: type, folder: Path) -> tuple[Any, list[list[int]] | None, Exception | None]:
+    """The tokenizer as this class reads it and its ids of PROBES, or the error."""
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
-        _ids(tokenizer)
-        return tokenizer, None
+        return tokenizer, [template_ids(tokenizer, text) for text in PROBES], None
     except Exception as error:  # whatever a broken file makes a tokenizer class raise
-        return None, error
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in PROBES]
-
-
-def _ids_of_file(path: Path) -> list[list[int]]:
-    plain = Tokenizer.from_file(str(path))
-    plain.no_padding()
-    plain.no_truncation()
-    return [plain.encode(text, add_special_tokens=False).ids for text in PROBES]
+        return None, None, error
 
 
 def vocabulary_errors(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str]:
@@ -296,7 +289,10 @@ def vocabulary_errors(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str
     """
     if len(tokenizer) <= rows:
         return []
-    framing = {*tokenizer("a")["input_ids"], *_template_ids(tokenizer)}
+    framing = set(tokenizer("a")["input_ids"])
+    with suppress(ValueError):  # a template that cannot be split: the Prompter says why
+        if put := frame(tokenizer):
+            framing.update(template_ids(tokenizer, f"{put.before}{put.opening}{put.closing}"))
     named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     never = controls(tokenizer) - framing - named
     foreign = sorted(i for i in tokenizer.get_vocab().values() if i >= rows and i not in never)
@@ -307,16 +303,6 @@ def vocabulary_errors(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str
         f"its tokenizer has {len(tokenizer)} tokens, its model embeds {rows}; {len(foreign)} of those without a row "
         f"can occur in a prompt (first: {first!r}, {foreign[0]})"
     ]
-
-
-def _template_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the chat template puts around a turn and its answer; nothing where it cannot: the Prompter says why."""
-    try:
-        put = frame(tokenizer)
-    except ValueError:
-        return []
-    text = f"{put.before}{put.opening}{put.closing}" if put else ""
-    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
 def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
@@ -380,7 +366,9 @@ def read_encoder(folder: Path) -> Encoder:
         )
     settings_file = modules[0][1] / "sentence_bert_config.json"
     settings = read_json(settings_file) if settings_file.is_file() else {}
-    pooling = _pooling(read_json(modules[1][1] / "config.json"))
+    how = read_json(modules[1][1] / "config.json")
+    modes = how.get("pooling_mode", [mode for name, mode in OLD_NAMES.items() if how.get(name)] or "none")
+    pooling = modes if isinstance(modes, str) else " + ".join(modes)
     errors = []
     if pooling not in POOLINGS:
         errors.append(f"its pooling is {pooling}; understood is one of {', '.join(POOLINGS)}")
@@ -399,18 +387,11 @@ def write_encoder(folder: Path, *, hidden_size: int, pooling: str, normalize: bo
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
         for i, (name, path) in enumerate(paths.items())
     ]
+    files = {
+        MODULES: modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, **modes},
+        "sentence_bert_config.json": {"max_seq_length": max_tokens, "do_lower_case": False},
+    }
     (folder / "1_Pooling").mkdir()
-    _write_json(folder / MODULES, modules)
-    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden_size, **modes})
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
-
-
-def _pooling(config: dict) -> str:
-    if "pooling_mode" in config:
-        mode = config["pooling_mode"]
-        return mode if isinstance(mode, str) else " + ".join(mode)
-    return " + ".join(mode for name, mode in OLD_NAMES.items() if config.get(name)) or "none"
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -57,9 +57,8 @@ class Cached:
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
         self.model, self.mask = model, mask
         place = mask.cumsum(1)
-        out = model(
-            input_ids=ids, attention_mask=mask, position_ids=(place - 1).clamp(min=0), use_cache=True, logits_to_keep=1
-        )
+        how = {"attention_mask": mask, "position_ids": (place - 1).clamp(min=0), "logits_to_keep": 1}
+        out = model(input_ids=ids, use_cache=True, **how)
         self.cache, self.logits = getattr(out, "past_key_values", None), out.logits[:, -1]
         self.place = place[:, -1:]  # of the next token
 
@@ -72,13 +71,8 @@ class Cached:
     def read(self, tokens: Tensor) -> None:
         """Read one more token a row (rows,)."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        out = self.model(
-            input_ids=tokens[:, None],
-            attention_mask=self.mask,
-            position_ids=self.place,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        how = {"attention_mask": self.mask, "position_ids": self.place, "past_key_values": self.cache}
+        out = self.model(input_ids=tokens[:, None], use_cache=True, **how)
         self.logits, self.place = out.logits[:, -1], self.place + 1
 
 
@@ -118,8 +112,14 @@ def _cache_holds(model: nn.Module, ids: Tensor, mask: Tensor) -> bool:
         rows = torch.stack([known, torch.cat([known[: len(known) - len(half)], half])])
         seen = torch.ones_like(rows)
         seen[1, : len(known) - len(half)] = 0
+        states = []
         try:
-            cached, whole = (_tried(kind, model, rows, seen) for kind in (Cached, Whole))
+            for kind in (Cached, Whole):
+                states.append(kind(model, rows, seen))
+                for kept in ([1, 0, 0], [2, 0]):
+                    states[-1].keep(torch.tensor(kept))
+                    states[-1].read(rows[0, -1].expand(len(kept)))
+            cached, whole = (state.logits.float() for state in states)
             _HOLDS[model] = bool((cached - whole).square().mean().sqrt() <= CACHE_GAP * whole.std())
         except Exception as error:  # whatever a layer raises that lacks a method, or has rows of another number
             if is_out_of_memory(error):
@@ -132,14 +132,6 @@ def _cache_holds(model: nn.Module, ids: Tensor, mask: Tensor) -> bool:
                 type(model).__name__,
             )
     return _HOLDS[model]
-
-
-def _tried(kind: type, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    state = kind(model, ids, mask)
-    for rows in ([1, 0, 0], [2, 0]):
-        state.keep(torch.tensor(rows))
-        state.read(ids[0, -1].expand(len(rows)))
-    return state.logits.float()
 
 
 GREEDY = -1  # candidate number of the greedy query; sampled ones count from 0
@@ -192,11 +184,9 @@ def greedy(
     progress: bool = True,
 ) -> pd.DataFrame:
     """The query of each prompt that takes the likeliest token at every step; columns and errors: see `sample`."""
-
-    def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
-        return logits.argmax(-1)
-
-    return _write(reasoner, prompter, prompts, 1, choose, max_new_tokens, tokens_per_batch, progress)
+    return _write(
+        reasoner, prompter, prompts, 1, lambda logits, *_: logits.argmax(-1), max_new_tokens, tokens_per_batch, progress
+    )
 
 
 def greedy_and_samples(
@@ -248,13 +238,12 @@ def embedded_sessions(
 
 def repeated_share(texts: Sequence[str], words: int = 3) -> float:
     """Share of the queries in which so many words stand in a row twice (overlaps count: "no no no no" repeats)."""
-
-    def repeats(text: str) -> bool:
+    repeating = 0
+    for text in texts:
         told = text.split()
         runs = list(zip(*(told[first:] for first in range(words)), strict=False))
-        return len(set(runs)) < len(runs)
-
-    return sum(map(repeats, texts)) / max(1, len(texts))
+        repeating += len(set(runs)) < len(runs)
+    return repeating / max(1, len(texts))
 
 
 def _invert(probability: Tensor, uniform: Tensor, top_p: float) -> Tensor:

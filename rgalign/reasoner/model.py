@@ -47,8 +47,6 @@ from rgalign.run.artifacts import atomic, digest
 from rgalign.run.external_inputs import content, given_folder
 from rgalign.seeding import seeded
 
-__all__ = ["Reasoner", "ReasonerError", "fingerprint", "load", "look", "save", "tiny"]
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -155,8 +153,10 @@ def load(
     found = look(model, kind=kind, adapter=adapter, device=device, quantize=quantize)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
-    if quantize:
-        options |= {"quantization_config": _packing(quantize, DTYPES[dtype]), "device_map": {"": where}}
+    if quantize:  # 4-bit weights would be unpacked to float32, unless bitsandbytes is told what to compute in
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": DTYPES[dtype]}
+        packing = {"load_in_8bit": True} if quantize == "8bit" else {"load_in_4bit": True, **four}
+        options |= {"quantization_config": BitsAndBytesConfig(**packing), "device_map": {"": where}}
     auto, spare = (AutoModel, ("pooler.",)) if found.encoder else (AutoModelForCausalLM, ())
     loaded = load_weights(auto, found.folder, spare=spare, **options)
     # peft writes it into its adapters: no machine's paths
@@ -164,9 +164,8 @@ def load(
     if adapter:
         loaded = adapted(loaded, locate(adapter, "adapter"), found.name, merge=not quantize)
     put = loaded if quantize else loaded.to(where)
-    if found.encoder:
-        return Reasoner(found.name, kind, put, found.tokenizer, found.encoder.pooling, found.encoder.normalize)
-    return Reasoner(found.name, kind, put, found.tokenizer)
+    how = {"pooling": found.encoder.pooling, "normalize": found.encoder.normalize} if found.encoder else {}
+    return Reasoner(found.name, kind, put, found.tokenizer, **how)
 
 
 def tiny(
@@ -239,16 +238,17 @@ def fingerprint(reasoner: Reasoner) -> str:
     return hashed.hexdigest()
 
 
-def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What bitsandbytes is told; it would unpack 4-bit weights to float32 unless it is told what to compute in."""
-    if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
 def _setting_errors(kind: str, adapter: str | None, device: str, quantize: str | None) -> list[str]:
     """What the schema cannot know: what this machine has, and what an encoder takes."""
-    errors = [] if (error := _device_error(device)) is None else [error]
+    errors = []
+    try:
+        wanted = torch.device("cpu" if device == "auto" else device)
+        module = getattr(torch, wanted.type, None)
+        count = module.device_count() if hasattr(module, "device_count") else 0
+        if wanted.type != "cpu" and (wanted.index or 0) >= count:
+            errors.append(f"device {device!r} is not on this machine; auto takes what there is")
+    except RuntimeError:
+        errors.append(f"device {device!r} is none that torch knows; auto, cpu and cuda are")
     if kind == "encoder" and (adapter or quantize):
         errors.append("adapter and quantize are for causal models; an encoder takes neither")
     if quantize is not None:
@@ -259,20 +259,6 @@ def _setting_errors(kind: str, adapter: str | None, device: str, quantize: str |
         if device == "cpu":
             errors.append(f"quantize {quantize} runs on CUDA alone; device is cpu")
     return errors
-
-
-def _device_error(device: str) -> str | None:
-    if device == "auto":
-        return None
-    try:
-        kind = torch.device(device)
-    except RuntimeError:
-        return f"device {device!r} is none that torch knows; auto, cpu and cuda are"
-    if kind.type == "cpu":
-        return None
-    module = getattr(torch, kind.type, None)
-    count = module.device_count() if hasattr(module, "device_count") else 0
-    return None if (kind.index or 0) < count else f"device {device!r} is not on this machine; auto takes what there is"
 
 
 # The models of a run on disk, in models/reasoner/<name>/: one that was trained here is saved; of a pretrained one only
@@ -340,9 +326,9 @@ def import_reasoner(place: dict[str, str | None], *, dtype: str, device: str) ->
     # the base that an adapter names: the folder is only where the weights were read from
     base.model.name_or_path = base.model.config.name_or_path = place["name"]
     base = replace(base, name=place["name"])
-    if place["adapter"] is None:
-        return base
-    return replace(base, model=adapted(base.model, Path(place["adapter"]), base.name, merge=False))
+    if place["adapter"] is not None:
+        base = replace(base, model=adapted(base.model, Path(place["adapter"]), base.name, merge=False))
+    return base
 
 
 def _contents(model: str, adapter: str | None) -> dict[str, str]:

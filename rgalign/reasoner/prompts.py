@@ -20,7 +20,7 @@ from rgalign.data.schema import CHARACTERS_A_TOKEN, personal
 from rgalign.errors import count_rows, nearest, safe_repr
 from rgalign.params_schema import Reasoner
 from rgalign.reasoner import chat_template, verbalize
-from rgalign.reasoner.chat_template import Frame, controls
+from rgalign.reasoner.chat_template import Frame, controls, template_ids
 from rgalign.reasoner.verbalize import FieldTemplate, Serialiser
 
 
@@ -47,7 +47,13 @@ def truncate(fields: list[TokenisedField], budget: int) -> list[TokenisedField]:
     which nothing is left goes. Then the longest history loses its oldest entry, one at a time. Then the last features
     go.
     """
-    fields = _truncate_texts(fields, budget)
+    lengths = [sum(map(len, field.units)) for field in fields if field.kind == "text"]
+    spare = budget - (_size(fields) - sum(lengths))
+    if spare < sum(lengths):
+        limits = range(max(lengths, default=0) + 1)  # of every text: the largest that keeps all within the budget
+        limit = bisect_right(limits, spare, key=lambda limit: sum(min(length, limit) for length in lengths)) - 1
+        kept = [field for field in fields if limit > 0 or field.kind != "text"]
+        fields = [replace(f, units=[[*chain(*f.units)][:limit]]) if f.kind == "text" else f for f in kept]
     while _size(fields) > budget and any(field.kind == "history" for field in fields):
         longest = max((f for f in fields if f.kind == "history"), key=lambda field: len(field.ids))
         shorter = replace(longest, units=longest.units[1:])
@@ -56,18 +62,6 @@ def truncate(fields: list[TokenisedField], budget: int) -> list[TokenisedField]:
     while _size(fields) > budget:
         fields = fields[:-1]
     return fields
-
-
-def _truncate_texts(fields: list[TokenisedField], budget: int) -> list[TokenisedField]:
-    lengths = [sum(map(len, field.units)) for field in fields if field.kind == "text"]
-    spare = budget - (_size(fields) - sum(lengths))
-    if spare >= sum(lengths):
-        return fields
-    limits = range(max(lengths, default=0) + 1)  # of every text: the largest that keeps all within the budget
-    limit = bisect_right(limits, spare, key=lambda limit: sum(min(length, limit) for length in lengths)) - 1
-    if limit < 1:
-        return [field for field in fields if field.kind != "text"]
-    return [replace(f, units=[[*chain(*f.units)][:limit]]) if f.kind == "text" else f for f in fields]
 
 
 def _size(fields: list[TokenisedField]) -> int:
@@ -122,19 +116,30 @@ class Prompter:
         self.max_tokens, self.titles, self.embed = max_tokens, titles or {}, embed
         self._serialiser = Serialiser(layout, self.titles, CHARACTERS_A_TOKEN * max_tokens)
         self.max_new_tokens = max_tokens if max_new_tokens is None else max_new_tokens
-        if errors := _tokenizer_errors(tokenizer, layout, ask):
+        errors = []
+        if tokenizer.pad_token_id is None:
+            errors.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
+        if ask and tokenizer.eos_token_id is None:
+            errors.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
+        if ask and layout == "compact" and not has_ask(tokenizer):
+            errors.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
+        if errors:
             raise ValueError("the prompt cannot be made:\n  " + "\n  ".join(errors))
         self._controls = controls(tokenizer)
         frame = chat_template.frame(tokenizer) if ask else None
+        # the token with which the template closes an answer may not be the end of text (gemma's <end_of_turn>)
+        closing = [i for i in template_ids(tokenizer, frame.closing) if i in self._controls] if frame else []
         ends_of_text = tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-        self.end_id = next(i for i in (*self._turn_end(frame), *ends_of_text) if i is not None)
+        self.end_id = next(i for i in (*closing, *ends_of_text) if i is not None)
         self.ends = frozenset({self.end_id, tokenizer.eos_token_id, *ends} - {None})
         if layout == "compact":
             instruction = verbalize.compact_text(instruction)
         before, asked, after = self._frame_of(instruction, ask, frame)
         self._framing = [(before, "control"), (asked, "instruction")], [(after, "control")]
         self.head, self.tail = (*before, *asked), tuple(after)
-        self.again = self._mark_again()
+        templated = layout == "compact" or getattr(tokenizer, "chat_template", None)
+        # without a template on a line of its own, as behind a prompt's last line
+        self.again = self.tail if templated else (*template_ids(tokenizer, "\n"), *self.tail)
         self._budget = max_tokens - len(self.head) - len(self.tail)
         if self._budget < 1:
             taken = len(self.head) + len(self.tail)
@@ -233,12 +238,6 @@ class Prompter:
         most = CHARACTERS_A_TOKEN * (self.max_new_tokens + 1)  # one token more, so that too long a query is noticed
         return self._encode([clean(str(text)[:most]) for text in texts])
 
-    def _mark_again(self) -> tuple[int, ...]:
-        """The tail; without a chat template on a line of its own, as behind a prompt's last line."""
-        if self.layout == "compact" or getattr(self.tokenizer, "chat_template", None):
-            return self.tail
-        return (*self.tokenizer("\n", add_special_tokens=False)["input_ids"], *self.tail)
-
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of data: special tokens are not parsed, and those that a vocabulary yields all the same are removed."""
         if not texts:
@@ -247,27 +246,15 @@ class Prompter:
         found = self.tokenizer(texts, **plain)["input_ids"]
         return [ids if self._controls.isdisjoint(ids) else [i for i in ids if i not in self._controls] for ids in found]
 
-    def _turn_end(self, frame: Frame | None) -> list[int]:
-        """The token with which the chat template closes an answer (gemma's <end_of_turn>), which may not be the
-        tokenizer's end of text: in a list, empty where there is none."""
-        after = self.tokenizer(frame.closing, add_special_tokens=False)["input_ids"] if frame else []
-        return [i for i in after if i in self._controls][:1]
-
     def _frame_of(self, instruction: str, ask: bool, frame: Frame | None) -> tuple[list[int], list[int], list[int]]:
         """Ids before the instruction, of the instruction, and after the body."""
-
-        def control(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
         asked = self._encode([instruction + ("\n" if self.layout == "lines" else "")])[0] if instruction else []
         if frame:
-            return control(frame.before), asked, control(frame.opening)
-        plain = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
-        whole = list(self.tokenizer("a")["input_ids"])
+            return template_ids(self.tokenizer, frame.before), asked, template_ids(self.tokenizer, frame.opening)
+        plain, whole = template_ids(self.tokenizer, "a"), list(self.tokenizer("a")["input_ids"])
         at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0) if plain else 0
-        if not ask:
-            return whole[:at], asked, whole[at + len(plain) :]
-        return whole[:at], asked, control(ASK if self.layout == "compact" else QUESTION)
+        mark = template_ids(self.tokenizer, ASK if self.layout == "compact" else QUESTION)
+        return whole[:at], asked, mark if ask else whole[at + len(plain) :]
 
 
 def intent_texts(frame: pd.DataFrame) -> list[str]:
@@ -280,17 +267,6 @@ def intent_texts(frame: pd.DataFrame) -> list[str]:
 def has_ask(tokenizer) -> bool:
     """Whether its vocabulary has the token ASK, as a tiny model's has; the compact layout needs it."""
     return tokenizer.convert_tokens_to_ids(ASK) not in (None, tokenizer.unk_token_id)
-
-
-def _tokenizer_errors(tokenizer, layout: str, ask: bool) -> list[str]:
-    errors = []
-    if tokenizer.pad_token_id is None:
-        errors.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
-    if ask and tokenizer.eos_token_id is None:
-        errors.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
-    if ask and layout == "compact" and not has_ask(tokenizer):
-        errors.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
-    return errors
 
 
 def sessions_of(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> pa.Table | pd.DataFrame:

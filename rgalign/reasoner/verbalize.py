@@ -149,7 +149,12 @@ class Serialiser:
         found: list[list[FieldTemplate]] = [[] for _ in range(len(rows))]
         for name in features:
             kind, array = kinds[name], column_of(rows, name)
-            codes, values = _values(array, kind)
+            if kind == "history":
+                codes, values = np.arange(len(array)), array.to_pylist()
+            elif kind == "numeric":
+                values, codes = np.unique(as_numbers(array), return_inverse=True)
+            else:
+                codes, values = as_keys(array)
             made = [self.value(name, kind, value) for value in values]
             for row, code in zip(found, codes.tolist(), strict=True):
                 if made[code] is not None:
@@ -177,7 +182,9 @@ class Serialiser:
         are shown: as text where the value has a blank, else as a categorical [C]; personal ones never are.
         """
         hidden = set(kinds) - set(shown)
-        names, values = (side.dictionary_encode() for side in (_flat(features, True), _flat(features, False)))
+        there = features.filter(features.is_valid())
+        begin, end = (there.offsets[0].as_py(), there.offsets[-1].as_py()) if len(there) else (0, 0)
+        names, values = (side[begin:end].dictionary_encode() for side in (there.keys, there.items))
         keys, texts = names.dictionary.to_pylist(), [*values.dictionary.to_pylist(), None]
         pairs, codes = np.unique(_codes(names) * len(texts) + _codes(values), return_inverse=True)
         made = []
@@ -191,25 +198,6 @@ class Serialiser:
         lengths[features.is_null().to_numpy(zero_copy_only=False)] = 0
         ends = np.cumsum([0, *lengths]).tolist()
         return [[found for found in flat[begin:end] if found] for begin, end in pairwise(ends)]
-
-
-def _values(array: pa.Array, kind: str) -> tuple[np.ndarray, Sequence[object]]:
-    """(codes, values): values[codes[row]] is the row's value."""
-    if kind == "history":
-        return np.arange(len(array)), array.to_pylist()
-    if kind == "numeric":
-        numbers, codes = np.unique(as_numbers(array), return_inverse=True)
-        return codes, numbers.tolist()
-    return as_keys(array)
-
-
-def _flat(features: pa.Array, keys: bool) -> pa.Array:
-    """All keys, or all values, of the rows that are not null."""
-    there = features.filter(features.is_valid())
-    if not len(there):
-        return pa.array([], pa.string())
-    begin, end = there.offsets[0].as_py(), there.offsets[-1].as_py()
-    return (there.keys if keys else there.items)[begin:end]
 
 
 def _codes(encoded: pa.DictionaryArray) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_packed_weights_are_computed_with_in_the_type_asked_for(folder, bits, dt
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(model, "find_spec", lambda name: name)
-    monkeypatch.setattr(model, "_device_error", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(model, "load_weights", unpacked)
     load(str(folder), quantize=bits, dtype=dtype, device="cuda")
     assert (told["packing"].load_in_8bit, told["packing"].load_in_4bit) == (bits == "8bit", bits == "4bit")
