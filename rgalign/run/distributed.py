@@ -10,12 +10,15 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -26,10 +29,12 @@ import torch
 import torch.distributed as dist
 import yaml
 from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from rgalign.errors import UserError
 from rgalign.params import ROOT
+from rgalign.run import forks
 from rgalign.run.artifacts import atomic, write_text
 
 if TYPE_CHECKING:
@@ -56,15 +61,51 @@ def each(
     if workers == 1:
         return [job(**own) for own in arguments]
     threads = max(1, torch.get_num_threads() // workers)
-    pool = Parallel(n_jobs=workers, return_as="generator", mmap_mode=None, max_nbytes=None)
-    results = pool(delayed(_with_threads)(threads, job, own) for own in arguments)
+    if forks.ADDRESS in os.environ:
+        results = _forked(os.environ[forks.ADDRESS], threads, job, arguments, workers)
+    else:
+        pool = Parallel(n_jobs=workers, return_as="generator", mmap_mode=None, max_nbytes=None)
+        results = pool(delayed(_with_threads)(threads, job, own) for own in arguments)
     return list(tqdm(results, total=total, desc=title, disable=not progress))
 
 
 def _with_threads(threads: int, job: Callable[..., Any], own: dict[str, Any]) -> Any:
-    _end_with_the_parent()
+    if forks.ADDRESS not in os.environ:
+        _end_with_the_parent()
     torch.set_num_threads(threads)  # their number changes the last bits of sums
+    threadpool_limits(threads)
     return job(**own)
+
+
+def _forked(
+    address: str, threads: int, job: Callable[..., Any], arguments: Iterable[dict[str, Any]], workers: int
+) -> Iterator[Any]:
+    """The same by processes that the server forks, one a job (run.forks)."""
+    waiting, opened = deque(), set()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for own in arguments:
+            given = {"threads": threads, "job": job, "own": own}
+            waiting.append(pool.submit(forks.call, address, _with_threads, given, opened))
+            if len(waiting) > 2 * workers:
+                yield _next(waiting)
+        while waiting:
+            yield _next(waiting)
+    except (EOFError, OSError) as error:
+        raise ProcessesError("a worker was killed, most often for want of memory: lower run.workers") from error
+    finally:
+        for connection in opened.copy():
+            with suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
+        pool.shutdown(cancel_futures=True)
+
+
+def _next(waiting: deque[Future]) -> Any:
+    """The first one's result, once it is there; raises the first error of any."""
+    while not waiting[0].done():
+        for one in wait([one for one in waiting if not one.done()], return_when=FIRST_COMPLETED).done:
+            one.result()
+    return waiting.popleft().result()
 
 
 @functools.cache
