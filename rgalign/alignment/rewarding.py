@@ -295,7 +295,7 @@ class Rewarder:
             if own.empty:
                 continue
             when, found = self._timestamps(lists), []
-            for model, rows in self._models(lists, np.isin(lists.session_id, own["session_id"])):
+            for model, rows in self._models(lists, pd.Index(lists.session_id).isin(own["session_id"])):
                 some = own[own["session_id"].isin(lists.session_id[rows].tolist())]
                 how = {"form": form or self.form, "timestamps": when[rows]}
                 found.append(score_candidates(model, some, lists.take(rows), embedded, **how))
