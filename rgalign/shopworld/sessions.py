@@ -2,39 +2,19 @@
 columns, texts, lists, clicks, posterior."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rgalign.data.schema import PROBABILITIES, STRING
-from rgalign.shopworld.tables import BATCH, DAY, DAYS, INTENT_IDS, KB, START, World, cumulative, draw, generator
+from rgalign.shopworld.tables import BATCH, DAY, INTENT_IDS, KB, START, World, cumulative, draw, generator, softmax
 from rgalign.shopworld.text import draw_texts, log_likelihood, words
 from rgalign.shopworld.traffic import draw_lists, legacy_scores
 from rgalign.shopworld.vocabulary import COLUMNS, INFORMATIVE, REGIONS, SEGMENTS, TEXT_COLUMNS, Column
 
 SPLIT_OF_WEEK = np.array(["train"] * 4 + ["valid", "test"])
-
-
-@dataclass(frozen=True, eq=False)
-class Users:
-    """Who comes: region, segment and habits stay with a user; `activity` is a user's share of the sessions."""
-
-    region: np.ndarray  # (users,)
-    segment: np.ndarray  # (users,)
-    habits: dict[str, np.ndarray]  # value index of each `user` column (users,)
-    activity: np.ndarray  # upper ends of the users' shares (users,)
-
-
-def draw_users(world: World, users: int) -> Users:
-    """All users of the world, once for all batches."""
-    rng = generator(world.seed, "users")
-    region, segment = (draw(np.asarray(shares), rng, users) for shares in (world.rules.regions, world.rules.segments))
-    own = [column.name for column in COLUMNS if column.group == "user"]
-    habits = {name: draw(world.columns[name], rng, users) for name in own}
-    activity = rng.lognormal(sigma=world.rules.activity_spread, size=users)
-    return Users(region, segment, habits, cumulative(activity / activity.sum()))
+WEEK = 7 * 86_400  # seconds
 
 
 def draw_columns(
@@ -59,31 +39,6 @@ def draw_columns(
     return codes
 
 
-def column_log_likelihood(tables: dict[str, np.ndarray], codes: dict[str, np.ndarray]) -> np.ndarray:
-    """log P(columns | intent), up to what no intent changes: (sessions, KB)."""
-    total = np.zeros((len(next(iter(codes.values()))), KB))
-    for column in COLUMNS:
-        if column.group in INFORMATIVE:
-            by_value = np.vstack([np.log(tables[column.name].T), np.zeros(KB)])  # the last row, -1: missing
-            total += by_value[codes[column.name]]
-    return total
-
-
-def posterior(log_joint: np.ndarray) -> np.ndarray:
-    """P(intent | what is in `log_joint`) (sessions, KB)."""
-    joint = np.exp(log_joint - log_joint.max(axis=1, keepdims=True))
-    return joint / joint.sum(axis=1, keepdims=True)
-
-
-def draw_timestamps(world: World, sessions: int) -> np.ndarray:
-    """When the sessions are, in order: weeks by their traffic, evenly inside a week (sessions,) datetime64."""
-    rng = generator(world.seed, "timestamps")
-    traffic = np.asarray(world.rules.weekly_traffic)
-    week = np.sort(draw(traffic / traffic.sum(), rng, sessions))
-    seconds = rng.integers(7 * 86_400, size=sessions) + week * 7 * 86_400
-    return START + np.sort(seconds).astype("timedelta64[s]")
-
-
 def batches(
     world: World, *, sessions: int, users: int, left_out: Collection[int] = ()
 ) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:
@@ -91,32 +46,48 @@ def batches(
 
     left_out  numbers of batches that are not drawn: the others stay as they are
     """
-    people, timestamps = draw_users(world, users), draw_timestamps(world, sessions)
-    # P(intent | region, segment, day) (regions, segments, days, KB): 0 where the intent does not exist yet
-    by_day = world.prior[:, :, None] * world.available(np.arange(DAYS))
-    by_day /= by_day.sum(axis=-1, keepdims=True)
+    rules, rng = world.rules, generator(world.seed, "users")
+    shares = {"region": np.asarray(rules.regions), "segment": np.asarray(rules.segments)}
+    shares |= {column.name: world.columns[column.name] for column in COLUMNS if column.group == "user"}
+    people = {name: draw(table, rng, users) for name, table in shares.items()}  # what stays with a user (users,)
+    activity = rng.lognormal(sigma=rules.activity_spread, size=users)
+    activity = cumulative(activity / activity.sum())  # upper ends of the users' shares of the sessions
+    rng, traffic = generator(world.seed, "timestamps"), np.asarray(rules.weekly_traffic)
+    week = np.sort(draw(traffic / traffic.sum(), rng, sessions))
+    seconds = np.sort(rng.integers(WEEK, size=sessions) + week * WEEK)  # evenly inside a week
+    timestamps = START + seconds.astype("timedelta64[s]")
+    by_day = world.prior_by_day()
     for first in range(0, sessions, BATCH):
         if first // BATCH not in left_out:
             rng = generator(world.seed, "batch", first // BATCH)
-            yield _batch(world, people, by_day, first, timestamps[first : first + BATCH], rng)
+            yield _batch(world, people, activity, by_day, first, timestamps[first : first + BATCH], rng)
 
 
 def _batch(
-    world: World, people: Users, by_day: np.ndarray, first: int, timestamps: np.ndarray, rng: np.random.Generator
+    world: World,
+    people: dict[str, np.ndarray],
+    activity: np.ndarray,
+    by_day: np.ndarray,
+    first: int,
+    timestamps: np.ndarray,
+    rng: np.random.Generator,
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    sessions = len(timestamps)
-    user = np.searchsorted(people.activity, rng.random(sessions), side="right")
-    region, segment, days = people.region[user], people.segment[user], (timestamps - START) // DAY
+    sessions, days = len(timestamps), (timestamps - START) // DAY
+    user = np.searchsorted(activity, rng.random(sessions), side="right")
+    who = {name: values[user] for name, values in people.items()}
+    region, segment = who["region"], who["segment"]
     intent = draw(by_day, rng, (region, segment, days))
-    habits = {name: values[user] for name, values in people.habits.items()}
-    codes = draw_columns(COLUMNS, world.columns, {"intent": intent, "region": region, **habits}, rng)
+    codes = draw_columns(COLUMNS, world.columns, {"intent": intent, **who}, rng)
     texts = draw_texts(intent, world.texts, world.wordings, rng)
     available = world.available(days)
-    scores = legacy_scores(world.prior, world.columns, codes)
-    lists = draw_lists(intent, scores, available, world.attraction, world.rules, rng)
+    lists = draw_lists(world, intent, legacy_scores(world, codes), available, rng)
 
-    log_prior = np.where(available, np.log(world.prior[region, segment]), -np.inf)
-    discrete = log_prior + column_log_likelihood(world.columns, codes)
+    # log P(intent, columns) and log P(intent, columns, texts), up to what no intent changes (sessions, KB)
+    discrete = np.zeros((sessions, KB))
+    for column in (column for column in COLUMNS if column.group in INFORMATIVE):
+        by_value = np.vstack([np.log(world.columns[column.name].T), np.zeros(KB)])  # the last row, -1: missing
+        discrete += by_value[codes[column.name]]
+    discrete = np.where(available, np.log(world.prior[region, segment]), -np.inf) + discrete
     everything = discrete + log_likelihood(texts, world.texts)
     session_id, positions = _ids("s", np.arange(first, first + sessions)), world.rules.positions
     table = {
@@ -142,8 +113,8 @@ def _batch(
         "session_id": session_id,
         "intent_id": words(INTENT_IDS, intent),
         "click_probability": _float_lists(lists.click_probability),
-        "posterior_discrete": _float_lists(posterior(discrete)),
-        "posterior": _float_lists(posterior(everything)),
+        "posterior_discrete": _float_lists(softmax(discrete)),
+        "posterior": _float_lists(softmax(everything)),
     }
     return pa.table(table), pa.table(impressions), pa.table(truth)
 

@@ -149,32 +149,14 @@ def prior_table(rng: np.random.Generator, rules: Rules) -> np.ndarray:
     return softmax(popularity + by_region + by_segment)
 
 
-def mention_table(same: float, same_object: float, same_issue: float) -> np.ndarray:
-    """P(mentioned intent | true intent) (KB, KB): with the given chances the intent itself, any of its object, any of
-    its issue, and else any at all (each choice uniform, so it may hit the intent itself)."""
-    objects, issues = OBJECT[:, None] == OBJECT, ISSUE[:, None] == ISSUE
-    rest = 1.0 - same - same_object - same_issue
-    return same * np.eye(KB) + same_object * objects / len(ISSUES) + same_issue * issues / len(THINGS) + rest / KB
+def draw_wordings(rng: np.random.Generator, rules: Rules) -> dict[str, np.ndarray]:
+    """How one shop puts things in its event texts: P(synonym | concept) (concepts, 4) of each part of a clause.
 
-
-@dataclass(frozen=True, eq=False)
-class Wordings:
-    """How one shop puts things in its event texts: P(synonym | concept) of objects, issues and the two states."""
-
-    things: np.ndarray  # (objects, 4)
-    issues: np.ndarray  # (issues, 4)
-    states: np.ndarray  # (2, 4): active, resolved
-
-    @classmethod
-    def drawn(cls, rng: np.random.Generator, rules: Rules) -> "Wordings":
-        """The same shares for each concept, the ranks of its synonyms drawn."""
-        ranks = (np.tile(np.arange(len(rules.wording)), (concepts, 1)) for concepts in (len(THINGS), len(ISSUES), 2))
-        return cls(*(np.asarray(rules.wording)[rng.permuted(own, axis=1)] for own in ranks))
-
-
-def examination(rules: Rules) -> np.ndarray:
-    """P(a position is looked at) (positions,)."""
-    return (1.0 + np.arange(rules.positions)) ** -rules.examination_decay
+    The shares are the same for each concept, the ranks of its synonyms are drawn. The states are active and resolved.
+    """
+    shares, concepts = np.asarray(rules.wording), {"thing": len(THINGS), "issue": len(ISSUES), "state": 2}
+    ranks = {part: np.tile(np.arange(len(shares)), (count, 1)) for part, count in concepts.items()}
+    return {part: shares[rng.permuted(own, axis=1)] for part, own in ranks.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,9 +172,13 @@ class TextTables:
     def drawn(cls, rng: np.random.Generator, rules: Rules, *, reordered: bool = False) -> "TextTables":
         """reordered: how often a text tells the true intent, its object or its issue is the rules' shares in a drawn
         order, another shop's habits [C]."""
+        objects, issues = OBJECT[:, None] == OBJECT, ISSUE[:, None] == ISSUE
 
         def mentions(*shares: float) -> np.ndarray:
-            return mention_table(*(rng.permutation([*shares, 1 - sum(shares)])[:3] if reordered else shares))
+            """With these chances the intent itself, any of its object, any of its issue, and else any at all."""
+            same, thing, issue = rng.permutation([*shares, 1 - sum(shares)])[:3] if reordered else shares
+            rest = 1.0 - same - thing - issue
+            return same * np.eye(KB) + thing * objects / len(ISSUES) + issue * issues / len(THINGS) + rest / KB
 
         return cls(
             active=mentions(rules.active_true, rules.active_object, rules.active_issue),
@@ -212,7 +198,7 @@ class World:
     opens: np.ndarray  # day from which an intent exists (KB,)
     columns: dict[str, np.ndarray]  # P(value | intent), or | region, or on its own: `column_table`
     texts: TextTables
-    wordings: Wordings
+    wordings: dict[str, np.ndarray]
     attraction: np.ndarray  # P(click | looked at, true intent, shown intent) (KB, KB)
     examination: np.ndarray  # P(looked at) (positions,)
     version: int = WORLD_VERSION
@@ -236,9 +222,9 @@ class World:
             opens=opens,
             columns=column_tables(COLUMNS, generator(seed, "columns"), rules),
             texts=TextTables.drawn(generator(seed, "items"), rules),
-            wordings=Wordings.drawn(generator(seed, "wordings"), rules),
+            wordings=draw_wordings(generator(seed, "wordings"), rules),
             attraction=attraction,
-            examination=examination(rules),
+            examination=(1.0 + np.arange(rules.positions)) ** -rules.examination_decay,
             version=version,
         )
 
@@ -258,3 +244,8 @@ class World:
     def available(self, days: np.ndarray) -> np.ndarray:
         """Which intents exist on each of `days` (sessions,): (sessions, KB)."""
         return self.opens <= days[:, None]
+
+    def prior_by_day(self) -> np.ndarray:
+        """P(intent | region, segment, day) (regions, segments, days, KB): 0 where the intent does not exist yet."""
+        by_day = self.prior[:, :, None] * self.available(np.arange(DAYS))
+        return by_day / by_day.sum(axis=-1, keepdims=True)

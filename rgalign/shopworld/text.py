@@ -12,20 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rgalign.shopworld.tables import ISSUE, KB, OBJECT, TextTables, Wordings, draw
+from rgalign.shopworld.tables import ISSUE, KB, OBJECT, TextTables, draw
 from rgalign.shopworld.vocabulary import BRANDS, ELSEWHERE_CLAUSES, ELSEWHERE_WORDS, ISSUES, ITEMS, LOOKS, THINGS, WORDS
 
-CLAUSES = 3
+CLAUSES, SYNONYMS = 3, 4  # of a text; of a concept
 CLAUSE, BETWEEN_CLAUSES = "state filler thing issue", " ; "
 PAGES = pa.array([f"{ISSUES[s].page} {THINGS[o].title}" for o, s in zip(OBJECT, ISSUE, strict=True)], pa.large_string())
-
-
-@dataclass(frozen=True, eq=False)
-class Elsewhere:
-    """Which event texts have another shop's grammar and words (sessions,) bool, and which of ELSEWHERE_CLAUSES."""
-
-    rows: np.ndarray
-    way: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +37,11 @@ def words(choices: tuple[str, ...] | list[str], codes: np.ndarray) -> pa.Array:
     return pa.array(choices, pa.large_string()).take(pa.array(codes))
 
 
+def any_of(choices: tuple[str, ...], rows: int, rng: np.random.Generator) -> pa.Array:
+    """(rows,) of the strings, each with equal chance."""
+    return words(choices, rng.integers(len(choices), size=rows))
+
+
 def join(*parts: pa.Array, separator: str = " ") -> pa.Array:
     """Strings glued row by row."""
     return pc.binary_join_element_wise(*parts, pa.scalar(separator, pa.large_string()))
@@ -53,60 +50,38 @@ def join(*parts: pa.Array, separator: str = " ") -> pa.Array:
 def draw_texts(
     intents: np.ndarray,
     tables: TextTables,
-    wordings: Wordings,
+    wordings: dict[str, np.ndarray],
     rng: np.random.Generator,
-    elsewhere: Elsewhere | None = None,
+    elsewhere: np.ndarray | None = None,
+    way: int = 0,
 ) -> Texts:
     """The texts of sessions with the true `intents` (sessions,), in the wording of one shop.
 
-    elsewhere  event texts that say the same in another shop's grammar and words: what is drawn does not change
+    elsewhere  (sessions,) bool: event texts that say the same in another shop's grammar and words, ELSEWHERE_CLAUSES
+               [way]; what is drawn does not change
     """
     sessions = len(intents)
     active = draw(tables.active, rng, intents)
     slot = rng.integers(CLAUSES, size=sessions)
-    clauses = []
+    clauses = []  # part -> its words (sessions,), as rows of WORDS
     for clause in range(CLAUSES):
         # A resolved clause is about any other intent with equal chance, so it says nothing about the true one.
         other = (active + rng.integers(1, KB, size=sessions)) % KB
-        resolved = slot != clause
-        clauses.append(_clause(np.where(resolved, other, active), resolved.astype(np.int64), wordings, rng))
+        about = np.where(slot == clause, active, other)
+        concepts = {"state": (slot != clause).astype(np.int64), "thing": OBJECT[about], "issue": ISSUE[about]}
+        rows = {part: each * SYNONYMS + draw(wordings[part], rng, each) for part, each in concepts.items()}
+        clauses.append(rows | {"filler": rng.integers(len(WORDS["filler"]), size=sessions)})
     item = draw(tables.item, rng, OBJECT[intents])
-    brand, look = rng.integers(len(BRANDS), size=sessions), rng.integers(len(LOOKS), size=sessions)
+    brand, look = any_of(BRANDS, sessions, rng), any_of(LOOKS, sessions, rng)
     page = draw(tables.page, rng, intents)
     page[rng.random(sessions) < tables.page_missing] = -1
-    return Texts(
-        active=active,
-        item=item,
-        page=page,
-        event_text=_event_text(clauses, elsewhere),
-        item_title=join(words(BRANDS, brand), words(LOOKS, look), words(ITEMS, item)),
-        help_page=PAGES.take(pa.array(page, mask=page < 0)),
-    )
-
-
-def _clause(
-    intents: np.ndarray, state: np.ndarray, wordings: Wordings, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Rows of WORDS (sessions,) of each part of a clause."""
-
-    def worded(concepts: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        return concepts * shares.shape[1] + draw(shares, rng, concepts)
-
-    return {
-        "state": worded(state, wordings.states),
-        "thing": worded(OBJECT[intents], wordings.things),
-        "issue": worded(ISSUE[intents], wordings.issues),
-        "filler": rng.integers(len(WORDS["filler"]), size=len(intents)),
-    }
-
-
-def _event_text(clauses: list[dict[str, np.ndarray]], elsewhere: Elsewhere | None) -> pa.Array:
-    own = join(*(_worded(clause, CLAUSE, WORDS) for clause in clauses), separator=BETWEEN_CLAUSES)
-    if elsewhere is None:
-        return own
-    grammar, between = ELSEWHERE_CLAUSES[elsewhere.way]
-    other = join(*(_worded(clause, grammar, ELSEWHERE_WORDS) for clause in clauses), separator=between)
-    return pc.if_else(pa.array(elsewhere.rows), other, own)
+    event_text = join(*(_worded(clause, CLAUSE, WORDS) for clause in clauses), separator=BETWEEN_CLAUSES)
+    if elsewhere is not None:
+        grammar, between = ELSEWHERE_CLAUSES[way]
+        others = join(*(_worded(clause, grammar, ELSEWHERE_WORDS) for clause in clauses), separator=between)
+        event_text = pc.if_else(pa.array(elsewhere), others, event_text)
+    item_title = join(brand, look, words(ITEMS, item))
+    return Texts(active, item, page, event_text, item_title, help_page=PAGES.take(pa.array(page, mask=page < 0)))
 
 
 def _worded(clause: dict[str, np.ndarray], grammar: str, choices: dict) -> pa.Array:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rgalign.data.features import as_strings, ids_of
-from rgalign.shopworld.tables import DAY, INTENT_IDS, KB, START, Rules, World, examination
+from rgalign.shopworld.tables import DAY, INTENT_IDS, KB, START, Rules, World
 from rgalign.shopworld.vocabulary import COLUMNS
 
 # The policy in production when the logs were written: a few columns, the regions' average, no text.
@@ -52,25 +52,21 @@ def slot_table(rules: Rules) -> np.ndarray:
     return table
 
 
-def legacy_scores(prior: np.ndarray, tables: dict[str, np.ndarray], codes: dict[str, np.ndarray]) -> np.ndarray:
+def legacy_scores(world: World, codes: dict[str, np.ndarray]) -> np.ndarray:
     """The policy's integer scores (sessions, KB): whole numbers, so that every machine breaks ties alike."""
-    scores = np.rint(100 * np.log(prior.mean(axis=(0, 1)))).astype(np.int64)
+    scores = np.rint(100 * np.log(world.prior.mean(axis=(0, 1)))).astype(np.int64)
     for name in LEGACY_COLUMNS:
-        known = np.rint(100 * np.log(tables[name].T)).astype(np.int64)
+        known = np.rint(100 * np.log(world.columns[name].T)).astype(np.int64)
         scores = scores + np.vstack([known, np.zeros((1, KB), np.int64)])[codes[name]]  # last row, -1: missing
     return scores
 
 
 def draw_lists(
-    intents: np.ndarray,
-    scores: np.ndarray,
-    available: np.ndarray,
-    attraction: np.ndarray,
-    rules: Rules,
-    rng: np.random.Generator,
+    world: World, intents: np.ndarray, scores: np.ndarray, available: np.ndarray, rng: np.random.Generator
 ) -> ShownLists:
     """Lists and clicks for sessions with the true `intents` (sessions,); `available`, `scores` (sessions, KB)."""
-    sessions, ranks = len(intents), rules.positions - rules.explored
+    rules, sessions = world.rules, len(intents)
+    ranks = rules.positions - rules.explored
     # Ties go to the intent that comes first in the knowledge base.
     keys = np.where(available, -scores * KB + np.arange(KB), np.iinfo(np.int64).max)
     top = np.argsort(keys, axis=1)[:, :ranks]
@@ -89,7 +85,7 @@ def draw_lists(
     by_rank = np.vstack([slot_table(rules), np.zeros((rules.explored, rules.positions))])
     by_chance = rules.explored / rules.positions / (available.sum(axis=1, keepdims=True) - ranks)
     propensity = np.where(rank < ranks, by_rank[rank, np.arange(rules.positions)], by_chance)
-    click_probability = attraction[intents[:, None], candidates] * examination(rules)
+    click_probability = world.attraction[intents[:, None], candidates] * world.examination
     clicked = rng.random(click_probability.shape) < click_probability
     return ShownLists(candidates, propensity, click_probability, clicked, shuffled)
 
@@ -125,20 +121,18 @@ class Traffic:
                 "tables.read(folder, truth=True); the other tables alone are a log, see evaluation.off_policy"
             )
         row = pc.index_in(ids_of(sessions, "session_id"), value_set=ids_of(truth, "session_id"))
-        if row.null_count:
-            missing = f"truth has no row for {row.null_count} of {len(sessions)} sessions"
-            raise ValueError(f"{missing}: both must be of one read")
+        if missing := row.null_count:
+            raise ValueError(f"truth has no row for {missing} of {len(sessions)} sessions: both must be of one read")
         intents = _places(ids_of(truth, "intent_id").take(row), INTENT_IDS, "truth.intent_id")
         available = world.available((sessions["timestamp"].to_numpy(dtype="datetime64[us]") - START) // DAY)
         if early := int((~available[np.arange(len(intents)), intents]).sum()):
             raise ValueError(f"{early} sessions want an intent that is not in the KB at their time: not of this world?")
-        return cls(
-            world=world,
-            users=np.unique(as_strings(ids_of(sessions, "user_id")), return_inverse=True)[1],
-            intents=intents,
-            available=available,
-            scores=legacy_scores(world.prior, world.columns, _legacy_codes(sessions)),
-        )
+        if absent := [name for name in LEGACY_COLUMNS if name not in sessions]:
+            raise ValueError(f"sessions has no column {', '.join(absent)}, which the legacy policy of ShopWorld reads")
+        values = {column.name: column.values for column in COLUMNS}
+        codes = {name: _places(ids_of(sessions, name), values[name], f"sessions.{name}") for name in LEGACY_COLUMNS}
+        users = np.unique(as_strings(ids_of(sessions, "user_id")), return_inverse=True)[1]
+        return cls(world, users, intents, available, legacy_scores(world, codes))
 
     def __len__(self) -> int:
         return len(self.intents)
@@ -155,8 +149,7 @@ class Traffic:
                 f"session and intent, {self.available.shape}"
             )
         # What does not exist comes last, after any -inf that a ranker gave.
-        order = np.lexsort((-scores, ~self.available), axis=1)
-        return order[:, :k]
+        return np.lexsort((-scores, ~self.available), axis=1)[:, :k]
 
     def click_probability(self, shown: np.ndarray) -> np.ndarray:
         """True P(click) of each slot of the lists shown (sessions, k), intents from position 0 on: (sessions, k).
@@ -164,19 +157,6 @@ class Traffic:
         The position-based model of the world: attraction of the intent, times examination of the position. Raises
         ValueError for another shape and for intents that the shop does not have at the session's time.
         """
-        shown = self._shown(shown)
-        attraction = self.world.attraction[self.intents[:, None], shown]
-        return attraction * self.world.examination[: shown.shape[1]]
-
-    def ctr(self, shown: np.ndarray) -> float:
-        """True CTR@k of the lists shown (sessions, k): clicks on the k intents, divided by impressions of them."""
-        return float(self.click_probability(shown).mean())
-
-    def relog(self, rng: np.random.Generator) -> ShownLists:
-        """Lists, propensities and clicks of the same sessions, drawn again by the policy that wrote the log."""
-        return draw_lists(self.intents, self.scores, self.available, self.world.attraction, self.world.rules, rng)
-
-    def _shown(self, shown: np.ndarray) -> np.ndarray:
         shown, most = np.asarray(shown), self.world.rules.positions
         if shown.ndim != 2 or len(shown) != len(self) or not 1 <= shown.shape[1] <= most:
             raise ValueError(f"shown has the shape {shown.shape}; expected ({len(self)}, k), k from 1 to {most}")
@@ -188,15 +168,15 @@ class Traffic:
                 f"{int((~there).sum())} slots show an intent that is not in the KB at the session's time (first: "
                 f"intent {shown[row, position]} in session {row}); rank the intents that exist: Traffic.top"
             )
-        return shown
+        return self.world.attraction[self.intents[:, None], shown] * self.world.examination[: shown.shape[1]]
 
+    def ctr(self, shown: np.ndarray) -> float:
+        """True CTR@k of the lists shown (sessions, k): clicks on the k intents, divided by impressions of them."""
+        return float(self.click_probability(shown).mean())
 
-def _legacy_codes(sessions: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Value indices of the legacy policy's columns, -1 where missing, each (sessions,)."""
-    if absent := [name for name in LEGACY_COLUMNS if name not in sessions]:
-        raise ValueError(f"sessions has no column {', '.join(absent)}, which the legacy policy of ShopWorld reads")
-    values = {column.name: column.values for column in COLUMNS}
-    return {name: _places(ids_of(sessions, name), values[name], f"sessions.{name}") for name in LEGACY_COLUMNS}
+    def relog(self, rng: np.random.Generator) -> ShownLists:
+        """Lists, propensities and clicks of the same sessions, drawn again by the policy that wrote the log."""
+        return draw_lists(self.world, self.intents, self.scores, self.available, rng)
 
 
 def _places(found: pa.Array, values: tuple[str, ...], what: str) -> np.ndarray:

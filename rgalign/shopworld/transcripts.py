@@ -10,7 +10,7 @@ another shop's grammar and words, and what texts and help pages mention follows 
 proportion s. Both draw from the same generators, so they are equal at distance 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,18 +18,8 @@ import pyarrow.compute as pc
 
 from rgalign.data.schema import STRING
 from rgalign.shopworld.sessions import draw_columns
-from rgalign.shopworld.tables import (
-    ISSUE,
-    OBJECT,
-    TextTables,
-    Wordings,
-    World,
-    column_tables,
-    draw,
-    generator,
-    prior_table,
-)
-from rgalign.shopworld.text import Elsewhere, draw_texts, join, words
+from rgalign.shopworld.tables import ISSUE, OBJECT, TextTables, World, column_tables, draw, generator, prior_table
+from rgalign.shopworld.text import any_of, draw_texts, join, words
 from rgalign.shopworld.vocabulary import (
     BRANDS,
     COLUMNS,
@@ -54,36 +44,35 @@ QUESTIONS = [question.split("{}") for issue in ISSUES for question in issue.aske
 
 @dataclass(frozen=True, eq=False)
 class Shop:
-    """One other shop: P(intent) (KB,), tables of the prompt's columns, wordings, columns with foreign names.
-
-    texts, way, share  what its texts mention; which of ELSEWHERE_CLAUSES, and what share of them has it
-    """
-
-    prior: np.ndarray
-    columns: dict[str, np.ndarray]
-    wordings: Wordings
-    foreign: np.ndarray  # (prompt columns,) bool
-    texts: TextTables
-    way: int
-    share: float
+    prior: np.ndarray  # P(intent) (KB,)
+    columns: dict[str, np.ndarray]  # tables of the prompt's columns
+    foreign: np.ndarray  # which of them have foreign names (prompt columns,) bool
+    texts: TextTables  # what its texts mention
+    way: int  # which of ELSEWHERE_CLAUSES is its own,
+    share: float  # and what share of its event texts has it
 
 
 def draw_transcripts(world: World, *, rows: int, distance: float) -> pa.Table:
     """Columns `features` (name -> value in the order of the prompt) and `typed_query`; shops in random order."""
-    wordings = _their_wordings(world, distance)
+    rng, wordings = generator(world.seed, "their wordings"), {}
+    # Half of all concepts in words that are rare here; the same half in all shops, or it would average out.
+    for part in ("thing", "issue", "state"):
+        own = world.wordings[part]
+        ranks = own.argsort(axis=1).argsort(axis=1)
+        usual_is_rare = np.sort(own, axis=1)[np.arange(len(own))[:, None], own.shape[1] - 1 - ranks]
+        changed = (rng.random(len(own)) < 0.5)[:, None]
+        wordings[part] = np.where(changed, (1 - distance) * own + distance * usual_is_rare, own)
     parts = []
     for number in range(SHOPS):
         rng = generator(world.seed, "shop", number)
         of_texts = generator(world.seed, "texts of shop", number)
-        shop = _draw_shop(world, wordings, distance, rng, of_texts)
-        parts.append(_chats(shop, rows // SHOPS + (number < rows % SHOPS), rng, of_texts))
+        shop = _draw_shop(world, distance, rng, of_texts)
+        parts.append(_chats(shop, wordings, rows // SHOPS + (number < rows % SHOPS), rng, of_texts))
     order = generator(world.seed, "order of transcripts").permutation(rows)
     return pa.concat_tables(parts).combine_chunks().take(pa.array(order))
 
 
-def _draw_shop(
-    world: World, wordings: Wordings, distance: float, rng: np.random.Generator, of_texts: np.random.Generator
-) -> Shop:
+def _draw_shop(world: World, distance: float, rng: np.random.Generator, of_texts: np.random.Generator) -> Shop:
     def mixed(own: np.ndarray, fresh: np.ndarray) -> np.ndarray:
         return (1 - distance) * own + distance * fresh
 
@@ -95,47 +84,29 @@ def _draw_shop(
     foreign = candidate & (rng.random(len(PROMPT)) < distance)
     way, texts, share = int(of_texts.integers(len(ELSEWHERE_CLAUSES))), world.texts, 0.0
     if world.version > 1:
-        fresh = TextTables.drawn(of_texts, world.rules, reordered=True)
-        texts = TextTables(
-            active=mixed(texts.active, fresh.active),
-            page=mixed(texts.page, fresh.page),
-            page_missing=texts.page_missing,
-            item=mixed(texts.item, fresh.item),
-        )
-        share = distance
-    return Shop(prior, columns, wordings, foreign, texts, way, share)
+        fresh, share = TextTables.drawn(of_texts, world.rules, reordered=True), distance
+        tables = {name: mixed(getattr(texts, name), getattr(fresh, name)) for name in ("active", "page", "item")}
+        texts = replace(texts, **tables)
+    return Shop(prior, columns, foreign, texts, way, share)
 
 
-def _their_wordings(world: World, distance: float) -> Wordings:
-    """Half of this shop's concepts in words that are rare here; the same half in all shops, or it would average out."""
-    rng = generator(world.seed, "their wordings")
-    tables = []
-    for own in (world.wordings.things, world.wordings.issues, world.wordings.states):
-        ranks = own.argsort(axis=1).argsort(axis=1)
-        usual_is_rare = np.sort(own, axis=1)[np.arange(len(own))[:, None], own.shape[1] - 1 - ranks]
-        changed = (rng.random(len(own)) < 0.5)[:, None]
-        tables.append(np.where(changed, (1 - distance) * own + distance * usual_is_rare, own))
-    return Wordings(*tables)
-
-
-def _chats(shop: Shop, rows: int, rng: np.random.Generator, of_texts: np.random.Generator) -> pa.Table:
+def _chats(
+    shop: Shop, wordings: dict[str, np.ndarray], rows: int, rng: np.random.Generator, of_texts: np.random.Generator
+) -> pa.Table:
     intent = draw(shop.prior, rng, rows)
     codes = draw_columns(PROMPT, shop.columns, {"intent": intent}, rng)
     # Drawn at every distance, so that a text with another shop's clauses at one distance has them at every larger one.
-    elsewhere = Elsewhere(of_texts.random(rows) < shop.share, shop.way)
-    texts = draw_texts(intent, shop.texts, shop.wordings, rng, elsewhere)
+    texts = draw_texts(intent, shop.texts, wordings, rng, of_texts.random(rows) < shop.share, shop.way)
     kind = rng.random(rows)
-    vague = kind < VAGUE_SHARE
+    vague, other_task = kind < VAGUE_SHARE, pa.array(kind >= 1 - OTHER_TASK_SHARE)
     unrelated = ~vague & (kind < VAGUE_SHARE + UNRELATED_SHARE)
-    other_task = kind >= 1 - OTHER_TASK_SHARE
     asked = _questions(np.where(unrelated, draw(shop.prior, rng, rows), intent), rng)
     # another task of such models: the beginning of an item title, and how it goes on
-    brand, look, item = (rng.integers(len(choices), size=rows) for choices in (BRANDS, LOOKS, ITEMS))
-    title_begins, title_ends = join(words(BRANDS, brand), words(LOOKS, look)), words(ITEMS, item)
-    typed = pc.if_else(pa.array(vague), words(VAGUE, rng.integers(len(VAGUE), size=rows)), asked)
-    typed = pc.if_else(pa.array(other_task), title_ends, typed)
-    title = pc.if_else(pa.array(other_task), title_begins, texts.item_title)
-    features = _features(shop, codes, [title, texts.help_page, texts.event_text], other_task)
+    brand, look, item = (any_of(choices, rows, rng) for choices in (BRANDS, LOOKS, ITEMS))
+    typed = pc.if_else(pa.array(vague), any_of(VAGUE, rows, rng), asked)
+    typed = pc.if_else(other_task, item, typed)
+    title = pc.if_else(other_task, join(brand, look), texts.item_title)
+    features = _features(shop, codes, [title, texts.help_page, texts.event_text], other_task.to_numpy(False))
     return pa.table({"features": features, "typed_query": typed})
 
 
@@ -145,7 +116,7 @@ def _questions(intents: np.ndarray, rng: np.random.Generator) -> pa.Array:
     question = ISSUE[intents] * each + rng.integers(each, size=len(intents))
     word = OBJECT[intents] * 4 + draw(np.array([0.5, 0.27, 0.15, 0.08]), rng, len(intents))
     thing = words([word for thing in THINGS for word in thing.asked], word)
-    greeting = words(GREETINGS, rng.integers(len(GREETINGS), size=len(intents)))
+    greeting = any_of(GREETINGS, len(intents), rng)
     begin, end = (words([question[side] for question in QUESTIONS], question) for side in (0, 1))
     return pc.utf8_trim_whitespace(join(greeting, join(begin, thing, end, separator="")))
 

@@ -23,24 +23,6 @@ class Column(NamedTuple):
     missing: float
 
 
-def _values(written: list[str]) -> tuple[str, ...]:
-    """Values as written in the file; `bg*40` stands for the codes bg1 to bg40."""
-    if "*" not in written[0]:
-        return tuple(written)
-    code, count = written[0].split("*")
-    return tuple(f"{code}{number}" for number in range(1, int(count) + 1))
-
-
-def _columns(read: dict) -> tuple[Column, ...]:
-    """All drawn columns, informative groups first. Every third column has gaps, independent of the session."""
-    found: list[tuple[str, str, str, tuple]] = []
-    for group, columns in read["categorical"].items():
-        found += [(name, "categorical", group, _values(values.split())) for name, values in columns.items()]
-    for group, names in read["numeric"].items():
-        found += [(name, "numeric", group, GRID) for name in names.split()]
-    return tuple(Column(*row, missing=(0.0, 0.0, 0.1)[i % 3]) for i, row in enumerate(found))
-
-
 class Thing(NamedTuple):
     """An object of the taxonomy: `title` and `about` in the knowledge base, `seen` in event texts, `asked` in chats."""
 
@@ -63,25 +45,26 @@ class Issue(NamedTuple):
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
+    if isinstance(value, dict):
+        return {key: _frozen(each) for key, each in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _yaml(name: str) -> dict:
-    return yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+def _read(name: str) -> dict:
+    return _frozen(yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8")))
 
 
-_READ = _yaml("columns.yaml")
-PROMPT_COLUMNS = tuple(_READ["prompt"])  # what a support agent would see, in the order of the prompt
-COLUMNS = _columns(_READ)
-KINDS = {"region": "categorical", "user_segment": "categorical", **{column.name: column.kind for column in COLUMNS}}
-
-_READ = _yaml("words.yaml")
-THINGS = tuple(Thing(name, *map(_frozen, own.values())) for name, own in _READ.pop("objects").items())
-ISSUES = tuple(Issue(name, *map(_frozen, own.values())) for name, own in _READ.pop("issues").items())
-_LISTS = {name: _frozen(words) for name, words in _READ.items()}
-ACTIVE, RESOLVED, FILLERS = (_LISTS[name] for name in ("active", "resolved", "fillers"))
-ELSEWHERE_CLAUSES, ELSEWHERE_STATES = _LISTS["other_clauses"], _LISTS["other_states"]
-ELSEWHERE_THINGS, ELSEWHERE_ISSUES = _LISTS["other_objects"], _LISTS["other_issues"]
+def _columns(read: dict) -> tuple[Column, ...]:
+    """All drawn columns, informative groups first. Every third column has gaps, independent of the session."""
+    found: list[tuple[str, str, str, tuple]] = []
+    for group, columns in read["categorical"].items():
+        for name, written in columns.items():
+            code, _, count = written.partition("*")  # `bg*40` stands for the codes bg1 to bg40
+            values = [f"{code}{number}" for number in range(1, int(count) + 1)] if count else written.split()
+            found.append((name, "categorical", group, tuple(values)))
+    for group, names in read["numeric"].items():
+        found += [(name, "numeric", group, GRID) for name in names.split()]
+    return tuple(Column(*row, missing=(0.0, 0.0, 0.1)[i % 3]) for i, row in enumerate(found))
 
 
 def _clause_words(states: Sequence, things: Sequence, issues: Sequence) -> dict[str, list[str]]:
@@ -90,7 +73,16 @@ def _clause_words(states: Sequence, things: Sequence, issues: Sequence) -> dict[
     return {part: [word for concept in concepts for word in concept] for part, concepts in parts.items()}
 
 
+_COLUMNS, _WORDS = _read("columns.yaml"), _read("words.yaml")
+PROMPT_COLUMNS = _COLUMNS["prompt"]  # what a support agent would see, in the order of the prompt
+COLUMNS = _columns(_COLUMNS)
+KINDS = {"region": "categorical", "user_segment": "categorical", **{column.name: column.kind for column in COLUMNS}}
+
+THINGS = tuple(Thing(name, *own.values()) for name, own in _WORDS["objects"].items())
+ISSUES = tuple(Issue(name, *own.values()) for name, own in _WORDS["issues"].items())
+ACTIVE, RESOLVED, FILLERS = (_WORDS[name] for name in ("active", "resolved", "fillers"))
+BRANDS, LOOKS, ITEMS, GREETINGS, VAGUE = (_WORDS[name] for name in ("brands", "looks", "items", "greetings", "vague"))
+ELSEWHERE_CLAUSES, ELSEWHERE_STATES = _WORDS["other_clauses"], _WORDS["other_states"]
+ELSEWHERE_THINGS, ELSEWHERE_ISSUES = _WORDS["other_objects"], _WORDS["other_issues"]
 WORDS = _clause_words((ACTIVE, RESOLVED), [thing.seen for thing in THINGS], [issue.seen for issue in ISSUES])
 ELSEWHERE_WORDS = _clause_words(ELSEWHERE_STATES, ELSEWHERE_THINGS, ELSEWHERE_ISSUES)
-BRANDS, LOOKS, ITEMS = (_LISTS[name] for name in ("brands", "looks", "items"))
-GREETINGS, VAGUE = _LISTS["greetings"], _LISTS["vague"]

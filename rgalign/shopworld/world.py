@@ -82,7 +82,14 @@ def write_world(
     """
     settings = {"sessions": sessions, "users": users, "distance": distance, "transcripts": transcripts}
     world, folder = _built(seed, version, settings), Path(folder)
-    _begin(folder, json.dumps({"version": version, "seed": seed, **settings}))
+    drawing, drawn_with = folder / SETTINGS, json.dumps({"version": version, "seed": seed, **settings})
+    if drawing.is_file():
+        if drawing.read_text(encoding="utf-8") != drawn_with:  # parts of another world
+            for name in DRAWN:
+                shutil.rmtree(folder / name, ignore_errors=True)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already, and is no world that is being drawn. Name a new folder.")
+    write_text(drawing, drawn_with)
     places = [[folder / name / f"part-{n:05d}.parquet" for name in DRAWN] for n in range(-(-sessions // BATCH))]
     done = {number for number, files in enumerate(places) if all(file.is_file() for file in files)}
     left = [files for number, files in enumerate(places) if number not in done]
@@ -94,19 +101,7 @@ def write_world(
     for name, table in others.items():
         write_arrow(folder / f"{name}.parquet", table)
     write_text(folder / YAML_FILE, yaml.safe_dump(meta, sort_keys=False, allow_unicode=True, width=120))
-    (folder / SETTINGS).unlink()
-
-
-def _begin(folder: Path, text: str) -> None:
-    """Leave the folder with nothing but parts of this very world. Raises FileExistsError."""
-    settings = folder / SETTINGS
-    if settings.is_file():
-        if settings.read_text(encoding="utf-8") != text:
-            for name in DRAWN:
-                shutil.rmtree(folder / name, ignore_errors=True)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already, and is no world that is being drawn. Name a new folder.")
-    write_text(settings, text)
+    drawing.unlink()
 
 
 def _built(seed: int, version: int, settings: dict) -> World:
@@ -136,10 +131,7 @@ def _without_sessions(world: World, settings: dict) -> tuple[dict[str, pa.Table]
     others = {"intents": pa.table(intents)}
     if rows := settings["transcripts"]:
         others["transcripts"] = draw_transcripts(world, rows=rows, distance=settings["distance"])
-    rules = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(world.rules).items()
-    }
+    rules = json.loads(json.dumps(dataclasses.asdict(world.rules)))  # tuples become lists
     return others, {
         "name": "shopworld",
         "what": "Simulated sessions of a support chatbot in an online shop; rank the 96 intents of its knowledge base",
@@ -162,6 +154,5 @@ def oracle_scores(dataset_meta: dict, truth: pd.DataFrame, which: str = "all") -
     columns = {"discrete": "posterior_discrete", "all": "posterior"}
     if which not in columns:
         raise ValueError(f"which is {which!r}; expected one of {', '.join(columns)}")
-    world = World.from_meta(dataset_meta)
     flat = pc.list_flatten(pa.array(truth[columns[which]])).to_numpy()
-    return flat.reshape(len(truth), -1).astype(np.float64) @ world.attraction
+    return flat.reshape(len(truth), -1).astype(np.float64) @ World.from_meta(dataset_meta).attraction

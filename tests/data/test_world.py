@@ -146,10 +146,10 @@ def test_inverse_propensities_count_every_intent_at_every_position(world, drawn)
 def test_propensities_are_the_frequencies_of_a_session_drawn_again_and_again(world):
     codes = {column.name: np.zeros(1, dtype=int) for column in COLUMNS}
     times = 30_000
-    scores = legacy_scores(world.prior, world.columns, codes).repeat(times, axis=0)
+    scores = legacy_scores(world, codes).repeat(times, axis=0)
     available = np.broadcast_to(world.opens <= 30, scores.shape)
     intents = np.zeros(times, dtype=int)
-    lists = draw_lists(intents, scores, available, world.attraction, world.rules, np.random.default_rng(5))
+    lists = draw_lists(world, intents, scores, available, np.random.default_rng(5))
     count, stated = np.zeros((len(world.opens), POSITIONS)), np.zeros((len(world.opens), POSITIONS))
     np.add.at(count, (lists.candidates, np.arange(POSITIONS)), 1)
     stated[lists.candidates, np.arange(POSITIONS)] = lists.propensity
@@ -355,8 +355,8 @@ def test_other_shops_clauses_share_no_word_with_this_shops_but_the_fillers():
 
 def test_what_version_2_mentions_elsewhere_is_another_shops_and_at_distance_0_this_shops():
     far = World.build(3, version=2)
-    shop = _draw_shop(far, far.wordings, 1.0, np.random.default_rng(0), np.random.default_rng(1))
-    near = _draw_shop(far, far.wordings, 0.0, np.random.default_rng(0), np.random.default_rng(1))
+    shop = _draw_shop(far, 1.0, np.random.default_rng(0), np.random.default_rng(1))
+    near = _draw_shop(far, 0.0, np.random.default_rng(0), np.random.default_rng(1))
     for name in ("active", "page", "item"):
         np.testing.assert_allclose(getattr(shop.texts, name).sum(axis=1), 1)
         np.testing.assert_array_equal(getattr(near.texts, name), getattr(far.texts, name))
