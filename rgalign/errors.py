@@ -66,20 +66,34 @@ class Report:
 
     def error_rows(self, where: str, wrong: Mask, verb: str, then: str = "", noun: str = "row") -> bool:
         """An error '5 rows are empty (first: 17, 90, 233)' + then, where any row is wrong; returns whether one is."""
-        return _add_rows(self.errors, where, wrong, verb, then, noun)
+        found = bool(wrong.any() if isinstance(wrong, np.ndarray) else pc.any(wrong).as_py())
+        if found:
+            self.error(where, count_rows(wrong, verb, noun) + then)
+        return found
 
-    def note_rows(self, where: str, wrong: Mask, verb: str, then: str = "", noun: str = "row") -> bool:
+    def note_rows(self, where: str, wrong: Mask, verb: str, then: str = "", noun: str = "row") -> None:
         """The same as a note."""
-        return _add_rows(self.notes, where, wrong, verb, then, noun)
+        if wrong.any() if isinstance(wrong, np.ndarray) else pc.any(wrong).as_py():
+            self.note(where, count_rows(wrong, verb, noun) + then)
+
+    def error_values(self, where: str, values: Iterable, verb: str, then: str = "", number: int | None = None) -> bool:
+        """An error '38 rows name ... (first: 'ret_12')' + then, where there are such values; returns whether there are.
+
+        number  of wrong rows, where `values` does not hold the value of each
+        """
+        values = list(values)
+        number = len(values) if number is None else number
+        if number:
+            first = ", ".join(map(safe_repr, list(dict.fromkeys(values))[:SHOWN]))
+            self.error(where, f"{_many(number, 'row')} {_plural(verb, number)} (first: {first}){then}")
+        return number > 0
 
     def __str__(self) -> str:
         name = f"{self.folder}/" if not self.folder.is_file() else str(self.folder)
-        lines = []
+        rows = ", ".join(f"{count:,} {table}" for table, count in self.rows.items())
+        lines = [f"{name} passes every check: {rows}"]
         if self.errors:
-            lines += [f"{name} fails {_many(len(self.errors), 'check')}:", *_aligned(self.errors)]
-        else:
-            rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
-            lines.append(f"{name} passes every check: {rows}")
+            lines = [f"{name} fails {_many(len(self.errors), 'check')}:", *_aligned(self.errors)]
         if self.notes:
             lines += [f"{_many(len(self.notes), 'note')} (nothing is dropped because of them):", *_aligned(self.notes)]
         if self.errors:
@@ -93,12 +107,6 @@ def count_rows(wrong: Mask, verb: str, noun: str = "row") -> str:
     """'5 rows are empty (first: 17, 90, 233)' for a mask of wrong rows; verb as in 'is empty', noun in singular."""
     rows = np.flatnonzero(np.asarray(wrong, dtype=bool))
     return f"{_many(len(rows), noun)} {_plural(verb, len(rows))} (first: {', '.join(map(str, rows[:SHOWN]))})"
-
-
-def count_values(values: Iterable, number: int, verb: str, noun: str = "row") -> str:
-    """'38 rows name ... (first: 'ret_12')': as `count_rows`, with the first different values instead of row numbers."""
-    different = list(dict.fromkeys(values))[:SHOWN]
-    return f"{_many(number, noun)} {_plural(verb, number)} (first: {', '.join(map(safe_repr, different))})"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -134,13 +142,6 @@ def section_errors(
         else:
             errors.append((key, f"is {safe_repr(error['input'])}; expected {wanted}"))
     return errors
-
-
-def _add_rows(to: list[tuple[str, str]], where: str, wrong: Mask, verb: str, then: str, noun: str) -> bool:
-    found = bool(wrong.any() if isinstance(wrong, np.ndarray) else pc.any(wrong).as_py())
-    if found:
-        to.append((where, count_rows(wrong, verb, noun) + then))
-    return found
 
 
 def _many(number: int, noun: str) -> str:

@@ -61,8 +61,15 @@ def load(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Params
             place[section] = dict(inner) if isinstance(inner, dict) else {}
             place = place[section]
         place[leaf] = value
-    params = check(given, path.name)
-    _refuse_shadowed(params, overrides or {})
+    params, faults = check(given, path.name), []
+    tuned = params.ranker.model_dump()["tuned"]
+    for key in (key for key in overrides or {} if key.startswith("ranker.")):
+        name = key.removeprefix("ranker.")
+        if shadows := [f"ranker.tuned.{model}.{name}" for model, own in tuned.items() if name in own]:
+            faults.append(f"  {key} has no effect beside {', '.join(shadows)}\n")
+    if faults:
+        hint = "Set those instead, or ranker.tuned={} as well."
+        raise ParamsError(f"overrides that change nothing:\n{''.join(faults)}{hint}")
     return params
 
 
@@ -92,14 +99,16 @@ def _read(path: Path) -> dict:
 
 
 def _with_bases(path: Path) -> dict:
-    """The sections of a params file merged over its base, that over its own base, and so on.
-
-    Raises ParamsError for a base that is not there, a circle of bases, and more than MOST_BASES of them.
-    """
+    """The sections of a params file merged over its base, that over its own base, and so on."""
     chain, layers = [path], [_read(path)]
     while BASE in layers[-1]:
-        name = layers[-1].pop(BASE)
-        chain.append(_base(chain[-1], name))
+        here, name = chain[-1].parent, layers[-1].pop(BASE)
+        if not (base := here / str(name)).is_file():
+            beside = [os.path.relpath(each, here) for each in here.parent.glob("**/*.yaml")]
+            near = difflib.get_close_matches(str(name), beside, 1)
+            hint = f"; did you mean {near[0]}?" if near else ": expected a params file, relative to this one's folder"
+            raise ParamsError(f"{chain[-1].name} has the base {name!r}, which is not there{hint}")
+        chain.append(base.resolve())
         named = " -> ".join(each.name for each in chain)
         if chain[-1] in chain[:-1]:
             raise ParamsError(f"{path.name} has bases that go in a circle: {named}")
@@ -110,16 +119,6 @@ def _with_bases(path: Path) -> dict:
     for above in reversed(layers):
         given = _merged(given, {section: value for section, value in above.items() if value is not None})
     return given
-
-
-def _base(path: Path, name: object) -> Path:
-    base = path.parent / str(name)
-    if base.is_file():
-        return base.resolve()
-    beside = [os.path.relpath(each, path.parent) for each in path.parent.parent.glob("**/*.yaml")]
-    near = difflib.get_close_matches(str(name), beside, 1)
-    hint = f"; did you mean {near[0]}?" if near else ": expected a params file, relative to this one's folder"
-    raise ParamsError(f"{path.name} has the base {name!r}, which is not there{hint}")
 
 
 def _merged(below: dict, above: dict) -> dict:
@@ -185,11 +184,9 @@ def dump(params: Params) -> str:
 
 def flat(params: BaseModel | dict, prefix: str = "") -> dict[str, Any]:
     """{'ranker.search.trials': 0, ...}: one entry a leaf, for comparing two sets of params."""
-    values = params.model_dump(mode="json") if isinstance(params, BaseModel) else params
     leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        leaves.update(flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    for key, value in (params.model_dump(mode="json") if isinstance(params, BaseModel) else params).items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return leaves
 
 
@@ -200,28 +197,14 @@ class _UniqueKeys(yaml.SafeLoader):
         merge = "tag:yaml.org,2002:merge"  # `<<` is no key of its own
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value if key.tag != merge]
         counts = Counter(key for key in keys if isinstance(key, Hashable))
-        doubled = sorted(str(key) for key, count in counts.items() if count > 1)
-        if doubled:
+        if doubled := sorted(str(key) for key, count in counts.items() if count > 1):
             raise ParamsError(f"the key {', '.join(doubled)} stands twice{node.start_mark}")
         return super().construct_mapping(node, deep)
 
 
-def _refuse_shadowed(params: Params, overrides: Mapping[str, Any]) -> None:
-    """Raises ParamsError for an override that a model's own `tuned` value would silently overrule."""
-    faults, tuned = [], params.ranker.model_dump()["tuned"]
-    for key in overrides:
-        name = key.removeprefix("ranker.")
-        shadows = [f"ranker.tuned.{model}.{name}" for model, own in tuned.items() if name in own]
-        if key.startswith("ranker.") and shadows:
-            faults.append(f"  {key} has no effect beside {', '.join(shadows)}\n")
-    if faults:
-        hint = "Set those instead, or ranker.tuned={} as well."
-        raise ParamsError(f"overrides that change nothing:\n{''.join(faults)}{hint}")
-
-
 def _fill_seeds(params: Params) -> Params:
     """Seeds that are empty derive from run.seed (ARCHITECTURE.md, Randomness)."""
-    seed, data, reasoner, ranker = params.run.seed, params.data, params.reasoner, params.ranker
+    seed, reasoner, ranker = params.run.seed, params.reasoner, params.ranker
 
     def seeded(section: Any, value: int) -> Any:
         return section if section.seed is not None else section.model_copy(update={"seed": value})
@@ -232,7 +215,7 @@ def _fill_seeds(params: Params) -> Params:
     reasoner = reasoner.model_copy(update={"others": tuple(others)})
     seeds = ranker.seeds or tuple(1000 * seed + i for i in range(3))
     ranker = ranker.model_copy(update={"seeds": seeds, "search": seeded(ranker.search, seed)})
-    return params.model_copy(update={"data": seeded(data, seed), "reasoner": reasoner, "ranker": ranker})
+    return params.model_copy(update={"data": seeded(params.data, seed), "reasoner": reasoner, "ranker": ranker})
 
 
 REMOVED = {  # parameters of earlier versions, and what to do
@@ -244,10 +227,9 @@ REMOVED = {  # parameters of earlier versions, and what to do
 def _fault(error: dict) -> tuple[str, str]:
     """Where and what of one of pydantic's errors."""
     key = ".".join(str(part) for part in error["loc"]) or "params"
-    if error["type"] == "extra_forbidden" and key in REMOVED:
-        return key, f"was removed: {REMOVED[key]}"
     if error["type"] == "extra_forbidden":
-        return key, f"is not a parameter; did you mean {_nearest(key)}?"
+        removed = f"was removed: {REMOVED[key]}" if key in REMOVED else ""
+        return key, removed or f"is not a parameter; did you mean {_nearest(key)}?"
     found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {safe_repr(error['input'], 200)})"
     expected = error["msg"].removeprefix("Value error, ")
     return key, expected[:1].lower() + expected[1:] + found
@@ -267,7 +249,6 @@ def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         if get_origin(field.annotation) is dict:  # its keys are names, not parameters
             continue
-        kinds = [field.annotation, *get_args(field.annotation)]
-        for kind in kinds:
+        for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _names(kind, f"{prefix}{name}.")

@@ -1,6 +1,7 @@
 """What sections of the params are made of, and those that say what is trained and how: ranker, alignment."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,11 +25,8 @@ CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
 
 def _float_from_yaml(value: Any) -> Any:
     """YAML 1.1 reads `1e-5` (no dot) as a string; people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
     return value
 
 

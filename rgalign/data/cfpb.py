@@ -14,7 +14,7 @@ import pyarrow.csv
 from rgalign.data.candidates import sampled_dataset
 from rgalign.data.split import by_fraction
 from rgalign.data.tables import Dataset, TableError
-from rgalign.errors import Report, count_values, nearest, safe_repr
+from rgalign.errors import Report, nearest, safe_repr
 
 NEEDED = ("complaint_id", "date_received", "product", "sub_product", "issue", "sub_issue", "company", "state")
 NEEDED += ("zip_code", "submitted_via")
@@ -87,27 +87,22 @@ def cfpb(path: str | Path, *, seed: int, day_first: bool | None = None) -> Datas
 
 def _cfpb_sessions(rows: pd.DataFrame) -> pd.DataFrame:
     """Sessions in the order of dates; the company's answer and all that comes after the complaint stay out."""
-    session_id = "c" + digests(rows["complaint_id"], 12)
     sub_product = rows["sub_product"].where(rows["sub_product"] != "", "unspecified")
     holds = "Holds: " + rows["product"] + " (" + sub_product + ") with " + rows["company"]
-    columns = {
-        "session_id": session_id,
-        "user_id": session_id,  # the CFPB does not say who complains twice
-        "timestamp": rows["date_received"],
-        "region": rows["state"].where(rows["state"] != ""),
-        "split": None,
-        "product": rows["product"],
-        "sub_product": rows["sub_product"],
-        "company": rows["company"],
-        "state": rows["state"],
-        "zip3": rows["zip_code"].str.extract(r"^(\d{3})", expand=False).fillna(""),
-        "channel": rows["submitted_via"],
-        "weekday": rows["date_received"].dt.day_name(),
-        "profile": holds + ". State " + rows["state"] + ".",
-    }
+    sessions = pd.DataFrame({"session_id": "c" + digests(rows["complaint_id"], 12)})
+    sessions["user_id"] = sessions["session_id"]  # the CFPB does not say who complains twice
+    sessions["timestamp"] = rows["date_received"]
+    sessions["region"] = rows["state"].where(rows["state"] != "")
+    sessions["split"] = None
+    names = ["product", "sub_product", "company", "state"]
+    sessions[names] = rows[names]
+    sessions["zip3"] = rows["zip_code"].str.extract(r"^(\d{3})", expand=False).fillna("")
+    sessions["channel"] = rows["submitted_via"]
+    sessions["weekday"] = rows["date_received"].dt.day_name()
+    sessions["profile"] = holds + ". State " + rows["state"] + "."
     if rows["tags"].ne("").any():
-        columns["tags"] = rows["tags"]
-    return pd.DataFrame(columns)
+        sessions["tags"] = rows["tags"]
+    return sessions
 
 
 def _cfpb_intents(rows: pd.DataFrame, title: pd.Series, in_train: np.ndarray) -> pd.DataFrame:
@@ -160,20 +155,23 @@ def read_rows(path: str | Path, *, day_first: bool | None = None) -> tuple[pd.Da
     _raise(report)
     frames, broken = {}, 0
     for file, names in spelt.items():
-        table, skipped = _read_csv(file, list(names.values()))
+        frames[file], skipped = _read_csv(file, names)
         broken += skipped
-        frames[file] = _strings(table, names)
     written = {file: rows["date_received"].str.replace(TIME_OF_DAY, "", regex=True) for file, rows in frames.items()}
     first = _day_comes_first(report, pd.concat(written.values()).unique(), day_first)
+    expected = f"; expected {'13/11/2014' if first else '11/13/2014'} or 2014-11-13"
     for file, rows in frames.items():
-        rows["date_received"] = _dates(report, written[file], first, before[file])
+        days = pd.Series(written[file].unique(), dtype=object)
+        dates = written[file].map(dict(zip(days, _parsed(days, first), strict=True))).astype("datetime64[us]")
+        wrong = dates.isna().to_numpy()
+        found = ", ".join(map(safe_repr, written[file][wrong].unique()[:3]))
+        report.error_rows(f"{before[file]}date_received", wrong, f"is no date ({found})", expected)
+        rows["date_received"] = dates
         empty = rows["complaint_id"].eq("").to_numpy()
         report.error_rows(f"{before[file]}complaint_id", empty, "is empty", "; every complaint needs its number")
     rows = pd.concat(frames.values(), ignore_index=True)
-    again = rows["complaint_id"].duplicated() & rows["complaint_id"].ne("")
-    if again.any():
-        what = count_values(rows["complaint_id"][again], int(again.sum()), "repeats a number")
-        report.error("complaint_id", f"{what}; expected each complaint once, in one file")
+    again = rows["complaint_id"][rows["complaint_id"].duplicated() & rows["complaint_id"].ne("")]
+    report.error_values("complaint_id", again, "repeats a number", "; expected each complaint once, in one file")
     _raise(report)
     usable = rows["issue"] != ""
     if not usable.any():
@@ -196,16 +194,6 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _strings(table: pa.Table, names: dict[str, str]) -> pd.DataFrame:
-    rows = pd.DataFrame({column: table[name].to_pandas().astype(object) for column, name in names.items()})
-    for column in rows:
-        rows[column] = rows[column].str.strip()
-        rows.loc[rows[column].isin(EMPTY), column] = ""
-    for column in LATER:
-        rows[column] = rows.get(column, "")
-    return rows
-
-
 def _columns(report: Report, path: Path, before: str) -> dict[str, str]:
     """Our name -> the header's, for the columns that are read."""
     try:
@@ -223,29 +211,37 @@ def _columns(report: Report, path: Path, before: str) -> dict[str, str]:
     return {column: names.get(column, column) for column in NEEDED} | later
 
 
-def _read_csv(path: Path, names: list[str]) -> tuple[pa.Table, int]:
-    """These columns as strings, and the number of rows left out because they have another number of fields."""
+def _read_csv(path: Path, names: dict[str, str]) -> tuple[pd.DataFrame, int]:
+    """Our columns as strings, and the number of rows left out because they have another number of fields.
+
+    names  our name -> the header's
+    """
     broken = []
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
         broken.append(row.number)
         return "skip"
 
+    types = dict.fromkeys(names.values(), pa.large_string())
     try:
         table = pyarrow.csv.read_csv(
             path,
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=READ_AT_ONCE),
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=names, column_types=dict.fromkeys(names, pa.large_string())
-            ),
+            convert_options=pyarrow.csv.ConvertOptions(include_columns=list(names.values()), column_types=types),
         )
     except (pa.ArrowException, OSError) as error:
         raise TableError(f"{path} cannot be read as CSV: {error}. Nothing was read") from error
     if len(broken) > max(1, MOST_BROKEN_ROWS * table.num_rows):
-        rows = f"{len(broken):,} rows have another number of fields than the header"
-        raise TableError(f"{path}: {rows} (first: {', '.join(map(str, broken[:3]))}). Nothing was read")
-    return table, len(broken)
+        what = f"{len(broken):,} rows have another number of fields than the header"
+        raise TableError(f"{path}: {what} (first: {', '.join(map(str, broken[:3]))}). Nothing was read")
+    rows = pd.DataFrame({column: table[name].to_pandas().astype(object) for column, name in names.items()})
+    for column in rows:
+        rows[column] = rows[column].str.strip()
+        rows.loc[rows[column].isin(EMPTY), column] = ""
+    for column in LATER:
+        rows[column] = rows.get(column, "")
+    return rows, len(broken)
 
 
 def _day_comes_first(report: Report, days: Iterable[str], given: bool | None) -> bool:
@@ -279,17 +275,6 @@ def _parsed(written: pd.Series, day_first: bool) -> pd.Series:
     for form in (*DATE_FORMS, DAY_FIRST if day_first else MONTH_FIRST):
         found = found.fillna(pd.to_datetime(written, format=form, errors="coerce").astype("datetime64[us]"))
     return found
-
-
-def _dates(report: Report, written: pd.Series, day_first: bool, before: str) -> pd.Series:
-    """The day of each row, a time of day behind it already cut off."""
-    days = pd.Series(written.unique(), dtype=object)
-    dates = written.map(dict(zip(days, _parsed(days, day_first), strict=True))).astype("datetime64[us]")
-    wrong = dates.isna().to_numpy()
-    found = ", ".join(map(safe_repr, written[wrong].unique()[:3]))
-    then = f"; expected {'13/11/2014' if day_first else '11/13/2014'} or 2014-11-13"
-    report.error_rows(f"{before}date_received", wrong, f"is no date ({found})", then)
-    return dates
 
 
 def count_sessions(path: Path) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from rgalign.data.check_values import DISTRIBUTIONS, NEVER_EMPTY, Source
 from rgalign.data.schema import SPLITS, STRING, TIME, as_type, is_empty, regrouped
-from rgalign.errors import Report, count_values, safe_repr
+from rgalign.errors import Report, safe_repr
 from rgalign.params_schema import Experiment
 
 ROWS_AT_ONCE = 2**22  # impressions whose strings are in memory together
@@ -22,14 +22,13 @@ SUM_TOLERANCE = 1e-3  # of a posterior stored in 32 bits
 
 def check_lists(report: Report, source: Source) -> None:
     """Adds to `report` what is wrong with impressions, and with transcripts, labels and truth against other tables."""
-    _check_impressions(report, source)
+    if "impressions" in source.files:
+        _check_impressions(report, source)
     _check_references(report, source)
     _check_truth(report, source)
 
 
 def _check_impressions(report: Report, source: Source) -> None:
-    if "impressions" not in source.files:
-        return
     session = _rows_of(report, source, "session_id", "sessions")
     intent = _rows_of(report, source, "intent_id", "intents")
     position, clicked, propensity = (_numbers(report, source, n) for n in ("position", "clicked", "propensity"))
@@ -47,7 +46,14 @@ def _check_impressions(report: Report, source: Source) -> None:
         pairs = session.astype(np.int64) * len(source.ids["intents"]) + intent
         again, then = _repeated(pairs, known & (intent >= 0)), "; expected each (session_id, intent_id) once"
         report.error_rows("impressions", again, "shows an intent that its session was already shown", then)
-        _check_valid_from(report, source, session, intent)
+        time, valid_from = source.load(report, "sessions", "timestamp"), source.load(report, "intents", "valid_from")
+        if time is not None and valid_from is not None:
+            starts = as_type(valid_from, TIME).to_numpy()[intent]
+            # NaT compares as False: such rows pass
+            early = known & (intent >= 0) & (as_type(time, TIME).to_numpy()[session] < starts)
+            ids = source.ids["intents"].take(pa.array(intent[early])).to_pylist()
+            then = "; correct valid_from or leave the intent out of the list"
+            report.error_values("impressions.intent_id", ids, "shows an intent before its valid_from", then)
     if position is not None:
         _check_positions(report, session, position)
     _check_clicks(report, source, session, clicked)
@@ -71,8 +77,7 @@ def _rows_of(report: Report, source: Source, column: str, table: str) -> np.ndar
     if not source.has("impressions", column):
         return None
     report.error_rows(where, np.concatenate(empty), "is empty", f"; {NEVER_EMPTY[where]}")
-    if orphan_rows:
-        report.error(where, count_values(orphans, orphan_rows, f"names what {table}.parquet does not have"))
+    report.error_values(where, orphans, f"names what {table}.parquet does not have", number=int(orphan_rows))
     return np.concatenate(codes) if len(codes) > 1 else None
 
 
@@ -138,19 +143,6 @@ def _repeated(keys: np.ndarray, checked: np.ndarray) -> np.ndarray:
     return again
 
 
-def _check_valid_from(report: Report, source: Source, session: np.ndarray, intent: np.ndarray) -> None:
-    time, valid_from = source.load(report, "sessions", "timestamp"), source.load(report, "intents", "valid_from")
-    if time is None or valid_from is None:
-        return
-    starts = as_type(valid_from, TIME).to_numpy()[intent]
-    # NaT compares as False: such rows pass
-    early = (session >= 0) & (intent >= 0) & (as_type(time, TIME).to_numpy()[session] < starts)
-    if early.any():
-        ids = source.ids["intents"].take(pa.array(intent[early])).to_pylist()
-        what = count_values(ids, early.sum(), "shows an intent before its valid_from")
-        report.error("impressions.intent_id", f"{what}; correct valid_from or leave the intent out of the list")
-
-
 def _check_clicks(report: Report, source: Source, session: np.ndarray, clicked: np.ndarray | None) -> None:
     """Lists of one class are noted; a split with no other lists is an error."""
     known, shown = session >= 0, source.shown
@@ -161,8 +153,8 @@ def _check_clicks(report: Report, source: Source, session: np.ndarray, clicked: 
     for verb, one_class in {"has no click": clicks == 0, "has only clicks": clicks == shown}.items():
         then = ": no GAUC, left out of it and counted"
         report.note_rows("impressions", (shown > 0) & one_class, verb, then, "session")
-    keys = ("impressions.session_id", "impressions.clicked")
-    if source.parts is None or any(where in keys for where, _ in report.errors):
+    wrong = {where for where, _ in report.errors}
+    if source.parts is None or wrong & {"impressions.session_id", "impressions.clicked"}:
         return  # it would follow from an error that is already in the report
     both = (clicks > 0) & (clicks < shown)
     hint = "; a log of clicks alone needs sampled negatives: docs/own-logs.md" if (clicks == shown).all() else ""
@@ -185,10 +177,9 @@ def _check_references(report: Report, source: Source) -> None:
             lost = ~np.asarray(is_empty(values)) & (_row_in(values, source.ids[owner]) < 0)
             if table == "transcripts" and column == "session_id" and source.has(table, "features"):
                 lost &= np.asarray(pc.is_null(source.load(report, table, "features")))
-            if lost.any():
-                names = as_type(values, STRING).filter(pa.array(lost)).slice(0, 1000).to_pylist()
-                what = count_values(names, lost.sum(), f"names what {owner}.parquet does not have")
-                report.error(f"{table}.{column}", what)
+            names = as_type(values, STRING).filter(pa.array(lost)).slice(0, 1000).to_pylist()
+            verb = f"names what {owner}.parquet does not have"
+            report.error_values(f"{table}.{column}", names, verb, number=int(lost.sum()))
     if (labels := source.load(report, "labels", "intent_id")) is not None:
         report.note_rows("labels.intent_id", is_empty(labels), "is empty", ": not labelled yet")
     own = [source.load(report, "transcripts", column) for column in ("session_id", "features")]

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,8 +11,8 @@ import pyarrow.compute as pc
 
 from rgalign.data import schema
 from rgalign.data import split as splitting
-from rgalign.data.schema import REQUIRED, SPLITS, STRING, TIME, as_type, is_empty, is_text
-from rgalign.errors import Report, count_values
+from rgalign.data.schema import REQUIRED, SPLITS, STRING, TIME, Table, as_type, is_empty, is_text
+from rgalign.errors import Report
 from rgalign.params_schema import Reasoner
 
 NEVER_EMPTY = {
@@ -42,13 +41,17 @@ SHORT = np.timedelta64(60, "s")  # a log of a minute: a note
 DISTRIBUTIONS = [column for column, kind in REQUIRED["truth"].items() if kind == schema.PROBABILITIES]
 
 
-class Readable(Protocol):
-    """A table under check: schema.Table, or rows in memory (checks.InMemory)."""
+class InMemory:
+    """Rows in memory, to be read as schema.Table is."""
 
-    schema_arrow: pa.Schema
-    rows: int
+    def __init__(self, table: pa.Table):
+        self.table, self.schema_arrow, self.rows = table, table.schema, len(table)
 
-    def read(self, columns: Sequence[str]) -> pa.Table: ...
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        return self.table.select(list(columns))
+
+
+Readable = Table | InMemory
 
 
 @dataclass
@@ -105,11 +108,15 @@ def check_values(report: Report, source: Source) -> None:
                 continue
             if (values := source.load(report, table, column)) is not None:
                 check_column(report, source, table, column, values)
-    _check_zones(report, source)
+    zones = {}  # a column without a value has neither
+    for table, column in (("sessions", "timestamp"), ("intents", "valid_from")):
+        values = source.load(report, table, column)
+        if values is not None and values.null_count < len(values):
+            zones[f"{table}.{column}"] = values.type
+    if len({pa.types.is_timestamp(found) and found.tz is not None for found in zones.values()}) > 1:
+        named = " and ".join(f"{where} ({found})" for where, found in zones.items())
+        report.error(next(iter(zones)), f"one has a time zone, the other none: {named}; give both one or neither")
     _check_split_and_times(report, source)
-
-
-# One column on its own.
 
 
 def check_column(
@@ -130,9 +137,8 @@ def check_column(
         source.ids[table] = as_type(values, STRING).combine_chunks()
     if where in (*KEYS, "truth.session_id") and not repeats:
         keys = pd.Series(as_type(values, STRING).to_pandas(types_mapper=pd.ArrowDtype))
-        again = (keys.duplicated() & ~np.asarray(empty)).to_numpy(dtype=bool)
-        if again.any():
-            report.error(where, count_values(keys[again], again.sum(), "repeats an id") + "; expected each once")
+        again = keys[(keys.duplicated() & ~np.asarray(empty)).to_numpy(dtype=bool)]
+        report.error_values(where, again, "repeats an id", "; expected each once")
     if where == "intents.description":
         report.note_rows(where, empty, "is empty", ": only the title speaks for them")
     if words is not None:
@@ -149,9 +155,9 @@ def check_column(
         report.error_rows(where, pc.is_inf(values), "is infinite", "; expected a finite number or empty")
     if where == "sessions.shuffled":
         numbers = as_type(values, pa.float64()).drop_null().to_numpy()
-        if (wrong := numbers[~np.isin(numbers, (0, 1)) & ~np.isnan(numbers)]).size:
-            what = count_values(wrong.tolist(), wrong.size, "has another value")
-            report.error(where, f"{what}; expected true or false, or 1 or 0, or empty where unknown")
+        wrong = numbers[~np.isin(numbers, (0, 1)) & ~np.isnan(numbers)]
+        then = "; expected true or false, or 1 or 0, or empty where unknown"
+        report.error_values(where, wrong.tolist(), "has another value", then)
     if kind == "history" and not pa.types.is_null(values.type):
         lists = values.combine_chunks()
         wrong = np.zeros(len(lists), bool)
@@ -201,41 +207,22 @@ def _check_years(report: Report, where: str, values: pa.ChunkedArray) -> bool:
     return report.error_rows(where, early, f"lies in {NO_YEAR}", f"; {mend}. Leave unknown times empty") or found
 
 
-# Splits and times of the sessions.
-
-
-def _check_zones(report: Report, source: Source) -> None:
-    """Instants with a zone cannot be compared with those without; a column without a value has neither."""
-    zones = {}
-    for table, column in (("sessions", "timestamp"), ("intents", "valid_from")):
-        values = source.load(report, table, column)
-        if values is not None and values.null_count < len(values):
-            zones[f"{table}.{column}"] = values.type
-    if len({pa.types.is_timestamp(found) and found.tz is not None for found in zones.values()}) > 1:
-        named = " and ".join(f"{where} ({found})" for where, found in zones.items())
-        report.error(next(iter(zones)), f"one has a time zone, the other none: {named}; give both one or neither")
-
-
 def _check_split_and_times(report: Report, source: Source) -> None:
     """Split values, the split by time where they are empty, the order of timestamps, the users of train."""
     split, time = source.load(report, "sessions", "split"), source.load(report, "sessions", "timestamp")
     if split is None or not len(split):
         return
-    empty = bool(pc.all(is_empty(split)).as_py())
-    published = not empty and _check_split(report, split)
-    if published:
-        source.parts = _part_codes(as_type(split, STRING).to_pandas())
+    split, time = as_type(split, STRING), None if time is None else as_type(time, TIME)
+    by_time = pc.all(is_empty(split)).as_py()
+    if not by_time:
+        _check_split(report, source, split)
+    elif time is not None:
+        _check_split_by_time(report, source, pa.table({"split": split, "timestamp": time}))
     if time is not None:
-        time = as_type(time, TIME)
-        missing, moments = np.asarray(pc.is_null(time)), time.to_numpy()
-        valid_from = None if empty else source.load(report, "intents", "valid_from")
-        if empty:
-            _check_split_by_time(report, source, pa.table({"split": as_type(split, STRING), "timestamp": time}))
-        elif valid_from is not None and valid_from.null_count < len(valid_from):
-            report.note_rows("sessions.timestamp", missing, "is empty", ": valid_from cannot be checked there")
-        _note_order(report, moments[~missing])
-        if published:
-            _note_order_of_parts(report, source.parts, moments)
+        valid_from = None if by_time else source.load(report, "intents", "valid_from")
+        if valid_from is not None and valid_from.null_count < len(valid_from):
+            report.note_rows("sessions.timestamp", pc.is_null(time), "is empty", ": valid_from cannot be checked there")
+        _note_order(report, None if by_time else source.parts, time.to_numpy())
     users = source.load(report, "sessions", "user_id") if source.parts is not None else None
     if users is not None:
         own = as_type(users, STRING).filter(pa.array(source.parts == SPLITS.index("train")))
@@ -244,20 +231,19 @@ def _check_split_and_times(report: Report, source: Source) -> None:
             report.error("sessions.user_id", f"{what}: a session id will do where users are unknown")
 
 
-def _check_split(report: Report, split: pa.ChunkedArray) -> bool:
-    """Whether every session has a known split; errors where one has not, and where a split has no session."""
+def _check_split(report: Report, source: Source, split: pa.ChunkedArray) -> None:
+    """Errors where a session has no known split, and where a split has no session."""
     where, expected = "sessions.split", f"expected {', '.join(SPLITS)}, or all empty for a split by time"
-    empty, values = np.asarray(is_empty(split)), pd.Series(as_type(split, STRING).to_pandas(), dtype=object)
-    unknown = ~empty & ~values.isin(SPLITS).to_numpy()
-    if unknown.any():
-        report.error(where, f"{count_values(values[unknown], unknown.sum(), 'has an unknown value')}; {expected}")
+    empty, values = np.asarray(is_empty(split)), pd.Series(split.to_pandas(), dtype=object)
+    parts = pd.Index(SPLITS).get_indexer(values)
+    unknown = report.error_values(where, values[~empty & (parts < 0)], "has an unknown value", f"; {expected}")
     then = ", the others are set; fill in all, or empty all for a split by time"
-    if report.error_rows(where, empty, "is empty", then) or unknown.any():
-        return False
+    if report.error_rows(where, empty, "is empty", then) or unknown:
+        return
+    source.parts = parts
     if absent := [name for name in SPLITS if not values.eq(name).any()]:
         what = f"no session is {' or '.join(absent)}"
         report.error(where, f"{what}; expected some of each, or all empty for a split by time")
-    return True
 
 
 def _check_split_by_time(report: Report, source: Source, keys: pa.Table) -> None:
@@ -265,31 +251,26 @@ def _check_split_by_time(report: Report, source: Source, keys: pa.Table) -> None
     if ruled and splitting.rule_errors(source.meta["time_split"]):
         return  # an error of dataset.yaml, in the report with its key
     try:
-        source.parts = _part_codes(splitting.resolve(schema.to_frame(keys), source.meta))
+        split = splitting.resolve(schema.to_frame(keys), source.meta)
     except ValueError as error:
         report.error("sessions.split", f"every row is empty, and a split by time fails: {error}; fill in either")
     else:
+        source.parts = pd.Index(SPLITS).get_indexer(split.astype(object))
         how = f"{schema.YAML_FILE} time_split" if ruled else "70 % train, 10 % valid, 20 % test"
         report.note("sessions.split", f"every row is empty: split by time, {how}")
 
 
-def _part_codes(split: pd.Series) -> np.ndarray:
-    return pd.Index(SPLITS).get_indexer(np.asarray(split, dtype=object))
-
-
-def _note_order(report: Report, moments: np.ndarray) -> None:
-    """Times that lost their unit, or are that of an export: all within a minute. And rows out of the order of time."""
-    if len(moments) > 1 and (span := moments.max() - moments.min()) < SHORT:
+def _note_order(report: Report, parts: np.ndarray | None, moments: np.ndarray) -> None:
+    """Times that lost their unit, or are that of an export: all within a minute. Rows out of the order of time. And
+    where the published split (parts) does not follow time, as it need not: users may be split."""
+    known = moments[~np.isnat(moments)]
+    if len(known) > 1 and (span := known.max() - known.min()) < SHORT:
         seconds = span / np.timedelta64(1, "s")
-        what = f"all {len(moments):,} times lie within {seconds:.3g} seconds of {moments.min().astype('datetime64[s]')}"
+        what = f"all {len(known):,} times lie within {seconds:.3g} seconds of {known.min().astype('datetime64[s]')}"
         report.note("sessions.timestamp", f"{what}: is their unit right?")
-    if back := int((np.diff(moments) < np.timedelta64(0)).sum()):
+    if back := int((np.diff(known) < np.timedelta64(0)).sum()):
         report.note("sessions.timestamp", f"rows are not in the order of time: it steps back {back:,} times")
-
-
-def _note_order_of_parts(report: Report, parts: np.ndarray, moments: np.ndarray) -> None:
-    """A published split need not follow time (users may be split), so a train session after the test is a note."""
-    for earlier, later in (("train", "test"), ("valid", "test"), ("train", "valid")):
+    for earlier, later in (("train", "test"), ("valid", "test"), ("train", "valid")) if parts is not None else ():
         starts = moments[(parts == SPLITS.index(later)) & ~np.isnat(moments)]
         if len(starts):
             late = (parts == SPLITS.index(earlier)) & (moments >= starts.min())

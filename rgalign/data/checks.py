@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rgalign.data import check_lists, check_values
-from rgalign.data.check_values import Readable, Source
+from rgalign.data.check_values import InMemory, Readable, Source
 from rgalign.data.dataset_yaml import check_yaml
 from rgalign.data.schema import (
     KINDS,
@@ -33,7 +33,7 @@ from rgalign.data.schema import (
     location,
     to_frame,
 )
-from rgalign.errors import SHOWN, Report, count_rows, count_values, nearest, safe_repr
+from rgalign.errors import SHOWN, Report, count_rows, nearest, safe_repr
 
 NO_TRANSCRIPTS = (
     "is not there: a tiny LM never sees a question and can only repeat the columns; RG-SFT and RG-DPO are of no use "
@@ -117,7 +117,12 @@ EPOCH = {unit: (1e8 * 1000**power, 1e11 * 1000**power) for power, unit in enumer
 
 
 def check_columns(
-    report: Report, name: str, file: Readable, features: Mapping[str, str], needed: Sequence[str], there: Sequence[str]
+    report: Report,
+    name: str,
+    file: Readable,
+    features: Mapping[str, str],
+    needed: Sequence[str],
+    there: Sequence[str],
 ) -> set[str]:
     """The columns whose type is right; errors of the others go into `report`.
 
@@ -141,41 +146,38 @@ def check_columns(
         if column not in known or there.count(column) > 1:
             continue
         found, expected = file.schema_arrow.field(column).type, _expected(name, column, features.get(column))
-        plain = found.value_type if pa.types.is_dictionary(found) else found
-        values = None if TYPES[expected](plain) else _values(file, column)
-        if TYPES[expected](plain) or (values is not None and 0 < len(values) == values.null_count):
+        if TYPES[expected](found.value_type if pa.types.is_dictionary(found) else found):
+            right.add(column)
+            continue
+        try:
+            values = as_type(file.read(columns=[column])[column], None)
+            hint = _how_to_mend(values, expected)
+        except (pa.ArrowException, OSError):
+            values, hint = (), ""
+        if len(values) and values.null_count == len(values):
             right.add(column)
         else:
-            hint = "" if values is None else _how_to_mend(values, expected)
             report.error(f"{name}.{column}", f"has the type {found}; expected {expected}{hint}")
     return right
 
 
 def _note_columns(report: Report, name: str, others: list[str]) -> None:
     """Notes on columns that are there and not read."""
-    undeclared = [column for column in others if name == "sessions" and not column.startswith(PANDAS_INDEX)]
     if name == "sessions":
-        for column in (column for column in others if column not in undeclared):
+        undeclared = [column for column in others if not column.startswith(PANDAS_INDEX)]
+        for column in (column for column in others if column.startswith(PANDAS_INDEX)):
             what = "is pandas' row index, and no feature: to_parquet(.., index=False) leaves it out"
             report.note(f"sessions.{column}", what)
-    if len(undeclared) > MANY_NOTES:
-        first = ", ".join(map(safe_repr, undeclared[:SHOWN]))
-        many = f"{len(undeclared)} columns are not declared in {YAML_FILE} (first: {first})"
-        report.note("sessions", f"{many}: they are kept, and no features")
-    else:
-        for column in undeclared:
+        if len(undeclared) > MANY_NOTES:
+            first = ", ".join(map(safe_repr, undeclared[:SHOWN]))
+            many = f"{len(undeclared)} columns are not declared in {YAML_FILE} (first: {first})"
+            report.note("sessions", f"{many}: they are kept, and no features")
+        for column in undeclared if len(undeclared) <= MANY_NOTES else ():
             report.note(f"sessions.{column}", f"is not declared in {YAML_FILE}: it is kept, and is not a feature")
-    for column in (column for column in others if column not in OPTIONAL.get(name, {})):
-        if near := nearest(column, OPTIONAL.get(name, {}), 0.75):
+    optional = OPTIONAL.get(name, {})
+    for column in (column for column in others if column not in optional):
+        if near := nearest(column, optional, 0.75):
             report.note(f"{name}.{column}", f"is not a column the project reads{near}")
-
-
-def _values(file: Readable, column: str) -> pa.ChunkedArray | None:
-    """A column of a wrong type, to tell how it is mended; None where it cannot be read either."""
-    try:
-        return as_type(file.read(columns=[column])[column], None)
-    except (pa.ArrowException, OSError):
-        return None
 
 
 def _how_to_mend(values: pa.ChunkedArray, expected: str) -> str:
@@ -199,6 +201,14 @@ def _how_to_mend(values: pa.ChunkedArray, expected: str) -> str:
     if whole and "integers" in expected and not expected.startswith("lists"):
         return '; pandas makes floats of whole numbers beside empty cells: .astype("Int64") keeps them whole'
     return ""
+
+
+def _expected(table: str, column: str, kind: str | None) -> str:
+    type_in_memory = {**REQUIRED[table], **OPTIONAL.get(table, {})}.get(column)
+    if kind is None and type_in_memory == STRING and column.endswith("_id"):
+        return "strings or integers"
+    keys = (kind,) if kind else (column, type_in_memory)
+    return next((EXPECTED[key] for key in keys if key in EXPECTED), "a map of strings to strings")
 
 
 def _is_number(found: pa.DataType) -> bool:
@@ -246,30 +256,12 @@ EXPECTED = {  # kind of a feature, name of a column, or type in memory -> words 
 }
 
 
-def _expected(table: str, column: str, kind: str | None) -> str:
-    type_in_memory = {**REQUIRED[table], **OPTIONAL.get(table, {})}.get(column)
-    if kind is None and type_in_memory == STRING and column.endswith("_id"):
-        return "strings or integers"
-    keys = (kind,) if kind else (column, type_in_memory)
-    return next((EXPECTED[key] for key in keys if key in EXPECTED), "a map of strings to strings")
-
-
 # Rows that come as a pandas frame, before a finished run takes them.
 
 CONVERSION_ERRORS = (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError)
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character
 YES_NO = {"true", "false"}  # as text of a column of booleans
 OTHER_SPELLINGS = {*YES_NO, "1", "0", "1.0", "0.0", "yes", "no", "y", "n", "t", "f"}  # in lower case
-
-
-class InMemory:
-    """Rows in memory, to be read as schema.Table is."""
-
-    def __init__(self, table: pa.Table):
-        self.table, self.schema_arrow, self.rows = table, table.schema, len(table)
-
-    def read(self, columns: Sequence[str]) -> pa.Table:
-        return self.table.select(list(columns))
 
 
 def check_frame(
@@ -341,7 +333,6 @@ def _check_spelling(report: Report, where: str, values: pa.ChunkedArray, seen: s
     wrong = keys.notna() & ~keys.isin(seen)
     if spelt_out:
         wrong &= keys.astype(str).str.lower().isin(OTHER_SPELLINGS) & ~keys.isin(YES_NO)
-    if wrong.any():
-        known = ", ".join(map(safe_repr, sorted(seen)[:SHOWN]))
-        what = count_values(keys[wrong].tolist(), int(wrong.sum()), "has another value")
-        report.error(where, f"{what}; training knew {known}: give yes and no in the same spelling")
+    known = ", ".join(map(safe_repr, sorted(seen)[:SHOWN]))
+    then = f"; training knew {known}: give yes and no in the same spelling"
+    report.error_values(where, keys[wrong], "has another value", then)

@@ -273,7 +273,7 @@ def test_distance_moves_the_transcripts_and_nothing_else():
 
 def test_usual_words_of_this_shop_become_rare_in_half_of_its_concepts():
     world = World.build(3)
-    usual = [thing.seen[word] for thing, word in zip(THINGS, world.wordings.things.argmax(axis=1), strict=True)]
+    usual = [thing.seen[word] for thing, word in zip(THINGS, world.wordings["thing"].argmax(axis=1), strict=True)]
     counts = []
     for distance in (0.0, 1.0):
         shop = generate(seed=3, sessions=10, users=5, transcripts=4_000, distance=distance)
