@@ -76,22 +76,16 @@ def impressions(
     lists: np.ndarray, true_intent: np.ndarray, session_id: np.ndarray, intent_id: np.ndarray
 ) -> pd.DataFrame:
     """The impressions table of candidate lists; one row a candidate, -1 left out, positions from 0 without gaps."""
+
+    def taken(ids: np.ndarray, rows: np.ndarray) -> pd.Series:
+        """Arrow strings: a Python object for each of 20 ids a session would not fit in memory."""
+        return pd.Series(pd.array(pa.array(ids, STRING).take(pa.array(rows)), dtype=pd.ArrowDtype(STRING)))
+
     rows, columns = np.nonzero(lists >= 0)
-    shown = lists[rows, columns]
-    position = (np.cumsum(lists >= 0, axis=1) - 1)[rows, columns]
-    return pd.DataFrame(
-        {
-            "session_id": _take_ids(session_id, rows),
-            "intent_id": _take_ids(intent_id, shown),
-            "position": position.astype(np.int16),
-            "clicked": (shown == true_intent[rows]).astype(np.int8),
-        }
-    )
-
-
-def _take_ids(ids: np.ndarray, rows: np.ndarray) -> pd.Series:
-    """Arrow strings: a Python object for each of 20 ids a session would not fit in memory."""
-    return pd.Series(pd.array(pa.array(ids, STRING).take(pa.array(rows)), dtype=pd.ArrowDtype(STRING)))
+    shown, position = lists[rows, columns], (np.cumsum(lists >= 0, axis=1) - 1)[rows, columns]
+    ids = {"session_id": taken(session_id, rows), "intent_id": taken(intent_id, shown)}
+    clicked = (shown == true_intent[rows]).astype(np.int8)
+    return pd.DataFrame(ids | {"position": position.astype(np.int16), "clicked": clicked})
 
 
 def sampled_dataset(
@@ -140,7 +134,14 @@ def log_inclusion(train_clicks: np.ndarray, sampled_negatives: dict = SAMPLED_NE
         return np.zeros(len(weight))  # every intent is in every list
     # Intents with the same weight have the same q: one row and one column each.
     rate, member, many = np.unique(weight, return_inverse=True, return_counts=True)
-    drawn_by_popularity = 1 - np.exp(-rate[None, :] * _draw_times(rate, many, popularity)[:, None])  # (answer, intent)
+    # For each group as the answer, the time by which `popularity` of the others are drawn on average.
+    rows = many[None, :] - np.eye(len(rate))  # the answer's clock is taken away
+    time = np.zeros(len(rate))
+    for _ in range(NEWTON_STEPS if popularity else 0):  # the draws are concave in time: the steps never pass the root
+        still = rows * np.exp(-rate[None, :] * time[:, None])
+        missing = popularity - (rows.sum(axis=1) - still.sum(axis=1))
+        time += missing / (still * rate).sum(axis=1)
+    drawn_by_popularity = 1 - np.exp(-rate[None, :] * time[:, None])  # (answer, intent)
     uniform = sampled_negatives["uniform"] / (others - popularity)
     drawn = drawn_by_popularity + (1 - drawn_by_popularity) * uniform
     # An intent is not its own answer: one member less in its group.
@@ -171,16 +172,3 @@ def correction_of(seen: Sequence[Lists], intents: int, sampled_negatives: dict |
     listed = [listed_in(lists, intents) for lists in seen if lists.part == "train"]
     listed = np.logical_or.reduce([np.zeros(intents, bool), *listed])
     return kb_correction(clicks_of(seen, intents), listed, sampled_negatives)
-
-
-def _draw_times(rate: np.ndarray, many: np.ndarray, draws: int) -> np.ndarray:
-    """For each group as the answer, the time by which `draws` of the others are drawn on average; Newton's method."""
-    if draws == 0:
-        return np.zeros(len(rate))
-    rows = many[None, :] - np.eye(len(rate))  # the answer's clock is taken away
-    time = np.zeros(len(rate))
-    for _ in range(NEWTON_STEPS):  # the expected draws are concave in time: the steps never pass the root
-        still = rows * np.exp(-rate[None, :] * time[:, None])
-        missing = draws - (rows.sum(axis=1) - still.sum(axis=1))
-        time += missing / (still * rate).sum(axis=1)
-    return time

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from rgalign.data.candidates import sampled_dataset
-from rgalign.data.split import by_fraction
+from rgalign.data.split import by_time
 from rgalign.data.tables import Dataset, TableError
 from rgalign.errors import Report, nearest, safe_repr
 
@@ -56,7 +56,7 @@ def cfpb(path: str | Path, *, seed: int, day_first: bool | None = None) -> Datas
     rows, left_out = read_rows(path, day_first=day_first)
     sessions = _cfpb_sessions(rows)
     try:
-        sessions["split"] = by_fraction(sessions)
+        sessions["split"] = by_time(sessions)
     except ValueError as error:
         raise TableError(f"{path}: {error}. Nothing was read") from error
     title = rows["issue"] + np.where(rows["sub_issue"] == "", "", ": " + rows["sub_issue"])

@@ -96,11 +96,7 @@ def session_card(dataset: Dataset, session_id: str) -> tuple[pd.Series, pd.DataF
     session = dataset.sessions.set_index("session_id").loc[session_id]
     shown = dataset.impressions[dataset.impressions.session_id == session_id]
     shown = shown.merge(dataset.intents[["intent_id", "title"]], on="intent_id").sort_values("position")
-    held = session[[_holds(value) for value in session]]
+    sized = str | list | np.ndarray  # an empty text or history holds as little as a missing value
+    held = session[[len(value) > 0 if isinstance(value, sized) else not pd.isna(value) for value in session]]
     held = held.mask([is_personal(name) for name in held.index], HIDDEN)
     return held, shown[["position", "title", "clicked"]].reset_index(drop=True)
-
-
-def _holds(value: object) -> bool:
-    """Whether a cell has anything to show: no missing value, no empty text, no empty history."""
-    return len(value) > 0 if isinstance(value, str | list | np.ndarray) else not pd.isna(value)

@@ -83,13 +83,19 @@ def encode_batch(
     candidates, clicked = _candidates(impressions, rows, len(sessions), kb)
     size = max(space.field_sizes, default=1)
     fields = [_field(field, column_of(sessions, field.name), size) for field in space.fields]
+    histories = []
+    for field in space.histories:
+        of_element, elements, lengths = as_history(column_of(sessions, field.name))
+        recent = most_recent(of_element, lengths, space.max_history)
+        ids = _lookup(elements.filter(pa.array(recent)), field, field.size)
+        histories.append(as_bag(of_element[recent], ids.numpy(), bags=len(sessions), size=field.size))
     texts = [column_of(sessions, name) for name in space.texts]
     return Lists(
         part=part,
         session_id=as_strings(ids_of(sessions, "session_id")),
         user_id=as_strings(ids_of(sessions, "user_id")),
         fields=torch.stack(fields, dim=1) if fields else torch.empty((len(sessions), 0), dtype=torch.int16),
-        history=tuple(_history(field, column_of(sessions, field.name), space) for field in space.histories),
+        history=tuple(histories),
         words=_bag_of_words(space, texts, len(sessions)),
         candidates=candidates,
         clicked=clicked,
@@ -154,13 +160,6 @@ def _lookup(array: pa.Array, field: Field, size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(ids, narrowest(size))[codes])
 
 
-def _history(field: Field, array: pa.Array, space: FeatureSpace) -> Bag:
-    rows, elements, lengths = as_history(array)
-    recent = most_recent(rows, lengths, space.max_history)
-    ids = _lookup(elements.filter(pa.array(recent)), field, field.size)
-    return as_bag(rows[recent], ids.numpy(), bags=len(array), size=field.size)
-
-
 def _bag_of_words(space: FeatureSpace, texts: list[pa.Array], bags: int) -> Bag:
     rows, buckets = hashed_words(texts, buckets=space.word_buckets, pairs=space.word_pairs)
     return as_bag(rows, buckets, bags=bags, size=space.word_buckets)
@@ -173,34 +172,29 @@ def hashed_words(texts: list[pa.Array], *, buckets: int, pairs: bool) -> tuple[n
     column count as a word too. The bucket is the word's CRC-32 modulo `buckets`: the same in every process, unlike
     Python's hash(). Order and repetition are lost.
     """
+
+    def bucket(words: list[str]) -> np.ndarray:
+        return np.array([zlib.crc32(word.encode()) % buckets for word in words], dtype=np.int64)
+
     found = [np.empty((0,), np.int64)]
     for text in texts:
-        rows, codes, words = _words(text)
-        found.append(rows * buckets + _buckets(words, buckets)[codes])
+        lowered = pc.utf8_lower(pc.fill_null(text.cast(pa.large_string()), ""))
+        split = pc.split_pattern_regex(lowered, BETWEEN_WORDS)
+        rows = np.repeat(np.arange(len(text)), pc.list_value_length(split).to_numpy(zero_copy_only=False))
+        encoded = split.flatten().dictionary_encode()
+        codes, words = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+        if "" in words:  # a text that starts or ends between words
+            kept = codes != words.index("")
+            rows, codes = rows[kept], codes[kept]
+        found.append(rows * buckets + bucket(words)[codes])
         if pairs:
             neighbours = rows[1:] == rows[:-1]
             both = (codes[:-1] * len(words) + codes[1:])[neighbours]
             unique, inverse = np.unique(both, return_inverse=True)
             joined = [f"{words[pair // len(words)]} {words[pair % len(words)]}" for pair in unique.tolist()]
-            found.append(rows[1:][neighbours] * buckets + _buckets(joined, buckets)[inverse])
+            found.append(rows[1:][neighbours] * buckets + bucket(joined)[inverse])
     ordered = np.sort(np.concatenate(found))  # with the next line eight times as fast as np.unique
     return np.divmod(ordered[np.diff(ordered, prepend=-1) != 0], buckets)
-
-
-def _words(text: pa.Array) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    lowered = pc.utf8_lower(pc.fill_null(text.cast(pa.large_string()), ""))
-    split = pc.split_pattern_regex(lowered, BETWEEN_WORDS)
-    rows = np.repeat(np.arange(len(text)), pc.list_value_length(split).to_numpy(zero_copy_only=False))
-    encoded = split.flatten().dictionary_encode()
-    codes, words = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
-    if "" in words:  # a text that starts or ends between words
-        kept = codes != words.index("")
-        rows, codes = rows[kept], codes[kept]
-    return rows, codes, words
-
-
-def _buckets(words: list[str], buckets: int) -> np.ndarray:
-    return np.array([zlib.crc32(word.encode()) % buckets for word in words], dtype=np.int64)
 
 
 def as_bag(rows: np.ndarray, values: np.ndarray, *, bags: int, size: int) -> Bag:

@@ -45,8 +45,7 @@ class Field:
     @property
     def size(self) -> int:
         """Number of ids, the two reserved ones included."""
-        bins = 0 if self.edges is None else len(self.edges) + 1
-        return FIRST + len(self.values) + bins
+        return FIRST + len(self.values) + (0 if self.edges is None else len(self.edges) + 1)
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -74,28 +73,26 @@ class FeatureSpace:
     max_history: int
     missing_category: bool = True
 
+    # Below: the vocabulary sizes of Lists.fields, of Lists.history, of Intents.id and Intents.category.
+
     @property
     def field_names(self) -> tuple[str, ...]:
         return tuple(f"{field.name}.length" if field.kind == "length" else field.name for field in self.fields)
 
     @property
     def field_sizes(self) -> tuple[int, ...]:
-        """Vocabulary size of each column of Lists.fields."""
         return tuple(field.size for field in self.fields)
 
     @property
     def history_sizes(self) -> tuple[int, ...]:
-        """Vocabulary size of each Bag of Lists.history."""
         return tuple(field.size for field in self.histories)
 
     @property
     def intent_ids_size(self) -> int:
-        """Vocabulary size of Intents.id."""
         return FIRST + len(self.intents)
 
     @property
     def category_size(self) -> int:
-        """Vocabulary size of Intents.category."""
         return FIRST + len(self.categories)
 
     def to_json(self) -> str:
@@ -104,12 +101,11 @@ class FeatureSpace:
 
     @staticmethod
     def from_json(text: str) -> "FeatureSpace":
-        raw = json.loads(text, object_hook=_tuples)
+        def tuples(read: dict) -> dict:
+            return {key: tuple(value) if isinstance(value, list) else value for key, value in read.items()}
+
+        raw = json.loads(text, object_hook=tuples)
         return FeatureSpace(**raw | {key: tuple(Field(**own) for own in raw[key]) for key in ("fields", "histories")})
-
-
-def _tuples(read: dict) -> dict:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in read.items()}
 
 
 def fit_space(
@@ -142,7 +138,8 @@ def fit_space(
     impression of another session.
     """
     chosen = _kept(kinds, drop)
-    numeric = [name for name, kind in chosen.items() if kind in ("numeric", "history")]
+    read = {"numeric": as_numbers, "history": lambda array: as_history(array)[2]}  # of a history its length
+    numeric = [name for name, kind in chosen.items() if kind in read]
     counts = {name: Counter() for name, kind in chosen.items() if kind in ("categorical", "history")}
     numbers, gaps = _Sample(len(numeric), sample, np.random.default_rng(seed)), np.zeros(len(numeric), int)
     session_hashes = [np.empty(0, np.uint64)]
@@ -153,41 +150,39 @@ def fit_space(
         session_hashes.append(hashes(column_of(batch, "session_id")))
         for name in counts:
             counts[name].update(_tally(column_of(batch, name), chosen[name], max_history))
-        found = _numbers(batch, numeric, chosen)
+        arrays = [read[chosen[name]](column_of(batch, name)) for name in numeric]
+        found = np.stack(arrays, axis=1) if arrays else np.empty((len(batch), 0))
         numbers.add(found)
         gaps += np.isnan(found).sum(axis=0)
     clicks = _clicks(train_impressions, np.unique(np.concatenate(session_hashes)))
-    edges = dict(zip(numeric, (_edges(values, numeric_bins) for values in numbers.rows().T), strict=True))
-    values = {name: _vocabulary(counted, min_count) for name, counted in counts.items()}
-    empty = {name: counted[None] > 0 for name, counted in counts.items()}
-    no_number = dict(zip(numeric, (gaps > 0).tolist(), strict=True))
-    fields = {  # column -> its id of a session
-        name: Field(name, kind, values[name], missing=empty[name])
-        if kind == "categorical"
-        else Field(name, "numeric" if kind == "numeric" else "length", edges=edges[name], missing=no_number[name])
-        for name, kind in chosen.items()
-        if kind != "text"
-    }
-    histories = [name for name, kind in chosen.items() if kind == "history"]
-    by_category = _clicks_by_category(intents, clicks)
+    of_values, of_numbers = {}, {}  # column -> Field
+    for name, counted in counts.items():
+        of_values[name] = Field(name, chosen[name], _vocabulary(counted, min_count), missing=counted[None] > 0)
+    for name, column, missing in zip(numeric, numbers.rows().T, (gaps > 0).tolist(), strict=True):
+        kind = "numeric" if chosen[name] == "numeric" else "length"
+        of_numbers[name] = Field(name, kind, edges=_edges(column, numeric_bins), missing=missing)
+    fields = {name: of_numbers.get(name) or of_values[name] for name, kind in chosen.items() if kind != "text"}
+    codes, categories = as_keys(column_of(intents, "category"))
+    by_category = Counter()
+    for intent, code in zip(intents["intent_id"], codes, strict=True):
+        by_category[categories[code]] += clicks[intent]
     return FeatureSpace(
         fields=tuple(fields.values()),
-        histories=tuple(Field(name, "history", values[name], missing=empty[name]) for name in histories),
+        histories=tuple(field for field in of_values.values() if field.kind == "history"),
         texts=tuple(name for name, kind in chosen.items() if kind == "text"),
         intents=_vocabulary(clicks, 1),
         categories=_vocabulary(by_category, 1),
+        missing_category=by_category[None] > 0,
         word_buckets=word_buckets,
         word_pairs=word_pairs,
         max_history=max_history,
-        missing_category=by_category[None] > 0,
     )
 
 
 def _kept(kinds: dict[str, str], drop: Collection[str]) -> dict[str, str]:
     if unknown := [f"  {safe_repr(name)}{nearest(name, kinds, 0)}" for name in drop if name not in kinds]:
         raise ValueError("drop names columns that dataset.yaml does not declare:\n" + "\n".join(unknown))
-    kept = {name: kind for name, kind in kinds.items() if name not in drop}
-    if not kept:
+    if not (kept := {name: kind for name, kind in kinds.items() if name not in drop}):
         raise ValueError(f"drop leaves none of the {len(kinds)} feature columns: a ranker needs at least one")
     return kept
 
@@ -215,16 +210,8 @@ def _tally(array: pa.Array, kind: str, max_history: int) -> Counter:
     codes, keys = as_keys(array)
     found = Counter()
     for key, count in zip(keys, np.bincount(codes, minlength=len(keys)).tolist(), strict=True):
-        if count:
-            found[key] += count
-    return found
-
-
-def _numbers(sessions: Rows, names: list[str], kinds: dict[str, str]) -> np.ndarray:
-    """(rows, names) float64: the value of a numeric column, the length of a history."""
-    read = {"numeric": as_numbers, "history": lambda array: as_history(array)[2]}
-    arrays = [read[kinds[name]](column_of(sessions, name)) for name in names]
-    return np.stack(arrays, axis=1) if arrays else np.empty((len(sessions), 0))
+        found[key] += count
+    return +found  # without the zeros
 
 
 def _edges(values: np.ndarray, bins: int) -> tuple[float, ...] | None:
@@ -251,15 +238,6 @@ def _clicks(impressions: Rows | Iterable[Rows], session_hashes: np.ndarray) -> C
         clicked = pc.equal(column_of(batch, "clicked").cast(pa.int8()), 1)
         clicks.update(_tally(column_of(batch, "intent_id").filter(clicked), "categorical", 0))
     return clicks
-
-
-def _clicks_by_category(intents: pd.DataFrame, clicks: Counter) -> Counter:
-    codes, keys = as_keys(column_of(intents, "category"))
-    found = Counter()
-    for intent, code in zip(intents["intent_id"], codes, strict=True):
-        if clicks[intent]:
-            found[keys[code]] += clicks[intent]
-    return found
 
 
 class _Sample:

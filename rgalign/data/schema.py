@@ -38,35 +38,13 @@ FEATURE_TYPES = {"categorical": STRING, "text": STRING, "history": pa.list_(STRI
 
 # Columns every file must have, in order, with the type they have in memory and after `write`.
 REQUIRED = {
-    "intents": {
-        "intent_id": STRING,
-        "title": STRING,
-        "description": STRING,
-        "category": STRING,
-        "valid_from": TIME,
-    },
-    "sessions": {
-        "session_id": STRING,
-        "user_id": STRING,
-        "timestamp": TIME,
-        "region": STRING,
-        "split": STRING,
-    },
-    "impressions": {
-        "session_id": STRING,
-        "intent_id": STRING,
-        "position": pa.int16(),
-        "clicked": pa.int8(),
-    },
+    "intents": {"intent_id": STRING, "title": STRING, "description": STRING, "category": STRING, "valid_from": TIME},
+    "sessions": {"session_id": STRING, "user_id": STRING, "timestamp": TIME, "region": STRING, "split": STRING},
+    "impressions": {"session_id": STRING, "intent_id": STRING, "position": pa.int16(), "clicked": pa.int8()},
     "transcripts": {"typed_query": STRING},
     "labels": {"session_id": STRING, "intent_id": STRING},
-    "truth": {
-        "session_id": STRING,
-        "intent_id": STRING,
-        "click_probability": PROBABILITIES,
-        "posterior_discrete": PROBABILITIES,
-        "posterior": PROBABILITIES,
-    },
+    "truth": {"session_id": STRING, "intent_id": STRING}
+    | dict.fromkeys(("click_probability", "posterior_discrete", "posterior"), PROBABILITIES),
 }
 OPTIONAL = {
     "sessions": {"shuffled": None},  # the whole list was shown in random order; `write` makes 0 and 1 of booleans
@@ -174,9 +152,8 @@ def is_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return missing
 
 
-# Personal data: which columns hold it by their name, and how it is hidden where text is shown to readers.
-#
-# A prompt shows no such column unless `reasoner.features` lists it, and no report shows its values.
+# Personal data: which columns hold it by their name. A prompt shows no such column unless `reasoner.features` lists it,
+# and no report shows its values.
 
 HIDDEN = "(hidden: personal)"
 # The last words of a column's name; a name alone is a person's where the word before says so.
@@ -216,20 +193,18 @@ class Table:
 
     def __init__(self, folder: str | Path, name: str, *, checked: bool = False):
         """checked: pages are compared with their checksums as they are read."""
-        path = location(folder, name)
-        options = ds.ParquetFragmentScanOptions(page_checksum_verification=checked)
-        self._format = ds.ParquetFileFormat(default_fragment_scan_options=options)
-        self._file = None if path.is_dir() else pq.ParquetFile(path, page_checksum_verification=checked)
-        self._path = path
+        self._path = location(folder, name)
         self._path_types: dict[str, pa.DataType] = {}  # columns that are read from the path
-        if self._file is not None:
+        self._file = None
+        if not self._path.is_dir():
+            self._file = pq.ParquetFile(self._path, page_checksum_verification=checked)
             self.schema_arrow, self.rows = self._file.schema_arrow, self._file.metadata.num_rows
             return
+        options = ds.ParquetFragmentScanOptions(page_checksum_verification=checked)
+        self._format = ds.ParquetFileFormat(default_fragment_scan_options=options)
         self._path_types = self._read_path_types(types_of_text(name, feature_kinds(folder)))
-        self.schema_arrow = pa.schema(
-            [field.with_type(self._path_types.get(field.name, field.type)) for field in self._dataset.schema]
-        )
-        self.rows = self._dataset.count_rows()
+        types = [field.with_type(self._path_types.get(field.name, field.type)) for field in self._dataset.schema]
+        self.schema_arrow, self.rows = pa.schema(types), self._dataset.count_rows()
 
     def _read_path_types(self, types: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
         """Column -> type of what `column=value` in the paths tells and the files do not. Raises ValueError where only
@@ -249,25 +224,21 @@ class Table:
     def _dataset(self) -> ds.Dataset:
         """All files as one: a column that some of them lack is missing there; unlike types of a column are an error.
 
-        Columns of the path are strings here; `_typed` gives them their types.
+        Columns of the path are strings here; `_typed` gives them their types. Raises ValueError naming every one of
+        them that has values which are not of its kind.
         """
         in_path = pa.schema([(name, STRING) for name in self._path_types])
         found = ds.dataset(self._path, format=self._format, partitioning=ds.partitioning(in_path, flavor="hive"))
-        self._assert_kinds(found)
-        stored = [fragment.physical_schema for fragment in found.get_fragments()]
-        return found.replace_schema(pa.unify_schemas([*stored, in_path]))
-
-    def _assert_kinds(self, found: ds.Dataset) -> None:
-        """Raises ValueError naming every column of the path that has values which are not of its kind."""
-        in_path = [ds.get_partition_keys(fragment.partition_expression) for fragment in found.get_fragments()]
-        errors = []
+        fragments, errors = list(found.get_fragments()), []
+        keys = [ds.get_partition_keys(fragment.partition_expression) for fragment in fragments]
         for name, kind in self._path_types.items():
-            values = dict.fromkeys(each[name] for each in in_path if each.get(name) is not None)
+            values = dict.fromkeys(each[name] for each in keys if each.get(name) is not None)
             if wrong := [value for value in values if not _is_readable(value, kind)]:
                 seen = ", ".join(map(safe_repr, wrong[:SHOWN]))
                 errors.append(f"{name} is {seen} in its path; expected {kind}, by its kind in {YAML_FILE}")
         if errors:
             raise ValueError("; ".join(errors))
+        return found.replace_schema(pa.unify_schemas([*(each.physical_schema for each in fragments), in_path]))
 
     def _typed(self, rows: Rows) -> Rows:
         """Columns of the path in their types, and strings that arrow keeps as views made plain ones: it can neither

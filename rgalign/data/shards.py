@@ -16,16 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rgalign.data import schema, split
-from rgalign.data.encode import (
-    IMPRESSION_COLUMNS,
-    ROWS,
-    SPLIT_OF,
-    encode_batch,
-    encode_intents,
-    session_columns,
-    session_rows,
-)
+from rgalign.data import encode, schema, split
 from rgalign.data.features import FeatureSpace, among, as_strings, fit_space, hashes, ids_of
 from rgalign.data.lists import PADDING, PARTS, Bag, Intents, Lists, concat_lists, concat_offsets, concat_padded
 from rgalign.data.schema import Table, typed_batches
@@ -101,18 +92,28 @@ def load_lists(folder: str | Path, part: str) -> Lists:
         found = ", ".join(count) or "none"
         raise FileNotFoundError(f"{folder}/ has no encoded lists of {part!r} (it has {found}); run notebook 01_data")
     shards = _shards(folder, part)[: count[part]]
-    tensors = _concatenated(shards)
+    # Tensor by tensor over all shards, so that the memory is that of the part and of one tensor's file pages. One shard
+    # alone is mapped: its pages come from the file as they are read, and go again where memory is short.
+    files, tensors = [safe_open(path, framework="pt") for path in shards], {}
+    for name in files[0].keys():  # noqa: SIM118 (not a dict)
+        pieces = [file.get_tensor(name) for file in files]
+        if len(files) == 1:
+            (tensors[name],) = pieces
+        elif name.endswith(".offsets"):
+            tensors[name] = concat_offsets(pieces)
+        elif name in ("candidates", "clicked"):
+            tensors[name] = concat_padded(pieces, PADDING if name == "candidates" else False)
+        else:
+            tensors[name] = torch.cat(pieces)
     names = pa.concat_tables([pq.read_table(path.with_suffix(".parquet")) for path in shards])
     histories = sum(name.startswith("history.") and name.endswith(".offsets") for name in tensors)
     return Lists(
         part=part,
         session_id=as_strings(names["session_id"]),
         user_id=as_strings(names["user_id"]),
-        fields=tensors["fields"],
         history=tuple(_as_bag(f"history.{i}", tensors) for i in range(histories)),
         words=_as_bag("words", tensors),
-        candidates=tensors["candidates"],
-        clicked=tensors["clicked"],
+        **{name: tensors[name] for name in ("fields", "candidates", "clicked")},
     )
 
 
@@ -173,26 +174,6 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def _concatenated(shards: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Tensor by tensor over all shards, so that the memory is that of the part and of one tensor's file pages.
-
-    One shard alone is mapped: its pages come from the file as they are read, and go again where memory is short.
-    """
-    files = [safe_open(path, framework="pt") for path in shards]
-    tensors = {}
-    for name in files[0].keys():  # noqa: SIM118 (not a dict)
-        pieces = [file.get_tensor(name) for file in files]
-        if len(files) == 1:
-            (tensors[name],) = pieces
-        elif name.endswith(".offsets"):
-            tensors[name] = concat_offsets(pieces)
-        elif name in ("candidates", "clicked"):
-            tensors[name] = concat_padded(pieces, PADDING if name == "candidates" else False)
-        else:
-            tensors[name] = torch.cat(pieces)
-    return tensors
-
-
 TRAIN, DEV = PARTS.index("train"), PARTS.index("dev")
 Development = Callable[[np.ndarray], np.ndarray]  # (rows,) user ids of train -> (rows,) bool, True for dev
 
@@ -230,7 +211,7 @@ def encode_folder(
     development: Development | None = None,
     hidden: Sequence[str] = (),
     lists_per_shard: int = LISTS_PER_SHARD,
-    batch_rows: int = ROWS,
+    batch_rows: int = encode.ROWS,
 ) -> dict[str, int]:
     """Encodes the parts of `splits` into `out`, with the KB and the space; returns part -> number of lists.
 
@@ -247,14 +228,14 @@ def encode_folder(
     folder, intents = Path(folder), _intents(Path(folder))
     kb, impressions = ids_of(intents, "intent_id"), _Impressions(folder, 8 * batch_rows)
     # dev is always written with train: one left from a run with other development users would share users with it.
-    parts = [part for part in PARTS if SPLIT_OF[part] in splits]
+    parts = [part for part in PARTS if encode.SPLIT_OF[part] in splits]
     save_space(out, space)
-    save_intents(out, encode_intents(space, intents))
+    save_intents(out, encode.encode_intents(space, intents))
     hidden = pa.array(list(hidden), schema.STRING)
     writers = {part: ShardWriter(out, part, lists_per_shard) for part in parts}
-    for batch, part in _sessions(folder, development, session_columns(space), batch_rows):
+    for batch, part in _sessions(folder, development, encode.session_columns(space), batch_rows):
         shown = impressions.of(ids_of(batch, "session_id"))
-        rows = session_rows(shown, batch)
+        rows = encode.session_rows(shown, batch)
         for name, writer in writers.items():
             chosen = part == PARTS.index(name)
             own = chosen[rows]
@@ -262,7 +243,7 @@ def encode_folder(
                 own = own & ~pc.is_in(ids_of(shown, "intent_id"), value_set=hidden).to_numpy(zero_copy_only=False)
             sessions, lists = batch.filter(pa.array(chosen)), shown.filter(pa.array(own))
             if len(sessions):
-                writer.add(encode_batch(space, sessions, lists, (np.cumsum(chosen) - 1)[rows[own]], kb, name))
+                writer.add(encode.encode_batch(space, sessions, lists, (np.cumsum(chosen) - 1)[rows[own]], kb, name))
     impressions.assert_all_taken()
     count = {part: writer.close() for part, writer in writers.items()}
     return {part: lists for part, lists in count.items() if lists}
@@ -272,7 +253,7 @@ class _Impressions:
     """The impressions, handed out session by session in the order of the file."""
 
     def __init__(self, folder: Path, rows: int):
-        self.batches = _batches(folder, "impressions", IMPRESSION_COLUMNS, rows)
+        self.batches = _batches(folder, "impressions", encode.IMPRESSION_COLUMNS, rows)
         self.rest = next(self.batches)
 
     def of(self, session_ids: pa.Array) -> pa.Table:
@@ -290,8 +271,7 @@ class _Impressions:
             self.rest = following
 
     def assert_all_taken(self) -> None:
-        left = len(self.rest) + sum(map(len, self.batches))
-        if left:
+        if left := len(self.rest) + sum(map(len, self.batches)):
             raise ValueError(
                 f"impressions.parquet is not grouped in the order of sessions.parquet: {left} rows are left, the "
                 f"first of session {self.rest['session_id'][0].as_py()!r}. Sort it as the sessions "
@@ -300,7 +280,7 @@ class _Impressions:
 
 
 def _sessions(
-    folder: Path, development: Development | None, names: Sequence[str] | None = None, rows: int = ROWS
+    folder: Path, development: Development | None, names: Sequence[str] | None = None, rows: int = encode.ROWS
 ) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Batches of sessions.parquet with the index in PARTS of each session; names: columns to read, None for all."""
     if development is not None:
@@ -318,8 +298,7 @@ def _assert_two_sides(folder: Path, development: Development) -> None:
     """Raises ValueError where development gets none or all of the train users; stops at the first user of each side."""
     seen, sides = set(), set()
     for batch, code in split.session_batches(folder, ("user_id",)):
-        own = ids_of(batch, "user_id").filter(pa.array(code == schema.SPLITS.index("train")))
-        users = as_strings(pc.unique(own))
+        users = as_strings(pc.unique(ids_of(batch, "user_id").filter(pa.array(code == schema.SPLITS.index("train")))))
         seen.update(users)
         sides.update(development(users).tolist())
         if len(sides) == 2:
@@ -331,7 +310,9 @@ def _assert_two_sides(folder: Path, development: Development) -> None:
         raise ValueError(f"{found} (data.dev_users): {why} {more}")
 
 
-def _batches(folder: Path, table: str, names: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[pa.Table]:
+def _batches(
+    folder: Path, table: str, names: Sequence[str] | None = None, rows: int = encode.ROWS
+) -> Iterator[pa.Table]:
     return typed_batches(folder, table, rows, names, _meta(folder)["features"])
 
 

@@ -4,12 +4,11 @@ A new source is one function that returns a Dataset and one entry of SOURCES (an
 """
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,7 +84,11 @@ def write_dataset(folder: Path, data: Data, path: Path | None = None) -> dict[st
     found = source.read(data, path)
     meta = found.meta if isinstance(found, Dataset) else tables.checked(found)
     _check_drop(drop, meta["features"])
-    meta = _with_sampling(meta, data)
+    if data.sampled_negatives is not None:
+        sampled = data.sampled_negatives.model_dump()
+        if (stated := dict(meta.get("sampled_negatives", sampled))) != sampled:
+            raise ValueError(f"data.sampled_negatives is {sampled}, but dataset.yaml says {stated}")
+        meta = {**meta, "sampled_negatives": sampled}
     if isinstance(found, Dataset):
         tables.write(replace(found, meta=meta), folder)
     else:
@@ -108,17 +111,6 @@ def size_of(data: Data) -> Size:
         raise ArtifactError(f"{found} ({' '.join(str(error).split())}){more}") from None
 
 
-def _with_sampling(meta: Mapping[str, Any], data: Data) -> dict[str, Any]:
-    """dataset.yaml with how a folder's lists were sampled, where the params say it."""
-    if data.sampled_negatives is None:
-        return dict(meta)
-    sampled = data.sampled_negatives.model_dump()
-    stated = meta.get("sampled_negatives", sampled)
-    if dict(stated) != sampled:
-        raise ValueError(f"data.sampled_negatives is {sampled}, but dataset.yaml says {stated}")
-    return {**meta, "sampled_negatives": sampled}
-
-
 def _check_drop(drop: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     if unknown := [name for name in drop if name not in known]:
@@ -129,15 +121,11 @@ def _check_drop(drop: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _folder_size(folder: Path) -> Size:
-    tables = {name: Table(folder, name) for name in NEEDED_TABLES}
-    rows = tuple((name, table.rows) for name, table in tables.items())
-    spans = []
-    for batch in typed_batches(folder, "sessions", ROWS, ["timestamp"]):
-        found = pc.min_max(batch["timestamp"]).as_py()
-        spans += [] if found["min"] is None else [found]
-    first = min((each["min"] for each in spans), default=None)
-    last = max((each["max"] for each in spans), default=None)
-    return Size(tables["sessions"].rows, rows=rows, first=first, last=last, columns=tuple(feature_kinds(folder)))
+    rows = {name: Table(folder, name).rows for name in NEEDED_TABLES}
+    spans = [pc.min_max(batch["timestamp"]) for batch in typed_batches(folder, "sessions", ROWS, ["timestamp"])]
+    first = min((span["min"].as_py() for span in spans if span["min"].is_valid), default=None)
+    last = max((span["max"].as_py() for span in spans if span["max"].is_valid), default=None)
+    return Size(rows["sessions"], rows=tuple(rows.items()), first=first, last=last, columns=(*feature_kinds(folder),))
 
 
 # The UCI's anonymous-msweb.

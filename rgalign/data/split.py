@@ -88,11 +88,6 @@ def rule_errors(rule: object) -> list[tuple[str, str]]:
     return section_errors(model, rule, expected, keys=A_RULE)
 
 
-def _assert_rule(rule: dict) -> None:
-    if errors := rule_errors(rule):
-        raise ValueError("; ".join(f"{key} {what}".strip() for key, what in errors))
-
-
 def published(sessions: pd.DataFrame) -> pd.Series:
     """The split column as it is stored. Raises ValueError where a value is missing or unknown."""
     known = sessions["split"].isin(SPLITS).to_numpy(dtype=bool)
@@ -102,40 +97,44 @@ def published(sessions: pd.DataFrame) -> pd.Series:
     return sessions["split"].astype(SPLIT_TYPE)
 
 
-def by_time(sessions: pd.DataFrame, **dates: object) -> pd.Series:
-    """Before `valid_from` is train, from `test_from` on is test, valid lies between (DateSplit).
+def by_time(sessions: pd.DataFrame, **rule: object) -> pd.Series:
+    """The split by a rule of `time_split`.
 
-    Raises ValueError where a timestamp is missing, the two dates are in the wrong order, or a part stays empty.
+    valid_from, test_from  dates: before the first is train, from the second on is test (DateSplit)
+    train, valid           shares of the sessions in the order of time, the rest is test (ShareSplit); the default, 0.7
+                           and 0.1. Sessions of one instant stay together, with the earlier part: a table of whole days
+                           is cut between days
+    Raises ValueError where the rule is none, a timestamp is missing, or a part stays empty.
     """
-    _assert_rule(dates)
-    rule, when = DateSplit(**dates), _times(sessions)
-    parts = [when >= moment.to_datetime64() for moment in (rule.valid_from, rule.test_from)]
-    return _parts(sessions, parts[0].astype(int) + parts[1])
-
-
-def by_fraction(sessions: pd.DataFrame, *, train: float = 0.7, valid: float = 0.1) -> pd.Series:
-    """First `train` of the sessions by time, next `valid`, the rest is test.
-
-    Sessions of one instant stay together, with the earlier part: a table of whole days is cut between days.
-    Raises ValueError as `by_time` does.
-    """
-    _assert_rule({"train": train, "valid": valid})
-    when = _times(sessions)
-    in_order = np.sort(when)
-    ends = [in_order[max(0, int(np.ceil(round(share * len(when), 9))) - 1)] for share in (train, train + valid)]
-    return _parts(sessions, (when > ends[0]).astype(int) + (when > ends[1]))
+    rule = rule or {"train": 0.7, "valid": 0.1}
+    if errors := rule_errors(rule):
+        raise ValueError("; ".join(f"{key} {what}".strip() for key, what in errors))
+    missing = sessions["timestamp"].isna().to_numpy()
+    if len(missing) == 0 or missing.any():
+        raise ValueError(f"timestamp: {missing.sum()} of {len(missing)} sessions have none; a time split needs all")
+    when = sessions["timestamp"].to_numpy(dtype="datetime64[us]")
+    if "valid_from" in rule:
+        dates = DateSplit(**rule)
+        after = [when >= moment.to_datetime64() for moment in (dates.valid_from, dates.test_from)]
+    else:
+        in_order, ends = np.sort(when), (rule["train"], rule["train"] + rule["valid"])
+        after = [when > in_order[max(0, int(np.ceil(round(share * len(when), 9))) - 1)] for share in ends]
+    part = after[0].astype(int) + after[1]
+    counts = np.bincount(part, minlength=len(SPLITS))
+    if (counts == 0).any():
+        found = ", ".join(f"{name} {count}" for name, count in zip(SPLITS, counts, strict=True))
+        raise ValueError(f"the time split leaves a part empty ({found}); move its dates or fractions")
+    return pd.Series(np.array(SPLITS)[part], index=sessions.index, dtype=SPLIT_TYPE, name="split")
 
 
 def resolve(sessions: pd.DataFrame, meta: dict) -> pd.Series:
-    """The split of a data set: the published one where there is one, else a split by time.
+    """The split of a data set: the published one where there is one, else by time, as dataset.yaml's `time_split` says.
 
-    `time_split` in dataset.yaml is {valid_from, test_from} (dates) or {train, valid} (fractions); without it the
-    fractions of `by_fraction` hold. Raises ValueError where neither a split nor timestamps are there.
+    Raises ValueError where neither a split nor timestamps are there.
     """
     if not sessions["split"].fillna("").eq("").all():
         return published(sessions)
-    rule = meta.get("time_split") or {}
-    return by_time(sessions, **rule) if "valid_from" in rule else by_fraction(sessions, **rule)
+    return by_time(sessions, **(meta.get("time_split") or {}))
 
 
 def session_batches(
@@ -148,21 +147,6 @@ def session_batches(
     for batch in typed_batches(folder, "sessions", rows, names, meta["features"]):
         yield batch, codes[start : start + len(batch)]
         start += len(batch)
-
-
-def _times(sessions: pd.DataFrame) -> np.ndarray:
-    missing = sessions["timestamp"].isna().to_numpy()
-    if len(missing) == 0 or missing.any():
-        raise ValueError(f"timestamp: {missing.sum()} of {len(missing)} sessions have none; a time split needs all")
-    return sessions["timestamp"].to_numpy(dtype="datetime64[us]")
-
-
-def _parts(sessions: pd.DataFrame, part: np.ndarray) -> pd.Series:
-    counts = np.bincount(part, minlength=len(SPLITS))
-    if (counts == 0).any():
-        found = ", ".join(f"{name} {count}" for name, count in zip(SPLITS, counts, strict=True))
-        raise ValueError(f"the time split leaves a part empty ({found}); move its dates or fractions")
-    return pd.Series(np.array(SPLITS)[part], index=sessions.index, dtype=SPLIT_TYPE, name="split")
 
 
 def _hash(seed: int, name: str) -> int:
@@ -222,14 +206,14 @@ class Development:
         if not dev_days and not dev_new_intents:
             return drawn
         user, session, when, is_drawn = _train_sessions(Path(folder), drawn)
-        late = np.zeros(len(user), bool)
         if dev_days and (missing := int(np.isnat(when).sum())):
             found = f"{missing:,} of {len(when):,} train sessions have no timestamp"
             raise ValueError(f"data.dev_days is {dev_days}, but {found}; expected 0")
-        if dev_days:
-            late = when > when.max() - np.timedelta64(dev_days, "D")
+        late = when > when.max() - np.timedelta64(dev_days, "D") if dev_days else np.zeros(len(user), bool)
         clicked, row = _train_clicks(Path(folder), session)
-        new = _smallest_hashes(clicked, dev_new_intents, seed) if dev_new_intents else []
+        # The clicked intents with the smallest hashes of seed and id: adding others does not change them.
+        distinct = sorted(set(clicked), key=lambda intent: _hash(seed, intent)) if dev_new_intents else []
+        new = distinct[: max(1, round(dev_new_intents * len(distinct)))]
         of_new = np.zeros(len(user), bool)
         of_new[row[np.isin(clicked, new)]] = True
         others = np.unique(user[late | of_new])
@@ -266,9 +250,3 @@ def _train_clicks(folder: Path, session: np.ndarray) -> tuple[np.ndarray, np.nda
         rows.append(order[np.searchsorted(session[order], by[own])])
         intents.append(as_strings(ids_of(clicked, "intent_id"))[own].astype(object))
     return np.concatenate(intents), np.concatenate(rows)
-
-
-def _smallest_hashes(clicked: np.ndarray, share: float, seed: int) -> list[str]:
-    """The share of the clicked intents with the smallest hashes of seed and id: adding others does not change them."""
-    distinct = sorted(set(clicked), key=lambda intent: _hash(seed, intent))
-    return distinct[: max(1, round(share * len(distinct)))]

@@ -112,9 +112,8 @@ def excerpt(
     Raises ValueError for an unknown split.
     """
     _assert_known(splits)
-    others = ["labels", *["transcripts"] * transcripts, *["truth"] * truth]
-    meta = read_yaml(Path(folder) / YAML_FILE)
-    return _read(Path(folder), meta, splits, others, columns=columns, clicks_only=not whole_lists)
+    folder, others = Path(folder), ["labels", *["transcripts"] * transcripts, *["truth"] * truth]
+    return _read(folder, read_yaml(folder / YAML_FILE), splits, others, columns=columns, clicks_only=not whole_lists)
 
 
 def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -123,8 +122,7 @@ def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | No
     They are taken from the file batch by batch. Raises KeyError where one is not there.
     """
     folder, wanted = Path(folder), pa.array(list(ids), STRING)
-    meta = read_yaml(folder / YAML_FILE)
-    parts = _session_parts(folder, dict(meta["features"]), meta, SPLITS, columns)
+    parts = _session_parts(folder, SPLITS, columns)
     found = pa.concat_tables([part.filter(pc.is_in(part["session_id"], value_set=wanted)) for part in parts])
     places = pc.index_in(wanted, value_set=found["session_id"].combine_chunks())
     if places.null_count:
@@ -135,9 +133,7 @@ def sessions(folder: str | Path, ids: Iterable[str], columns: Sequence[str] | No
 def user_ids(folder: str | Path, splits: Sequence[str]) -> set[str]:
     """The users with a session in these splits; nothing else of the sessions is read but time and split."""
     _assert_known(splits)
-    meta = read_yaml(Path(folder) / YAML_FILE)
-    parts = _session_parts(Path(folder), dict(meta["features"]), meta, splits, ())
-    return set().union(*(pc.unique(part["user_id"]).to_pylist() for part in parts))
+    return set().union(*(pc.unique(part["user_id"]).to_pylist() for part in _session_parts(Path(folder), splits, ())))
 
 
 def head(folder: str | Path, sessions: int, *, splits: Sequence[str] = ("train", "valid")) -> Dataset:
@@ -170,7 +166,7 @@ def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
     with _new_folder(folder) as fresh:
         for name in (name for name in TABLES if is_there(source, name)):
             if name == "sessions":
-                parts = _session_parts(source, kinds, meta, SPLITS)
+                parts = _session_parts(source, SPLITS)
             elif name == "impressions" and not _in_order(source, kinds, ids):
                 parts = [_by_list(_load(source, name, kinds), ids)]
             else:  # a transcript alone may name a session that is not there
@@ -219,7 +215,7 @@ def _read(
     most: int | None = None,
 ) -> Dataset:
     kinds = dict(meta["features"])
-    sessions = to_frame(pa.concat_tables(_session_parts(folder, kinds, meta, splits, columns, most)))
+    sessions = to_frame(pa.concat_tables(_session_parts(folder, splits, columns, most)))
     ids = pa.array(sessions["session_id"])
     impressions = to_frame(_by_list(_load(folder, "impressions", kinds, ids, clicks_only=clicks_only), ids))
     if "truth" in others and not is_there(folder, "truth"):
@@ -230,50 +226,40 @@ def _read(
 
 
 def _session_parts(
-    folder: Path,
-    kinds: dict[str, str],
-    meta: Mapping,
-    splits: Sequence[str],
-    columns: Sequence[str] | None = None,
-    most: int | None = None,
+    folder: Path, splits: Sequence[str], columns: Sequence[str] | None = None, most: int | None = None
 ) -> Iterator[pa.Table]:
     """Sessions of `splits`, the first `most` of them, in pieces and in their types, the split filled in."""
-    file = Table(folder, "sessions")
-    kept = None if columns is None else {*REQUIRED["sessions"], *columns}
-    names = [name for name in file.schema_arrow.names if kept is None or name in kept]
-    split = splitting.resolve(to_frame(as_types(file.read(["timestamp", "split"]), "sessions", kinds)), meta)
-    rows = np.flatnonzero(split.isin(list(splits)))[:most]
-    split, row = pa.array(split), 0
-    for batch in file.iter_batches(ROW_GROUP, names):
-        first, last = np.searchsorted(rows, [row, row + len(batch)])
-        part = as_types(pa.Table.from_batches([batch]).take(rows[first:last] - row), "sessions", kinds)
-        yield part.set_column(names.index("split"), "split", split.take(rows[first:last]))
-        row += len(batch)
-        if last == len(rows):
+    names = Table(folder, "sessions").schema_arrow.names
+    if columns is not None:
+        names = [name for name in names if name in {*REQUIRED["sessions"], *columns}]
+    numbers, there = [SPLITS.index(name) for name in splits], 0
+    for batch, code in splitting.session_batches(folder, names, ROW_GROUP):
+        rows = np.flatnonzero(np.isin(code, numbers))[: None if most is None else most - there]
+        there += len(rows)
+        split = pa.array(np.array(SPLITS, dtype=object)[code[rows]], STRING)
+        yield batch.take(rows).set_column(names.index("split"), "split", split)
+        if there == most:
             return
 
 
 def _load(
     folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None = None, *, clicks_only: bool = False
 ) -> pa.Table:
-    """One table in its types; rows of other sessions left where they are, rows without a session kept."""
     parts = list(_parts(folder, name, kinds, sessions, clicks_only=clicks_only))
-    if not parts:
-        return as_types(Table(folder, name).read(), name, kinds)
-    return pa.concat_tables(parts).combine_chunks()
+    return pa.concat_tables(parts).combine_chunks() if parts else as_types(Table(folder, name).read(), name, kinds)
 
 
 def _parts(
     folder: Path, name: str, kinds: dict[str, str], sessions: pa.Array | None, *, clicks_only: bool = False
 ) -> Iterator[pa.Table]:
+    """One table in its types; rows of other sessions left where they are, rows without a session kept."""
     file = Table(folder, name)
     if sessions is None or "session_id" not in file.schema_arrow.names:
         yield from typed_batches(folder, name, ROW_GROUP, kinds=kinds)
         return
     for rows in regrouped(file.iter_batches(ROW_GROUP), ROWS_AT_ONCE):
         part = as_types(rows, name, kinds)
-        if clicks_only:
-            part = part.filter(pc.equal(part["clicked"], 1))
+        part = part.filter(pc.equal(part["clicked"], 1)) if clicks_only else part
         known = pc.is_in(part["session_id"], value_set=sessions)
         yield part.filter(pc.or_(known, pc.is_null(part["session_id"])))
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rgalign.data import shards
-from rgalign.data.split import Development, by_fraction, by_time, development_users, published, resolve, user_folds
+from rgalign.data.split import Development, by_time, development_users, published, resolve, user_folds
 
 
 def sessions_on(days) -> pd.DataFrame:
@@ -28,13 +28,13 @@ def test_by_time_takes_each_date_as_the_first_day_of_its_part():
 def test_by_fraction_does_not_depend_on_the_order_of_rows():
     frame = sessions_on(MARCH)
     shuffled = frame.sample(frac=1, random_state=3)
-    assert by_fraction(frame).tolist() == ["train"] * 7 + ["valid"] + ["test"] * 2
-    assert by_fraction(shuffled).sort_index().tolist() == by_fraction(frame).tolist()
+    assert by_time(frame).tolist() == ["train"] * 7 + ["valid"] + ["test"] * 2
+    assert by_time(shuffled).sort_index().tolist() == by_time(frame).tolist()
 
 
 def test_a_day_is_never_cut_in_two():
     days = [MARCH[0]] * 5 + [MARCH[1]] * 3 + [MARCH[2]] * 1 + [MARCH[3]] * 3
-    split = by_fraction(sessions_on(days), train=0.5, valid=0.2)
+    split = by_time(sessions_on(days), train=0.5, valid=0.2)
     assert split.groupby(days).nunique().max() == 1
     assert split.tolist() == ["train"] * 8 + ["valid"] * 1 + ["test"] * 3
 
@@ -43,7 +43,7 @@ def test_a_day_is_never_cut_in_two():
 def test_no_part_begins_before_the_one_in_front_of_it_ends(days, train):
     when = pd.Timestamp("2024-01-01") + pd.to_timedelta(days, unit="D")
     try:
-        split = by_fraction(sessions_on(when), train=train, valid=0.1)
+        split = by_time(sessions_on(when), train=train, valid=0.1)
     except ValueError as error:
         assert "empty" in str(error)  # noqa: PT017 - few distinct days cannot fill three parts
         return
@@ -59,8 +59,8 @@ def test_no_part_begins_before_the_one_in_front_of_it_ends(days, train):
     [
         (lambda: by_time(sessions_on(MARCH), valid_from="2024-03-07", test_from="2024-03-05"), "must lie before"),
         (lambda: by_time(sessions_on(MARCH), valid_from="2024-03-05", test_from="2025-01-01"), "test 0"),
-        (lambda: by_fraction(sessions_on([*MARCH, None])), "1 of 11 sessions have none"),
-        (lambda: by_fraction(sessions_on(MARCH), train=0.9, valid=0.1), "leave something for test"),
+        (lambda: by_time(sessions_on([*MARCH, None])), "1 of 11 sessions have none"),
+        (lambda: by_time(sessions_on(MARCH), train=0.9, valid=0.1), "leave something for test"),
         (
             lambda: by_time(sessions_on(MARCH), valid_from="2024-03-05", test_from="soon"),
             "test_from is 'soon'; expected",
@@ -106,7 +106,7 @@ def test_folds_hold_whole_users_and_about_as_many_each(folds):
 
 def test_the_published_cfpb_split_is_seventy_ten_twenty_by_whole_days(public_data):
     sessions = pd.read_parquet(public_data / "cfpb2014" / "sessions.parquet")
-    assert by_fraction(sessions).tolist() == sessions["split"].tolist()
+    assert by_time(sessions).tolist() == sessions["split"].tolist()
 
 
 FIRST = pd.Timestamp("2024-03-01")
