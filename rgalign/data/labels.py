@@ -26,7 +26,7 @@ KB_COLUMNS = ("intent_id", "title", "description", "category")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that begins so
 DELIMITERS = (",", ";", "\t")  # spreadsheet programs save with their country's
 SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n|$)', re.I)  # a first line of Excel's own: the delimiter, no row
-BYTE_ORDER = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # Excel's "Unicode text"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # first bytes of Excel's "Unicode text"
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 LONGEST_VALUE = 1_000  # characters of one feature that the sheet shows: more than anybody reads [C]
 LONGEST_CELL = 16_000  # characters; Excel holds 32,767 UTF-16 units a cell, and an emoji takes two
@@ -65,9 +65,13 @@ def export_sheet(
     if there := [str(file) for file in (path, kb) if file.exists()]:
         raise FileExistsError(f"{', '.join(there)} is there already and may hold labels: give another name")
     titles = {intent: title for intent, title in zip(intents.intent_id, intents.title, strict=True) if pd.notna(title)}
+
+    def shortened(cell: object) -> str:
+        return "" if pd.isna(cell) else _cut(str(cell), LONGEST_CELL)
+
     words = [_in_words(row, features, kinds, titles) for row in sessions[list(features)].to_dict("records")]
     columns = {"session_id": sessions.session_id, "session": words, "intent_id": ""}
-    texts = {name: intents[name].map(_readable) for name in KB_COLUMNS[1:] if name in intents}
+    texts = {name: intents[name].map(shortened) for name in KB_COLUMNS[1:] if name in intents}
     _write(kb, pd.DataFrame({"intent_id": intents.intent_id, **texts}))
     _write(path, pd.DataFrame(columns))
     return path, kb
@@ -83,7 +87,10 @@ def read_sheet(path: str | Path, sessions: pd.DataFrame, intents: pd.DataFrame) 
     """
     path = Path(path)
     sheet, errors = _read(path)
-    known = {kind: _as_shown(ids) for kind, ids in (("session", sessions.session_id), ("intent", intents.intent_id))}
+    known = {}  # what may stand in the sheet for an id: itself, and its cell as it was written
+    for kind, ids in (("session", sessions.session_id), ("intent", intents.intent_id)):
+        names = list(map(str, ids))
+        known[kind] = {_defused(name).strip(): name for name in names} | {name.strip(): name for name in names}
     parts = sheet.short & ~sheet.session_id.isin(known["session"])
     for row in sheet.index[parts]:
         first = safe_repr(sheet.session_id[row])
@@ -164,19 +171,9 @@ def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
 
 
-def _readable(cell: object) -> str:
-    return "" if pd.isna(cell) else _cut(str(cell), LONGEST_CELL)
-
-
 def _defused(cell: object) -> str:
     text = "" if pd.isna(cell) else str(cell)
     return f"'{text}" if text.startswith((*FORMULA, "'")) else text
-
-
-def _as_shown(ids: pd.Series) -> dict[str, str]:
-    """What may stand in the sheet for an id: itself, and its cell as it was written."""
-    ids = [str(one) for one in ids]
-    return {_defused(one).strip(): one for one in ids} | {one.strip(): one for one in ids}
 
 
 def _write(path: Path, frame: pd.DataFrame) -> None:
@@ -192,9 +189,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
 
     A row without a single value is none. Some programs leave out the empty cells at a row's end.
     """
-    if path.suffix.lower() in SPREADSHEETS:
-        _raise(path, ["is a spreadsheet program's own file; save the sheet as 'CSV UTF-8' and name that file"])
-    rows = _parsed(path, _text(path))
+    rows = _cells(path)
     names = [name.strip() for name in rows[0]] if rows else []
     needed = ("session_id", "intent_id")
     wrong = [f"has no column {name}{nearest(name, names)}" for name in needed if name not in names]
@@ -213,28 +208,25 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
     return pd.DataFrame.from_dict(found, orient="index", columns=columns).astype({"short": bool}), errors
 
 
-def _text(path: Path) -> str:
-    """What the file says, without byte order marks."""
+def _cells(path: Path) -> list[list[str]]:
+    """The cells, row by row, without byte order marks and a `sep=` line."""
+    if path.suffix.lower() in SPREADSHEETS:
+        _raise(path, ["is a spreadsheet program's own file; save the sheet as 'CSV UTF-8' and name that file"])
     raw = path.read_bytes()
-    encoding = BYTE_ORDER.get(raw[:2], "utf-8")
+    encoding = "utf-16" if raw.startswith(UTF_16) else "utf-8"
     try:
         text = raw.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         _raise(path, [f"is not {encoding.upper()} (byte {error.start}); save it as 'CSV UTF-8'"])
     if "\0" in text:
         _raise(path, ["holds NUL characters, as UTF-16 without a byte order mark does; save it as 'CSV UTF-8'"])
-    return text
-
-
-def _parsed(path: Path, text: str) -> list[list[str]]:
-    """The cells, row by row, without a `sep=` line."""
-    separator_line = SEPARATOR.match(text)
-    body = text[separator_line.end() :] if separator_line else text
+    separator = SEPARATOR.match(text)
+    body = text[separator.end() :] if separator else text
     header = re.split(r"[\r\n]", body, maxsplit=1)[0]
-    delimiter = separator_line[1] if separator_line else max(DELIMITERS, key=header.count)
+    delimiter = separator[1] if separator else max(DELIMITERS, key=header.count)
     # strict: without it, an unclosed quotation mark swallows the rows below it silently
     reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True)
-    rows, above = [], bool(separator_line)
+    rows, above = [], bool(separator)
     line = 1 + above
     try:
         for row in reader:

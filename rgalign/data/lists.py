@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -37,8 +37,22 @@ class Bag(NamedTuple):
         return Bag(self.values.to(device), self.offsets.to(device))
 
 
+class _Movable:
+    """A dataclass of tensors and Bags; its ids and dates stay on the host."""
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | Bag):
+                moved[field.name] = value.to(device)
+            elif isinstance(value, tuple):
+                moved[field.name] = tuple(bag.to(device) for bag in value)
+        return replace(self, **moved)
+
+
 @dataclass(frozen=True)
-class Lists:
+class Lists(_Movable):
     """Impression lists of one part; row i of everything is one session, in the order of sessions.parquet.
 
     fields      (lists, fields) ids as in FeatureSpace: 0 missing, 1 unknown, values from 2
@@ -86,13 +100,9 @@ class Lists:
             clicked=self.clicked[indices],
         )
 
-    def to(self, device: torch.device | str) -> "Lists":
-        """The same lists with their tensors on a device; the ids stay on the host."""
-        return replace(self, **_moved(self, device))
-
 
 @dataclass(frozen=True)
-class Intents:
+class Intents(_Movable):
     """The knowledge base; row i of everything is row i of intents.parquet, which is what Lists.candidates points to.
 
     id          (intents,) 1 = unknown (never clicked in train), values from 2
@@ -117,10 +127,6 @@ class Intents:
         timestamps  datetime64, NaT where unknown: then every intent was
         """
         return ~(self.valid_from[None, :] > np.asarray(timestamps)[:, None])
-
-    def to(self, device: torch.device | str) -> "Intents":
-        """The same intents with their tensors on a device; ids and dates stay on the host."""
-        return replace(self, **_moved(self, device))
 
 
 @dataclass(frozen=True)
@@ -213,17 +219,6 @@ def _places(indices: Tensor | np.ndarray | Sequence[int], device: torch.device |
 
 def _concat_bags(bags: Sequence[Bag]) -> Bag:
     return Bag(torch.cat([bag.values for bag in bags]), concat_offsets([bag.offsets for bag in bags]))
-
-
-def _moved(container: Lists | Intents, device: torch.device | str) -> dict:
-    moved = {}
-    for field in fields(container):
-        value = getattr(container, field.name)
-        if isinstance(value, Tensor | Bag):
-            moved[field.name] = value.to(device)
-        elif isinstance(value, tuple):
-            moved[field.name] = tuple(bag.to(device) for bag in value)
-    return moved
 
 
 def _own(container: Lists | Intents, kind: type) -> dict:
