@@ -1,8 +1,7 @@
 """Candidate lists for logs that do not say what was shown: the true intent among sampled negatives.
 
-Rule of the public data sets [C]: 15 distinct negatives with p ~ (train clicks + 0.5), 4 uniform ones,
-in random order. A ranker trained on such lists learns log p(i|x) - log q(i); `kb_correction` is what to add to its
-scores when it ranks all intents.
+A ranker trained on such lists learns log p(i|x) - log q(i); `kb_correction` is what to add to its scores when it ranks
+all intents.
 """
 
 from collections.abc import Sequence
@@ -154,9 +153,8 @@ def kb_correction(train_clicks: np.ndarray, listed: np.ndarray, sampled_negative
 
     train_clicks  (KB,) counts in train, by which negatives were drawn (`log_inclusion`)
     listed        (KB,) bool: a candidate in some list that the ranker learnt from
-    The score of an intent that was in no list comes from the unknown rows, its words and its text. No log q of its own
-    is in it, only what is typical of the listed ones: so it is corrected by their mean [C], which a constant for all
-    intents, changing no order, makes 0. Its own log q, that of an intent without clicks, would rank it last: -4 nats.
+    The score of an intent that was in no list comes from the unknown rows and its text: no log q of its own is in it,
+    it is corrected by the mean of the listed ones [C]. Its own, of an intent without clicks, would rank it last.
     """
     log_q = log_inclusion(train_clicks, sampled_negatives)
     return np.where(listed, log_q - log_q[listed].mean(), 0.0) if listed.any() else np.zeros(len(log_q))

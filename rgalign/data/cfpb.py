@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -212,10 +213,7 @@ def _columns(report: Report, path: Path, before: str) -> dict[str, str]:
 
 
 def _read_csv(path: Path, names: dict[str, str]) -> tuple[pd.DataFrame, int]:
-    """Our columns as strings, and the number of rows left out because they have another number of fields.
-
-    names  our name -> the header's
-    """
+    """Our columns (our name -> the header's) as strings; how many rows with another number of fields are left out."""
     broken = []
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
@@ -279,25 +277,13 @@ def _parsed(written: pd.Series, day_first: bool) -> pd.Series:
 
 def count_sessions(path: Path) -> tuple[int, bool]:
     """Sessions of a CSV or a folder of them, and whether the number is an estimate. Raises ValueError, OSError."""
-    counts = [_count_rows(file) for file in _files(path)]
-    return round(sum(rows for rows, _ in counts)), any(about for _, about in counts)
-
-
-def _count_rows(file: Path) -> tuple[float, bool]:
-    """Rows of a CSV below its header, and whether that is an estimate."""
-    read = 0
-    with file.open("rb") as raw:
-
-        def lines():
-            nonlocal read
-            for line in raw:
-                read += len(line)
-                yield line.decode("utf-8", "replace")
-
-        rows = -1
-        for _ in csv.reader(lines()):
-            rows += 1
-            if read >= COUNTED:
-                break
-    size = file.stat().st_size
-    return max(rows, 0) * size / max(read, 1), read < size
+    sessions, about = 0.0, False
+    for file in _files(path):
+        size = file.stat().st_size
+        with file.open("rb") as raw:
+            beginning = raw.read(COUNTED)
+        lines = io.TextIOWrapper(io.BytesIO(beginning), encoding="utf-8", errors="replace", newline="")
+        rows = max(sum(1 for _ in csv.reader(lines)) - 1, 0)  # below the header
+        sessions += rows * size / max(len(beginning), 1)
+        about |= len(beginning) < size
+    return round(sessions), about

@@ -4,32 +4,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from rgalign.data.check_lists import MAX_POSITIONS
+from rgalign.data.encode import session_rows
 from rgalign.data.schema import HIDDEN, is_personal
 from rgalign.data.tables import Dataset
 
 
 def overview(dataset: Dataset) -> pd.DataFrame:
     """Rows a split: sessions, users, impressions, clicks, and lists without a click or with only clicks."""
-    lists, rows = dataset.sessions[["session_id", "user_id", "split"]], _session_rows(dataset)
-    clicked = dataset.impressions.clicked.to_numpy()
-    counts = {"size": np.bincount(rows, minlength=len(lists)), "sum": np.bincount(rows, clicked, len(lists))}
-    lists = lists.assign(**counts)  # a session that was shown nothing is still a session
-    only_clicks = (lists["size"] > 0) & (lists["sum"] == lists["size"])
-    by_split = lists.groupby("split")
-    table = pd.DataFrame(
-        {
-            "sessions": by_split.session_id.size(),
-            "users": by_split.user_id.nunique(),
-            "impressions": by_split["size"].sum(),
-            "clicks": by_split["sum"].sum(),
-            "lists without a click": by_split["sum"].agg(lambda clicks: (clicks == 0).sum()),
-            "lists with only clicks": only_clicks.groupby(lists.split).sum(),
-        }
-    )
+    rows, sessions = session_rows(dataset.impressions, dataset.sessions), len(dataset.sessions)
+    clicks = np.bincount(rows, dataset.impressions.clicked.to_numpy(), sessions)
+    # A session that was shown nothing is still a session.
+    lists = dataset.sessions[["session_id", "user_id", "split"]]
+    lists = lists.assign(size=np.bincount(rows, minlength=sessions), clicks=clicks, none=clicks == 0)
+    lists["all"] = (lists["size"] > 0) & (lists["clicks"] == lists["size"])
+    columns = {"sessions": ("session_id", "size"), "users": ("user_id", "nunique"), "impressions": ("size", "sum")}
+    columns |= {"clicks": ("clicks", "sum"), "lists without a click": ("none", "sum")}
+    table = lists.groupby("split").agg(**columns, **{"lists with only clicks": ("all", "sum")})
     return table.reindex([s for s in ("train", "valid", "test") if s in table.index]).astype(int)
 
 
@@ -76,19 +68,13 @@ def click_rates(dataset: Dataset) -> pd.DataFrame:
     names = np.array(["lists in the shop's order" if known else "all lists", "shuffled lists"], dtype=object)
     shuffled = sessions["shuffled"].eq(True).fillna(False).to_numpy(bool) if known else np.zeros(len(sessions), bool)
     # Counted by one number a row: frames of all impressions, joined and grouped, would be ten times as large.
-    place = shuffled[_session_rows(dataset)] * MAX_POSITIONS + shown.position.to_numpy()
+    place = shuffled[session_rows(dataset.impressions, dataset.sessions)] * MAX_POSITIONS + shown.position.to_numpy()
     size, clicks = np.bincount(place), np.bincount(place, shown.clicked.to_numpy())
     (there,) = size.nonzero()
     rate = clicks[there] / size[there]
     lists, position = np.divmod(there, MAX_POSITIONS)
     error = np.sqrt(rate * (1 - rate) / size[there])
     return pd.DataFrame({"position": position, "lists": names[lists], "rate": rate, "error": error})
-
-
-def _session_rows(dataset: Dataset) -> np.ndarray:
-    """(impressions,) the row in `sessions` of each one's session."""
-    own, all_ids = (pa.array(frame.session_id) for frame in (dataset.impressions, dataset.sessions))
-    return pc.index_in(own, value_set=all_ids).to_numpy()
 
 
 def session_card(dataset: Dataset, session_id: str) -> tuple[pd.Series, pd.DataFrame]:

@@ -1,8 +1,7 @@
 """Which id stands for which value: a FeatureSpace, fitted on training sessions alone, in memory or in batches.
 
-Nothing of the development users, of valid or of test enters it. A value that was not seen often enough to be learnt
-shares one id, unknown, with all values that later turn up for the first time; so unknown has a trained embedding. An
-empty cell is a value like others: where train has none, it is unknown.
+A value that was not seen often enough to be learnt shares one id, unknown, with all values that later turn up for the
+first time; so unknown has a trained embedding. An empty cell is a value like others.
 """
 
 import json

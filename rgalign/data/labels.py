@@ -1,8 +1,4 @@
-"""Human labels: a sheet to fill in with any spreadsheet program, and the way back to the table `labels`.
-
-export_sheet("to_label.csv", sessions, intents, kinds=kinds, features=["state", "note"])
-labels = read_sheet("to_label.csv", sessions, intents)
-"""
+"""Human labels: a sheet to fill in with any spreadsheet program, and the way back to the table `labels`."""
 
 import csv
 import io

@@ -84,21 +84,19 @@ class Lists(_Movable):
         """(lists, candidates) bool: False where padded."""
         return self.candidates >= 0
 
-    def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "Lists":
+    def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> Self:
         """The lists at these positions, in this order. indices: integers (not a mask), best on the host, as the ids
         are: a GPU would be waited for."""
-        on_host = _places(indices, "cpu").numpy()
-        indices = _places(indices, self.candidates.device)
-        return replace(
-            self,
-            session_id=self.session_id[on_host],
-            user_id=self.user_id[on_host],
-            fields=self.fields[indices],
-            history=tuple(bag.take(indices) for bag in self.history),
-            words=self.words.take(indices),
-            candidates=self.candidates[indices],
-            clicked=self.clicked[indices],
-        )
+        on_host, indices = _places(indices, "cpu").numpy(), _places(indices, self.candidates.device)
+
+        def taken(value: Tensor | Bag | np.ndarray | tuple[Bag, ...]) -> object:
+            if isinstance(value, Bag):
+                return value.take(indices)
+            if isinstance(value, tuple):
+                return tuple(bag.take(indices) for bag in value)
+            return value[on_host if isinstance(value, np.ndarray) else indices]
+
+        return replace(self, **{f.name: taken(getattr(self, f.name)) for f in fields(self) if f.name != "part"})
 
 
 @dataclass(frozen=True)
@@ -137,9 +135,6 @@ class QueryLists(Lists):
     """
 
     query: Tensor
-
-    def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "QueryLists":
-        return replace(super().take(indices), query=self.query[_places(indices, self.query.device)])
 
 
 @dataclass(frozen=True)

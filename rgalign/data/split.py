@@ -1,9 +1,7 @@
-"""Who is train, valid and test: by the published column, by date, or by a fraction of the time line; and who of train's
-users is kept for early stopping (the part dev).
+"""Who is train, valid and test, by the published column or by time; and who of train's users is dev (early stopping).
 
-Users drawn at random cannot show drift: their clicks are on the intents and in the weeks that the ranker learns from,
-while valid has later days and intents that train has never seen. `data.dev_days` and `data.dev_new_intents` give dev
-some of both [C].
+Users drawn at random cannot show drift: valid has later days and intents that train has never seen, and the parameters
+`data.dev_days` and `data.dev_new_intents` give dev some of both [C].
 """
 
 import contextlib

@@ -1,8 +1,4 @@
-"""A data set is a folder: parquet tables and dataset.yaml. Reading, writing, checking (ARCHITECTURE.md, Contracts).
-
-dataset = tables.read("shop/", splits=("train", "valid"))
-dataset.sessions.head()
-"""
+"""A data set is a folder: parquet tables and dataset.yaml. Reading, writing, checking (ARCHITECTURE.md, Contracts)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,9 +1,7 @@
 """The three texts of a ShopWorld session, drawn from its true intent, and their likelihood.
 
 An event text has three clauses, each a state, a filler, an object and an issue. One is still active and tells the true
-intent (or something near it); two are resolved and tell nothing. All clauses draw their words from the same
-vocabulary, so a bag of words holds three objects, three issues and three states and cannot say which belong together:
-who wants to know must read.
+intent (or something near it); two are resolved and tell nothing. A bag of words cannot say which words belong together.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,7 @@
 """What ShopWorld shows and what is clicked, in the log and online, with every probability in closed form.
 
 The log comes from a legacy policy with exploration and a position-based click model (`draw_lists`). `Traffic` gives
-what any other list would have earned in the same sessions:
-
-    traffic = Traffic.of(dataset.meta, dataset.sessions, dataset.truth)
-    traffic.ctr(traffic.top(scores))          # CTR@3 of a ranker, exactly
-    traffic.relog(np.random.default_rng(0))   # another log of the same sessions
-
-It needs the truth, so only notebooks that may open it can have one (ARCHITECTURE.md, Contracts).
+what any other list would have earned in the same sessions. It needs the truth (ARCHITECTURE.md, Contracts).
 """
 
 from dataclasses import dataclass
@@ -94,7 +88,9 @@ def draw_lists(
 class Traffic:
     """Sessions of a ShopWorld with what decides their lists and clicks; rows in the order of the `sessions` it is of.
 
-    Intents are rows of the KB, in the order of intents.parquet.
+    traffic = Traffic.of(dataset.meta, dataset.sessions, dataset.truth)
+    traffic.ctr(traffic.top(scores))          # CTR@3 of a ranker, exactly
+    traffic.relog(np.random.default_rng(0))   # another log of the same sessions
     """
 
     world: World

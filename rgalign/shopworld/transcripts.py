@@ -1,13 +1,8 @@
 """Chats of eight other shops: what a general-purpose language model has read instead of this shop's chats.
 
-`distance` s says how far away they are [C]: their intents and columns follow tables mixed with fresh ones in proportion
-s; half of their columns carry, with probability s, the names and codes of a foreign system; and half of all concepts
-are, in proportion s, worded with words that are rare here. At every s there are a quarter of vague openers, some
-questions that have nothing to do with their context, and some rows of another task.
-
-In version 1 their event texts have this shop's clauses at every distance. In version 2 [C] a share s of them has
-another shop's grammar and words, and what texts and help pages mention follows tables mixed with fresh ones in
-proportion s. Both draw from the same generators, so they are equal at distance 0.
+In proportion to `distance` [C] their intents and columns follow fresh tables, half of their columns carry the names and
+codes of a foreign system, and half of all concepts are worded with words that are rare here; in version 2 [C] their
+event texts also have another grammar and other words, and mention other things. At distance 0 the versions are equal.
 """
 
 from dataclasses import dataclass, replace

@@ -1,11 +1,7 @@
 """ShopWorld: a simulated support chatbot with a known truth, as a data set like any other (ARCHITECTURE.md, Contracts).
 
-    dataset = generate(seed=0)
-    oracle_scores(dataset.meta, dataset.truth, which="all")     # how a perfect reader would rank the knowledge base
-
-The rules (`Rules`, the columns, the words) are frozen: a change adds to WORLD_VERSIONS, and every experiment
-is run again. A world must not be tuned until the method looks good. Version 2 has the sessions of version 1, byte by
-byte; only what the other shops' chats look like at a distance above 0 differs.
+The rules (`Rules`, the columns, the words) are frozen: a change adds to WORLD_VERSIONS, and every experiment is run
+again. Version 2 has the sessions of version 1, byte by byte; only the other shops' chats differ, at a distance above 0.
 """
 
 import dataclasses
@@ -45,8 +41,7 @@ def generate(
     """A data set drawn from the world of `seed`, with its truth, and chats of other shops at `distance`.
 
     distance  0 = the other shops are like this one, 1 = they share the taxonomy and the language, little else [C]
-    version   2: the other shops' clauses have, in proportion to the distance, another grammar, other words and other
-              habits of what they mention; 1: this shop's grammar and words, at any distance
+    version   2: the other shops' clauses differ too, in proportion to the distance; 1: they are this shop's
     progress  shows a bar once it takes more than five seconds
     The tables depend on nothing but these arguments; `distance` and `transcripts` touch the transcripts only.
     """
