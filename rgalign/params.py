@@ -122,7 +122,6 @@ def _with_bases(path: Path) -> dict:
 
 
 def _merged(below: dict, above: dict) -> dict:
-    """Sections are merged; everything else is replaced: lists, and a mapping by an empty one."""
     merged = {k: v for k, v in above.items() if v and isinstance(v, dict) and isinstance(below.get(k), dict)}
     return below | above | {key: _merged(below[key], value) for key, value in merged.items()}
 
@@ -132,7 +131,17 @@ def check(given: dict, name: str = "params") -> Params:
     try:
         return _fill_seeds(Params.model_validate(given))
     except ValidationError as error:
-        faults = [_fault(each) for each in error.errors()]
+        found, faults = error.errors(), []
+    for error in found:
+        key = ".".join(map(str, error["loc"])) or "params"
+        if error["type"] == "extra_forbidden":
+            removed = f"was removed: {REMOVED[key]}" if key in REMOVED else ""
+            what = removed or f"is not a parameter; did you mean {_nearest(key)}?"
+        else:
+            expected, value = error["msg"].removeprefix("Value error, "), error["input"]
+            what = expected[:1].lower() + expected[1:]
+            what += "" if isinstance(value, dict | BaseModel) else f" (found {safe_repr(value, 200)})"
+        faults.append((key, what))
     width = max(len(key) for key, _ in faults)
     lines = "\n".join(f"  {key:<{width}}  {what}" for key, what in faults)
     raise ParamsError(f"{name} fails {len(faults)} check{'s' if len(faults) > 1 else ''}:\n{lines}")
@@ -222,17 +231,6 @@ REMOVED = {  # parameters of earlier versions, and what to do
     "alignment.cl.space": "RG-CL always aligns with the rankers retrained after RG-SFT and RG-DPO; delete the line "
     "(the order that `before` asked for was measured: outputs/published/mended-valid/control.csv)"
 }
-
-
-def _fault(error: dict) -> tuple[str, str]:
-    """Where and what of one of pydantic's errors."""
-    key = ".".join(str(part) for part in error["loc"]) or "params"
-    if error["type"] == "extra_forbidden":
-        removed = f"was removed: {REMOVED[key]}" if key in REMOVED else ""
-        return key, removed or f"is not a parameter; did you mean {_nearest(key)}?"
-    found = "" if isinstance(error["input"], dict | BaseModel) else f" (found {safe_repr(error['input'], 200)})"
-    expected = error["msg"].removeprefix("Value error, ")
-    return key, expected[:1].lower() + expected[1:] + found
 
 
 def _nearest(key: str) -> str:

@@ -62,7 +62,18 @@ def check(folder: str | Path) -> Report:
         needed = [*REQUIRED[name], *features]
         columns[name] = check_columns(report, name, file, features, needed, there)
         _note_columns(report, name, [column for column in there if column not in needed])
-    _note_files(report, folder, meta.get("files", {}))
+    for name, entry in meta.get("files", {}).items():  # the checksums that dataset.yaml states
+        path = folder / Path(str(name)).name
+        expected = entry.get("sha256") if isinstance(entry, dict) else None
+        if expected and path.is_file():
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected:
+                report.note(path.name, f"has the sha256 {found[:12]}...; {YAML_FILE} says {str(expected)[:12]}...")
+    for path in (path for path in sorted(folder.glob("*.parquet")) if path.stem not in TABLES):
+        report.note(path.name, f"is no table of a data set: it is not read{nearest(path.stem, TABLES)}")
+    if not is_there(folder, "transcripts"):
+        report.note("transcripts.parquet", NO_TRANSCRIPTS)
     source = Source(files, columns, kinds, meta)
     check_values.check_values(report, source)
     check_lists.check_lists(report, source)
@@ -88,23 +99,6 @@ def _open(report: Report, folder: Path, name: str) -> Table | None:
                 found = f"cannot be read, {path.stat().st_size:,} bytes, corrupt or cut short ({error})"
                 report.error(path.name, f"{found}; write it again")
     return None
-
-
-def _note_files(report: Report, folder: Path, stated: dict) -> None:
-    """Notes on other parquet files, and on checksums that dataset.yaml states and the files do not have."""
-    for name, entry in stated.items():
-        path = folder / Path(str(name)).name
-        expected = entry.get("sha256") if isinstance(entry, dict) else None
-        if expected and path.is_file():
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != expected:
-                report.note(path.name, f"has the sha256 {found[:12]}...; {YAML_FILE} says {str(expected)[:12]}...")
-    for path in sorted(folder.glob("*.parquet")):
-        if path.stem not in TABLES:
-            report.note(path.name, f"is no table of a data set: it is not read{nearest(path.stem, TABLES)}")
-    if not is_there(folder, "transcripts"):
-        report.note("transcripts.parquet", NO_TRANSCRIPTS)
 
 
 # The columns of a table: which must be there, which types they may have, and how a wrong one is mended.

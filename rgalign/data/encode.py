@@ -53,33 +53,14 @@ def encode_lists(space: FeatureSpace, sessions: Rows, impressions: Rows, intents
     for start in range(0, max(len(sessions), 1), ROWS):
         first, end = np.searchsorted(rows, (start, start + ROWS))
         shown = impressions.slice(first, end - first)
-        encoded.append(encode_batch(space, sessions.slice(start, ROWS), shown, rows[first:end] - start, kb, part))
+        encoded.append(_encode(space, sessions.slice(start, ROWS), shown, rows[first:end] - start, kb, part))
     return concat_lists(encoded)
 
 
-def encode_intents(space: FeatureSpace, intents: pd.DataFrame) -> Intents:
-    """The KB, row by row; words are those of title and description."""
-    size = max(space.intent_ids_size, space.category_size)
-    texts = [column_of(intents, name) for name in ("title", "description")]
-    known = Field("category", "categorical", space.categories, missing=space.missing_category)
-    return Intents(
-        intent_id=as_strings(ids_of(intents, "intent_id")),
-        valid_from=pd.to_datetime(intents["valid_from"]).to_numpy(dtype="datetime64[us]"),
-        id=_lookup(column_of(intents, "intent_id"), Field("intent_id", "categorical", space.intents), size),
-        category=_lookup(column_of(intents, "category"), known, size),
-        words=_bag_of_words(space, texts, len(intents)),
-    )
-
-
-def encode_batch(
+def _encode(
     space: FeatureSpace, sessions: pa.Table, impressions: pa.Table, rows: np.ndarray, kb: pa.Array, part: str
 ) -> Lists:
-    """Lists of a few sessions.
-
-    rows  (impressions,) the row of `sessions` that each belongs to
-    kb    (intents,) ids in the order of intents.parquet
-    Raises ValueError as `encode_lists` does.
-    """
+    """rows: (impressions,) the row of `sessions` that each belongs to;  kb: ids in the order of intents.parquet."""
     candidates, clicked = _candidates(impressions, rows, len(sessions), kb)
     size = max(space.field_sizes, default=1)
     fields = [_field(field, column_of(sessions, field.name), size) for field in space.fields]
@@ -99,6 +80,20 @@ def encode_batch(
         words=_bag_of_words(space, texts, len(sessions)),
         candidates=candidates,
         clicked=clicked,
+    )
+
+
+def encode_intents(space: FeatureSpace, intents: pd.DataFrame) -> Intents:
+    """The KB, row by row; words are those of title and description."""
+    size = max(space.intent_ids_size, space.category_size)
+    texts = [column_of(intents, name) for name in ("title", "description")]
+    known = Field("category", "categorical", space.categories, missing=space.missing_category)
+    return Intents(
+        intent_id=as_strings(ids_of(intents, "intent_id")),
+        valid_from=pd.to_datetime(intents["valid_from"]).to_numpy(dtype="datetime64[us]"),
+        id=_lookup(column_of(intents, "intent_id"), Field("intent_id", "categorical", space.intents), size),
+        category=_lookup(column_of(intents, "category"), known, size),
+        words=_bag_of_words(space, texts, len(intents)),
     )
 
 

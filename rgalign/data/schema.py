@@ -9,7 +9,7 @@ paths: sessions and impressions that are partitioned alike, each in the order of
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -202,13 +202,7 @@ class Table:
             return
         options = ds.ParquetFragmentScanOptions(page_checksum_verification=checked)
         self._format = ds.ParquetFileFormat(default_fragment_scan_options=options)
-        self._path_types = self._read_path_types(types_of_text(name, feature_kinds(folder)))
-        types = [field.with_type(self._path_types.get(field.name, field.type)) for field in self._dataset.schema]
-        self.schema_arrow, self.rows = pa.schema(types), self._dataset.count_rows()
-
-    def _read_path_types(self, types: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
-        """Column -> type of what `column=value` in the paths tells and the files do not. Raises ValueError where only
-        some files hold such a column themselves."""
+        # What `column=value` in the paths tells and the files do not.
         files = ds.dataset(self._path, format=self._format, partitioning=None)
         if not files.files:
             raise ValueError("holds no parquet file")
@@ -218,7 +212,10 @@ class Table:
         held = {key: sum(key in names for names in stored) for key in keys}
         if some := [key for key, count in held.items() if 0 < count < len(stored)]:
             raise ValueError(f"tells {', '.join(map(safe_repr, some))} by its path, and some files hold it as well")
-        return {key: types.get(key, STRING) for key, count in held.items() if not count}
+        kinds = types_of_text(name, feature_kinds(folder))
+        self._path_types = {key: kinds.get(key, STRING) for key, count in held.items() if not count}
+        types = [field.with_type(self._path_types.get(field.name, field.type)) for field in self._dataset.schema]
+        self.schema_arrow, self.rows = pa.schema(types), self._dataset.count_rows()
 
     @cached_property
     def _dataset(self) -> ds.Dataset:

@@ -226,7 +226,7 @@ def encode_folder(
     if unknown := set(splits) - set(schema.SPLITS):
         raise ValueError(f"splits name {', '.join(sorted(unknown))}; expected some of {', '.join(schema.SPLITS)}")
     folder, intents = Path(folder), _intents(Path(folder))
-    kb, impressions = ids_of(intents, "intent_id"), _Impressions(folder, 8 * batch_rows)
+    impressions = _Impressions(folder, 8 * batch_rows)
     # dev is always written with train: one left from a run with other development users would share users with it.
     parts = [part for part in PARTS if encode.SPLIT_OF[part] in splits]
     save_space(out, space)
@@ -243,7 +243,7 @@ def encode_folder(
                 own = own & ~pc.is_in(ids_of(shown, "intent_id"), value_set=hidden).to_numpy(zero_copy_only=False)
             sessions, lists = batch.filter(pa.array(chosen)), shown.filter(pa.array(own))
             if len(sessions):
-                writer.add(encode.encode_batch(space, sessions, lists, (np.cumsum(chosen) - 1)[rows[own]], kb, name))
+                writer.add(encode.encode_lists(space, sessions, lists, intents, name))
     impressions.assert_all_taken()
     count = {part: writer.close() for part, writer in writers.items()}
     return {part: lists for part, lists in count.items() if lists}
