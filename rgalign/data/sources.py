@@ -140,17 +140,16 @@ def msweb(folder: str | Path, *, seed: int = PUBLISHED_SEED) -> Dataset:
     titles, train = _msweb_file(Path(folder) / "anonymous-msweb.data")
     _, test = _msweb_file(Path(folder) / "anonymous-msweb.test")
     generator = np.random.default_rng(seed)
-    users = [("tr" + user, areas) for user, areas in train.items() if len(areas) > 1]
-    testers = [("te" + user, areas) for user, areas in test.items() if len(areas) > 1]
-    known = sorted({area for _, areas in users + testers for area in areas})
+    users = {"tr" + user: areas for user, areas in train.items()} | {"te" + user: areas for user, areas in test.items()}
+    users = {user: areas for user, areas in users.items() if len(areas) > 1}
+    known = sorted({area for areas in users.values() for area in areas})
     withheld, split, recent = [], [], []
-    for number, (_, areas) in enumerate(users + testers):
+    for user, areas in users.items():
         which = generator.integers(len(areas))
         withheld.append(areas[which])
         recent.append(areas[:which] + areas[which + 1 :])
-        is_test = number >= len(users)
-        split.append("test" if is_test else "valid" if generator.random() < 0.1 else "train")
-    name = np.array([user for user, _ in users + testers], dtype=object)
+        split.append("test" if user.startswith("te") else "valid" if generator.random() < 0.1 else "train")
+    name = np.array(list(users), dtype=object)
     sessions = pd.DataFrame(
         {
             "session_id": "w" + name,

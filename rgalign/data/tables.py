@@ -142,11 +142,11 @@ def write(dataset: Dataset, folder: str | Path) -> None:
 
     Replaces a data set that is already there. Raises FileExistsError where the folder holds anything else.
     """
-    with _new_folder(folder) as fresh:
+    meta = {**dataset.meta, "name": dataset.name, "features": dict(dataset.kinds)}
+    with _new_folder(folder, meta) as fresh:
         for name in TABLES:
             if (frame := getattr(dataset, name)) is not None:
                 _write_table(fresh / f"{name}.parquet", [to_table(frame, name, dataset.kinds)])
-        _write_meta(fresh, {**dataset.meta, "name": dataset.name, "features": dict(dataset.kinds)})
 
 
 def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
@@ -159,7 +159,7 @@ def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
     source, kinds = Path(source), dict(meta["features"])
     ids = pa.chunked_array(as_types(Table(source, "sessions").read(["session_id"]), "sessions", kinds)["session_id"])
     ids = ids.combine_chunks()
-    with _new_folder(folder) as fresh:
+    with _new_folder(folder, meta) as fresh:
         for name in (name for name in TABLES if is_there(source, name)):
             if name == "sessions":
                 parts = _session_parts(source, SPLITS)
@@ -168,13 +168,12 @@ def copy(source: str | Path, folder: str | Path, meta: Mapping) -> None:
             else:  # a transcript alone may name a session that is not there
                 parts = _parts(source, name, kinds, ids if name == "transcripts" else None)
             _write_table(fresh / f"{name}.parquet", parts)
-        _write_meta(fresh, meta)
 
 
 @contextmanager
-def _new_folder(folder: str | Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder`, whole, when the block ends well: of another data set, or of
-    nothing. A folder that is a link keeps being one. Raises FileExistsError."""
+def _new_folder(folder: str | Path, meta: Mapping) -> Iterator[Path]:
+    """A fresh folder that, with `meta` as its dataset.yaml, takes the place of `folder` when the block ends well: of
+    another data set, or of nothing. A folder that is a link keeps being one. Raises FileExistsError."""
     folder = Path(folder)
     try:
         folder.stat()  # a link that leads to itself is an error here; Path.exists takes it for nothing
@@ -193,6 +192,10 @@ def _new_folder(folder: str | Path) -> Iterator[Path]:
     with atomic(folder.resolve()) as fresh:
         fresh.mkdir()
         yield fresh
+        # `files` holds checksums of the folder the data came from: they say nothing about these bytes.
+        kept = {key: value for key, value in meta.items() if key != "files"}
+        text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
+        (fresh / YAML_FILE).write_text(text, encoding="utf-8")
 
 
 def _assert_known(splits: Sequence[str]) -> None:
@@ -297,10 +300,3 @@ def _write_table(path: Path, parts: Iterable[pa.Table]) -> None:
         writer.write_table(first, ROW_GROUP)
         for group in groups:
             writer.write_table(group, ROW_GROUP)
-
-
-def _write_meta(fresh: Path, meta: Mapping) -> None:
-    # `files` holds checksums of the folder the data came from: they say nothing about these bytes.
-    kept = {key: value for key, value in meta.items() if key != "files"}
-    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
-    (fresh / YAML_FILE).write_text(text, encoding="utf-8")
