@@ -111,12 +111,7 @@ EPOCH = {unit: (1e8 * 1000**power, 1e11 * 1000**power) for power, unit in enumer
 
 
 def check_columns(
-    report: Report,
-    name: str,
-    file: Readable,
-    features: Mapping[str, str],
-    needed: Sequence[str],
-    there: Sequence[str],
+    report: Report, name: str, file: Readable, features: Mapping[str, str], needed: Sequence[str], there: Sequence[str]
 ) -> set[str]:
     """The columns whose type is right; errors of the others go into `report`.
 
