@@ -223,7 +223,7 @@ IntentText = Literal["title", "title_and_description"]
 
 
 class WordOverlap(Section):
-    """What the TF-IDF cosine compares [C]: the best on valid of four public sets (ranker/untrained.py)."""
+    """What the TF-IDF cosine compares [C]: the best on valid of four public sets (ranker/match.py)."""
 
     session: Literal["text", "prompt"] = Field("text", description="the text columns alone, or the whole prompt")
     intent: IntentText = "title_and_description"
@@ -270,6 +270,11 @@ class Params(Section):
         reasoner = given.get("reasoner")
         if reasoner is not None and (same := f"qe_rec/{reasoner.embed}") in ranker.models:
             return f"{same} is qe_rec itself where reasoner.embed is {reasoner.embed}: leave it out of ranker.models"
+        for name in ranker.models:
+            if name.endswith("_match") and not ranker.match:
+                return f"{name} is a control of match terms, and ranker.match is empty: name some, or leave it out"
+            if name.endswith("/word_match") and "word_overlap" not in ranker.match:
+                return f"{name} reads word_overlap, which is not in ranker.match: name it there, or leave the model out"
 
     @rule("alignment")
     def what_can_be_aligned(alignment: Alignment, given: dict[str, Any]) -> str | None:

@@ -20,6 +20,7 @@ from rgalign.ranker.variants import RANKERS
 RANKER_NAMES = tuple(name for name, ranker in RANKERS.items() if ranker.in_params)  # with a slash: controls
 RankerName = Literal[*RANKER_NAMES]
 Interactions = Literal["attention", "product"]  # names of ranker.towers.INTERACTIONS
+MatchTerm = Literal["raw_cosine", "word_overlap", "memory"]  # names of ranker.match.MATCH_TERMS
 CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
 
 
@@ -115,11 +116,26 @@ class RankerSettings(Section):
             return f"does not divide ranker.embedding_dim, which is {width}"
 
 
+class Memory(Section):
+    """The match term that says what train's sessions with a near vector clicked [C]."""
+
+    neighbours: int = Field(200, ge=1, description="lists with a click whose sessions are nearest")
+    temperature: Real = Field(8.0, ge=0, description="a neighbour weighs exp(temperature * cosine)")
+    prior: Real = Field(2.0, gt=0, description="neighbours of mean weight with the average clicks, added to all")
+    whitening_ridge: Real = Field(0.3, gt=0, description="of the vectors that are compared, as a ranker's")
+
+
 class Ranker(RankerSettings):
     models: Annotated[tuple[RankerName, ...], BeforeValidator(tuple_from_yaml), AfterValidator(all_different)] = Field(
         CORE_RANKERS, min_length=1
     )
     seeds: Seeds | None = Field(None, min_length=1, description="one ranker a seed; empty: three from run.seed")
+    match: Annotated[tuple[MatchTerm, ...], BeforeValidator(tuple_from_yaml), AfterValidator(all_different)] = Field(
+        (),
+        description="terms that compare session and intent directly, read by the rankers that read words; empty: "
+        "no ranker does [C]",
+    )
+    memory: Memory = Memory()
     position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
     search: Search = Search()
     tuned: dict[RankerName, RankerSettings] = Field({}, description="model: settings that a search found for it")

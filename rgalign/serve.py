@@ -25,15 +25,16 @@ from rgalign.data import vectors as stored
 from rgalign.data.checks import check_frame
 from rgalign.data.encode import IMPRESSION_COLUMNS, encode_intents, encode_lists, session_columns
 from rgalign.data.features import FeatureSpace
-from rgalign.data.lists import Intents, Lists, with_queries, with_texts
+from rgalign.data.lists import Intents, Lists, with_match, with_queries, with_texts
 from rgalign.data.schema import REQUIRED, YAML_FILE, as_types, read_yaml, to_frame
 from rgalign.data.vectors import Vectors
 from rgalign.errors import Report, UserError, count_rows, nearest
 from rgalign.params import ROOT, load_run
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
+from rgalign.ranker.match import PROMPT, TEXT, Compared, Matcher, places_in
 from rgalign.reasoner import prompts
-from rgalign.reasoner.build import Recipe
+from rgalign.reasoner.build import Recipe, of_texts
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions, greedy
 from rgalign.reasoner.model import Reasoner, load_saved
@@ -149,10 +150,21 @@ def checked_intents(more: pd.DataFrame, kb: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{name: empty for name, empty in missing.items() if name not in frame})[list(INTENT_TYPES)]
 
 
+def embedded(
+    reasoner: Reasoner, prompter: Prompter, frame: pd.DataFrame, tokens_per_batch: int | None, *, progress: bool = False
+) -> Vectors:
+    """The vectors of these sessions by a reasoner and what the prompter shows it."""
+    prompts = embedded_sessions(reasoner, prompter, prompter.sessions(frame), progress=progress)
+    how = {"prefix": len(prompter.head), "tokens_per_batch": tokens_per_batch, "progress": progress}
+    return Vectors(frame["session_id"], embed(reasoner, prompts, **how))
+
+
 PARAMS, DATASET, REASONER = "params.yaml", "tables/dataset", "models/reasoner/main"
 ALIGNED, ALIGNED_RANKERS, QE_REC = "models/rgalign", "models/aligned_rankers", "models/rankers/qe_rec"
-KB_READER, ALIGNED_TEXTS = "models/kb_reader", "tables/aligned_embeddings/intents"
-ENCODED, TEXTS = "tables/encoded", "tables/embeddings/prompt/intents"
+KB_READER, ALIGNED_EMBEDDINGS = "models/kb_reader", "tables/aligned_embeddings"
+ALIGNED_TEXTS = f"{ALIGNED_EMBEDDINGS}/intents"
+ENCODED, EMBEDDINGS = "tables/encoded", "tables/embeddings"
+TEXTS = f"{EMBEDDINGS}/{PROMPT}/intents"
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +174,9 @@ class Scorer:
     kinds      feature column -> kind (dataset.yaml)
     ranking    None where the run has no ranker yet: it writes queries alone
     reads_kb   gives the reasoner that embedded the knowledge base: the one before RG-CL (alignment.loop)
+    matcher    the match terms that the ranker reads; None: it reads none
+    of_texts   frame -> the vectors of its text columns alone, where raw_cosine compares them; made by the reasoner
+               before its alignment
     """
 
     reasoner: Reasoner
@@ -171,6 +186,8 @@ class Scorer:
     max_new_tokens: int = 24
     tokens_per_batch: int | None = None
     ranking: Ranking | None = None
+    matcher: Matcher | None = None
+    of_texts: Callable[[pd.DataFrame], Vectors] | None = None
 
     def score(
         self, sessions: pd.DataFrame, *, top: int | None = 3, vectors: Vectors | None = None, progress: bool = False
@@ -187,16 +204,28 @@ class Scorer:
         ranking = self._ranking()
         if top is not None and top < 1:
             raise ScoreError(f"top is {top}; expected at least 1, or None for all intents")
-        read = dict.fromkeys([*(self.prompter.features if vectors is None else ()), *ranking.columns])
+        shown = vectors is None or self.matcher is not None
+        read = dict.fromkeys([*(self.prompter.features if shown else ()), *ranking.columns])
         frame = self._checked(sessions, read, once=True)
         vectors = self._embedded(frame, progress) if vectors is None else vectors
         when = frame["timestamp"].to_numpy(dtype="datetime64[us]") if "timestamp" in frame else None
-        scores = ranking.scores(ranking.lists(frame, vectors), when)
+        scores = ranking.scores(self.lists(frame, vectors), when)
         return ranking.top(sessions["session_id"].to_numpy(), scores, top)
+
+    def lists(self, frame: pd.DataFrame, vectors: Vectors) -> Lists:
+        """Checked sessions as the ranker reads them: encoded, with their vectors and match terms."""
+        lists = self._ranking().lists(frame, vectors)
+        if self.matcher is None:
+            return lists
+        sets = {PROMPT: vectors}
+        if self.of_texts is not None:
+            sets[TEXT] = self.of_texts(frame)
+        return with_match(lists, self.matcher(self.matcher.sessions(frame, sets.__getitem__)))
 
     def embed(self, sessions: pd.DataFrame, *, progress: bool = False) -> Vectors:
         """What the ranker reads of each session: the last state of what reasoner.embed names (METHOD.md 2.1)."""
-        return self._embedded(self._checked(sessions, self.prompter.features, once=True), progress)
+        frame = self._checked(sessions, self.prompter.features, once=True)
+        return self._embedded(frame, progress)
 
     def with_intents(self, intents: pd.DataFrame) -> "Scorer":
         """The same models over a KB with more intents, known by category, words and vector; nothing is trained.
@@ -206,15 +235,21 @@ class Scorer:
         """
         ranking = self._ranking()
         more = checked_intents(intents, ranking.kb)
-        made = embed(self.reads_kb(), self.prompter.embedded_intents(more), progress=False)
+        reader, matcher = self.reads_kb(), self.matcher
+        made = embed(reader, self.prompter.embedded_intents(more), progress=False)
         vectors = Vectors(more["intent_id"], made).values
         kb = pd.concat([ranking.kb, more], ignore_index=True)
         texts = torch.cat([ranking.intents.text, torch.from_numpy(vectors)])
         correction = ranking.correction
         if correction is not None:  # no training list had the new ones (candidates.kb_correction)
             correction = np.concatenate([correction, np.zeros(len(more))])
+        if matcher is not None:
+            if matcher.compared.vector_sets[1] == TEXT:
+                titles = self.prompter.embedded_intents(more.assign(description=None))
+                vectors = embed(reader, titles, progress=False)
+            matcher = matcher.with_intents(kb, vectors)
         wider = with_texts(encode_intents(ranking.space, kb), texts)
-        return replace(self, ranking=replace(ranking, kb=kb, intents=wider, correction=correction))
+        return replace(self, ranking=replace(ranking, kb=kb, intents=wider, correction=correction), matcher=matcher)
 
     def queries(self, sessions: pd.DataFrame, *, progress: bool = False) -> pd.DataFrame:
         """The greedy query of each session, in their order: session_id, query, log_probability (nats).
@@ -236,9 +271,7 @@ class Scorer:
         return self.ranking
 
     def _embedded(self, frame: pd.DataFrame, progress: bool) -> Vectors:
-        prompts = embedded_sessions(self.reasoner, self.prompter, self.prompter.sessions(frame), progress=progress)
-        how = {"prefix": len(self.prompter.head), "tokens_per_batch": self.tokens_per_batch, "progress": progress}
-        return Vectors(frame["session_id"], embed(self.reasoner, prompts, **how))
+        return embedded(self.reasoner, self.prompter, frame, self.tokens_per_batch, progress=progress)
 
     def _checked(self, sessions: pd.DataFrame, features: Iterable[str], *, once: bool = False) -> pd.DataFrame:
         """The columns needed, in the data set's types, and the timestamp where there is one.
@@ -271,7 +304,8 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))
     of_model = {"kind": reasoner_params.kind, "dtype": reasoner_params.dtype}
     reads_kb = partial(load_saved, run / REASONER, **of_model, device=device)
-    reasoner, serves_aligned = reads_kb(), aligned is not False and (run / ALIGNED).is_dir()
+    reasoner = main = reads_kb()
+    serves_aligned = aligned is not False and (run / ALIGNED).is_dir()
     if serves_aligned:
         recipe, kb_reader = Recipe(reasoner_params, params.data.features.drop, device), run / KB_READER
         reasoner = load_step(run / ALIGNED, recipe, reasoner)
@@ -289,7 +323,18 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     if folder.is_dir():
         vectors, sampled = stored.load(run / texts), meta.get("sampled_negatives")
         ranking = Ranking.of(folder, run / ENCODED, intents, vectors, sampled, reasoner.device)
-    return Scorer(reasoner, prompter, dict(meta["features"]), reads_kb, *sizes, ranking)
+    scorer = Scorer(reasoner, prompter, dict(meta["features"]), reads_kb, *sizes, ranking)
+    if ranking is None or not ranking.model.config.match:
+        return scorer
+    compared = Compared(params.evaluation.untrained, reasoner_params.kind, prompter.features, scorer.kinds)
+    places = places_in(run / EMBEDDINGS, run / ALIGNED_EMBEDDINGS if serves_aligned else None)
+    terms = run / (f"{ALIGNED_EMBEDDINGS}/match" if serves_aligned else "tables/match"), ranking.model.config.match
+    scorer = replace(scorer, matcher=Matcher.load(*terms, compared, intents, places))
+    if compared.vector_sets[0] != TEXT:
+        return scorer
+    texts = of_texts(Recipe(reasoner_params, params.data.features.drop, device), meta).settings
+    texts_alone = prompts.prompter(texts, meta, intents, reasoner.tokenizer, **own)
+    return replace(scorer, of_texts=lambda frame: embedded(main, texts_alone, frame, sizes[1]))
 
 
 def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.DataFrame:
@@ -300,7 +345,7 @@ def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.Data
     """
     ranking, vectors = scorer.ranking, scorer.embed(sessions)
     one = [sessions.iloc[[row]] for row in range(len(sessions))]
-    lists = ranking.lists(sessions, vectors)
+    lists = scorer.lists(sessions, vectors)
     steps = {
         "ranks the KB": lambda row: ranking.top([""], ranking.scores(lists.take([row])), 3),
         "score(), embedded before": lambda row: scorer.score(one[row], vectors=vectors),

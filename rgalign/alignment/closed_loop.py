@@ -142,6 +142,7 @@ def retrain_rankers(
         embedding = context.embedding(reasoner)
         vectors.save(embeddings / "sessions", embedding.sessions(context.shop.sessions, work / "sessions"))
         vectors.save(embeddings / "intents", embedding.intents(context.shop.intents, work / "intents"))
+    context.match_again(embeddings)
     return _train_rankers(context, embeddings, folder, work, refit_whitening=True).assign(model=RETRAINED)
 
 
@@ -166,6 +167,7 @@ def finish_iteration(
         sessions = cross_fitted(context, sessions, folds, work)
     vectors.save(folder / "embeddings" / "sessions", sessions)
     copy_folder(context.embeddings / "intents", folder / "embeddings" / "intents")
+    context.match_again(folder / "embeddings")
     refit = context.params.alignment.loop.refit_whitening
     curves = _train_rankers(context, folder / "embeddings", folder / "rankers", work, refit_whitening=refit)
     state = context.reading(folder / "embeddings", folder / "rankers")
@@ -189,6 +191,7 @@ def _train_rankers(
         context.recipe.launcher,
         job,
         encoded=context.run / "tables" / "encoded",
+        match=terms if (terms := embeddings / "match").is_dir() else context.run / "tables" / "match",
         embeddings=job / "embeddings",
         seed=context.params.reasoner.seed,
     )
@@ -217,6 +220,7 @@ def whitened(context: Context) -> Context:
     rankers = copy.deepcopy(dict(context.rankers))
     for model in rankers.values():
         set_whitening(model, context.parts.train, context.parts.intents)
+        train.standardise_match(model, context.parts.train)
     return replace(context, rankers=rankers)
 
 

@@ -31,6 +31,7 @@ from rgalign.params_training import Alignment, RankerSettings
 from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import score, with_click
+from rgalign.ranker.match import PROMPT, Compared, Matcher, Places, places_in, with_values
 from rgalign.ranker.towers import ThreeTower
 from rgalign.ranker.train import Parts
 from rgalign.reasoner import build
@@ -79,6 +80,7 @@ class Context:
     models: Path
     rankers_folder: Path
     embeddings: Path
+    matcher: Matcher
 
     @classmethod
     def of(cls, stage: OpenStage) -> "Context":
@@ -92,23 +94,48 @@ class Context:
             raise ValueError("; ".join(unknown))
         recipe, data = build.Recipe.of(params), path("tables/dataset")
         rankers_folder, embeddings = path("models/rankers") / QE_REC, path("tables/embeddings") / "prompt"
-        shop, parts = tables.excerpt(data, recipe.columns(data)), rankers.load_parts(path("tables/encoded"))
-        plain = cls(params, shop, parts, recipe, {}, path("models/reasoner"), rankers_folder, embeddings)
+        shop = tables.excerpt(data, recipe.columns(data))
+        parts = rankers.load_parts(path("tables/encoded"), path("tables/match"))
+        compared = Compared(params.evaluation.untrained, params.reasoner.kind, recipe.columns(data), shop.kinds)
+        terms = path("tables/match"), params.ranker.match, compared
+        matcher = Matcher.load(*terms, shop.intents, places_in(path("tables/embeddings")), parts.train)
+        plain = cls(params, shop, parts, recipe, {}, path("models/reasoner"), rankers_folder, embeddings, matcher)
         return plain.reading(embeddings, rankers_folder)
 
     def reading(self, embeddings: Path, rankers_folder: Path) -> "Context":
         """The run with other vectors (sessions, intents in `embeddings`) and rankers (seed-<seed> in `rankers_folder`).
 
+        Match terms are those over these vectors, where `match_again` has written them beside them.
         Raises StoreError, and ValueError for a session or intent without a vector.
         """
         pair = (vectors.load(embeddings / kind) for kind in ("sessions", "intents"))
+        parts, matcher, own = self.parts, self.matcher, embeddings / "match"
+        if own.is_dir():
+            parts = replace(
+                parts, **{each.part: with_values(each, own) for each in (parts.train, parts.dev, parts.valid)}
+            )
+            matcher = Matcher.load(
+                own, matcher.names, matcher.compared, self.shop.intents, self.places(embeddings), self.parts.train
+            )
         return replace(
             self,
-            parts=rankers.with_vectors(self.parts, QE_REC, *pair, seed=self.params.reasoner.seed),
+            matcher=matcher,
+            parts=rankers.with_vectors(parts, QE_REC, *pair, seed=self.params.reasoner.seed),
             rankers=load_seeds(rankers_folder, self.params.ranker.seeds, device=self.params.run.device),
             rankers_folder=rankers_folder,
             embeddings=embeddings,
         )
+
+    def places(self, embeddings: Path) -> Places:
+        """Where the match terms find vectors: those of prompts in `embeddings`, others as notebook 02 made them."""
+        return places_in(self.run / "tables" / "embeddings", embeddings)
+
+    def match_again(self, embeddings: Path) -> None:
+        """Fit the match terms on the vectors that another LM has made, into embeddings/match."""
+        if self.params.ranker.match:
+            places, parts = self.places(embeddings), (self.parts.train, self.parts.dev, self.parts.valid)
+            matcher = Matcher.fit(self.shop, self.parts.train, self.matcher.compared, places, self.params.ranker)
+            matcher.save(embeddings / "match", matcher.matched(self.shop, parts, places))
 
     @property
     def run(self) -> Path:
@@ -215,9 +242,12 @@ class Context:
     def with_vectors_of(self, reasoner: Reasoner, lists: Lists) -> QueryLists:
         """The lists with the vectors of their sessions by this reasoner."""
         prefix = len(self.recipe.prompter(self.shop, reasoner).head)
-        return with_queries(
-            lists, embed(reasoner, self.embedded_prompts(reasoner, lists), prefix=prefix, progress=False)
-        )
+        found = embed(reasoner, self.embedded_prompts(reasoner, lists), prefix=prefix, progress=False)
+        if self.params.ranker.match:  # of these vectors too: what the terms learnt from train stays
+            own, places = Vectors(lists.session_id, found), self.places(self.embeddings)
+            of_set = lambda name: own if name == PROMPT else vectors.load(places(name) / "sessions")  # noqa: E731
+            [lists] = self.matcher.matched(self.shop, [lists], of_set)
+        return with_queries(lists, found)
 
     def embedded(self, reasoner: Reasoner, work: Path) -> Vectors:
         """Vectors of all sessions of train and valid, as in notebook 02."""

@@ -29,12 +29,14 @@ class RankingSpace:
     ranker   without dropout; its query tower maps e_q into the space, whitening included
     intents  (kb, dim) float32, the intent tower's vectors of the whole knowledge base;  bias  (kb,) of each intent
     users    (sessions, dim) float32, the user tower's vectors; None where only queries are compared
+    match    (sessions, kb) float32, what match terms add to the scores; None where the ranker reads none
     """
 
     ranker: ThreeTower
     intents: Tensor
     bias: Tensor
     users: Tensor | None = None
+    match: Tensor | None = None
 
     @classmethod
     def of(cls, ranker: ThreeTower, intents: QueryIntents, lists: Lists | None = None) -> "RankingSpace":
@@ -46,8 +48,12 @@ class RankingSpace:
         device = frozen.intent.bias.weight.device
         vectors, bias = frozen.intent(intents.to(device))
         rows = torch.arange(len(lists)).split(4096) if lists is not None else ()
-        users = [frozen.user(lists.take(some).to(device)) for some in rows]
-        return cls(frozen, vectors, bias, torch.cat(users) if users else None)
+        batches = [lists.take(some).to(device) for some in rows]
+        users = torch.cat([frozen.user(batch) for batch in batches]) if batches else None
+        match = None
+        if batches and frozen.match is not None:
+            match = torch.cat([frozen.match(batch.match.columns(frozen.config.match)) for batch in batches])
+        return cls(frozen, vectors, bias, users, match)
 
     @property
     def query_dim(self) -> int:
@@ -64,15 +70,16 @@ class RankingSpace:
         query (rows, dim) of `queries`; sessions (rows,) their rows in `users`; intents (columns,) rows of the KB
         """
         candidates = intents.expand(len(query), -1)
-        return self.ranker.interaction(self.users[sessions], self.intents, query, candidates) + self.bias[intents]
+        found = self.ranker.interaction(self.users[sessions], self.intents, query, candidates) + self.bias[intents]
+        return found if self.match is None else found + self.match[sessions][:, intents]
 
     def to(self, device: torch.device) -> "RankingSpace":
-        users = None if self.users is None else self.users.to(device)
-        return RankingSpace(copy.deepcopy(self.ranker).to(device), self.intents.to(device), self.bias.to(device), users)
+        own = [None if each is None else each.to(device) for each in (self.users, self.match)]
+        return RankingSpace(copy.deepcopy(self.ranker).to(device), self.intents.to(device), self.bias.to(device), *own)
 
     def digest(self) -> str:
-        users = [] if self.users is None else [self.users]
-        return digest_of([*self.ranker.state_dict().values(), self.intents, self.bias, *users])
+        own = [each for each in (self.users, self.match) if each is not None]
+        return digest_of([*self.ranker.state_dict().values(), self.intents, self.bias, *own])
 
 
 @torch.no_grad()

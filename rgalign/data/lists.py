@@ -1,7 +1,7 @@
 """Encoded tables: impression lists and the knowledge base as compact integer tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -37,17 +37,47 @@ class Bag(NamedTuple):
         return Bag(self.values.to(device), self.offsets.to(device))
 
 
+class Match(NamedTuple):
+    """Match terms of sessions with the whole knowledge base (ranker.match).
+
+    values  (lists, intents, terms) float16; NaN where a term has nothing to compare
+    names   of the terms
+    """
+
+    values: Tensor
+    names: tuple[str, ...]
+
+    def take(self, indices: Tensor) -> "Match":
+        return Match(self.values[indices], self.names)
+
+    def to(self, device: torch.device | str) -> "Match":
+        return Match(self.values.to(device), self.names)
+
+    def columns(self, names: Sequence[str]) -> Tensor:
+        """(lists, intents, len(names)), those terms. Raises ValueError for one that is not there."""
+        if missing := [name for name in names if name not in self.names]:
+            found = ", ".join(self.names) or "none"
+            raise ValueError(f"this ranker reads the match terms {', '.join(missing)}; these lists have: {found}")
+        places = [self.names.index(name) for name in names]
+        return self.values if places == [*range(len(self.names))] else self.values[:, :, places]
+
+    def of_candidates(self, candidates: Tensor, names: Sequence[str]) -> Tensor:
+        """(lists, candidates, len(names)) of these rows of the KB (lists, candidates); of a padded one, any."""
+        rows = candidates.long().clamp(min=0).unsqueeze(2).expand(-1, -1, len(names))
+        return self.columns(names).gather(1, rows)
+
+
 class _Movable:
     """A dataclass of tensors and Bags; its ids and dates stay on the host."""
 
     def to(self, device: torch.device | str) -> Self:
         moved = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor | Bag):
-                moved[field.name] = value.to(device)
+        for name in (each.name for each in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, Tensor | Bag | Match):
+                moved[name] = value.to(device)
             elif isinstance(value, tuple):
-                moved[field.name] = tuple(bag.to(device) for bag in value)
+                moved[name] = tuple(bag.to(device) for bag in value)
         return replace(self, **moved)
 
 
@@ -60,6 +90,7 @@ class Lists(_Movable):
     words       Bag of hashed words of all text columns, 0 .. word_buckets - 1, ascending, each once
     candidates  (lists, candidates) row in intents.parquet of the intent shown at position 0, 1, ..; -1 where padded
     clicked     (lists, candidates) bool, False where padded
+    match       match terms of each session with every intent of the KB; None: the run has none
     Ids are int16 or int32, as their vocabulary needs: cast a batch (`.long()`) before embedding it.
     """
 
@@ -71,6 +102,7 @@ class Lists(_Movable):
     words: Bag
     candidates: Tensor
     clicked: Tensor
+    match: Match | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
         if self.part not in PARTS:
@@ -89,9 +121,9 @@ class Lists(_Movable):
         are: a GPU would be waited for."""
         on_host, indices = _places(indices, "cpu").numpy(), _places(indices, self.candidates.device)
 
-        def taken(value: Tensor | Bag | np.ndarray | tuple[Bag, ...]) -> object:
-            if isinstance(value, Bag):
-                return value.take(indices)
+        def taken(value: Tensor | Bag | Match | np.ndarray | tuple[Bag, ...] | None) -> object:
+            if value is None or isinstance(value, Bag | Match):
+                return None if value is None else value.take(indices)
             if isinstance(value, tuple):
                 return tuple(bag.take(indices) for bag in value)
             return value[on_host if isinstance(value, np.ndarray) else indices]
@@ -152,6 +184,15 @@ def with_queries(lists: Lists, query: Tensor | np.ndarray) -> QueryLists:
     return QueryLists(**_own(lists, Lists), query=_vectors(query, len(lists), "lists"))
 
 
+def with_match(lists: Lists, match: Match | None) -> Lists:
+    """The lists with these match terms, row by row. Raises ValueError for another number of rows, or infinity."""
+    if match is not None and (match.values.ndim != 3 or len(match.values) != len(lists)):
+        raise ValueError(f"match terms are {tuple(match.values.shape)}; expected ({len(lists)} lists, intents, terms)")
+    if match is not None and match.values.isinf().any():
+        raise ValueError("a match term is infinite; NaN stands for nothing to compare")
+    return replace(lists, match=match)
+
+
 def with_texts(intents: Intents, text: Tensor | np.ndarray) -> QueryIntents:
     """The intents with these text embeddings, row by row. Raises ValueError for another number of rows, NaN or inf."""
     return QueryIntents(**_own(intents, Intents), text=_vectors(text, len(intents), "intents"))
@@ -171,6 +212,7 @@ def concat_lists(parts: Sequence[Lists]) -> Lists:
         words=_concat_bags([lists.words for lists in parts]),
         candidates=concat_padded([lists.candidates for lists in parts], PADDING),
         clicked=concat_padded([lists.clicked for lists in parts], False),
+        match=_concat_match([lists.match for lists in parts]),
     )
     if all(isinstance(lists, QueryLists) for lists in parts):
         return with_queries(whole, torch.cat([lists.query for lists in parts]))
@@ -214,6 +256,14 @@ def _places(indices: Tensor | np.ndarray | Sequence[int], device: torch.device |
 
 def _concat_bags(bags: Sequence[Bag]) -> Bag:
     return Bag(torch.cat([bag.values for bag in bags]), concat_offsets([bag.offsets for bag in bags]))
+
+
+def _concat_match(parts: Sequence[Match | None]) -> Match | None:
+    """Of lists laid end to end; None unless all have the same terms."""
+    found = [match for match in parts if match is not None]
+    if len(found) < len(parts) or len({match.names for match in found}) != 1:
+        return None
+    return Match(torch.cat([match.values for match in found]), found[0].names)
 
 
 def _own(container: Lists | Intents, kind: type) -> dict:

@@ -7,6 +7,7 @@ gold one is among the k nearest. The default, TF-IDF, is fitted on the KB alone:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from rgalign.data.vectors import Vectors
 from rgalign.evaluation.metrics import hit_at
 from rgalign.evaluation.results import clicked_in_kb, session_metrics
 from rgalign.ranker.fit import score, score_kb
+from rgalign.ranker.match import with_values
 from rgalign.ranker.train import Parts, lists_with_vectors
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import greedy
@@ -144,6 +146,10 @@ class Judge:
     def for_parts(self, parts: Parts) -> "Judge":
         """For a variant's valid lists."""
         return replace(self, lists=parts.valid, intents=parts.intents)
+
+    def with_match(self, folder: Path) -> "Judge":
+        """With the match terms that lie there of these lists, if any (ranker.match.with_values)."""
+        return replace(self, lists=with_values(self.lists, folder))
 
     def with_vectors(self, name: str, sessions: Vectors, intents: Vectors, train: Lists, seed: int) -> "Judge":
         """For a variant that reads vectors (ranker.train.lists_with_vectors)."""

@@ -37,7 +37,7 @@ MODELS = {
     "oracle_discrete": "oracle, discrete features",
     "oracle": "oracle",
 }
-UNTRAINED = tuple(variants.UNTRAINED)  # need no training (ranker/untrained.py)
+UNTRAINED = tuple(variants.UNTRAINED)  # need no training (ranker/match.py)
 GAUC_WEIGHT = "gauc_weight"  # of a session; by list and impressions it is the number of candidates shown
 
 # Table -> columns with their types; in session_metrics the metrics follow, as float64.

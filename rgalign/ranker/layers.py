@@ -125,3 +125,35 @@ class MixtureOfExperts(nn.Module):
         hidden = self.dropout(F.relu(self.widen(inputs))).view(len(inputs), experts, -1)
         outputs = torch.einsum("reh,ehd->red", hidden, self.narrow) + self.shift
         return (self.weights(inputs).unsqueeze(2) * outputs).sum(dim=1)
+
+
+class MatchTerms(nn.Module):
+    """Learnt combination of match terms: sum over terms of weight * (term - mean) / std of the shown candidates [C].
+
+    A term that has nothing to compare has a learnt value instead, at first train's mean. Before `set`: terms as they
+    are, with weights 0.
+    """
+
+    def __init__(self, terms: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(terms))
+        self.register_buffer("std", torch.ones(terms))
+        self.missing = nn.Parameter(torch.zeros(terms))
+        self.weight = nn.Parameter(torch.zeros(terms))
+
+    def set(self, shown: Tensor) -> None:
+        """Mean and standard deviation from these values (candidates, terms); of a term that is constant: 1."""
+        values = shown.double()
+        mean = values.nanmean(dim=0).nan_to_num()
+        std = (values - mean).square().nanmean(dim=0).sqrt().nan_to_num()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6, std, 1))
+
+    def standardised(self, terms: Tensor) -> Tensor:
+        """(.., terms) -> (.., terms) float32, without NaN."""
+        values = (terms.float() - self.mean) / self.std
+        return torch.where(values.isnan(), self.missing, values)
+
+    def forward(self, terms: Tensor) -> Tensor:
+        """(.., terms) -> (..)."""
+        return self.standardised(terms) @ self.weight

@@ -116,7 +116,15 @@ def tune(
             given, how = own.model_copy(update=dict(drawn)), {"seed": seed, "accelerator": accelerator}
             model = begin(name, mine, given, positions=positions, **how)
             return fit(
-                model, mine.train, mine.dev, mine.intents, given, loss=loss_of(name, given), progress=False, **how
+                model,
+                mine.train,
+                mine.dev,
+                mine.intents,
+                given,
+                loss=loss_of(name, given),
+                progress=False,
+                from_start=bool(model.config.match),
+                **how,
             )
 
         log, found = search(fit_one, tried, nearby, mine.valid, mine.intents, progress=progress)

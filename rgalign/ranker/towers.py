@@ -4,7 +4,8 @@ A ranker is an nn.Module with a `Config` (a dataclass that store writes), `forwa
 candidates), and `loss(settings)`, what it is trained by. store.ARCHITECTURES lists them.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Annotated, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from rgalign.ranker.layers import (
     BagEmbedding,
     FieldAttention,
     FieldEmbedding,
+    MatchTerms,
     MixtureOfExperts,
     Whitening,
     unknown_at_random,
@@ -43,6 +45,7 @@ class TwoTowerConfig:
     positions                    longest training list; 0 where positions are not real: no position bias
     text                         True: the words of both sides are read; False: ids only
     query_dim                    width of a reasoner's vectors of sessions and intents; 0: none are read
+    match                        names of the match terms that are read (ranker.match)
     The others are those of params_training.RankerSettings.
     """
 
@@ -66,11 +69,12 @@ class TwoTowerConfig:
     intent_std: Positive
     whitening_ridge: Positive
     query_dim: Natural
+    match: tuple[str, ...] = field(default=(), kw_only=True)
 
     @classmethod
     def of(cls, settings: RankerSettings, **given) -> Self:
         """Settings with what the data and the variant give, the other fields of this class."""
-        shape = {field.name: getattr(settings, field.name) for field in fields(cls) if hasattr(settings, field.name)}
+        shape = {each.name: getattr(settings, each.name) for each in fields(cls) if hasattr(settings, each.name)}
         return cls(**shape | given)
 
 
@@ -128,6 +132,15 @@ def of_their_time(lists: Lists, intents: Intents) -> np.ndarray:
 def _projection(query_dim: int, ridge: float, width: int) -> nn.Module | None:
     """Of a reasoner's vectors, whitened; None where none are read."""
     return nn.Sequential(Whitening(query_dim, ridge), nn.Linear(query_dim, width)) if query_dim else None
+
+
+def match_of(match: MatchTerms | None, names: Sequence[str], lists: Lists) -> Tensor | float:
+    """(lists, candidates): what the match terms add to the scores; 0 of a ranker without them."""
+    if match is None:
+        return 0.0
+    if lists.match is None:
+        raise ValueError(f"this ranker reads the match terms {', '.join(names)}; these lists have none")
+    return match(lists.match.of_candidates(lists.candidates, names))
 
 
 class UserTower(nn.Module):
@@ -302,7 +315,8 @@ class Interaction(nn.Module):
 
 
 class TwoTower(nn.Module):
-    """score(session, intent) = user . intent / sqrt(dim) + bias of the intent; in training, + bias of the position."""
+    """score(session, intent) = user . intent / sqrt(dim) + bias of the intent + match terms; in training, + bias of the
+    position."""
 
     Config = TwoTowerConfig
 
@@ -313,6 +327,10 @@ class TwoTower(nn.Module):
             self.user = UserTower(config, query_dim=config.query_dim)
             self.intent = IntentTower(config)
         self.position = nn.Parameter(torch.zeros(config.positions)) if config.positions else None
+        self.match = MatchTerms(len(config.match)) if config.match else None
+        if self.match:  # training starts from the match terms alone
+            for weights in (self.user.experts.narrow, *self.user.direct.parameters(), *self.intent.bias.parameters()):
+                nn.init.zeros_(weights)
 
     @staticmethod
     def loss(settings: RankerSettings) -> Loss:
@@ -324,6 +342,7 @@ class TwoTower(nn.Module):
         vectors, bias = self.intent(intents)
         candidates = lists.candidates.long().clamp(min=0)
         scores = torch.addmm(bias, user, vectors.T).gather(1, candidates)
+        scores = scores + match_of(self.match, self.config.match, lists)
         if self.training and self.position is not None:
             scores = scores + self.position[: scores.shape[1]]
         return scores
@@ -338,7 +357,8 @@ class Branches(NamedTuple):
 
 
 class ThreeTower(nn.Module):
-    """score(session, intent) = interaction(user, intent, query) + bias of the intent; in training, + of the position.
+    """score(session, intent) = interaction(user, intent, query) + bias of the intent + match terms; in training, + bias
+    of the position.
 
     Reads QueryLists and QueryIntents (data.lists).
     """
@@ -354,6 +374,11 @@ class ThreeTower(nn.Module):
             self.query = QueryTower(config)
             self.interaction = Interaction(config)
         self.position = nn.Parameter(torch.zeros(config.positions)) if config.positions else None
+        self.match = MatchTerms(len(config.match)) if config.match else None
+        if self.match:  # training starts from the match terms alone
+            own = self.interaction
+            for weights in (own.direct.weight, own.out.weight, *self.intent.bias.parameters()):
+                nn.init.zeros_(weights)
 
     @staticmethod
     def loss(settings: RankerSettings) -> Loss:
@@ -364,7 +389,8 @@ class ThreeTower(nn.Module):
         user, query = self.user(lists), self.query(lists)
         vectors, bias = self.intent(intents)
         candidates = lists.candidates.long().clamp(min=0)
-        relevance = scores = self.interaction(user, vectors, query, candidates) + bias[candidates]
+        found = self.interaction(user, vectors, query, candidates) + bias[candidates]
+        relevance = scores = found + match_of(self.match, self.config.match, lists)
         if self.training and self.position is not None:
             scores = scores + self.position[: scores.shape[1]]
         if not branches:

@@ -6,6 +6,7 @@ With run.launcher each process trains every n-th ranker, whole: they are small a
 sent while they learn [C]. Each has the bytes that one process would give it with as many threads of torch.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +15,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import Accelerator
+from scipy.optimize import minimize_scalar
 from torch import nn
 
 from rgalign.data import shards, vectors
 from rgalign.data.features import FeatureSpace
-from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
+from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_match, with_queries, with_texts
 from rgalign.data.vectors import Vectors
 from rgalign.params_training import RankerSettings
 from rgalign.ranker import chats as chatting
+from rgalign.ranker import match as matching
 from rgalign.ranker import store
-from rgalign.ranker.fit import fit
-from rgalign.ranker.losses import Loss
+from rgalign.ranker.fit import fit, gauc_of, with_click
+from rgalign.ranker.losses import Loss, listnet_loss
 from rgalign.ranker.towers import set_whitening
 from rgalign.ranker.variants import RANKERS
 from rgalign.run import distributed
@@ -57,9 +61,9 @@ class Parts:
 PartsOf = Parts | Mapping[str, Parts] | Callable[[str], Parts]  # one for all models, or each model's own
 
 
-def load_parts(folder: str | Path) -> Parts:
-    """The encoded parts that notebook 01 wrote."""
-    lists = {part: shards.load_lists(folder, part) for part in ("train", "dev", "valid")}
+def load_parts(folder: str | Path, match: Path | None = None) -> Parts:
+    """The encoded parts that notebook 01 wrote. match: tables/match, of notebook 03."""
+    lists = {part: matching.with_values(shards.load_lists(folder, part), match) for part in ("train", "dev", "valid")}
     return Parts(shards.load_space(folder), shards.load_intents(folder), **lists)
 
 
@@ -104,6 +108,9 @@ def lists_with_vectors(lists: Lists, name: str, sessions: Vectors, train: Lists,
     train  its sessions' mean is the constant query;  seed  of the shuffle, which stays inside the part
     """
     query = RANKERS[name].query
+    if RANKERS[name].match == "shuffled" and lists.match is not None:
+        order = np.random.default_rng([seed, PARTS.index(lists.part)]).permutation(len(lists))
+        lists = with_match(lists, lists.match.take(torch.from_numpy(order)))
     if query == "constant":
         mean = sessions.rows(train.session_id).astype(np.float32).mean(axis=0)
         return with_queries(lists, np.tile(mean, (len(lists), 1)))
@@ -132,11 +139,49 @@ def build(name: str, parts: Parts, settings: RankerSettings, *, positions: int =
         positions=positions,
         text=variant.words,
         query_dim=parts.query_dim if variant.vectors else 0,
+        match=match_terms_of(name, parts.train),
     )
     model = ranker(config, seed=seed)
     if model.config.query_dim:
         set_whitening(model, parts.train, parts.intents)
+    if model.config.match:
+        standardise_match(model, parts.train)
+        start_from_match(model, parts)
     return model
+
+
+def match_terms_of(name: str, lists: Lists) -> tuple[str, ...]:
+    """The match terms of these lists that a variant reads."""
+    names, asked = () if lists.match is None else lists.match.names, RANKERS[name].match
+    return tuple(term for term in names if asked in ("all", "shuffled") or (asked, term) == ("words", "word_overlap"))
+
+
+def standardise_match(model: nn.Module, lists: Lists) -> None:
+    """Fix how a ranker scales the match terms that it reads, by the candidates of these lists (train) with a click."""
+    if model.config.match:
+        lists = with_click(lists)
+        model.match.set(lists.match.of_candidates(lists.candidates, model.config.match)[lists.shown])
+
+
+def start_from_match(model: nn.Module, parts: Parts) -> pd.Series:
+    """Make a new ranker the best single match term: that of the highest GAUC on the development users [C].
+
+    Its weight minimises ListNet on train's lists; the others have weight 0. Returns the GAUC of each on dev.
+    """
+    train, names, head = with_click(parts.train), model.config.match, model.match
+    found = {}
+    with torch.no_grad():
+        scores = head.standardised(train.match.of_candidates(train.candidates, names))
+        for column, name in enumerate(names):
+            loss = lambda log_weight, own=scores[:, :, column]: float(  # noqa: E731
+                listnet_loss(own * math.exp(log_weight), train.clicked, train.shown)
+            )
+            weight = torch.zeros(len(names))
+            weight[column] = math.exp(minimize_scalar(loss, bounds=(-4, 5), method="bounded").x)
+            head.weight.copy_(weight)
+            found[name] = gauc_of(model, parts.dev, parts.intents).value, weight
+        head.weight.copy_(max(found.values(), key=lambda each: each[0])[1])
+    return pd.Series({name: gauc for name, (gauc, _) in found.items()}, name="dev_gauc")
 
 
 def begin(
@@ -166,13 +211,14 @@ class Launch:
 
     launcher    run.launcher; None: there are none, the caller trains
     job         folder of what is under way; gone when it is done
-    encoded     tables/encoded
+    encoded     tables/encoded;  match  tables/match
     embeddings  folder/<Variant.vectors>/sessions and intents;  seed  of shuffled queries (with_vectors)
     """
 
     launcher: str | None
     job: Path
     encoded: Path
+    match: Path
     embeddings: Path
     seed: int
 
@@ -210,6 +256,7 @@ def train(
             "start": {name: str(path.absolute()) for name, path in (start or {}).items()},
             "refit_whitening": refit_whitening,
             "encoded": str(launch.encoded.absolute()),
+            "match": str(launch.match.absolute()),
             "embeddings": str(launch.embeddings.absolute()),
             "seed": launch.seed,
             "device": device,
@@ -256,11 +303,16 @@ def _train_one(
         model = store.load(start)
         if refit_whitening and model.config.query_dim:
             set_whitening(model, parts.train, parts.intents)
+            standardise_match(model, parts.train)
         if (before := model.config.positions) < positions:
             raise ValueError(f"{start} knows {before} positions; lists have {positions} now: train without warm start")
     else:
         model = begin(name, parts, own, positions=positions, seed=seed, accelerator=accelerator)
-    how = {"accelerator": accelerator, "progress": progress, "from_start": start is not None}
+    how = {
+        "accelerator": accelerator,
+        "progress": progress,
+        "from_start": start is not None or bool(model.config.match),
+    }
     fitted = fit(model, parts.train, parts.dev, parts.intents, own, seed=seed, loss=loss_of(name, own), **how)
     store.save(folder, fitted.model)
     curve = fitted.curve.drop(columns="seconds")
@@ -269,7 +321,7 @@ def _train_one(
 
 def train_own_rankers(job: Path, given: dict[str, Any]) -> dict[str, int]:
     """This process's part of `train`."""
-    parts, start = load_parts(given["encoded"]), given["start"]
+    parts, start = load_parts(given["encoded"], Path(given["match"])), given["start"]
 
     def train_one(number: int, folder: Path) -> pd.DataFrame:
         name, seed = given["trainings"][number]

@@ -32,6 +32,9 @@ class Variant:
                     aligned       as prompt, of the aligned model
     query         own: each session has its own vector; constant: all have the mean of train; shuffled: another
                   session's
+    match         which of the run's match terms are read (ranker.match): all; words: word_overlap alone; shuffled: all,
+                  of another session (the placebo); none. A control of the vectors reads words alone: the other terms
+                  compare the main model's vectors
     chats         the chats that the language model learns from are learnt before the clicks (ranker.chats)
     in_params     it can be named in ranker.models; False: notebook 08 trains it
     """
@@ -42,11 +45,13 @@ class Variant:
     words: bool
     vectors: str | None = None
     query: Literal["own", "constant", "shuffled"] = "own"
+    match: Literal["all", "words", "shuffled", "none"] = "none"
     chats: bool = False
     in_params: bool = True
 
 
 def _qe_rec(label: str, vectors: str = "prompt", *, words: bool = True, query="own", against: str = "qe_rec", **more):
+    more.setdefault("match", "all" if (vectors.startswith(("prompt", "aligned")), query) == (True, "own") else "words")
     return Variant(label, "three_tower", against, words, vectors, query, **more)
 
 
@@ -57,8 +62,14 @@ RANKERS = {
     "two_tower_text/chats": Variant(
         "two-tower + text + chats, no LM", "two_tower", "two_tower_text", words=True, chats=True
     ),
+    "two_tower_text/word_match": Variant(
+        "two-tower + text + word overlap", "two_tower", "two_tower_text", words=True, match="words"
+    ),
     "three_tower_no_query": _qe_rec("three-tower without a query", query="constant", against="two_tower_text"),
     "qe_rec": _qe_rec("QE-Rec", against="two_tower_text"),
+    "qe_rec/no_match": _qe_rec("QE-Rec without match terms", match="none"),
+    "qe_rec/word_match": _qe_rec("QE-Rec, word overlap its one match term", match="words"),
+    "qe_rec/shuffled_match": _qe_rec("QE-Rec, match terms of another session", match="shuffled"),
     "qe_rec/no_words": _qe_rec("QE-Rec without the hashed words", words=False),
     "qe_rec/prompt": _qe_rec("QE-Rec, embedding the prompt", "prompt_alone"),
     "qe_rec/prompt_query": _qe_rec("QE-Rec, embedding prompt + query", "prompt_query"),
@@ -70,7 +81,7 @@ RANKERS = {
     "qe_rec/shuffled_query": _qe_rec("QE-Rec, shuffled queries", query="shuffled", against="qe_rec/constant_query"),
     "rgalign_rec": _qe_rec("RGAlign-Rec", "aligned", in_params=False),
 }
-# The models that need no training, as tables and figures call them; ranker.untrained has their scores.
+# The models that need no training, as tables and figures call them; ranker.match has their scores.
 UNTRAINED = {
     "popularity": "popularity",
     "word_overlap": "word overlap (TF-IDF cosine)",

@@ -84,7 +84,7 @@ def fit(documents: Ids, *, dim: int, seed: int) -> Pipeline:
 
 MAIN, KB_LM = "main", "kb_lm"
 PROMPT_ALONE = "prompt_alone"  # vectors of the prompt, whatever reasoner.embed is
-TEXT = "text"  # vectors of the text columns alone and of titles alone (ranker.untrained)
+TEXT = "text"  # vectors of the text columns alone and of titles alone (ranker.match)
 ADAPTER = "adapter_config.json"  # of a folder that holds an adapter alone
 KB_ALONE_REPEATS = 200  # of the KB for the control that is trained on it alone: some 20,000 documents [C]
 
@@ -243,10 +243,8 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     chosen = models[KB_LM] if name == KB_LM else untrained(main, settings.seed) if name == "random_lm" else main
     # A control differs from its parent in one thing alone: except for these, it embeds what reasoner.embed says.
     own = {PROMPT_QUERY: PROMPT_QUERY, PROMPT_ALONE: PROMPT, "lsa": PROMPT, "mean": PROMPT, TEXT: PROMPT}
-    if name == TEXT:  # prompts show the text columns alone; unchanged where no column shown is text
-        shown = shown_features(settings.features, dataset.meta, recipe.drop)
-        texts = tuple(column for column in shown if dataset.meta["features"][column] == "text")
-        recipe = replace(recipe, settings=settings.model_copy(update={"features": texts or settings.features}))
+    if name == TEXT:
+        recipe = of_texts(recipe, dataset.meta)
     put = recipe.prompter(dataset, chosen, texts=name != "no_text", embed=own.get(name))
     words = None
     if name == "lsa":
@@ -261,6 +259,13 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
         tokens_per_batch=settings.embed_tokens_per_batch,
         recipe=recipe,
     )
+
+
+def of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:
+    """The recipe of prompts that show the text columns alone; unchanged where no column shown is text."""
+    shown = shown_features(recipe.settings.features, meta, recipe.drop)
+    texts = tuple(column for column in shown if meta["features"][column] == "text")
+    return replace(recipe, settings=recipe.settings.model_copy(update={"features": texts})) if texts else recipe
 
 
 def untrained(reasoner: Reasoner, seed: int) -> Reasoner:

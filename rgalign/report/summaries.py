@@ -1,11 +1,13 @@
 """The small tables that the notebooks show: queries, rankings, alignment steps, experiments."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from timeit import timeit
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from rgalign.alignment.context import Context
 from rgalign.alignment.monitor import Hits, ProbeSet
@@ -19,7 +21,10 @@ from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.evaluation.results import MODELS
 from rgalign.experiment.ab_test import Lift, guardrails, lift, rejected_by_look, sample_ratio
 from rgalign.experiment.online import Audience, Experiment
-from rgalign.ranker.untrained import log_clicks
+from rgalign.ranker.fit import score
+from rgalign.ranker.match import log_clicks
+from rgalign.ranker.towers import ThreeTower, TwoTower
+from rgalign.ranker.train import Parts
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import greedy_and_samples
 from rgalign.reasoner.model import Reasoner
@@ -180,6 +185,45 @@ def most_confused(before: pd.DataFrame, after: pd.DataFrame, count: int = 8) -> 
     wide = before.stack().rename("before").to_frame().join(after.stack().rename("after"))
     apart = wide[wide.index.get_level_values(0) != wide.index.get_level_values(1)]
     return apart.sort_values("before", ascending=False, kind="stable").head(count)
+
+
+def match_weights(model: TwoTower | ThreeTower, parts: Parts) -> pd.DataFrame:
+    """What the match terms contribute to a ranker: weight (nats for one std), missing (the value of a term that has
+    nothing to compare, in std), dev_gauc of the term alone."""
+    weights, names, alone = model.match, model.config.match, []
+    for name in names:
+        terms = parts.dev.match.columns([name])[:, :, 0].float().nan_to_num(-1e4)
+        scores = terms.gather(1, parts.dev.candidates.long().clamp(min=0)).numpy()
+        alone.append(gauc_of_lists(scores, parts.dev.clicked.numpy(), parts.dev.shown.numpy()).value)
+    found = {"weight": weights.weight.tolist(), "missing": weights.missing.tolist(), "dev_gauc": alone}
+    return pd.DataFrame(found, index=list(names))
+
+
+def decided_by_match(model: TwoTower | ThreeTower, parts: Parts, shop: Dataset, count: int = 5) -> pd.DataFrame:
+    """Sessions of valid whose clicked intent stands among the first three of the list by one match term alone.
+
+    Columns session_id, clicked (its title), place, term, without (the place without that term): those that lose most.
+    shop  its intents
+    """
+    lists = parts.valid.take(np.flatnonzero(parts.valid.clicked.numpy().sum(axis=1) == 1))
+    names, clicked, rows = model.config.match, lists.clicked.numpy().argmax(axis=1), np.arange(len(lists))
+
+    def place(ranker: nn.Module) -> np.ndarray:
+        """(lists,) of the clicked intent, from 1; among equal scores the middle one."""
+        found = score(ranker, lists, parts.intents)
+        own = found[rows, clicked][:, None]
+        return (found > own).sum(axis=1) + ((found == own).sum(axis=1) + 1) / 2
+
+    places = {"": place(model)}
+    for column, name in enumerate(names):
+        without = copy.deepcopy(model)
+        without.match.weight.data[column] = 0
+        places[name] = place(without)
+    titles = shop.intents["title"].to_numpy()[lists.candidates.numpy()[rows, clicked]]
+    shown = pd.DataFrame({"session_id": lists.session_id, "clicked": titles, "place": places.pop("")})
+    table = pd.concat([shown.assign(term=name, without=own) for name, own in places.items()])
+    table = table[(table["place"] <= 3) & (table["without"] > 3)].sort_values("without", ascending=False, kind="stable")
+    return table.drop_duplicates("session_id").head(count).reset_index(drop=True)
 
 
 def stopped_by(scores: Mapping[str, Sequence[np.ndarray]], dev: Lists, intents: Intents) -> pd.DataFrame:

@@ -33,7 +33,7 @@ def declared(name: str, *, reads: str = "", writes: str = "", params: str = "", 
 
 
 # What every stage of the alignment reads, and the params it depends on.
-LEARNT = "tables/dataset tables/encoded tables/embeddings models/reasoner models/rankers"
+LEARNT = "tables/dataset tables/encoded tables/embeddings tables/match models/reasoner models/rankers"
 JUDGED = "evaluation.gauc_group evaluation.gauc_weight evaluation.bootstrap evaluation.ihr_judge"
 # and what the models without training compare
 COMPARED = "evaluation.untrained reasoner.kind reasoner.features data.features.drop"
@@ -56,14 +56,16 @@ _STAGES = (
         reads="tables/dataset tables/encoded",
         writes="models/reasoner tables/pretraining.parquet tables/queries.parquet tables/writing.parquet "
         "tables/embeddings",
-        params="reasoner ranker.models data.features.drop evaluation.ihr_judge evaluation.untrained.raw_cosine run",
+        params="reasoner ranker.models ranker.match data.features.drop evaluation.ihr_judge "
+        "evaluation.untrained.raw_cosine run",
         seconds=(10, 3),
         models=True,
     ),
     declared(
         "03_rankers",
         reads="tables/dataset tables/encoded tables/embeddings tables/queries.parquet",
-        writes="models/rankers tables/search.parquet tables/learning_curves.parquet tables/valid_metrics.parquet",
+        writes="models/rankers tables/match tables/search.parquet tables/learning_curves.parquet "
+        "tables/valid_metrics.parquet",
         params=f"ranker run {COMPARED} {JUDGED}",
         seconds=(8, 3),
     ),
@@ -117,11 +119,11 @@ _STAGES = (
     ),
     declared(
         EVALUATION,
-        reads="tables/dataset tables/encoded tables/encoded_test tables/embeddings models/reasoner models/rankers "
-        "tables/valid_metrics.parquet models/rgalign models/aligned_rankers tables/aligned_embeddings "
+        reads="tables/dataset tables/encoded tables/encoded_test tables/embeddings tables/match models/reasoner "
+        "models/rankers tables/valid_metrics.parquet models/rgalign models/aligned_rankers tables/aligned_embeddings "
         "tables/aligned_valid_metrics.parquet",
         given="labels.parquet",  # python -m rgalign labels
-        writes="tables/test_embeddings tables/session_metrics.parquet tables/results.parquet "
+        writes="tables/test_embeddings tables/test_match tables/session_metrics.parquet tables/results.parquet "
         "tables/comparisons.parquet",
         params=f"{JUDGED} evaluation.untrained ranker.models alignment.loop.rounds {ALIGNED}",
         seconds=(8, 0.3),
@@ -129,7 +131,7 @@ _STAGES = (
     declared(
         "10_ab_test",
         reads="tables/dataset tables/encoded tables/encoded_test tables/embeddings tables/aligned_embeddings "
-        "tables/test_embeddings models/rankers models/aligned_rankers",
+        "tables/match tables/test_embeddings tables/test_match models/rankers models/aligned_rankers",
         writes="tables/experiment.parquet tables/alarms.parquet tables/off_policy.parquet",
         params=f"evaluation.experiment ranker.models alignment.loop.rounds {ALIGNED}",
         seconds=(15, 0.6),

@@ -11,9 +11,9 @@ from rgalign.errors import TrainingError
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker.fit import score, score_kb
 from rgalign.ranker.losses import listnet
+from rgalign.ranker.match import log_clicks
 from rgalign.ranker.store import save
 from rgalign.ranker.towers import TwoTower
-from rgalign.ranker.untrained import log_clicks
 
 FAST = {"seed": 0, "lists_per_batch": 64, "learning_rate": 0.02, "progress": False}
 

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from rgalign.ranker.match import log_clicks
 from rgalign.ranker.store import StoreError, load, save
 from rgalign.ranker.towers import TwoTower
-from rgalign.ranker.untrained import log_clicks
 
 
 def change(folder, **changes):

@@ -242,7 +242,7 @@ def test_the_three_tower_without_a_query_ignores_the_sessions_vectors(seed, scal
 def test_the_three_tower_without_a_query_is_no_control_of_another_model():
     assert "/" not in "three_tower_no_query"
     mine, ours = RANKERS["three_tower_no_query"], RANKERS["qe_rec"]
-    assert replace(mine, query=ours.query, label=ours.label) == ours
+    assert replace(mine, query=ours.query, match=ours.match, label=ours.label) == ours
     assert ("three_tower_no_query", "two_tower_text") in pairs(list(RANKERS))
 
 
