@@ -18,6 +18,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 from small_lists import CANDIDATES, KB, SMALL, fit, make_query_intents, make_query_lists
 
+from rgalign.alignment.info_nce import RankingSpace
 from rgalign.data import shards, tables, vectors
 from rgalign.data.lists import Match, concat_lists, with_match
 from rgalign.evaluation import results
@@ -317,6 +318,17 @@ def test_a_ranker_with_terms_is_loaded_as_it_was_and_refuses_lists_without_them(
     fewer = with_match(parts.valid, Match(parts.valid.match.values[:, :, :1], ("memory",)))
     with pytest.raises(ValueError, match="raw_cosine, word_overlap; these lists have: memory"):
         score(model, fewer, parts.intents)
+
+
+def test_the_space_of_rg_cl_scores_as_the_ranker_with_its_terms():
+    parts = with_space(parts_with_match())
+    model = build("qe_rec", parts, RankerSettings(embedding_dim=4, dim=8, experts=2, hidden=8)).eval()
+    space = RankingSpace.of(model, parts.intents, parts.valid)
+    rows, intents = torch.tensor([3, 7]), torch.tensor([0, 5, 6])
+    found = space.scores(space.queries(parts.valid.query[rows].float()), rows, intents)
+    expected = score_kb(model, parts.valid.take(rows), parts.intents)[:, intents]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(expected, axis=1).min() > 0.1
 
 
 def test_the_layer_is_a_weighted_sum_of_standardised_terms_and_learns_what_is_missing():
