@@ -277,13 +277,11 @@ class CrossSampled(QueryLists):
     query   the sampled query; the null query at first
     """
 
+    SHARED = ("part", "bank")
+
     bank: Tensor
     places: Tensor
     chance: Tensor
-
-    def take(self, indices: Tensor | np.ndarray | Sequence[int]) -> "CrossSampled":
-        own = torch.as_tensor(indices, device=self.places.device).long()
-        return replace(super().take(indices), places=self.places[own], chance=self.chance[own])
 
     def drawn(self) -> "CrossSampled":
         """The lists with a query each, sampled from torch's random state (`fit` seeds it)."""

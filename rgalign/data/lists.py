@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -94,6 +94,8 @@ class Lists(_Movable):
     Ids are int16 or int32, as their vocabulary needs: cast a batch (`.long()`) before embedding it.
     """
 
+    SHARED: ClassVar[tuple[str, ...]] = ("part",)  # fields that are no rows
+
     part: str
     session_id: np.ndarray
     user_id: np.ndarray
@@ -128,7 +130,9 @@ class Lists(_Movable):
                 return tuple(bag.take(indices) for bag in value)
             return value[on_host if isinstance(value, np.ndarray) else indices]
 
-        return replace(self, **{f.name: taken(getattr(self, f.name)) for f in fields(self) if f.name != "part"})
+        return replace(
+            self, **{f.name: taken(getattr(self, f.name)) for f in fields(self) if f.name not in self.SHARED}
+        )
 
 
 @dataclass(frozen=True)
