@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rgalign.run import forks
-from rgalign.run.distributed import ProcessesError, each
+from rgalign.run.distributed import ProcessesError, by_all_threads, each
 
 pytestmark = pytest.mark.skipif(not forks.supported(), reason="no server here: processes are started anew")
 
@@ -20,12 +20,29 @@ def job(number: int) -> tuple[int, float]:
     """A module's function: another process can import it."""
     if number == 3:
         raise ValueError("three is refused")
+    if number == 6:
+        raise FileNotFoundError("six")
     print("what a job prints is no result")
     return os.getpid(), float((torch.arange(1, 1000, dtype=torch.float32).sin() * number).sum())
 
 
 def surroundings(number: int) -> tuple:
     return os.getcwd(), os.environ.get("MARK"), torch.get_num_threads(), "peft" in sys.modules
+
+
+def attention(number: int) -> tuple:
+    """Outputs and gradients of attention as a worker computes it, and the threads it used."""
+    values = torch.randn(3, 40, 2, 30, 4, generator=torch.Generator().manual_seed(number)).requires_grad_()
+    used = []
+
+    def operation(*inputs):
+        used.append(torch.get_num_threads())
+        return torch.nn.functional.scaled_dot_product_attention(*inputs)
+
+    found = by_all_threads(operation, *values.unbind(0))
+    found.grad_fn.register_prehook(lambda _: used.append(torch.get_num_threads()))
+    found.square().sum().backward()
+    return [*used, torch.get_num_threads()], found.detach(), values.grad
 
 
 def killed(number: int) -> None:
@@ -83,10 +100,26 @@ def test_a_job_sees_the_callers_folder_environment_and_share_of_threads_and_has_
     assert beside(surroundings, [0]) == [(str(tmp_path), "here", threads, True)]
 
 
+def test_attention_takes_the_threads_of_all_workers_and_gives_the_same_bytes(beside):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        ((threads, found, gradient),) = beside(attention, [1])
+    finally:
+        torch.set_num_threads(before)
+    alone, expected, expected_gradient = attention(1)
+    assert threads == [4, 4, 2]
+    assert alone == [before] * 3
+    assert torch.equal(found, expected)
+    assert torch.equal(gradient, expected_gradient)
+
+
 def test_the_first_error_is_raised_here_and_ends_the_others(beside, tmp_path):
     told = tmp_path / "pid"
     with pytest.raises(ValueError, match="three is refused"):
         beside(job, [0, 3, 1])
+    with pytest.raises(FileNotFoundError, match="six"):
+        beside(job, [6, 6])
     with pytest.raises(ValueError, match="the first error"):
         beside(lasting, [0, 1], told=str(told))
     assert gone(int(told.read_text()))

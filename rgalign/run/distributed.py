@@ -61,37 +61,57 @@ def each(
     if workers == 1:
         return [job(**own) for own in arguments]
     threads = max(1, torch.get_num_threads() // workers)
+    shared = {"threads": threads, "all_threads": torch.get_num_threads(), "job": job}
     if forks.ADDRESS in os.environ:
-        results = _forked(os.environ[forks.ADDRESS], threads, job, arguments, workers)
+        results = _forked(os.environ[forks.ADDRESS], ({**shared, "own": own} for own in arguments), workers)
     else:
         pool = Parallel(n_jobs=workers, return_as="generator", mmap_mode=None, max_nbytes=None)
-        results = pool(delayed(_with_threads)(threads, job, own) for own in arguments)
+        results = pool(delayed(_with_threads)(**shared, own=own) for own in arguments)
     return list(tqdm(results, total=total, desc=title, disable=not progress))
 
 
-def _with_threads(threads: int, job: Callable[..., Any], own: dict[str, Any]) -> Any:
+def _with_threads(threads: int, all_threads: int, job: Callable[..., Any], own: dict[str, Any]) -> Any:
+    global _all_threads
     if forks.ADDRESS not in os.environ:
         _end_with_the_parent()
     torch.set_num_threads(threads)  # their number changes the last bits of sums
     threadpool_limits(threads)
+    _all_threads = all_threads
     return job(**own)
 
 
-def _forked(
-    address: str, threads: int, job: Callable[..., Any], arguments: Iterable[dict[str, Any]], workers: int
-) -> Iterator[Any]:
-    """The same by processes that the server forks, one a job (run.forks)."""
+_all_threads = 0  # of a worker and those beside it together
+
+
+def by_all_threads(operation: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+    """operation(*inputs); in a worker it takes the threads of all workers, forward and backward: where a job lasts
+    longer than those beside it, theirs are idle. For an operation whose result does not depend on their number."""
+    own, more = torch.get_num_threads(), _all_threads
+    if more <= own:
+        return operation(*inputs)
+    torch.set_num_threads(more)
+    try:
+        result = operation(*inputs)
+    finally:
+        torch.set_num_threads(own)
+    if result.grad_fn is not None:
+        result.grad_fn.register_prehook(lambda _: torch.set_num_threads(more))
+        result.grad_fn.register_hook(lambda *_: torch.set_num_threads(own))
+    return result
+
+
+def _forked(address: str, jobs: Iterable[dict[str, Any]], workers: int) -> Iterator[Any]:
+    """_with_threads(**own) for each of these jobs, by processes that the server forks (run.forks)."""
     waiting, opened = deque(), set()
     pool = ThreadPoolExecutor(workers)
     try:
-        for own in arguments:
-            given = {"threads": threads, "job": job, "own": own}
-            waiting.append(pool.submit(forks.call, address, _with_threads, given, opened))
+        for own in jobs:
+            waiting.append(pool.submit(forks.call, address, _with_threads, own, opened))
             if len(waiting) > 2 * workers:
                 yield _next(waiting)
         while waiting:
             yield _next(waiting)
-    except (EOFError, OSError) as error:
+    except forks.ProcessLost as error:
         raise ProcessesError("a worker was killed, most often for want of memory: lower run.workers") from error
     finally:
         for connection in opened.copy():

@@ -36,6 +36,10 @@ LIBRARIES = (
 DRAWS = "module://matplotlib_inline.backend_inline"  # as ipykernel would set it, if it came before matplotlib
 
 
+class ProcessLost(RuntimeError):
+    """A process ended without an answer."""
+
+
 def supported() -> bool:
     """Whether a process with these libraries can go on after a fork; on macOS its system libraries forbid it."""
     return sys.platform == "linux"
@@ -125,10 +129,20 @@ def _end_with(connection: socket.socket) -> None:
 
 
 def call(address: str, job: Callable[..., Any], arguments: dict[str, Any], opened: set[socket.socket]) -> Any:
-    """job(**arguments) in a process of its own; raises what it raises, EOFError where the process is killed.
+    """job(**arguments) in a process of its own; raises what it raises, ProcessLost where the process is killed.
 
     opened  has the connection meanwhile: shut down, it ends the process
     """
+    try:
+        result, error, trace = _answer(address, (job, arguments), opened)
+    except (EOFError, OSError) as lost:
+        raise ProcessLost("the process of a job was killed, or its server") from lost
+    if error:
+        raise error from RuntimeError(trace)
+    return result
+
+
+def _answer(address: str, task: tuple[Callable, dict[str, Any]], opened: set[socket.socket]) -> tuple:
     (read_job, write_job), (read_result, write_result) = os.pipe(), os.pipe()
     with open(write_job, "wb") as sent, open(read_result, "rb") as received:
         try:
@@ -140,14 +154,11 @@ def call(address: str, job: Callable[..., Any], arguments: dict[str, Any], opene
             opened.add(connection)
             try:
                 pickle.dump(sys.path, sent)
-                pickle.dump((job, arguments), sent)
+                pickle.dump(task, sent)
                 sent.flush()
-                result, error, trace = pickle.load(received)
+                return pickle.load(received)
             finally:
                 opened.discard(connection)
-    if error:
-        raise error from RuntimeError(trace)
-    return result
 
 
 def work() -> None:
