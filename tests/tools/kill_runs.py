@@ -131,15 +131,13 @@ def _comes(process: subprocess.Popen, run: Path, moment: Moment, seconds: float,
         return _pause(process, moment.stage, moment.share * seconds)
     if kind == "checkpoint":
         return _checkpoint(process, moment.stage, run / "work" / moment.stage, moment.share)
-    wanted, after = _wanted(kind, run, moment), 1 + int(moment.share * {"notebook": 12}.get(kind, 1))
+    wanted = _wanted(kind, run, moment)
     for _ in range(int(LONGEST * 10)):
         if _is_over(process, moment.stage):
             return False
         for happened, path in events.wait(0.1):
             if wanted(happened, path):
-                after -= 1
-                if not after:
-                    return True
+                return True
     return False
 
 
