@@ -216,10 +216,12 @@ def differences(
 
 
 def _share_clipped(log: Log, targets: Iterable[np.ndarray], clip: float | None) -> float:
-    slots = [(slice(None), slice(np.shape(target)[1])) for target in targets]
-    matched = [log.propensity[at][log.shown[at] == target] for at, target in zip(slots, targets, strict=True)]
-    small = np.concatenate(matched) < _least(clip)
-    return float(small.mean()) if len(small) else 0.0
+    matched = []
+    for target in targets:
+        k = np.shape(target)[1]
+        matched.append(log.propensity[:, :k][log.shown[:, :k] == target])
+    clipped = np.concatenate(matched) < _least(clip)
+    return float(clipped.mean()) if len(clipped) else 0.0
 
 
 def _linearised(log: Log, weight: np.ndarray, predicted: np.ndarray | None) -> dict[str, tuple[float, np.ndarray]]:

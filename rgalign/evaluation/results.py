@@ -82,8 +82,11 @@ def session_metrics(
         if metric.of_lists is not None and metric.over_kb in inputs
     }
     if group == "user":
-        found["gauc"], sessions = _user_auc(scores, clicked, shown, user_id)
-        weight = weight / (sessions if weights == "uniform" else 1)
+        user, inside = pd.factorize(np.asarray(user_id, dtype=object))[0], np.asarray(shown, dtype=bool)
+        of_row = user[np.nonzero(inside)[0]]
+        auc, _, _ = metrics.group_auc(np.asarray(scores)[inside], np.asarray(clicked)[inside], of_row)
+        found["gauc"] = pd.Series(auc, np.unique(of_row)).reindex(user).to_numpy()
+        weight = weight / (np.bincount(user)[user] if weights == "uniform" else 1)
     keys = {"session_id": session_id, "user_id": user_id, "model": model, "seed": seed, "split": split}
     return conform(pd.DataFrame(keys | {GAUC_WEIGHT: weight} | found), "session_metrics")
 
@@ -178,15 +181,6 @@ def slice_masks(slices: pd.DataFrame | None, session_ids) -> Iterator[tuple[str,
         raise ValueError(f"slices lacks {(row < 0).sum()} sessions (first: {session_ids[row < 0][0]!r})")
     for name in slices.columns.drop("all", errors="ignore"):
         yield name, slices[name].to_numpy(dtype=bool)[row]
-
-
-def _user_auc(scores, clicked, shown, user_id) -> tuple[np.ndarray, np.ndarray]:
-    """For each list, the AUC over all lists of its user, and the number of these."""
-    user = pd.factorize(np.asarray(user_id, dtype=object))[0]
-    shown = np.asarray(shown, dtype=bool)
-    of_row = user[np.nonzero(shown)[0]]
-    auc = metrics.group_auc(np.asarray(scores)[shown], np.asarray(clicked)[shown], of_row)[0]
-    return pd.Series(auc, np.unique(of_row)).reindex(user).to_numpy(), np.bincount(user)[user]
 
 
 def unknown_model(name) -> str:

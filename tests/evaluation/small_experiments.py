@@ -5,11 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 SHOWN = 3  # intents a session
-HEAVY, HEAVY_VISITS, HEAVY_RATE = (
-    0.2,
-    3.0,
-    0.5,
-)  # a fifth of the users comes three times as often and clicks half as much
+# a fifth of the users comes three times as often and clicks half as much
+HEAVY, HEAVY_VISITS, HEAVY_RATE = 0.2, 3.0, 0.5
 RATE = 0.3  # mean click probability of the others
 CONTROL_CTR = RATE * (HEAVY * HEAVY_VISITS * HEAVY_RATE + 1 - HEAVY) / (HEAVY * HEAVY_VISITS + 1 - HEAVY)
 

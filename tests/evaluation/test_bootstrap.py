@@ -14,22 +14,26 @@ def clustered(rng, *, users=120, per_user=6, effect=0.1, between=1.0, within=1.0
     return effect + shared + rng.normal(scale=within, size=(*statistics, len(user))), user
 
 
+def scipys_ends(user, top, bottom, replicates, seed):
+    """Ends of scipy's percentile interval of a ratio of sums over users drawn with replacement."""
+    drawn = stats.bootstrap(
+        (np.bincount(user, top), np.bincount(user, bottom)),
+        lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis),
+        paired=True,
+        method="percentile",
+        n_resamples=replicates,
+        rng=np.random.default_rng(seed),
+    )
+    return [drawn.confidence_interval.low, drawn.confidence_interval.high]
+
+
 def test_draws_and_percentiles_equal_scipys():
     rng = np.random.default_rng(1)
     differences, user = clustered(rng, users=40)
     weights = rng.integers(2, 15, size=len(user))
-    top = np.bincount(user, differences * weights)
-    bottom = np.bincount(user, weights)
-    theirs = stats.bootstrap(
-        (top, bottom),
-        lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis),
-        paired=True,
-        method="percentile",
-        n_resamples=500,
-        rng=np.random.default_rng(7),
-    ).confidence_interval
+    theirs = scipys_ends(user, differences * weights, weights, 500, 7)
     ours = bootstrap.over_users(differences, weights, user, seed=7, replicates=500)
-    np.testing.assert_allclose([ours.low, ours.high], [theirs.low, theirs.high], rtol=0, atol=1e-12)
+    np.testing.assert_allclose([ours.low, ours.high], theirs, rtol=0, atol=1e-12)
     assert ours.estimate == pytest.approx(np.average(differences, weights=weights), abs=1e-12)
 
 
@@ -103,16 +107,9 @@ def test_the_interval_of_a_ratio_is_that_of_the_ratio_in_each_replicate():
     rng = np.random.default_rng(9)
     differences, user = clustered(rng, users=50)
     weights, per = rng.integers(1, 9, size=len(user)), rng.random(len(user))  # an old model's error, often near 0
-    theirs = stats.bootstrap(
-        (np.bincount(user, differences * weights), np.bincount(user, per * weights)),
-        lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis),
-        paired=True,
-        method="percentile",
-        n_resamples=300,
-        rng=np.random.default_rng(4),
-    ).confidence_interval
+    theirs = scipys_ends(user, differences * weights, per * weights, 300, 4)
     ours = bootstrap.over_users(differences, weights, user, per=per, seed=4, replicates=300)
-    np.testing.assert_allclose([ours.low, ours.high], [theirs.low, theirs.high], rtol=0, atol=1e-12)
+    np.testing.assert_allclose([ours.low, ours.high], theirs, rtol=0, atol=1e-12)
     assert ours.estimate == pytest.approx((differences * weights).sum() / (per * weights).sum())
     undefined = np.where(rng.random(len(user)) < 0.3, np.nan, differences)
     there = ~np.isnan(undefined)

@@ -90,19 +90,26 @@ def test_whole_kb_adds_the_rank_metrics_over_all_intents(shop):
     assert "gauc/kb" not in sessions
 
 
-def test_a_comparison_is_the_difference_of_the_results_with_its_interval(shop, table):
-    rows = comparisons(table, [("two_tower", "popularity"), ("oracle", "two_tower")], shop["slices"], seed=3)
+@pytest.fixture(scope="module")
+def compared(shop, table):
+    """Comparisons of the table, and GAUC of oracle and two_tower by session, means over seeds."""
+    pairs = [("two_tower", "popularity"), ("oracle", "two_tower"), ("oracle", "popularity")]
+    wide = table.pivot_table(index="session_id", columns=["model", "seed"], values="gauc", dropna=False)
+    gauc = [wide[name].dropna(axis=1, how="all").mean(axis=1).to_numpy() for name in ("oracle", "two_tower")]
+    return comparisons(table, pairs, shop["slices"], seed=3), *gauc
+
+
+def test_a_comparison_is_the_difference_of_the_results_with_its_interval(shop, table, compared):
+    rows, new_gauc, old_gauc = compared
     values = results(table, shop["slices"], data="toy").groupby(["model", "metric", "slice"])["value"].mean()
     for row in rows.itertuples():
         new, old = (values[(name, row.metric, row.slice)] for name in (row.model, row.against))
         np.testing.assert_allclose(row.difference, new - old, rtol=0, atol=1e-12)
         relative = 1 - (1 - new) / (1 - old) if row.metric == "gauc" else new / old - 1
         np.testing.assert_allclose(row.relative, relative, rtol=0, atol=1e-12)
-        assert row.seeds == 3
-    gauc = rows[(rows.metric == "gauc") & (rows.slice == "all") & (rows.model == "oracle")].iloc[0]
-    wide = table.pivot_table(index="session_id", columns=["model", "seed"], values="gauc", dropna=False)
-    new, old = wide["oracle"].dropna(axis=1, how="all").mean(axis=1), wide["two_tower"].mean(axis=1)
-    interval = bootstrap.over_users((new - old).to_numpy(), shop["shown"].sum(axis=1), shop["user_id"], seed=3)
+        assert row.seeds == (1 if (row.model, row.against) == ("oracle", "popularity") else 3)
+    (gauc,) = rows.query("metric == 'gauc' and slice == 'all' and against == 'two_tower'").itertuples()
+    interval = bootstrap.over_users(new_gauc - old_gauc, shop["shown"].sum(axis=1), shop["user_id"], seed=3)
     assert (gauc.ci_low, gauc.ci_high) == pytest.approx((interval.low, interval.high), abs=1e-12)
     assert rows[rows.slice == "cold"].difference.isna().all()
 
@@ -160,12 +167,9 @@ def test_a_verdict_goes_by_the_adjusted_p_value(worlds, difference, p_holm, says
     assert verdict(row) == says
 
 
-def test_an_interval_of_its_own_for_the_ratio_and_p_values_within_each_table(shop, table):
-    pairs = [("two_tower", "popularity"), ("oracle", "two_tower"), ("oracle", "popularity")]
-    rows = comparisons(table, pairs, shop["slices"], seed=3)
+def test_an_interval_of_its_own_for_the_ratio_and_p_values_within_each_table(shop, table, compared):
+    rows, new, old = compared
     (gauc,) = rows.query("metric == 'gauc' and slice == 'all' and against == 'two_tower'").itertuples()
-    wide = table.pivot_table(index="session_id", columns=["model", "seed"], values="gauc", dropna=False)
-    new, old = (wide[name].dropna(axis=1, how="all").mean(axis=1).to_numpy() for name in ("oracle", "two_tower"))
     drawn = bootstrap.over_users(new - old, shop["shown"].sum(axis=1), shop["user_id"], per=1 - old, seed=3)
     assert tuple(drawn) == pytest.approx((gauc.relative, gauc.relative_low, gauc.relative_high), abs=1e-12)
     z = gauc.difference / ((gauc.ci_high - gauc.ci_low) / (2 * stats.norm.ppf(0.975)))
