@@ -102,10 +102,8 @@ class Ranking:
         return lists if vectors is None else with_queries(lists, vectors.rows(lists.session_id))
 
     def scores(self, lists: Lists, timestamps: np.ndarray | None = None) -> np.ndarray:
-        """(lists, intents) float32: the higher the better, comparable inside a session alone.
-
-        timestamps  (lists,) datetime64: an intent that did not exist yet has -inf; None: all exist
-        """
+        """(lists, intents) float32: the higher the better, comparable inside a session alone. timestamps (lists,)
+        datetime64: an intent that did not exist yet has -inf; None: all exist."""
         found = score_kb(self.model, lists, self.intents)
         if self.correction is not None:
             found = found + self.correction.astype(np.float32)
@@ -114,10 +112,8 @@ class Ranking:
         return found
 
     def top(self, session_ids: np.ndarray, scores: np.ndarray, k: int | None) -> pd.DataFrame:
-        """session_id, rank (from 1), intent_id, title, score: the k best of each session, or all that exist.
-
-        Equal scores stand in the order of the knowledge base.
-        """
+        """session_id, rank (from 1), intent_id, title, score: the k best of each session, or all that exist; equal
+        scores in the order of the knowledge base."""
         order = np.argsort(-scores, axis=1, kind="stable")[:, : k or None]
         rows, many = order.shape
         table = pd.DataFrame(
@@ -137,9 +133,7 @@ def refuse(report: Report, what: str) -> None:
 
 def checked_intents(more: pd.DataFrame, kb: pd.DataFrame) -> pd.DataFrame:
     """New intents in intents.parquet's columns and types; description, category and valid_from may be missing.
-
-    Raises ScoreError with every fault: those that `check` finds in intents.parquet, and ids that the KB has.
-    """
+    Raises ScoreError with every fault: those that `check` finds in intents.parquet, and ids that the KB has."""
     report, frame = check_frame(more, "intents", ("intent_id", "title"), kinds={})
     ids = more["intent_id"] if isinstance(more, pd.DataFrame) and list(more.columns).count("intent_id") == 1 else []
     known = np.isin([str(one) for one in ids], kb["intent_id"].astype(str))
@@ -274,10 +268,8 @@ class Scorer:
         return embedded(self.reasoner, self.prompter, frame, self.tokens_per_batch, progress=progress)
 
     def _checked(self, sessions: pd.DataFrame, features: Iterable[str], *, once: bool = False) -> pd.DataFrame:
-        """The columns needed, in the data set's types, and the timestamp where there is one.
-
-        once  a session may not come twice
-        """
+        """The columns needed, in the data set's types, and the timestamp where there is one. once: a session may not
+        come twice."""
         seen = {} if self.ranking is None else self.ranking.seen
         needed = ["session_id", *features]
         report, frame = check_frame(sessions, "sessions", needed, kinds=self.kinds, repeats=not once, seen=seen)
@@ -338,11 +330,8 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
 
 
 def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.DataFrame:
-    """What one session costs a service, on one core: step, and the milliseconds of its p50 and p99 over `sessions`.
-
-    scorer    of a run with a ranker (rgalign.load)
-    warm      sessions before the first that counts
-    """
+    """What one session costs a service, on one core: step, and the milliseconds of its p50 and p99 over `sessions`
+    without the first `warm`. scorer: of a run with a ranker (rgalign.load)."""
     ranking, vectors = scorer.ranking, scorer.embed(sessions)
     one = [sessions.iloc[[row]] for row in range(len(sessions))]
     lists = scorer.lists(sessions, vectors)

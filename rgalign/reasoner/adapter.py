@@ -75,9 +75,7 @@ def read_adapter(folder: Path, name: str) -> PeftConfig:
 
 def _merged(wrapped: PeftModel, subject: str) -> PreTrainedModel:
     """The base model with the adapter added to its weights; its config says whether its embeddings are still tied.
-
-    An adapter of one of two tied matrices would be added to both: they are untied first.
-    """
+    An adapter of one of two tied matrices would be added to both: they are untied first."""
     model = wrapped.get_base_model()
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     own = [layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in ends]
@@ -101,9 +99,7 @@ def _tied(reads: nn.Module, writes: nn.Module | None) -> bool:
 
 def ready_to_save(model: PeftModel, *, embeddings: bool = False) -> PeftModel:
     """The model itself, whose adapter is written with the same bytes every time and without a look at the network.
-
-    embeddings  whether whole embeddings are written too: those that came with an adapter; told once, it stays
-    """
+    embeddings: whether whole embeddings are written too, those that came with an adapter; told once, it stays."""
     for config in model.peft_config.values():
         if isinstance(config.target_modules, set):  # in no order: its file would differ from run to run
             config.target_modules = sorted(config.target_modules)

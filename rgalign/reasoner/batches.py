@@ -1,10 +1,7 @@
-"""What a training step reads: rows of token ids, right-padded batches, and micro-batches that fit the memory.
+"""What a training step reads: rows of token ids, divided over processes and into micro-batches that fit the memory.
 
-A step's rows are the same however it is run. They are divided over the processes, each of which runs its own in
-micro-batches that fit `tokens_per_batch`; each micro-batch's loss is weighted so that the sum is the mean over the
-step. transformers' gradient accumulation is not used: it has a fixed number of rows in a micro-batch, weighs by tokens
-alone, and cannot repeat a step in smaller ones after an out-of-memory error.
-"""
+transformers' gradient accumulation is not used: it has a fixed number of rows in a micro-batch, weighs by tokens alone,
+and cannot repeat a step in smaller ones after an out-of-memory error."""
 
 import gc
 import logging
@@ -29,11 +26,9 @@ def documents(prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]
 
 
 def right_padded(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
-    """A batch of documents: ids (rows, longest); prompt (rows,), tokens of the prompt; length (rows,), of both.
-
-    Padded on the right: in a causal model no token attends to its right, so no mask is needed. The end token may be the
-    pad token: what is padding is decided by length alone.
-    """
+    """A batch of documents: ids (rows, longest); prompt (rows,), tokens of the prompt; length (rows,), of both."""
+    # on the right: in a causal model no token attends to its right, so no mask is needed. The end token may be the pad
+    # token: what is padding is decided by length alone
     lengths = [len(row["input_ids"]) for row in rows]
     ids = [row["input_ids"] + [pad] * (max(lengths) - own) for row, own in zip(rows, lengths, strict=True)]
     prompt = [row["prompt"] for row in rows]
@@ -76,10 +71,8 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 def retry_smaller(
     job: Callable[[Sequence[Row]], Result], rows: Sequence[Row], what: str
 ) -> Iterator[tuple[Sequence[Row], Result]]:
-    """(part, job(part)) for parts that make up `rows`, in order: all rows, or halves of what did not fit into memory.
-
-    what  for the log. A single row that does not fit raises the device's error.
-    """
+    """(part, job(part)) for parts that make up `rows`, in order: all rows, or halves of what did not fit into memory
+    (`what`, for the log). A single row that does not fit raises the device's error."""
     waiting = [rows]
     while waiting:
         part = waiting.pop()
@@ -100,8 +93,8 @@ def retry_smaller(
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device, or the machine, did not have the memory that was asked for."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in OUT_OF_MEMORY)
 
 
 def empty_cache() -> None:

@@ -35,12 +35,10 @@ from rgalign.reasoner.trainer import Setup
 from rgalign.run.distributed import each
 from rgalign.seeding import seeded
 
-# Data that a run's language models may be trained on: train without development users, and no text of users in valid
-# or test.
-
 
 def learnable(dataset: Dataset, folder: Path, encoded: Path) -> tuple[Dataset, dict[str, int]]:
-    """The data set with nothing else in it, and the numbers of transcripts kept and left out; empty without any.
+    """The data set with nothing in it but what a run's language models may be trained on, and the numbers of
+    transcripts kept and left out; empty without any.
 
     dataset  with its transcripts, of train and valid;  folder  it was read from;  encoded  tables/encoded
     Kept are sessions of train whose user is no development user; of transcripts that name a session, those of kept
@@ -65,12 +63,9 @@ Ids = Sequence[Sequence[int]]
 
 
 def fit(documents: Ids, *, dim: int, seed: int) -> Pipeline:
-    """The control without a language model (LSA): TF-IDF of token ids and a truncated SVD, of the documents that the
-    tiny model is pre-trained on, so that the difference is what language modelling adds.
-
-    dim  width of a vector, at most the words seen less one
-    Raises ValueError where fewer than two words stand in two documents each.
-    """
+    """The control without a language model (LSA): TF-IDF of token ids and a truncated SVD to at most `dim`, of the
+    documents that the tiny model is pre-trained on, so that the difference is what language modelling adds. Raises
+    ValueError where fewer than two words stand in two documents each."""
     words = TfidfVectorizer(analyzer=lambda ids: ids, min_df=2, sublinear_tf=True, dtype=np.float32)
     seen = Counter(word for ids in documents for word in set(ids))
     if sum(count >= words.min_df for count in seen.values()) < 2:
@@ -92,10 +87,7 @@ KB_ALONE_REPEATS = 200  # of the KB for the control that is trained on it alone:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The params that models and vectors are made by.
-
-    settings  the section `reasoner`;  drop  data.features.drop;  device, launcher  those of run
-    """
+    """The params that models and vectors are made by: the section `reasoner`, data.features.drop, and those of run."""
 
     settings: ReasonerSettings
     drop: Sequence[str] = ()
@@ -319,11 +311,9 @@ def prompt_weight(given: float | None, *, asked: bool) -> float:
 
 
 def _documents(dataset: Dataset, put: Prompter) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and queries of the transcripts; without any, the prompts of train's sessions, each with itself as query.
-
-    Without questions, the state at a prompt's end learns nothing unless it must encode the prompt; so max_new_tokens
-    does not truncate these documents: they are no queries [C].
-    """
+    """Prompts and queries of the transcripts; without any, the prompts of train's sessions, each with itself as query:
+    the state at a prompt's end learns nothing unless it must encode the prompt. These are no queries, so
+    max_new_tokens does not truncate them [C]."""
     transcripts = _transcripts(dataset)
     if transcripts is not None:
         return put.transcripts(transcripts, _train(dataset))

@@ -28,10 +28,8 @@ from rgalign.run import distributed
 from rgalign.run.artifacts import write_arrow
 from rgalign.run.distributed import digest_of, label_of, make_shards, shard_path
 
-# METHOD.md 2.1: the embedding is the final hidden state of the last real token [P]. Batches are padded on the right: in
-# a causal model no token attends to its right, so no attention mask is needed, and padding is left out by position,
-# never by id (the end token may be the pad token).
-
+# METHOD.md 2.1: the embedding is the final hidden state of the last real token [P]. Batches are padded as right_padded
+# says: no mask, and padding is left out by position, never by id.
 TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 16_384}  # a CPU is quickest while a batch fits its caches
 
 
@@ -223,10 +221,8 @@ def embed_by_processes(
     device: str,
     **options: Any,
 ) -> None:
-    """`embed_to_shards` by the processes that the launcher starts; the same bytes for any number of them.
-
-    dtype, device: of the reasoner in the processes. Raises ProcessesError, ReasonerError.
-    """
+    """`embed_to_shards` by the processes that the launcher starts, the same bytes for any number of them.
+    dtype, device: of the reasoner in the processes. Raises ProcessesError, ReasonerError."""
     job = folder.with_name(f"{folder.name}-job")
     tokens = pa.array([list(map(int, row)) for row in sequences], pa.list_(pa.int32()))
     write_arrow(job / SEQUENCES, pa.table({"id": pa.array(list(map(str, ids)), pa.string()), "tokens": tokens}))
@@ -246,17 +242,14 @@ def embed_own_shards(job: Path, arguments: dict[str, Any]) -> dict[str, int]:
 
 
 def gather(folder: str | Path) -> Vectors:
-    """All shards of a folder as one, in the order of the ids that were given.
-
-    Raises ValueError that names the shards that are missing or of another model or set.
-    """
+    """All shards of a folder as one, in the order of the ids that were given. Raises ValueError that names the shards
+    that are missing or of another model or set."""
     folder = Path(folder)
     first = label_of(shard_path(folder, 0))
     if first is None:
         raise ValueError(f"{folder} has no first shard; call embed_to_shards for every process first")
     paths = [shard_path(folder, number) for number in range(first["shards"])]
-    wrong = [path.name for path in paths if label_of(path) != first]
-    if wrong:
+    if wrong := [path.name for path in paths if label_of(path) != first]:
         raise ValueError(
             f"{folder}: {len(wrong)} of {len(paths)} shards are missing, or of another set (first: {wrong[0]})"
             "; call embed_to_shards again: finished shards are kept"

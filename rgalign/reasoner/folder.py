@@ -20,7 +20,6 @@ from rgalign.reasoner.chat_template import controls, frame, template_ids
 from rgalign.run.external_inputs import PICKLED, model_folder
 
 # Which files of a folder make one whole model or adapter: names, sizes and headers are checked, no weight is read.
-
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # one file, or the parts that the index names
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LFS = b"version https://git-lfs.github.com/spec/"  # how a file begins that git clone left to git-lfs
@@ -207,10 +206,7 @@ def causal_errors(folder: Path) -> list[str]:
 
 
 def positions(config: Any) -> int | None:
-    """Most tokens that a model with absolute positions can read; None where they are rotary or without end.
-
-    config  of transformers
-    """
+    """Most tokens that a model of this config (transformers') can read; None where positions are rotary or endless."""
     text = config.get_text_config()
     most = getattr(text, "max_position_embeddings", None)
     if most is None or most < 1 or getattr(text, "rope_parameters", None):
@@ -220,9 +216,7 @@ def positions(config: Any) -> int | None:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer. One without pad token pads with its end-of-text token [C]: masks decide, never ids.
-
-    Raises ReasonerError for a tokenizer that cannot be read, is empty, or has neither token.
-    """
+    Raises ReasonerError for a tokenizer that cannot be read, is empty, or has neither token."""
     tokenizer = _read_tokenizer(folder)
     if len(tokenizer) == 0:
         raise ReasonerError(f"the tokenizer in {folder} knows no token")
@@ -239,11 +233,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer as its class reads it, or, where that cuts texts otherwise than tokenizer.json says, as the file.
-
-    transformers 5 builds a tokenizer by its class's name and may put the class's own pre-tokenizer in the place of the
-    file's: digits or blanks fall into other tokens than those that the model was trained on, without a word.
-    """
+    """The tokenizer as its class reads it, or, where that cuts texts otherwise than tokenizer.json says, as the file:
+    transformers 5 may put a class's own pre-tokenizer in the place of the file's, and digits or blanks fall into other
+    tokens than those that the model was trained on, without a word."""
     by_class, class_ids, error = _attempt(AutoTokenizer, folder)
     file = folder / TOKENIZER_FILE
     if not file.is_file():
@@ -282,11 +274,9 @@ def _attempt(kind: type, folder: Path) -> tuple[Any, list[list[int]] | None, Exc
 
 
 def vocabulary_errors(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str]:
-    """Tokens that a prompt may hold and that the model has no row for; a special token that no prompt can hold is none.
-
-    rows  of the embeddings. Prompts hold data, from which special tokens are removed, and what chat template and
-    tokenizer add (Prompter). Gemma 3's tokenizers have an image token, its text models no row for it.
-    """
+    """Tokens that a prompt may hold and that the model's embeddings have no row for. Prompts hold data, from which
+    special tokens are removed, and what chat template and tokenizer add: Gemma 3's image token, which its text models
+    have no row for, is in none."""
     if len(tokenizer) <= rows:
         return []
     framing = set(tokenizer("a")["input_ids"])
@@ -324,7 +314,6 @@ def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **opt
 
 
 # Sentence-transformers folders, read without sentence-transformers: pooling, normalisation, length.
-
 MODULES = "modules.json"
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # theirs: ours
 OLD_NAMES = {  # before sentence-transformers 6 each mode was a switch
@@ -348,11 +337,8 @@ class Encoder:
 
 
 def read_encoder(folder: Path) -> Encoder:
-    """Reads modules.json and the folders it names.
-
-    Prompts in config_sentence_transformers.json are not applied [C]: a prompt is the Prompter's business. Raises
-    ReasonerError for a folder without modules.json, and for modules or poolings that are not understood.
-    """
+    """Reads modules.json and the folders it names; prompts in config_sentence_transformers.json are not applied [C].
+    Raises ReasonerError for a folder without modules.json, and for modules or poolings that are not understood."""
     if not (folder / MODULES).is_file():
         raise ReasonerError(
             f"{folder} has no {MODULES}: an encoder is a sentence-transformers folder; for a causal language model "
@@ -378,7 +364,7 @@ def read_encoder(folder: Path) -> Encoder:
     return Encoder(modules[0][1], POOLINGS[pooling], "Normalize" in names, settings.get("max_seq_length"))
 
 
-def write_encoder(folder: Path, *, hidden_size: int, pooling: str, normalize: bool, max_tokens: int | None) -> None:
+def write_encoder(folder: Path, hidden_size: int, pooling: str, normalize: bool, *, max_tokens: int | None) -> None:
     """Writes the files that `read_encoder` reads beside a saved transformer; sentence-transformers reads them too."""
     theirs = {ours: name for name, ours in POOLINGS.items()}[pooling]
     modes = {name: mode == theirs for name, mode in OLD_NAMES.items()}

@@ -1,7 +1,6 @@
 """Latent queries: text that the reasoner writes for a session, sampled or greedy, with its log-probability.
 
-A prompt goes through the model once; its keys and values are then repeated for its samples (prefill, METHOD.md 2.1).
-"""
+A prompt goes through the model once; its keys and values are then repeated for its samples (prefill, METHOD.md 2.1)."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -49,10 +48,8 @@ def has_plain_cache(cache: object, kinds: tuple[type, ...] = KEYS_AND_VALUES) ->
 
 
 class Cached:
-    """Texts as far as they have been run, every token once, with the model's cache.
-
-    logits (rows, vocabulary): of each text's next token
-    """
+    """Texts as far as they have been run, every token once, with the model's cache; logits (rows, vocabulary) of each
+    text's next token."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
         self.model, self.mask = model, mask
@@ -207,8 +204,7 @@ def greedy_and_samples(
 
 def _uniform(seed: int, rows: int, samples: int, steps: int, first_row: int = 0) -> np.ndarray:
     """(rows * samples, steps) float32 in 0 to 1; a line depends on seed, row and number alone, and its beginning not on
-    its length. Philox is a generator of counters: row and number are its upper words, the lower ones count on.
-    """
+    its length. Philox is a generator of counters: row and number are its upper words, the lower ones count on."""
     bits = np.random.Philox(seed)
     start, generator = bits.state, np.random.Generator(bits)
     drawn = np.empty((rows * samples, steps), dtype=np.float32)
@@ -248,9 +244,7 @@ def repeated_share(texts: Sequence[str], words: int = 3) -> float:
 
 def _invert(probability: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     """The token at which the running sum of probabilities passes `uniform`; (draws, vocabulary), (draws,) -> (draws,).
-
-    One number a token, drawn beforehand, makes the draw the same in whatever batch, and on whatever device, it falls.
-    """
+    One number a token, drawn beforehand, makes the draw the same in any batch and on any device."""
     order = None
     if top_p < 1:
         probability, order = probability.sort(dim=-1, descending=True, stable=True)
@@ -297,21 +291,16 @@ def _write(
 def _padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(ids, mask), each (prompts, longest), padded on the left so that every query begins in the same column."""
     width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
 
 
 def _decode(
     model: torch.nn.Module, ids: Tensor, mask: Tensor, draws: Tensor, choose: Choose, ends: Tensor, max_new_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """What is written for each of `draws` (draws,), equally many a prompt: (tokens (draws, new), log-probabilities).
-
-    ids, mask  (prompts, length); ends  ids that end a query; tokens are -1 behind the first of them
-    """
+    ids, mask (prompts, length); tokens are -1 behind the first of `ends`."""
     state = begin(model, ids, mask)
     state.keep(torch.arange(len(ids)).repeat_interleave(len(draws) // len(ids)))
     tokens = torch.full((len(draws), max_new_tokens), -1)

@@ -1,8 +1,6 @@
 """The reasoner: a causal language model (or, where nothing is decoded, a text encoder) with its tokenizer.
 
-METHOD.md 2.1. Any causal model that transformers loads will do [P: Qwen3-4B]; `tiny` builds a small one of Qwen3's
-architecture for laptops [C].
-"""
+METHOD.md 2.1. Any causal model that transformers loads will do [P: Qwen3-4B]; `tiny` is a small one for laptops [C]."""
 
 import hashlib
 import json
@@ -173,8 +171,6 @@ def tiny(
 ) -> Reasoner:
     """A random causal model of Qwen3's architecture with tied embeddings, on the CPU, in float32 [C].
 
-    Its attention has a bias, so that a head can look at a place (the word before) before it has learnt any content: a
-    large model has learnt that long ago, a tiny one has two minutes.
     hidden is a multiple of 2 * heads (rotary positions turn pairs). Raises ReasonerError.
     """
     errors = []
@@ -193,7 +189,7 @@ def tiny(
         head_dim=hidden // heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        attention_bias=True,
+        attention_bias=True,  # so that a head can look at the word before, before it has learnt any content
         initializer_range=hidden**-0.5,  # Qwen's 0.02 is for widths of thousands
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -206,9 +202,7 @@ def tiny(
 
 def save(reasoner: Reasoner, folder: str | Path) -> None:
     """Write model (safetensors) and tokenizer, whole or not at all; the same reasoner gives the same bytes.
-
-    `load(folder, kind=reasoner.kind)` reads it back; a peft model writes its adapter alone, for `load(.., adapter=)`.
-    """
+    `load(folder, kind=reasoner.kind)` reads it; a peft model writes its adapter alone, for `load(.., adapter=)`."""
     if getattr(reasoner.model, "_hf_peft_config_loaded", False):  # transformers would write the adapter alone
         raise ReasonerError(f"{reasoner.name} has an adapter inside, put there by transformers: merge it before saving")
     with atomic(Path(folder)) as temporary:
@@ -217,13 +211,8 @@ def save(reasoner: Reasoner, folder: str | Path) -> None:
         reasoner.tokenizer.save_pretrained(temporary)
         if reasoner.kind == "encoder":
             longest = reasoner.tokenizer.model_max_length
-            write_encoder(
-                temporary,
-                hidden_size=reasoner.hidden_size,
-                pooling=reasoner.pooling,
-                normalize=reasoner.normalize,
-                max_tokens=longest if longest < 1e9 else None,  # a tokenizer without limit says 1e30
-            )
+            most = longest if longest < 1e9 else None  # a tokenizer without limit says 1e30
+            write_encoder(temporary, reasoner.hidden_size, reasoner.pooling, reasoner.normalize, max_tokens=most)
 
 
 def fingerprint(reasoner: Reasoner) -> str:
@@ -264,7 +253,6 @@ def _setting_errors(kind: str, adapter: str | None, device: str, quantize: str |
 # The models of a run on disk, in models/reasoner/<name>/: one that was trained here is saved; of a pretrained one only
 # source.json is written (model, adapter, kind, dtype, quantize, digests of their folders), since a copy would be
 # gigabytes, and a quantised one with an adapter cannot be written back whole.
-
 SOURCE = "source.json"
 # model -> where its weights were read from. By the very object: a copy, which may be trained, is not among them.
 _READ_FROM: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary()
@@ -280,9 +268,7 @@ def name_source(folder: Path, model: str, *, adapter: str | None = None, **how: 
 
 def load_saved(folder: Path, *, kind: str = "causal", dtype: str = "float32", device: str = "auto") -> Reasoner:
     """The reasoner of a folder of models/reasoner. kind, dtype: of one that was trained here; else they are stored.
-
-    Raises ReasonerError, also where a pretrained model has changed since the run read it.
-    """
+    Raises ReasonerError, also where a pretrained model has changed since the run read it."""
     if not (folder / SOURCE).is_file():
         return read_from(load(str(folder), kind=kind, dtype=dtype, device=device), folder)
     source = read_json(folder / SOURCE)

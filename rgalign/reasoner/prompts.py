@@ -1,10 +1,7 @@
 """Prompts: one class puts a session before a model, for embedding, sampling, tuning and pre-training alike.
 
-ids = prompter(params.reasoner, dataset.meta, dataset.intents, tokenizer).sessions(dataset.sessions)
-
 A prompt is head + body + tail. The body is tokenised field by field without special tokens, so that no customer can
-write a token of the chat template; what is too long is truncated by one rule (`truncate`).
-"""
+write a token of the chat template; what is too long is truncated by one rule (`truncate`)."""
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -43,9 +40,8 @@ class TokenisedField:
 def truncate(fields: list[TokenisedField], budget: int) -> list[TokenisedField]:
     """The fields, in their order, truncated to at most `budget` ids together [C].
 
-    First texts lose their ends, the longest one until it is no longer than the next, then both, and so on; a text of
-    which nothing is left goes. Then the longest history loses its oldest entry, one at a time. Then the last features
-    go.
+    First the longest text loses its end until it is no longer than the next, then both, and so on; then the longest
+    history its oldest entry, one at a time; then the last features go.
     """
     lengths = [sum(map(len, field.units)) for field in fields if field.kind == "text"]
     spare = budget - (_size(fields) - sum(lengths))
@@ -82,8 +78,7 @@ class Prompter:
     layout       compact | lines (verbalize.py)
     instruction  what the model is asked to do; part of the head
     max_tokens   budget of a whole prompt
-    max_new_tokens  most tokens of a query, its end token included, sampled or given
-                 (reasoner.queries.max_new_tokens); None: as many as a prompt
+    max_new_tokens  most tokens of a query, its end token included, sampled or given; None: as many as a prompt
     embed        prompt | prompt_query: what is embedded (reasoner.embed; METHOD.md 2.1)
     titles       intent_id -> title: entries of a history that are KB ids are shown by title
     ask          False for encoders: the body is between the tokenizer's own special tokens, and no query is asked for
@@ -161,8 +156,8 @@ class Prompter:
     ) -> tuple[list[list[int]], list[list[int]]]:
         """(prompts, queries) of the rows that have a query; queries close with end_id.
 
-        A row's features are its map column `features`, in stored order (Serialiser.transcripts). Without that
-        column they are those of the session it names in `sessions`. Raises ValueError where neither is there.
+        A row's features are its map column `features` (Serialiser.transcripts), or, without that column, those of the
+        session it names in `sessions`. Raises ValueError where neither is there.
         """
         frame = frame[frame["typed_query"].fillna("").str.strip() != ""]
         if "features" in frame:
@@ -302,7 +297,7 @@ def shown_features(
     named: Sequence[str] | None, meta: Mapping[str, Any], drop: Sequence[str] = (), *, texts: bool = True
 ) -> list[str]:
     """Feature columns that a prompt shows, in order: what `reasoner.features` names, else the data set's own choice
-    without its personal columns (data.personal): only who names one in `reasoner.features` shows it.
+    without its personal columns, which are shown only where `reasoner.features` names them.
 
     named  reasoner.features; meta  dataset.yaml's; drop  data.features.drop: never shown
     texts  False leaves out the columns of kind text (the control qe_rec/no_text)

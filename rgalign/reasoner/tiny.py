@@ -1,9 +1,7 @@
 """The tiny model's tokenizer and its pre-training on transcripts and KB text, never on clicks (METHOD.md 2.1 [C]).
 
-The tokenizer has one token a word and one a feature value: training BPE is not deterministic over runs (threads; a
-silent mismatch cost 0.01 GAUC), counting words is. Pre-training: prompt in, the query the customer typed out, by two
-losses: the next token, and all words of the query from the prompt's last state.
-"""
+The tokenizer has one token a word and one a feature value: training BPE is not deterministic over runs, counting words
+is. Two losses: the next token, and all words of the typed query from the prompt's last state."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

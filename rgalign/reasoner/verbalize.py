@@ -1,9 +1,7 @@
 """Serialisation: a session, an intent or a transcript as text, before tokenising; customer text is data.
 
 Two layouts [C]. `compact`, the tiny model's: a feature is one word (`wait_level=long`), a text is `name:` and its
-words. `lines`, for pretrained models: `name: value` and a line break. Nothing a customer wrote can look like a
-feature's word: control characters become blanks, and in `compact` every punctuation mark stands alone.
-"""
+words. `lines`, for pretrained models: `name: value`. Nothing that a customer wrote can look like a feature's word."""
 
 import re
 import unicodedata
@@ -162,10 +160,8 @@ class Serialiser:
         return found
 
     def intents(self, intents: pd.DataFrame) -> list[list[FieldTemplate]]:
-        """Per KB intent its title and description; without a title the description alone, without both its intent_id.
-
-        An intent whose id, too, is empty or nothing but control characters has no field.
-        """
+        """Per KB intent its title and description; without a title the description alone, without both its intent_id;
+        no field where that, too, is empty or nothing but control characters."""
         texts = {"title": "text", "description": "text"}
         found = self.sessions(intents, list(texts), texts)
         for fields, key in zip(found, intents["intent_id"], strict=True):

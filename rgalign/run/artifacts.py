@@ -1,8 +1,7 @@
 """A run directory on disk: atomic writes, digests, and the manifest that says what made each artifact.
 
 Writes go to a temporary name beside the target and are renamed, so a reader never sees half a file and a killed run
-leaves nothing that looks finished. The manifest entry of a stage is written last.
-"""
+leaves nothing that looks finished. The manifest entry of a stage is written last."""
 
 import errno
 import hashlib
@@ -26,7 +25,6 @@ from rgalign.errors import UserError
 from rgalign.params import PACKAGE, ROOT
 
 # What made an artifact: code, package versions, device, memory.
-
 ROOTS = {"rgalign": PACKAGE, "benchmarks": ROOT}  # packages whose code makes artifacts, and the folders they lie in
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow", "matplotlib")
 
@@ -91,10 +89,8 @@ class ArtifactError(UserError, RuntimeError):
 
 @contextmanager
 def atomic(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; what was made there (file or folder) replaces it on success.
-
-    On any error the temporary path is removed and `target` stays as it was. Raises ArtifactError for a full disk.
-    """
+    """Yield a temporary path beside `target`; what was made there (file or folder) replaces it on success. On any error
+    the temporary path is removed and `target` stays as it was. Raises ArtifactError for a full disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(target)
     _remove(temporary)
@@ -128,10 +124,8 @@ def temporary_of(target: Path) -> Path:
 
 
 def sweep_run(run: Path) -> list[Path]:
-    """Remove what killed writers left anywhere in a run directory, in which nobody else may write meanwhile.
-
-    Returns the removed paths. Other runs in the same folder are left alone, and so is `work`, which stages resume from.
-    """
+    """Remove what killed writers left anywhere in a run directory, where nobody else may write meanwhile; returns the
+    removed paths. Other runs in the same folder are left alone, and so is `work`, which stages resume from."""
     places = [run.glob(f".*{TEMPORARY}*"), *((run / name).rglob(f".*{TEMPORARY}*") for name in FOLDERS)]
     left = sorted(path for place in places for path in place)
     for path in left:
@@ -193,10 +187,7 @@ def refuse_no_folder(path: Path, what: str) -> None:
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run directory, empty where nothing has run.
-
-    Raises ArtifactError when the file is there and cannot be read.
-    """
+    """The manifest of a run directory, empty where nothing has run. Raises ArtifactError where it cannot be read."""
     path = run / MANIFEST
     if not path.exists():
         return {"version": VERSION, "stages": {}}
@@ -250,9 +241,7 @@ def record_stage(run: Path, stage: str, entry: Mapping[str, Any]) -> None:
 
 def data_path(path: str) -> Path:
     """Where `data.path` lies: absolute, or below $RGALIGN_DATA (by default ../shared/data), or in the project.
-
-    Raises ArtifactError that lists the places looked in.
-    """
+    Raises ArtifactError that lists the places looked in."""
     given = os.environ.get("RGALIGN_DATA")
     shared = Path(given or ROOT.parent / "shared" / "data")
     places = [root / path for root in ([shared, ROOT] if given or shared.is_dir() else [ROOT])]

@@ -1,8 +1,7 @@
 """Several processes: who am I among them, and starting them by the user's own launcher (run.launcher).
 
 `torchrun ..` or `accelerate launch ..` starts `python -m rgalign.commands.worker JOB`, whose arguments lie in the
-folder JOB; a job goes on from what an earlier start of it left. With one process nothing is sent or waited for.
-"""
+folder JOB; a job goes on from what an earlier start of it left. With one process nothing is sent or waited for."""
 
 import codecs
 import functools
@@ -39,8 +38,6 @@ from rgalign.run.artifacts import atomic, write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-# Independent jobs side by side on one machine's CPU, each in a process of its own; the results are those of a loop.
 
 
 def each(
@@ -194,10 +191,7 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 
 def all_gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
     """The rows of all processes, by rank: (own rows, ..) -> (rows of all, ..). Processes may have different numbers.
-
-    Differentiable: the gradient of any process's loss with respect to a row reaches the process that owns it, so that
-    in-batch losses of several processes have the gradients of one.
-    """
+    Differentiable: a row's gradients of all processes' losses reach the process that owns it, as with one process."""
     if not several():
         return rows
     own = torch.tensor([len(rows)], device=rows.device)
@@ -207,10 +201,8 @@ def all_gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_all_reduce(mean: torch.Tensor, count: int) -> torch.Tensor:
-    """This process's mean over `count` items, weighted so that its average over processes is the mean over all items.
-
-    Where no process has any it is 0.
-    """
+    """This process's mean over `count` items, weighted so that its average over processes is the mean over all items;
+    0 where no process has any."""
     if not several():
         return mean
     total = torch.tensor(count, device=mean.device)
@@ -220,9 +212,7 @@ def weighted_all_reduce(mean: torch.Tensor, count: int) -> torch.Tensor:
 
 class _AllGather(torch.autograd.Function):
     """all_gather of different numbers of rows; its gradient is the sum over processes, each taking its own rows.
-
-    torch.distributed.nn.functional.all_gather does so for equal numbers, and is deprecated since torch 2.13.
-    """
+    torch.distributed.nn.functional.all_gather does so for equal numbers, and is deprecated since torch 2.13."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
@@ -264,10 +254,8 @@ def kept_state(*states: type) -> Iterator[None]:
 
 @contextmanager
 def single_process(device: str = "cpu", precision: str = "no") -> "Iterator[Accelerator]":
-    """accelerate's view of this process as if it were the only one; afterwards the process's own view is as it was.
-
-    One of a launcher's processes keeps the GPU that it was given. Arguments, errors: those of `accelerator`.
-    """
+    """accelerate's view of this process as if it were the only one, on the GPU that it was given; afterwards the
+    process's own view is as it was. Arguments, errors: those of `accelerator`."""
     from accelerate.state import AcceleratorState, PartialState
 
     told = [name for name in os.environ if name in OF_OTHERS or name.startswith(OF_ACCELERATE)]
@@ -282,10 +270,8 @@ def single_process(device: str = "cpu", precision: str = "no") -> "Iterator[Acce
 
 
 def planned(launcher: str) -> int | None:
-    """How many processes a launcher is told to start; None where it decides itself (gpu, auto).
-
-    Raises ProcessesError where a configuration file that it names is not there.
-    """
+    """How many processes a launcher is told to start; None where it decides itself (gpu, auto). Raises ProcessesError
+    where a configuration file that it names is not there."""
     words = [part for word in shlex.split(launcher) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
     given = dict(pairwise(words))
     config: dict[str, Any] = {}

@@ -38,11 +38,8 @@ def digest(name: str, path: Path) -> str:
 
 
 def last_run(params: Params, run: Path) -> Path | None:
-    """The run that this one continues (run.warm_start), else None.
-
-    run  this one. Raises ArtifactError where the other is not there, has not finished its alignment, is this very run,
-    or has learnt from users that are held out here; ParamsError as `load_run`.
-    """
+    """The run that `run` continues (run.warm_start), else None. Raises ArtifactError where that is not there, has not
+    finished its alignment, is this very run, or has learnt from users held out here; ParamsError as `load_run`."""
     given = params.run.warm_start
     if given is None:
         return None
@@ -70,10 +67,8 @@ def last_run(params: Params, run: Path) -> Path | None:
 
 
 def models(params: Params) -> dict[str, str]:
-    """{'model:<name or folder>': digest} of the pretrained models and the adapter that params name.
-
-    Those that are not on this machine are left out: loading them says how to get them.
-    """
+    """{'model:<name or folder>': digest} of the pretrained models and the adapter that params name, without those that
+    are not on this machine: loading them says how to get them."""
     reasoner = params.reasoner
     models = [reasoner.model, *(other.model for other in reasoner.others)]
     names = [name for name in models if name != "tiny"] + ([reasoner.adapter] if reasoner.adapter else [])
@@ -88,10 +83,7 @@ def given_folder(model: str) -> Path | None:
 
 def model_folder(model: str) -> Path | None:
     """Where a model lies: a folder, the `model/` of an installed package, or its snapshot in Hugging Face's cache, in
-    this order; None where it is not on this machine.
-
-    Nothing is downloaded and no package is imported [C]: a run must not depend on the network.
-    """
+    this order; None where it is not on this machine. Nothing is downloaded, no package imported [C]."""
     if (folder := given_folder(model)) is not None:
         return folder
     package = model.replace("-", "_")
@@ -107,9 +99,7 @@ def model_folder(model: str) -> Path | None:
 
 def content(folder: Path) -> str:
     """SHA-256 of the names and bytes of a model folder's files, without hidden and pickled ones, which are never read.
-
-    Within a process a file is read once, as long as its size and modification time stay the same.
-    """
+    Within a process a file is read once, as long as its size and modification time stay the same."""
     hashed = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)

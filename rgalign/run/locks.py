@@ -1,9 +1,7 @@
 """Who writes in a run directory: one run at a time, and one stage.
 
-A lock is the operating system's (filelock): it ends with the process that holds it, however that ends, and cannot go
-stale. The lock files stay, since removing one would let two processes lock two files of one name. While a lock is held,
-a JSON file beside it says who holds it and since when.
-"""
+A lock is the operating system's (filelock): it ends with its process and cannot go stale. Its file stays, since two
+processes could lock two files of one name otherwise. A JSON file beside it says who holds it and since when."""
 
 import datetime
 import json
@@ -24,11 +22,8 @@ _held: dict[Path, FileLock] = {}  # of this process
 
 @contextmanager
 def locked(run: Path, doing: str) -> Iterator[None]:
-    """Nobody else runs stages in `run` meanwhile; inside another `locked` of this process it changes nothing.
-
-    Raises ArtifactError that names the other process and since when: at once for another run, after PATIENCE for a
-    stage that is still open.
-    """
+    """Nobody else runs stages in `run` meanwhile; inside another `locked` of this process it changes nothing. Raises
+    ArtifactError that names the other process: at once for another run, after PATIENCE for a stage still open."""
     run.mkdir(parents=True, exist_ok=True)
     path, stage = (run / RUN).resolve(), (run / STAGE).resolve()
     if path in _held:
@@ -49,10 +44,8 @@ def locked(run: Path, doing: str) -> Iterator[None]:
 
 
 def hold_stage(run: Path, stage: str) -> None:
-    """A stage is open in this process, until `release_stage` or the process's end.
-
-    Raises ArtifactError where another process has one open here, or runs stages here and did not start this one.
-    """
+    """A stage is open in this process, until `release_stage` or the process's end. Raises ArtifactError where another
+    process has one open here, or runs stages here and did not start this one."""
     path = (run / RUN).resolve()
     if path not in _held and path.exists() and _owner(path).get("process") not in _parents():
         _acquire(path, stage)

@@ -1,7 +1,6 @@
 """Checks of a stage's notebook before a kernel starts: whether papermill would run it with the given parameters.
 
-papermill only warns where it cannot: then the cell's defaults hold, and a run writes into another run's folder.
-"""
+papermill only warns where it cannot: then the cell's defaults hold, and a run writes into another run's folder."""
 
 import ast
 import json
@@ -10,6 +9,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+LANGUAGE = ("kernelspec", "language"), ("language_info", "name")  # where a notebook's metadata name it
 TAG, INJECTED = "parameters", "injected-parameters"
 NOT_PYTHON = ("%", "!", "?")  # what IPython reads before Python does
 FIX = "copy it from a new folder: python -m rgalign new DIR"
@@ -31,32 +31,21 @@ def faults(path: Path, parameters: Collection[str]) -> list[str]:
         notebook = json.loads(text)
     except (ValueError, RecursionError) as error:
         return [f"is not JSON ({error}); {FIX}"]
-    if wrong := _format_fault(notebook):
-        return [f"{wrong}; {FIX}"]
-    return [*_language_faults(notebook["metadata"]), *_parameter_faults(notebook["cells"], parameters)]
-
-
-def _format_fault(notebook: object) -> str | None:
-    import nbformat  # late: `status` does without it
-
     if not isinstance(notebook, dict) or notebook.get("nbformat") != 4:
         found = notebook.get("nbformat") if isinstance(notebook, dict) else type(notebook).__name__
-        return f"is not a notebook of format 4 (found {found})"
+        return [f"is not a notebook of format 4 (found {found}); {FIX}"]
+    import nbformat  # late: `status` does without it
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cells without an id get one
         try:
             nbformat.validate(nbformat.validator.normalize(nbformat.from_dict(notebook))[1])
         except (nbformat.ValidationError, AttributeError, KeyError, TypeError) as error:
-            return f"is not a notebook ({str(error).splitlines()[0]})"
-    return None
-
-
-def _language_faults(metadata: dict) -> list[str]:
-    languages = {
-        str(metadata.get(key, {}).get(name) or "python").lower()
-        for key, name in (("kernelspec", "language"), ("language_info", "name"))
-    }
-    return [f"is a notebook of {language}; expected python" for language in sorted(languages - {"python"})]
+            return [f"is not a notebook ({str(error).splitlines()[0]}); {FIX}"]
+    said = [notebook["metadata"].get(part, {}).get(name) for part, name in LANGUAGE]
+    others = {str(language or "python").lower() for language in said} - {"python"}
+    wrong = [f"is a notebook of {language}; expected python" for language in sorted(others)]
+    return wrong + _parameter_faults(notebook["cells"], parameters)
 
 
 def _parameter_faults(cells: list[dict], parameters: Collection[str]) -> list[str]:

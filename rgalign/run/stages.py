@@ -1,8 +1,6 @@
 """A notebook's stage (declared in plan.py) while it runs, and whether a stage must run.
 
-A notebook opens its stage, reads and writes through it, and ends it with `finish`, which checks that all declared
-outputs are there and writes the manifest entry. JupyterLab, papermill and the pipeline use it alike.
-"""
+A notebook opens its stage, reads and writes through it, and ends it with `finish`, which writes the manifest entry."""
 
 import datetime
 import difflib
@@ -49,9 +47,7 @@ def change_since(entry: Mapping[str, Any], run: Path, stage: Stage, params: Para
 
 def changed_file(run: Path, kind: str, digests: Mapping[str, str]) -> str | None:
     """'output models/rankers changed' (or is missing) for the first of these that is; None where all are as they were.
-
-    kind  input or output, for the message
-    """
+    kind: input or output, for the message."""
     for name, was in digests.items():
         path = external_inputs.located(run, name)
         if path is None or not path.exists():
@@ -107,9 +103,7 @@ class OpenStage:
 
     def last(self, artifact: str) -> Path | None:
         """An artifact of the run that this one continues (run.warm_start), or None; its digest goes into the manifest.
-
-        Raises ArtifactError as `external_inputs.last_run` does, and where the artifact was altered since.
-        """
+        Raises ArtifactError as `external_inputs.last_run` does, and where the artifact was altered since."""
         last = external_inputs.last_run(self.params, self.run)
         if last is None:
             return None
@@ -154,11 +148,8 @@ class OpenStage:
 
     def finish(self) -> pd.DataFrame:
         """Check that every declared output is there, write the manifest entry, and list the artifacts.
-
-        Raises ArtifactError naming all outputs that are missing.
-        """
-        missing = [name for name in self.stage.writes if not (self.run / name).exists()]
-        if missing:
+        Raises ArtifactError naming all outputs that are missing."""
+        if missing := [name for name in self.stage.writes if not (self.run / name).exists()]:
             raise ArtifactError(f"{self.stage.name} ends without {', '.join(missing)}: run its cells in order")
         outputs = [*self.stage.writes, *sorted(set(self.figures))]
         shutil.rmtree(self.work, ignore_errors=True)
@@ -234,10 +225,8 @@ def write_params(run: Path, params: Params) -> None:
 
 
 def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> dict[str, str]:
-    """Digest of each input. Raises ArtifactError for inputs that are missing, altered or of other params.
-
-    command  what makes them all, for the message
-    """
+    """Digest of each input. Raises ArtifactError for inputs that are missing, altered or of other params, and names
+    the command that makes them all."""
     entries = artifacts.read_manifest(run)["stages"]
     faults, inputs = [], {name: artifacts.digest(run / name) for name in stage.given if (run / name).exists()}
     for name in reads_of(stage, params):
