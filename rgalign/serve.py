@@ -116,9 +116,8 @@ class Ranking:
         scores in the order of the knowledge base."""
         order = np.argsort(-scores, axis=1, kind="stable")[:, : k or None]
         rows, many = order.shape
-        table = pd.DataFrame(
-            {"session_id": np.repeat(session_ids, many), "rank": np.tile(np.arange(1, many + 1), rows)}
-        )
+        places = np.tile(np.arange(1, many + 1), rows)
+        table = pd.DataFrame({"session_id": np.repeat(session_ids, many), "rank": places})
         for name in ("intent_id", "title"):
             table[name] = self.kb[name].to_numpy(dtype=object)[order.ravel()]
         table["score"] = np.take_along_axis(scores, order, axis=1).ravel()
@@ -177,7 +176,6 @@ class Scorer:
     prompter: Prompter
     kinds: Mapping[str, str]
     reads_kb: Callable[[], Reasoner]
-    max_new_tokens: int = 24
     tokens_per_batch: int | None = None
     ranking: Ranking | None = None
     matcher: Matcher | None = None
@@ -252,16 +250,15 @@ class Scorer:
         Raises ScoreError with every fault of the frame, ReasonerError where the reasoner is an encoder.
         """
         frame = self._checked(sessions, self.prompter.features)
-        how = {"max_new_tokens": self.max_new_tokens, "progress": progress}
+        how = {"max_new_tokens": self.prompter.max_new_tokens, "progress": progress}
         written = greedy(self.reasoner, self.prompter, self.prompter.sessions(frame), **how)
         written.insert(0, "session_id", sessions["session_id"].reset_index(drop=True))
         return written[["session_id", "query", "log_probability"]]
 
     def _ranking(self) -> Ranking:
         if self.ranking is None:
-            raise ArtifactError(
-                "this run has no ranker that reads queries: run it through 03, with qe_rec in its models"
-            )
+            why = "this run has no ranker that reads queries: run it through 03, with qe_rec in its models"
+            raise ArtifactError(why)
         return self.ranking
 
     def _embedded(self, frame: pd.DataFrame, progress: bool) -> Vectors:
@@ -306,8 +303,7 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
             reads_kb = lambda: load_step(kb_reader, recipe, reads_main())  # noqa: E731
     own = {"drop": params.data.features.drop, "ends": reasoner.ends, "positions": reasoner.positions}
     prompter = prompts.prompter(reasoner_params, meta, intents, reasoner.tokenizer, **own)
-    sizes = reasoner_params.queries.max_new_tokens, reasoner_params.embed_tokens_per_batch
-    seeds = params.ranker.seeds
+    budget, seeds = reasoner_params.embed_tokens_per_batch, params.ranker.seeds
     if seed is not None and seed not in seeds:
         raise ArtifactError(f"{run} has rankers of the seeds {', '.join(map(str, seeds))}; found seed {seed}")
     rankers, texts = (ALIGNED_RANKERS, ALIGNED_TEXTS) if serves_aligned else (QE_REC, TEXTS)
@@ -315,7 +311,7 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     if folder.is_dir():
         vectors, sampled = stored.load(run / texts), meta.get("sampled_negatives")
         ranking = Ranking.of(folder, run / ENCODED, intents, vectors, sampled, reasoner.device)
-    scorer = Scorer(reasoner, prompter, dict(meta["features"]), reads_kb, *sizes, ranking)
+    scorer = Scorer(reasoner, prompter, dict(meta["features"]), reads_kb, budget, ranking)
     if ranking is None or not ranking.model.config.match:
         return scorer
     compared = Compared(params.evaluation.untrained, reasoner_params.kind, prompter.features, scorer.kinds)
@@ -326,7 +322,7 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
         return scorer
     texts = of_texts(Recipe(reasoner_params, params.data.features.drop, device), meta).settings
     texts_alone = prompts.prompter(texts, meta, intents, reasoner.tokenizer, **own)
-    return replace(scorer, of_texts=lambda frame: embedded(main, texts_alone, frame, sizes[1]))
+    return replace(scorer, of_texts=lambda frame: embedded(main, texts_alone, frame, budget))
 
 
 def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.DataFrame:

@@ -145,7 +145,8 @@ def test_the_retraining_and_the_closed_loop_by_two_processes_end_with_the_ranker
     with torch.no_grad():
         other.model.get_input_embeddings().weight.mul_(1.5)  # what stands for RG-SFT and RG-DPO
     embedding = Context.embedding
-    monkeypatch.setattr(Context, "embedding", lambda own, reasoner: replace(embedding(own, reasoner), recipe=None))
+    alone = replace(context.recipe, launcher=None)
+    monkeypatch.setattr(Context, "embedding", lambda own, reasoner: replace(embedding(own, reasoner), recipe=alone))
     curves, turns = [], []
     for name, own in {"one": context, "two": by_two(context)}.items():
         to, folder, work = (tmp_path / name / part for part in ("embeddings", "rankers", "work"))

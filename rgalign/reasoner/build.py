@@ -196,13 +196,11 @@ def load_models(recipe: Recipe, folder: Path) -> dict[str, Reasoner]:
 class Embedding:
     """One way from prompts to vectors (ranker.variants.Variant says which there are)."""
 
+    name: str
     reasoner: Reasoner
     prompter: Prompter
-    pooling: str | None = None
+    recipe: Recipe  # with a launcher, several processes embed
     words: Pipeline | None = None  # instead of the reasoner: TF-IDF and SVD
-    titles_alone: bool = False  # of the KB; else title and description
-    tokens_per_batch: int | None = None
-    recipe: Recipe | None = None  # with a launcher, several processes embed
 
     def sessions(self, frame: pd.DataFrame, work: Path) -> Vectors:
         """Vectors of sessions by session_id. work: folder for finished shards; a killed call goes on from them."""
@@ -211,16 +209,18 @@ class Embedding:
 
     def intents(self, frame: pd.DataFrame, work: Path) -> Vectors:
         """Vectors of KB intents by intent_id (Prompter.embedded_intents)."""
-        frame = frame.assign(description=None) if self.titles_alone else frame
+        frame = frame.assign(description=None) if self.name == TEXT else frame  # titles alone
         return self._vectors(frame["intent_id"].tolist(), self.prompter.embedded_intents(frame), work)
 
     def _vectors(self, ids: list[str], sequences: Sequence[list[int]], work: Path) -> Vectors:
         if self.words is not None:
             return Vectors(ids, self.words.transform(list(sequences)).astype(np.float32))
-        how = {"pooling": self.pooling, "tokens_per_batch": self.tokens_per_batch, "prefix": len(self.prompter.head)}
-        if self.recipe is not None and self.recipe.launcher:
-            where = {"dtype": self.recipe.settings.dtype, "device": self.recipe.device}
-            embed_by_processes(work, self.reasoner, ids, sequences, launcher=self.recipe.launcher, **where, **how)
+        settings, launcher = self.recipe.settings, self.recipe.launcher
+        how = {"pooling": "mean" if self.name == "mean" else None, "prefix": len(self.prompter.head)}
+        how["tokens_per_batch"] = settings.embed_tokens_per_batch
+        if launcher:
+            where = {"dtype": settings.dtype, "device": self.recipe.device}
+            embed_by_processes(work, self.reasoner, ids, sequences, launcher=launcher, **where, **how)
         else:
             embed_to_shards(work, self.reasoner, ids, sequences, **how)
         vectors = gather(work)
@@ -238,20 +238,11 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     own = {PROMPT_QUERY: PROMPT_QUERY, PROMPT_ALONE: PROMPT, "lsa": PROMPT, "mean": PROMPT, TEXT: PROMPT}
     if name == TEXT:
         recipe = of_texts(recipe, dataset.meta)
-    put = recipe.prompter(dataset, chosen, texts=name != "no_text", embed=own.get(name))
-    words = None
+    put, words = recipe.prompter(dataset, chosen, texts=name != "no_text", embed=own.get(name)), None
     if name == "lsa":
         documents = [[*prompt, *query] for prompt, query in zip(*_documents(dataset, put), strict=True)]
         words = fit(documents, dim=main.hidden_size, seed=settings.seed)
-    return Embedding(
-        chosen,
-        put,
-        pooling="mean" if name == "mean" else None,
-        words=words,
-        titles_alone=name == TEXT,
-        tokens_per_batch=settings.embed_tokens_per_batch,
-        recipe=recipe,
-    )
+    return Embedding(name, chosen, put, recipe, words)
 
 
 def of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:
@@ -275,8 +266,6 @@ def untrained(reasoner: Reasoner, seed: int) -> Reasoner:
 def _vocabulary(recipe: Recipe, dataset: Dataset):
     """The tiny models' tokenizer: one for all of a run, so that their queries are written in the same words."""
     settings = recipe.settings
-    if not recipe.own and all(other.model != TINY for other in settings.others):
-        return None
     counts = count_words(
         features=shown_features(settings.features, dataset.meta, recipe.drop),
         kinds=dataset.meta["features"],

@@ -150,8 +150,7 @@ def sample(
     max_new_tokens: int = 24,
     seed: int,
     first_row: int = 0,
-    tokens_per_batch: int | None = None,
-    progress: bool = True,
+    **how: Any,
 ) -> pd.DataFrame:
     """`samples` queries a prompt, equal ones of a prompt as one row; sorted by row, candidate.
 
@@ -160,30 +159,21 @@ def sample(
     over the query's tokens, the end token included, of the untempered model; of the first drawn), tokens (their
     number), count (how often it was drawn). A draw depends on seed, row and its own number alone, not on the number of
     samples, prompts or new tokens; torch's random state is neither read nor changed. first_row: the number of the
-    first prompt's draws, where these prompts are a part of more. tokens_per_batch: in the cache; default: by device.
-    Raises ReasonerError for an encoder.
+    first prompt's draws, where these prompts are a part of more. how: tokens_per_batch (in the cache; default: by
+    device), progress. Raises ReasonerError for an encoder.
     """
     uniform = torch.from_numpy(_uniform(seed, len(prompts), samples, max_new_tokens, first_row))
 
     def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
         return _invert((logits / temperature).softmax(-1), uniform[draws, step].to(logits.device), top_p)
 
-    return _write(reasoner, prompter, prompts, samples, choose, max_new_tokens, tokens_per_batch, progress)
+    return _write(reasoner, prompter, prompts, choose, samples=samples, max_new_tokens=max_new_tokens, **how)
 
 
-def greedy(
-    reasoner: Reasoner,
-    prompter: Prompter,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int = 24,
-    tokens_per_batch: int | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """The query of each prompt that takes the likeliest token at every step; columns and errors: see `sample`."""
-    return _write(
-        reasoner, prompter, prompts, 1, lambda logits, *_: logits.argmax(-1), max_new_tokens, tokens_per_batch, progress
-    )
+def greedy(reasoner: Reasoner, prompter: Prompter, prompts: Sequence[Sequence[int]], **how: Any) -> pd.DataFrame:
+    """The query of each prompt that takes the likeliest token at every step. how: max_new_tokens, tokens_per_batch and
+    progress; these, columns and errors: see `sample`."""
+    return _write(reasoner, prompter, prompts, lambda logits, *_: logits.argmax(-1), **how)
 
 
 def greedy_and_samples(
@@ -216,19 +206,14 @@ def _uniform(seed: int, rows: int, samples: int, steps: int, first_row: int = 0)
 
 
 def embedded_sessions(
-    reasoner: Reasoner,
-    prompter: Prompter,
-    prompts: Sequence[Sequence[int]],
-    *,
-    tokens_per_batch: int | None = None,
-    progress: bool = True,
+    reasoner: Reasoner, prompter: Prompter, prompts: Sequence[Sequence[int]], *, progress: bool = True
 ) -> Sequence[Sequence[int]]:
     """What is embedded of these prompts (reasoner.embed): they themselves, or with `prompt_query` each with the greedy
     query that the reasoner writes, and the asking mark again (Prompter.asked_again)."""
     if prompter.embed != PROMPT_QUERY:
         return prompts
     prompts = list(prompts)
-    how = {"max_new_tokens": prompter.max_new_tokens, "tokens_per_batch": tokens_per_batch, "progress": progress}
+    how = {"max_new_tokens": prompter.max_new_tokens, "progress": progress}
     return prompter.asked_again(prompts, greedy(reasoner, prompter, prompts, **how)["query"].tolist())
 
 
@@ -260,11 +245,12 @@ def _write(
     reasoner: Reasoner,
     prompter: Prompter,
     prompts: Sequence[Sequence[int]],
-    samples: int,
     choose: Choose,
-    max_new_tokens: int,
-    tokens_per_batch: int | None,
-    progress: bool,
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 24,
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Runs the batches and gathers what they wrote: see `sample` for the columns."""
     if reasoner.kind != "causal":
@@ -274,7 +260,11 @@ def _write(
     ends, tokens = torch.tensor(sorted(prompter.ends)), [samples * (len(prompt) + max_new_tokens) for prompt in prompts]
 
     def write(rows: Sequence[int]) -> list[tuple]:
-        ids, mask = _padded([prompts[row] for row in rows], reasoner.tokenizer.pad_token_id, reasoner.device)
+        given, pad = [list(prompts[row]) for row in rows], reasoner.tokenizer.pad_token_id
+        room = [max(map(len, given)) - len(prompt) for prompt in given]  # on the left: queries begin in one column
+        ids = torch.tensor([[pad] * left + prompt for left, prompt in zip(room, given, strict=True)])
+        mask = (torch.arange(ids.shape[1]) >= torch.tensor(room)[:, None]).long()
+        ids, mask = ids.to(reasoner.device), mask.to(reasoner.device)
         draws = (torch.tensor(rows)[:, None] * samples + torch.arange(samples)).flatten()
         chosen, log_probability = _decode(model, ids, mask, draws, choose, ends, max_new_tokens)
         return list(zip(draws.tolist(), chosen.tolist(), log_probability.tolist(), strict=True))
@@ -286,14 +276,6 @@ def _write(
                 written += lines
                 bar.update(len(rows))
     return _table(sorted(written), samples, prompter)
-
-
-def _padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, mask), each (prompts, longest), padded on the left so that every query begins in the same column."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
 
 
 def _decode(

@@ -110,9 +110,9 @@ class Explorer:
         for when, scorer in zip((BEFORE, AFTER), self.scorers.values(), strict=False):
             if scorer.reasoner.kind != "causal":
                 return pd.DataFrame(columns=["written", "query", "drawn", "reward"])
-            how = {"samples": SAMPLES, "seed": self.seed, "max_new_tokens": scorer.max_new_tokens, "progress": False}
-            prompts = scorer.prompter.sessions(row)
-            both = generate.greedy_and_samples(scorer.reasoner, scorer.prompter, prompts, **how)
+            put = scorer.prompter
+            how = {"samples": SAMPLES, "seed": self.seed, "max_new_tokens": put.max_new_tokens, "progress": False}
+            both = generate.greedy_and_samples(scorer.reasoner, put, put.sessions(row), **how)
             drawn = both["count"].where(both["candidate"] >= 0, 0)
             tables.append(both.assign(written=when, drawn=drawn).drop_duplicates("query"))
         table = pd.concat(tables, ignore_index=True)[["written", "query", "drawn"]]
