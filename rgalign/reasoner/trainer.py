@@ -1,8 +1,7 @@
 """transformers.Trainer for every stage that trains a language model: silent, seeded, resumable to the same bytes.
 
 A stage is a `Task`: rows, how a batch is made of them, and a loss. `fit` trains a copy of the reasoner on it, by one
-process or several. A step that the device has no memory for is run again in smaller micro-batches.
-"""
+process or several. A step that the device has no memory for is run again in smaller micro-batches."""
 
 import json
 import logging
@@ -30,6 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from rgalign.errors import TrainingError
@@ -138,13 +138,9 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         if setup.progress and distributed.index() == 0:
             trainer.add_callback(ProgressBar(task.title))
+        rows, lora = sha256(json.dumps(task.rows).encode()).hexdigest(), setup.lora and setup.lora.model_dump()
         settings = asdict(schedule) | {"seed": setup.seed, "warmup": setup.warmup, "engine": asdict(engine)}
-        settings |= {
-            "title": task.title,
-            "rows": sha256(json.dumps(task.rows).encode()).hexdigest(),
-            "lora": setup.lora and setup.lora.model_dump(),
-        }
-        settings |= {"processes": distributed.count(), **identity}
+        settings |= {"title": task.title, "rows": rows, "lora": lora, "processes": distributed.count(), **identity}
         trainer.train(resume_from_checkpoint=_last_checkpoint(setup.folder, settings))
         unshard(model, trainer.model_wrapped, trainer.accelerator)
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
@@ -370,11 +366,7 @@ def _last_checkpoint(folder: Path, settings: dict) -> str | None:
             if not (checkpoint / COMPLETE).exists():
                 shutil.rmtree(checkpoint)
     distributed.wait_for_all()
-    complete = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return str(complete[-1]) if complete else None
-
-
-# Weights that several processes share (FSDP, DeepSpeed ZeRO-3), made whole again after training.
+    return get_last_checkpoint(str(folder))
 
 
 def is_sharded() -> bool:
@@ -385,7 +377,7 @@ def is_sharded() -> bool:
 
 @torch.no_grad()
 def unshard(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator) -> None:
-    """Make a trained model's weights whole, to be saved; under ZeRO-3 in the first process alone.
+    """Make weights that processes share (FSDP, ZeRO-3) whole, to be saved; under ZeRO-3 in the first process alone.
 
     Called in all processes. wrapped: what accelerate made of the model; neither is to be run again. FSDP's tensors are
     not taken from accelerator.get_state_dict: it gives them to the first process alone, and tied ones twice.
@@ -417,10 +409,8 @@ def kept_random_states() -> Iterator[None]:
 
 @contextmanager
 def borrowed_state() -> Iterator[None]:
-    """Trainer seeds python, numpy and torch and sets accelerate up again; afterwards all is as it was.
-
-    transformers' own progress bars and remarks are silent meanwhile.
-    """
+    """Trainer seeds python, numpy and torch and sets accelerate up again; afterwards all is as it was. transformers'
+    own progress bars and remarks are silent meanwhile."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
