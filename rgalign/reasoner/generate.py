@@ -22,7 +22,6 @@ from rgalign.reasoner.prompts import PROMPT_QUERY, Prompter
 # Most models keep keys and values, which can be repeated for the samples of a prompt. Hybrids (linear attention,
 # convolutions, Mamba layers) keep states as well; where those cannot be repeated, or there is no cache, the whole text
 # is run again for every token: the same queries, slower.
-
 KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)  # by their very type: subclasses hold more
 PROBED = 8  # tokens of the prompt that a cache is tested with
 # Root mean square of the difference between logits with and without the cache, in their standard deviations: bfloat16
@@ -105,10 +104,9 @@ def _cache_holds(model: nn.Module, ids: Tensor, mask: Tensor) -> bool:
     """Whether rows of the model's cache can be repeated, reordered and padded: tested against `Whole`."""
     if model not in _HOLDS:
         known = ids[0][mask[0].bool()][-PROBED:]
-        half = known[len(known) // 2 :]
-        rows = torch.stack([known, torch.cat([known[: len(known) - len(half)], half])])
+        rows = known.repeat(2, 1)
         seen = torch.ones_like(rows)
-        seen[1, : len(known) - len(half)] = 0
+        seen[1, : len(known) // 2] = 0
         states = []
         try:
             for kind in (Cached, Whole):

@@ -174,12 +174,10 @@ def wait_for_all() -> None:
 
 def broadcast(value: bool) -> bool:
     """The first process's value, in all of them."""
-    if not several():
-        return value
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    said = torch.tensor(int(value), device=device)
-    dist.broadcast(said, src=0)
-    return bool(said)
+    values = [value]
+    if several():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:
