@@ -111,15 +111,7 @@ class Prompter:
         self.max_tokens, self.titles, self.embed = max_tokens, titles or {}, embed
         self._serialiser = Serialiser(layout, self.titles, CHARACTERS_A_TOKEN * max_tokens)
         self.max_new_tokens = max_tokens if max_new_tokens is None else max_new_tokens
-        errors = []
-        if tokenizer.pad_token_id is None:
-            errors.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
-        if ask and tokenizer.eos_token_id is None:
-            errors.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
-        if ask and layout == "compact" and not has_ask(tokenizer):
-            errors.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
-        if errors:
-            raise ValueError("the prompt cannot be made:\n  " + "\n  ".join(errors))
+        _check_tokenizer(tokenizer, layout, ask)
         self._controls = controls(tokenizer)
         frame = chat_template.frame(tokenizer) if ask else None
         # the token with which the template closes an answer may not be the end of text (gemma's <end_of_turn>)
@@ -262,6 +254,18 @@ def intent_texts(frame: pd.DataFrame) -> list[str]:
 def has_ask(tokenizer) -> bool:
     """Whether its vocabulary has the token ASK, as a tiny model's has; the compact layout needs it."""
     return tokenizer.convert_tokens_to_ids(ASK) not in (None, tokenizer.unk_token_id)
+
+
+def _check_tokenizer(tokenizer, layout: str, ask: bool) -> None:
+    errors = []
+    if tokenizer.pad_token_id is None:
+        errors.append("the tokenizer has no pad token; batches cannot be padded (set tokenizer.pad_token)")
+    if ask and tokenizer.eos_token_id is None:
+        errors.append("the tokenizer has no end-of-text token; a query would never end (set tokenizer.eos_token)")
+    if ask and layout == "compact" and not has_ask(tokenizer):
+        errors.append(f"the tokenizer has no {ASK} token, which the compact layout asks by; use layout: lines")
+    if errors:
+        raise ValueError("the prompt cannot be made:\n  " + "\n  ".join(errors))
 
 
 def sessions_of(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> pa.Table | pd.DataFrame:
