@@ -282,7 +282,7 @@ def _train_tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder:
     reasoner = tiny(words, hidden=size.hidden, layers=size.layers, heads=size.heads, seed=seed)
     how, known = recipe.settings.pretraining, _known_intents(dataset)
     repeats = KB_ALONE_REPEATS if kb_only else how.kb_repeats
-    put = prompter(recipe.settings, dataset.meta, dataset.intents, words, drop=recipe.drop)
+    put = recipe.prompter(dataset, reasoner)
     prompts, asked = ([], []) if kb_only else _documents(dataset, put)
     weight = prompt_weight(how.prompt_weight, asked=kb_only or is_asked(dataset))
     how = how.model_copy(update={"prompt_weight": weight})

@@ -101,24 +101,15 @@ def pretrain(
         found = next_token_loss(states, head, **rows, prompt_weight=prompt_weight)
         return (found + ahead_weight * ahead_loss(states, head, model.ahead, **rows) if ahead_weight else found), {}
 
+    # maps the prompt's last state for `ahead_loss`: the identity at first, not kept after training
+    ahead = nn.utils.skip_init(nn.Linear, *2 * [reasoner.hidden_size], bias=False, device=reasoner.device)
+    nn.init.eye_(ahead.weight)
     collate = partial(right_padded, pad=reasoner.tokenizer.pad_token_id)
     # beta2: a few thousand steps are too few for an average of gradients with 0.999
     schedule = Schedule(settings.epochs, settings.learning_rate, settings.documents_per_batch, beta2=0.98)
-    return fit(
-        reasoner,
-        Task("pre-training", documents(prompts, queries), collate, loss),
-        schedule,
-        setup,
-        identity={"reasoner": fingerprint(reasoner), "weights": [prompt_weight, ahead_weight]},
-        modules={"ahead": _ahead_head(reasoner)},
-    )
-
-
-def _ahead_head(reasoner: Reasoner) -> nn.Linear:
-    """Maps the prompt's last state for `ahead_loss`; the identity at first, not kept after training."""
-    head = nn.utils.skip_init(nn.Linear, *2 * [reasoner.hidden_size], bias=False, device=reasoner.device)
-    nn.init.eye_(head.weight)
-    return head
+    task = Task("pre-training", documents(prompts, queries), collate, loss)
+    identity = {"reasoner": fingerprint(reasoner), "weights": [prompt_weight, ahead_weight]}
+    return fit(reasoner, task, schedule, setup, identity=identity, modules={"ahead": ahead})
 
 
 def next_token_loss(

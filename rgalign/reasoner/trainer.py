@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 from rgalign.errors import TrainingError
 from rgalign.params_training import Contrastive, Lora, Sft
 from rgalign.reasoner.adapter import trainable, tuned
-from rgalign.reasoner.batches import Loss, MicroBatch, MicroBatcher, StepRows, Task, empty_cache, is_out_of_memory
+from rgalign.reasoner.batches import Loss, MicroBatcher, StepRows, Task, empty_cache, is_out_of_memory
 from rgalign.reasoner.model import Reasoner
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_text
@@ -211,7 +211,19 @@ class StepTrainer(Trainer):
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._make_smaller(batch, error)
+            title = self.task.title
+            if distributed.several():  # the other processes are in the middle of the step, and wait
+                raise TrainingError(f"{title}: {error}\nLower alignment.engine.tokens_per_batch") from error
+            if self.task.weight is None:
+                message = f"Its {batch.rows} documents are run at once: lower its documents_per_batch"
+                raise TrainingError(f"{title}: {error}\n{message}") from error
+            if batch.rows == 1:
+                raise
+            self.batcher = self.batcher.smaller(batch)
+            logger.warning(
+                "%s: out of memory with %d rows of %d tokens at once; going on with pieces of %d tokens",
+                *(title, batch.rows, batch.tokens, self.batcher.tokens_per_batch),
+            )
         return None  # outside of the handler, whose traceback still references the batch
 
     @contextmanager
@@ -226,22 +238,6 @@ class StepTrainer(Trainer):
                 yield
         finally:
             state._set_sync_gradients(complete)
-
-    def _make_smaller(self, batch: MicroBatch, error: Exception) -> None:
-        """Half of this micro-batch at once from now on. Raises where it cannot be halved."""
-        title = self.task.title
-        if distributed.several():  # the other processes are in the middle of the step, and wait
-            raise TrainingError(f"{title}: {error}\nLower alignment.engine.tokens_per_batch") from error
-        if self.task.weight is None:
-            message = f"Its {batch.rows} documents are run at once: lower its documents_per_batch"
-            raise TrainingError(f"{title}: {error}\n{message}") from error
-        if batch.rows == 1:
-            raise error
-        self.batcher = self.batcher.smaller(batch)
-        logger.warning(
-            "%s: out of memory with %d rows of %d tokens at once; going on with pieces of %d tokens",
-            *(title, batch.rows, batch.tokens, self.batcher.tokens_per_batch),
-        )
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
         batch = dict(inputs)
