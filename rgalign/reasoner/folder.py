@@ -295,7 +295,7 @@ def vocabulary_errors(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[str
     ]
 
 
-def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
+def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...], **options: Any) -> PreTrainedModel:
     """The model of a folder, ready to score. Raises ReasonerError where weights are missing or do not fit its config.
 
     auto   an AutoModel class
@@ -307,7 +307,7 @@ def load_weights(auto: type, folder: Path, *, spare: tuple[str, ...] = (), **opt
         )
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ReasonerError(f"the weights in {folder} cannot be loaded: {error}") from None
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(spare or ("\0",)))
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(spare))
     if missing:  # transformers fills them with random numbers and goes on
         raise ReasonerError(f"the weights in {folder} lack {len(missing)} parameters (first: {missing[0]})")
     return model.eval()

@@ -215,14 +215,10 @@ def embedded_sessions(
     return prompter.asked_again(prompts, greedy(reasoner, prompter, prompts, **how)["query"].tolist())
 
 
-def repeated_share(texts: Sequence[str], words: int = 3) -> float:
-    """Share of the queries in which so many words stand in a row twice (overlaps count: "no no no no" repeats)."""
-    repeating = 0
-    for text in texts:
-        told = text.split()
-        runs = list(zip(*(told[first:] for first in range(words)), strict=False))
-        repeating += len(set(runs)) < len(runs)
-    return repeating / max(1, len(texts))
+def repeated_share(texts: Sequence[str]) -> float:
+    """Share of the queries in which three words stand in a row twice (overlaps count: "no no no no" repeats)."""
+    runs = [list(zip(words, words[1:], words[2:], strict=False)) for words in map(str.split, texts)]
+    return sum(len(set(own)) < len(own) for own in runs) / max(1, len(texts))
 
 
 def _invert(probability: Tensor, uniform: Tensor, top_p: float) -> Tensor:
