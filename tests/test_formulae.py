@@ -13,7 +13,7 @@ from torch import nn
 
 from rgalign.alignment import dpo as rg_dpo
 from rgalign.alignment import sft as rg_sft
-from rgalign.alignment.info_nce import ranker_nce
+from rgalign.alignment.contrastive import ranker_nce
 from rgalign.alignment.logprobs import SEPARATE
 from rgalign.alignment.reward import RewardModel
 from rgalign.evaluation import metrics, off_policy

@@ -10,7 +10,7 @@ import small_run
 from rgalign import serve
 from rgalign.alignment.context import Context
 from rgalign.alignment.contrastive import train_contrastive
-from rgalign.alignment.reward import query_vectors
+from rgalign.alignment.rewarding import QueryEmbedder
 from rgalign.data import tables, vectors
 from rgalign.reasoner.model import fingerprint
 from rgalign.run.stages import open_stage
@@ -69,10 +69,9 @@ def test_the_alignment_reads_the_same_vectors(run, own):
 
 def test_the_reward_model_reads_a_title_as_the_kb_reads_an_intent_of_that_title(run, own):
     reasoner = own.main()
-    put = own.recipe.prompter(own.shop, reasoner)
     frame = pd.DataFrame({"intent_id": ["x"], "title": ["where is my parcel"], "description": [""]})
     way = own.embedding(reasoner).intents(frame, run / "work-of-a-test")
-    said = query_vectors(reasoner, put, ["where is my parcel"], progress=False)
+    said = QueryEmbedder(own, reasoner).vectors(["where is my parcel"])
     np.testing.assert_allclose(said.values.astype(float), way.values.astype(float), **CLOSE)
 
 

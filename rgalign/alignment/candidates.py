@@ -19,13 +19,11 @@ COLUMNS = ["session_id", "source", "candidate", "query", "log_probability", "tok
 def generate_candidates(
     models: Mapping[str, Reasoner], prompters: Mapping[str, Prompter], sessions: pd.DataFrame, *, seed: int, **how: Any
 ) -> pd.DataFrame:
-    """The greedy query and `samples` sampled ones of every model, for every session.
+    """The greedy query and `samples` sampled ones of every model, for every session. how: see `generate.sample`.
 
-    prompters  by the models' names: tokenizers differ, and so do the prompts
     Columns: session_id, source (the model's name), candidate (-1: greedy, then as `generate.sample` numbers them),
     query, log_probability, tokens, count (see there). Rows: sessions in their order, models in theirs, greedy first.
-    how: see `generate.sample`. A model's samples depend on seed and its name alone, not on the other models.
-    Raises ReasonerError for an encoder.
+    A model's samples depend on seed and its name alone, not on the other models. Raises ReasonerError for an encoder.
     """
     tables = []
     for number, (name, model) in enumerate(models.items()):

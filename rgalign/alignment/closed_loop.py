@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from rgalign.alignment.context import MAIN, QE_REC, RGALIGN_REC, Context, copy_folder
-from rgalign.alignment.contrastive import prompt_vectors, train_contrastive
+from rgalign.alignment.contrastive import digest_of, effective_rank, prompt_vectors, train_contrastive
 from rgalign.alignment.dpo import train_dpo
-from rgalign.alignment.info_nce import digest_of, effective_rank
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
 from rgalign.alignment.preferences import best_queries, preference_pairs
 from rgalign.alignment.rewarding import QueryEmbedder, Rewarder, fold_of, train_models, write_candidates
@@ -42,42 +40,29 @@ from rgalign.reasoner.trainer import Schedule, Setup, fit
 from rgalign.run.artifacts import atomic
 
 RETRAINED = "qe_rec/retrained"  # the name in tables of the rankers of `retrain_rankers`
-FROZEN_ROW = {"epoch": 0, "train_loss": float("nan"), "dev_gauc": float("nan"), "best": True}  # of a frozen ranker
 FOLDS = 2  # of cross-fitting: the cheapest, since every fold is one more RG-CL to train [C]
 
 
 @dataclass(frozen=True, eq=False)
 class LoopIteration:
-    """The result of one iteration of the loop.
-
-    reads_kb    the reasoner that embedded the knowledge base
-    state       the run with the iteration's vectors (of all sessions of train and valid) and rankers
-    curves      of its rankers;  dev, valid  GAUC, mean over ranker seeds
-    """
+    """The result of one iteration of the loop."""
 
     reasoner: Reasoner
-    reads_kb: Reasoner
-    state: Context
-    curves: pd.DataFrame
-    dev: float
+    reads_kb: Reasoner  # embedded the knowledge base
+    state: Context  # with the iteration's vectors (of all sessions of train and valid) and rankers
+    curves: pd.DataFrame  # of its rankers
+    dev: float  # GAUC, mean over ranker seeds
     valid: float
     seconds: float
 
 
 def run_loop(
-    context: Context,
-    retrained: Context,
-    reads_kb: Reasoner,
-    reasoner: Reasoner,
-    form: str,
-    work: Path,
-    folds: Path | None = None,
+    context: Context, retrained: Context, reads_kb: Reasoner, reasoner: Reasoner, form: str, work: Path, folds: Path
 ) -> tuple[LoopIteration, pd.DataFrame]:
     """At most alignment.loop.rounds iterations, while GAUC on the development users rises.
 
     context    the run before its alignment;  form  of the reward
-    retrained, reads_kb, reasoner, folds   of the first iteration, whose other steps are notebooks 04 to 07 (see
-               `finish_iteration`)
+    retrained, reads_kb, reasoner, folds   of the first iteration, whose other steps are notebooks 04 to 07
     Returns the best iteration (the first, if none is better than the run before its alignment) and a table of all:
     round, dev, valid (GAUC), seconds, kept.
     """
@@ -95,8 +80,7 @@ def run_loop(
 def next_iteration(context: Context, before: LoopIteration, form: str, folder: Path, work: Path) -> LoopIteration:
     """One more iteration, from candidates to rankers, with the reasoner and the rankers of the one before.
 
-    context  the run before its alignment, whose vectors the rewards are computed from;  form  of the reward; the reward
-             model is trained again in each iteration [C]
+    context  the run before its alignment, whose vectors the reward model, trained again each time [C], reads
     """
     began = time.perf_counter()
     how, last, reasoner, best = context.params.alignment, before.state, before.reasoner, None
@@ -131,10 +115,9 @@ def retrain_rankers(
 ) -> pd.DataFrame:
     """Train the rankers again on the vectors of the reasoner that RG-SFT and RG-DPO made of `before`, and whiten again.
 
-    context     with the vectors of `before`, and rankers trained on them
-    embeddings  sessions/ and intents/ are written there;  folder: seed-<seed>/ of every ranker is written there
-    Where the reasoner has not changed, the rankers are trained again all the same, so that a control without RG-SFT and
-    RG-DPO trains them as often as the full method. Returns the learning curves.
+    context  with the vectors of `before`, and rankers trained on them
+    Writes embeddings/sessions, embeddings/intents and folder/seed-<seed>; returns the learning curves. Where the
+    reasoner has not changed, the rankers are trained all the same, as often as by the full method.
     """
     if kb_reader(before, reasoner) is before:
         copy_folder(context.embeddings, embeddings)
@@ -147,8 +130,7 @@ def retrain_rankers(
 
 
 def kb_reader(before: Reasoner, reasoner: Reasoner) -> Reasoner:
-    """The reasoner whose vectors the rankers of `retrain_rankers` read: `before` where RG-SFT and RG-DPO changed
-    nothing."""
+    """The reasoner whose vectors retrained rankers read: `before` where RG-SFT and RG-DPO changed nothing."""
     return before if fingerprint(reasoner) == fingerprint(before) else reasoner
 
 
@@ -162,7 +144,7 @@ def finish_iteration(
     folds    the folder of `train_folds`; None: the reasoner embeds all sessions
     """
     began = time.perf_counter()
-    sessions = context.embedded(reasoner, work / "sessions")
+    sessions = context.embedding(reasoner).sessions(context.shop.sessions, work / "sessions")
     if folds is not None:
         sessions = cross_fitted(context, sessions, folds, work)
     vectors.save(folder / "embeddings" / "sessions", sessions)
@@ -183,7 +165,8 @@ def _train_rankers(
     if own.ranker == "frozen":
         for seed, model in (whitened(moved) if refit_whitening else moved).rankers.items():
             store.save(folder / f"seed-{seed}", model)
-        return pd.DataFrame([{**FROZEN_ROW, "seed": seed} for seed in moved.rankers])
+        untrained = {"epoch": 0, "train_loss": float("nan"), "dev_gauc": float("nan"), "best": True}
+        return pd.DataFrame([{**untrained, "seed": seed} for seed in moved.rankers])
     if own.ranker == "warm":
         settings = settings.model_copy(update={"learning_rate": own.learning_rate, "patience": own.patience})
     job = work / "rankers"
@@ -244,10 +227,9 @@ def train_folds(context: Context, start: Reasoner, best: pd.DataFrame | None, fo
     """Write fold-<i>/, the reasoner of RG-CL without the users of that fold; nothing where alignment.loop.cross_fit or
     RG-CL is switched off. The other arguments: see `train_contrastive`."""
     folder.mkdir()
-    how = context.params.alignment
+    how, lists = context.params.alignment, context.clicked_lists
     if not (how.loop.cross_fit and how.cl.use):
         return
-    lists = context.clicked_lists
     fold = fold_of(context, lists, FOLDS)
     for left_out in range(FOLDS):
         others = lists.take(np.flatnonzero(fold != left_out))
@@ -279,20 +261,12 @@ def cross_fitted(context: Context, sessions: Vectors, folds: Path, work: Path) -
 def train_end_to_end(context: Context, start: Reasoner, folder: Path, work: Path) -> tuple[Reasoner, pd.DataFrame]:
     """Instead of RG-CL (alignment.cl.ranker_learns): reasoner and the context's rankers are trained together.
 
-    folder  seed-<seed>/ of every ranker is written there
-    Returns the reasoner and the curve of `end_to_end`.
+    Returns the reasoner and the curve of `end_to_end`; folder: seed-<seed>/ of every ranker is written there.
     """
-    lists = context.clicked_lists
-    reasoner, rankers, curve = end_to_end(
-        start,
-        context.embedded_prompts(start, lists),
-        context.params.alignment.cl,
-        context.setup("end to end", work),
-        rankers=list(context.rankers.values()),
-        lists=lists,
-        intents=context.parts.intents,
-        loss=loss_of(QE_REC, context.settings),
-    )
+    lists, loss = context.clicked_lists, loss_of(QE_REC, context.settings)
+    prompts, setup = context.embedded_prompts(start, lists), context.setup("end to end", work)
+    how = {"lists": lists, "intents": context.parts.intents, "loss": loss, "rankers": [*context.rankers.values()]}
+    reasoner, rankers, curve = end_to_end(start, prompts, context.params.alignment.cl, setup, **how)
     for seed, ranker in zip(context.rankers, rankers, strict=True):
         store.save(folder / f"seed-{seed}", ranker)
     return reasoner, curve
@@ -319,33 +293,23 @@ def end_to_end(
     prompts   token ids, one a list;  lists  with a click each; their own vectors are not read
     settings  of the optimiser; all weights of both are trained, with one learning rate [C]
     loss      of a ranker, see ranker.fit; the reasoner's is the mean over the rankers
-    Curve: step, loss, effective_rank of a batch's vectors (info_nce), seconds.
+    Curve: step, loss, effective_rank of a batch's vectors, seconds.
     """
-    device, copies = reasoner.device, [copy.deepcopy(ranker).requires_grad_(True) for ranker in rankers]
-    together = nn.ModuleList(copies).to(device)
+    together = nn.ModuleList(copy.deepcopy(ranker).requires_grad_(True) for ranker in rankers).to(reasoner.device)
+    lists, intents = lists.to(reasoner.device), intents.to(reasoner.device)
     rows = [{"input_ids": list(map(int, ids)), "prompt": len(ids), "session": row} for row, ids in enumerate(prompts)]
-    through = partial(_ranking_loss, reasoner=reasoner, lists=lists.to(device), intents=intents.to(device), loss=loss)
-    collate = partial(_collate, pad=reasoner.tokenizer.pad_token_id)
+
+    def collate(part: list[dict]) -> dict[str, Tensor]:
+        sessions = torch.tensor([row["session"] for row in part])
+        return right_padded(part, reasoner.tokenizer.pad_token_id) | {"session": sessions}
+
+    def ranking_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        _, read = prompt_vectors(replace(reasoner, model=model), batch)
+        shown = replace(lists.take(batch["session"]), query=read)
+        losses = [loss(ranker, shown, intents) for ranker in model.rankers]
+        return torch.stack(losses).mean(), {"effective_rank": effective_rank(read)}
+
     identity = {"reasoner": fingerprint(reasoner), "rankers": digest_of(together.state_dict().values())}
-    task, modules = Task("end to end", rows, collate, through), {"rankers": together}
+    task, modules = Task("end to end", rows, collate, ranking_loss), {"rankers": together}
     trained, curve = fit(reasoner, task, Schedule.of(settings), setup, identity=identity, modules=modules)
     return trained, [ranker.train(False) for ranker in together], curve
-
-
-def _collate(rows: list[dict], pad: int) -> dict[str, Tensor]:
-    return right_padded(rows, pad) | {"session": torch.tensor([row["session"] for row in rows])}
-
-
-def _ranking_loss(
-    model: nn.Module,
-    batch: Mapping[str, Tensor],
-    *,
-    reasoner: Reasoner,
-    lists: QueryLists,
-    intents: QueryIntents,
-    loss: Loss,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    _, read = prompt_vectors(replace(reasoner, model=model), batch)
-    shown = replace(lists.take(batch["session"]), query=read)
-    losses = [loss(ranker, shown, intents) for ranker in model.rankers]
-    return torch.stack(losses).mean(), {"effective_rank": effective_rank(read)}

@@ -1,11 +1,9 @@
 """The data, models and settings that every alignment step of a run uses, and where the aligned models are on disk.
 
-models/sft, models/dpo, models/cl, models/rgalign   a reasoner each: whole, or its adapter alone (peft)
-models/retrained_rankers, tables/retrained_embeddings   seed-<seed>; sessions, intents: QE-Rec retrained on the vectors
-                    of models/dpo, the space of RG-CL (closed_loop.retrain_rankers)
-models/cl_folds     fold-0, fold-1: of RG-CL without one half of the users each (cross-fitting); empty: switched off
-models/cl_rankers   seed-<seed>: rankers trained together with models/cl (end_to_end); empty: switched off
-A step that is switched off copies its input. The test split is not accessible here.
+models/sft, dpo, cl, rgalign   a reasoner each: whole, or its adapter alone (peft); a step that is off copies its input
+models/retrained_rankers, tables/retrained_embeddings   QE-Rec retrained on the vectors of models/dpo: RG-CL's space
+models/cl_folds, cl_rankers    of cross-fitting, and of end_to_end; empty: switched off
+The test split is not accessible here.
 """
 
 import copy
@@ -64,20 +62,14 @@ TUNED, CURVE = "tuned", "curve.parquet"  # of a step's job: what its processes w
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """A run's params, data, rankers and vectors.
-
-    shop      train and valid: of their sessions what a prompt shows, of their impressions the clicked ones
-    parts     encoded, with the vectors in `embeddings`: sessions, intents
-    rankers   seed -> the rankers in `rankers_folder`;  models  folder of the language models of notebook 02
-    Vectors and rankers are QE-Rec's of notebooks 02 and 03, until `reading` replaces them.
-    """
+    """A run's params, data, rankers and vectors: those of QE-Rec (notebooks 02, 03), until `reading` replaces them."""
 
     params: Params
-    shop: Dataset
-    parts: Parts
+    shop: Dataset  # train and valid: of their sessions what a prompt shows, of their impressions the clicked ones
+    parts: Parts  # encoded, with the vectors in `embeddings`: sessions, intents
     recipe: Recipe
-    rankers: Mapping[int, ThreeTower]
-    models: Path
+    rankers: Mapping[int, ThreeTower]  # by seed, those in `rankers_folder`
+    models: Path  # folder of the language models of notebook 02
     rankers_folder: Path
     embeddings: Path
     matcher: Matcher
@@ -151,15 +143,11 @@ class Context:
     def accelerator(self) -> Accelerator:
         return distributed.accelerator(self.params.run.device, self.params.run.precision)
 
-    @property
-    def engine(self) -> Engine:
-        """How the optimiser steps of the reasoner's training are run."""
-        return Engine(self.params.run.precision, **self.params.alignment.engine.model_dump())
-
     def setup(self, step: str, work: Path) -> Setup:
         """How the reasoner is trained in this step, whose name its seed derives from. work: folder of checkpoints."""
-        seed = derived(self.params.run.seed, step)
-        return Setup(folder=work, seed=seed, lora=self.params.alignment.lora, engine=self.engine)
+        run, how = self.params.run, self.params.alignment
+        engine = Engine(run.precision, **how.engine.model_dump())
+        return Setup(folder=work, seed=derived(run.seed, step), lora=how.lora, engine=engine)
 
     def tune_by_processes(
         self,
@@ -173,9 +161,8 @@ class Context:
     ) -> tuple[Reasoner, pd.DataFrame, dict[str, Any]]:
         """A step (sft, dpo, cl) by the processes of run.launcher, which read the run's context from its directory.
 
-        given    tables that the step reads, by name;  learners  lists it learns from; None: all
-        watched  RG-DPO is evaluated while it trains
-        Returns the reasoner, its curve, and what the worker returns: looks (step -> figures).
+        given  tables that the step reads, by name;  learners  lists it learns from; None: all
+        Returns the reasoner, its curve, and what the worker returns: looks (step -> figures) if it is `watched`.
         """
         job = work / "job"
         for name, table in given.items():
@@ -200,7 +187,7 @@ class Context:
 
     @property
     def clicked_lists(self) -> Lists:
-        """Lists of train's part with a click: what the reasoner may learn from. Development users are not included."""
+        """Lists of train's part with a click, development users not among them: what the reasoner may learn from."""
         return with_click(self.parts.train)
 
     def main(self) -> Reasoner:
@@ -241,17 +228,13 @@ class Context:
 
     def with_vectors_of(self, reasoner: Reasoner, lists: Lists) -> QueryLists:
         """The lists with the vectors of their sessions by this reasoner."""
-        prefix = len(self.recipe.prompter(self.shop, reasoner).head)
-        found = embed(reasoner, self.embedded_prompts(reasoner, lists), prefix=prefix, progress=False)
+        prefix, prompts = len(self.recipe.prompter(self.shop, reasoner).head), self.embedded_prompts(reasoner, lists)
+        found = embed(reasoner, prompts, prefix=prefix, progress=False)
         if self.params.ranker.match:  # of these vectors too: what the terms learnt from train stays
             own, places = Vectors(lists.session_id, found), self.places(self.embeddings)
             of_set = lambda name: own if name == PROMPT else vectors.load(places(name) / "sessions")  # noqa: E731
             [lists] = self.matcher.matched(self.shop, [lists], of_set)
         return with_queries(lists, found)
-
-    def embedded(self, reasoner: Reasoner, work: Path) -> Vectors:
-        """Vectors of all sessions of train and valid, as in notebook 02."""
-        return self.embedding(reasoner).sessions(self.shop.sessions, work)
 
     def embedding(self, reasoner: Reasoner) -> build.Embedding:
         return build.embedding("prompt", self.recipe, {MAIN: reasoner}, self.shop)
@@ -267,20 +250,16 @@ class Context:
 
 def load_aligned(stage: OpenStage, recipe: Recipe, main: Reasoner) -> Reasoner | None:
     """The aligned reasoner of a run, for notebook 09; None where the run has no alignment. main: before it."""
-    if not stage.params.alignment.loop.rounds:
-        return None
-    return load_step(stage.path("models/rgalign"), recipe, main)
+    return load_step(stage.path("models/rgalign"), recipe, main) if stage.params.alignment.loop.rounds else None
 
 
-def load_aligned_rankers(
-    folder: Path, seeds: Sequence[int], *, device: str = "cpu"
-) -> dict[tuple[str, int], ThreeTower]:
+def load_aligned_rankers(folder: Path, seeds: Sequence[int], *, device: str) -> dict[tuple[str, int], ThreeTower]:
     """(rgalign_rec, seed) -> the ranker that notebook 08 trained. device: see `store.load`."""
     return {(RGALIGN_REC, seed): model for seed, model in load_seeds(folder, seeds, device=device).items()}
 
 
-def load_seeds(folder: Path, seeds: Sequence[int], *, device: str = "cpu") -> dict[int, ThreeTower]:
-    """seed -> the ranker in folder/seed-<seed>. device: see `store.load`. Raises StoreError."""
+def load_seeds(folder: Path, seeds: Sequence[int], *, device: str) -> dict[int, ThreeTower]:
+    """seed -> the ranker in folder/seed-<seed>. Raises StoreError."""
     return {seed: store.load(folder / f"seed-{seed}", device=device) for seed in seeds}
 
 

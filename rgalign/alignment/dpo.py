@@ -92,9 +92,7 @@ def to_pairs(frame: pd.DataFrame, prompts: Mapping[str, Sequence[int]], prompter
     return Pairs([prompts[session] for session in frame["session_id"]], chosen, rejected, *rewards)
 
 
-def reference_log_probabilities(
-    reasoner: Reasoner, pairs: Pairs, *, pairs_per_batch: int = 32, progress: bool = True
-) -> pd.DataFrame:
+def reference_log_probabilities(reasoner: Reasoner, pairs: Pairs, *, progress: bool = True) -> pd.DataFrame:
     """The log-probabilities that RG-DPO compares the policy with, one row a pair; to be stored as parquet.
 
     Columns: reference_chosen, reference_rejected (float32: nats, summed over the query's tokens); checkpoint, pairs
@@ -102,8 +100,7 @@ def reference_log_probabilities(
     """
     rows = pairs.documents()
     layout = layout_for(reasoner.model, rows, pad=reasoner.tokenizer.pad_token_id)
-    how = {"rows_per_batch": pairs_per_batch, "title": "reference", "progress": progress}
-    chosen, rejected = batched(reasoner, rows, layout, **how)
+    chosen, rejected = batched(reasoner, rows, layout, rows_per_batch=32, title="reference", progress=progress)
     made_from = {"checkpoint": fingerprint(reasoner), "pairs": pairs.digest()}
     return pd.DataFrame({"reference_chosen": chosen, "reference_rejected": rejected, **made_from})
 

@@ -75,7 +75,7 @@ def optimism(in_sample: np.ndarray, cross_fitted: np.ndarray, session_id: Sequen
     """What rewards promise in-sample: mean reward in nats of `all` queries and of the `best` of each session.
 
     The last row has the queries that are best in-sample, at their cross-fitted reward: what choosing by the in-sample
-    rewards earns. Arguments: rows: see `right_over_wrong`; those without a reward are left out.
+    rewards earns.
     """
     frame = pd.DataFrame({"session": np.asarray(session_id, dtype=object), "in": in_sample, "out": cross_fitted})
     frame = frame.dropna().reset_index(drop=True)
@@ -101,10 +101,9 @@ def calibration(probabilities: np.ndarray, clicked: np.ndarray, *, bins: int = 1
     confidence = np.take_along_axis(probabilities[has_click], top[:, None], axis=1)[:, 0].astype(float)
     hit = np.take_along_axis(clicked[has_click], top[:, None], axis=1)[:, 0]
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    count = np.bincount(place, minlength=bins)
+    edges, count = np.linspace(0, 1, bins + 1), np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         means = [np.bincount(place, values, minlength=bins) / count for values in (confidence, hit)]
-    edges = np.linspace(0, 1, bins + 1)
     columns = {"low": edges[:-1], "high": edges[1:], "lists": count, "confidence": means[0], "hit": means[1]}
     return pd.DataFrame(columns)
 

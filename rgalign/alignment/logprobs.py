@@ -45,18 +45,13 @@ def token_log_probabilities(model: nn.Module, ids: Tensor, asked: Tensor, **more
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows become batches.
+    """How rows become batches. log_probabilities: (queries * rows,) float32 log p(query | prompt) in nats, all first
+    ones first."""
 
-    collate            rows and the pad token -> a batch
-    width              of a row: tokens of its widest document, and how many documents it has
-    log_probabilities  (model, batch) -> (queries * rows,) float32: log p(query | prompt) in nats, all first ones first
-    queries            of a row: 1, or 2 of a preference pair, whose row has `documents` (chosen, rejected)
-    """
-
-    collate: Callable[[Sequence[dict], int], dict[str, Tensor]]
-    width: Callable[[dict], tuple[int, int]]
+    collate: Callable[[Sequence[dict], int], dict[str, Tensor]]  # rows and the pad token -> a batch
+    width: Callable[[dict], tuple[int, int]]  # of a row: tokens of its widest document, and how many documents it has
     log_probabilities: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
-    queries: int = 2
+    queries: int = 2  # of a row: 1, or 2 of a preference pair, whose row has `documents` (chosen, rejected)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, rows: Sequence[dict], pad: int, what: str) -> Tensor:
@@ -112,22 +107,13 @@ def log_probabilities(
 ROUNDING = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
-def query_tokens(rows: Sequence[dict]) -> Tensor:
-    """(2 * rows,): how many tokens the queries have, all chosen ones first."""
-    return torch.tensor([len(document["input_ids"]) - document["prompt"] for document in _chosen_first(rows)])
-
-
 def _chosen_first(rows: Sequence[dict]) -> list[dict]:
     return [row["documents"][side] for side in (0, 1) for row in rows]
 
 
-def _separate(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
-    """A batch of `right_padded`: all chosen documents, then all rejected ones, in one forward."""
-    return right_padded(_chosen_first(rows), pad)
-
-
-def _separate_width(row: dict) -> tuple[int, int]:
-    return max(len(document["input_ids"]) for document in row["documents"]), 2
+def query_tokens(rows: Sequence[dict]) -> Tensor:
+    """(2 * rows,): how many tokens the queries have, all chosen ones first."""
+    return torch.tensor([len(document["input_ids"]) - document["prompt"] for document in _chosen_first(rows)])
 
 
 def _shared(rows: Sequence[dict], pad: int) -> dict[str, Tensor]:
@@ -163,7 +149,11 @@ def _shared_log_probabilities(model: nn.Module, batch: Mapping[str, Tensor]) -> 
     return torch.cat([(log_p * own).sum(dim=1) for own in (chosen, rejected)])
 
 
-SEPARATE = Layout(_separate, _separate_width, query_log_probabilities)
+SEPARATE = Layout(
+    collate=lambda rows, pad: right_padded(_chosen_first(rows), pad),
+    width=lambda row: (max(len(document["input_ids"]) for document in row["documents"]), 2),
+    log_probabilities=query_log_probabilities,
+)
 PREFIX_SHARED = Layout(_shared, _shared_width, _shared_log_probabilities)
 
 

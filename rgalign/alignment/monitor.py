@@ -30,17 +30,14 @@ Hits = Callable[[Sequence[str]], Mapping[str, float]]
 
 @dataclass(frozen=True, eq=False)
 class ProbeSet:
-    """The sessions that a reasoner is measured on while it is aligned: the first ones of train's part and of valid.
-
-    reward  None for an encoder, which writes nothing;  hits  IHR of the queries of `valid`'s sessions, by the click
-    """
+    """The sessions that a reasoner is measured on while it is aligned: the first ones of train's part and of valid."""
 
     context: Context
     train: Lists
     dev: Lists
     valid: Lists
-    reward: Rewarder | None = None
-    hits: Hits | None = None
+    reward: Rewarder | None = None  # None for an encoder, which writes nothing
+    hits: Hits | None = None  # IHR of the queries of `valid`'s sessions, by the click
 
     @classmethod
     def of(cls, context: Context, reward: Rewarder | None = None, hits: Hits | None = None) -> "ProbeSet":
@@ -68,8 +65,7 @@ class ProbeSet:
     def written(self, reasoner: Reasoner) -> pd.DataFrame:
         """The greedy query of each of valid's sessions."""
         prompter = self.context.recipe.prompter(self.context.shop, reasoner)
-        most = self.context.params.reasoner.queries.max_new_tokens
-        prompts = prompter.sessions(self.context.sessions(self.valid))
+        most, prompts = self.context.params.reasoner.queries.max_new_tokens, self.context.prompts(reasoner, self.valid)
         return generate.greedy(reasoner, prompter, prompts, max_new_tokens=most, progress=False)
 
     def measure(self, reasoner: Reasoner) -> dict[str, float]:
@@ -80,8 +76,8 @@ class ProbeSet:
             return found
         texts = self.written(reasoner)
         queries = texts["query"].tolist()
-        found["reward"] = float(pd.Series(self.reward.of_texts(self.valid, queries)).mean())  # NaN if all are empty
-        found |= self.hits(queries) if self.hits else {}
+        reward = float(pd.Series(self.reward.of_texts(self.valid, queries)).mean())  # NaN if all are empty
+        found |= {"reward": reward, **(self.hits(queries) if self.hits else {})}
         found |= {"tokens": float(texts["tokens"].mean()), "distinct": texts["query"].nunique() / len(texts)}
         return found | {"repeated": generate.repeated_share(queries)}
 
@@ -93,16 +89,12 @@ def hacked(first: Mapping[str, float], now: Mapping[str, float], tolerance: floa
 
 @dataclass(eq=False)
 class RewardHackingMonitor:
-    """Says when RG-DPO should stop (METHOD.md 2.3): the reward rises while the ranking on valid falls.
-
-    start      the reasoner that training begins from, which is the reference
-    tolerance  GAUC on valid below that at the start, at which a higher reward counts as hacked [C]
-    rows       the measurements, by step; a resumed training restores those from before it was killed
-    """
+    """Says when RG-DPO should stop (METHOD.md 2.3): the reward rises while the ranking on valid falls."""
 
     probe: ProbeSet
-    start: Reasoner
-    tolerance: float
+    start: Reasoner  # that training begins from, which is the reference
+    tolerance: float  # GAUC on valid below that at the start, at which a higher reward counts as hacked [C]
+    # the measurements, by step; a resumed training restores those from before it was killed
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -118,15 +110,12 @@ class RewardHackingMonitor:
 
     def _kl(self, reasoner: Reasoner) -> float:
         """Mean of log policy - log reference over one query a session, sampled from the policy."""
-        context = self.probe.context
+        context, prompts = self.probe.context, self.probe.context.prompts(reasoner, self.probe.valid)
         prompter = context.recipe.prompter(context.shop, reasoner)
-        prompts = prompter.sessions(context.sessions(self.probe.valid))
         most = context.params.reasoner.queries.max_new_tokens
         sampled = generate.sample(reasoner, prompter, prompts, samples=1, max_new_tokens=most, seed=0, progress=False)
-        queries = prompter.queries(sampled["query"].tolist())
-        policy, reference = (
-            log_probabilities(each, prompts, queries, progress=False) for each in (reasoner, self.start)
-        )
+        documents = prompts, prompter.queries(sampled["query"].tolist())
+        policy, reference = (log_probabilities(each, *documents, progress=False) for each in (reasoner, self.start))
         return float(np.mean(policy - reference))
 
 

@@ -12,21 +12,15 @@ from torch.nn import functional
 
 
 class PairLogProbabilities(NamedTuple):
-    """A batch of preference pairs; every field (rows,).
+    """A batch of preference pairs; every field (rows,)."""
 
-    chosen, rejected                  log p(query | prompt) of the policy: nats, summed over the query's tokens
-    reference_chosen, .._rejected     the same of the model that training began from
-    chosen_tokens, rejected_tokens    how many tokens these sums are over
-    reward_chosen, reward_rejected    what the reward model says (METHOD.md 2.3, stage 1)
-    """
-
-    chosen: Tensor
+    chosen: Tensor  # log p(query | prompt) of the policy: nats, summed over the query's tokens
     rejected: Tensor
-    reference_chosen: Tensor
+    reference_chosen: Tensor  # the same of the model that training began from
     reference_rejected: Tensor
-    chosen_tokens: Tensor
+    chosen_tokens: Tensor  # how many tokens these sums are over
     rejected_tokens: Tensor
-    reward_chosen: Tensor
+    reward_chosen: Tensor  # what the reward model says (METHOD.md 2.3, stage 1)
     reward_rejected: Tensor
     step_tokens: Tensor | None = None  # mean of chosen_tokens over the whole step, where these rows are a piece of it
 

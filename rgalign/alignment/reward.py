@@ -3,9 +3,8 @@
 It is QE-Rec, trained with multi-LLM cross-sampling and frozen: a session's query comes from one of several LLMs at
 random [P], so that the model scores the query and not one LLM's style. It reads a query by its text alone, embedded
 like a KB intent [C]: the state after prompt and query hardly depends on the query.
-
-folder/<name>/seed-<seed>/   config.json, weights.safetensors (ranker.store), null.safetensors with the form's name
-name: ALL, ONE; fold-<i>/ALL was trained without the users of fold i
+folder/<name>/seed-<seed>/ holds the ranker (ranker.store) and null.safetensors, with the form's name; name is ALL, ONE,
+or fold-<i>/ALL, trained without the users of fold i.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,10 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rgalign.alignment.candidates import nonempty
-from rgalign.data.lists import Intents, Lists, QueryIntents, QueryLists, with_queries, with_texts
+from rgalign.data.lists import Lists, QueryIntents, QueryLists, with_queries, with_texts
 from rgalign.data.vectors import Vectors
 from rgalign.errors import nearest
 from rgalign.params_training import RankerSettings
@@ -31,9 +30,6 @@ from rgalign.ranker.losses import Loss
 from rgalign.ranker.store import StoreError
 from rgalign.ranker.towers import ThreeTower
 from rgalign.ranker.train import PartsOf, build, loss_of, parts_of, runtime_of
-from rgalign.reasoner.embed import embed
-from rgalign.reasoner.model import Reasoner
-from rgalign.reasoner.prompts import Prompter
 from rgalign.run.artifacts import atomic
 from rgalign.run.distributed import each
 
@@ -63,23 +59,28 @@ def over_kb(ranker: ThreeTower, lists: QueryLists, intents: QueryIntents, exists
     return _of_clicked(scores.log_softmax(dim=1).gather(1, lists.candidates.long().clamp(min=0)), lists)
 
 
+def _of_clicked(log_p: Tensor, lists: Lists) -> Tensor:
+    """(lists, candidates) -> (lists,): the mean over what was clicked, NaN where nothing was."""
+    return torch.where(lists.clicked, log_p, 0).sum(dim=1) / lists.clicked.sum(dim=1)
+
+
 REWARDS: dict[str, Reward] = {"list": over_list, "kb": over_kb}  # the next one is a function, named here
+
+
+def _reward_of(form: str) -> Reward:
+    if form not in REWARDS:
+        raise ValueError(f"form is {form!r}; expected {' | '.join(REWARDS)}{nearest(form, REWARDS)}")
+    return REWARDS[form]
 
 
 @dataclass(frozen=True, eq=False)
 class RewardModel:
-    """A frozen ranker that gives queries their rewards.
-
-    intents  the KB with its texts embedded by the model that embeds the queries
-    null     (query_dim,) float16, the null query
-    form     name of REWARDS, the default of the methods
-    Raises ValueError for an unknown form.
-    """
+    """A frozen ranker that gives queries their rewards. Raises ValueError for an unknown form."""
 
     ranker: ThreeTower
-    intents: QueryIntents
-    null: Tensor
-    form: str = "list"
+    intents: QueryIntents  # the KB with its texts embedded by the model that embeds the queries
+    null: Tensor  # (query_dim,) float16, the null query
+    form: str = "list"  # name of REWARDS, the default of the methods
 
     def __post_init__(self) -> None:
         _reward_of(self.form)
@@ -95,26 +96,18 @@ class RewardModel:
         timestamps  (rows,) datetime64 of the session, for `kb`: later intents do not count; None: all do
         Several clicks share the mass, as in ListNet. NaN without a click.
         """
-        null = self.null.expand(len(lists), -1)
-        return self.log_probability(lists, query, form=form, timestamps=timestamps) - self.log_probability(
-            lists, null, form=form, timestamps=timestamps
-        )
+        how, null = {"form": form, "timestamps": timestamps}, self.null.expand(len(lists), -1)
+        return self.log_probability(lists, query, **how) - self.log_probability(lists, null, **how)
 
     def log_probability(
-        self,
-        lists: Lists,
-        query: Tensor | np.ndarray,
-        *,
-        form: str | None = None,
-        timestamps: np.ndarray | None = None,
-        rows_per_batch: int = 2048,
+        self, lists: Lists, query: Tensor | np.ndarray, *, form: str | None = None, timestamps: np.ndarray | None = None
     ) -> np.ndarray:
         """log p(clicked | x, q), (rows,) float32 in nats; arguments: see `reward`."""
         reward, conditioned = _reward_of(form or self.form), with_queries(lists, query)
         device = next(self.ranker.parameters()).device
         intents, found = self.intents.to(device), [torch.zeros(0)]
         with torch.inference_mode():
-            for rows in torch.arange(len(conditioned)).split(rows_per_batch):
+            for rows in torch.arange(len(conditioned)).split(2048):
                 exists = None
                 if timestamps is not None:
                     exists = torch.from_numpy(self.intents.existing(timestamps[rows.numpy()])).to(device)
@@ -138,8 +131,8 @@ def score_candidates(
 ) -> pd.DataFrame:
     """The candidates with a column `reward`, in nats; NaN for an empty query and for a session without a click.
 
-    lists       the sessions of all candidates, each once; timestamps (lists,), see `RewardModel.reward`
-    queries     vectors by text
+    lists    the sessions of all candidates, each once; timestamps (lists,), see `RewardModel.reward`
+    queries  vectors by text
     The same query in the same session has the same reward, whoever wrote it. Raises ValueError for unknown sessions.
     """
     row = pd.Index(lists.session_id).get_indexer(candidates["session_id"])
@@ -185,12 +178,12 @@ def train_reward_models(
         refuse_other_parts("train_reward_models", train=own.train, dev=own.dev)
         every[name] = replace(own, intents=with_texts(own.intents, intents.rows(own.intents.intent_id)))
     workers, runtime = runtime_of(accelerator, workers, progress)
-    shared = dict(settings=settings, positions=positions, null_share=null_share, queries=queries, **runtime)
+    shared = {"settings": settings, "positions": positions, "null_share": null_share, "queries": queries, **runtime}
     jobs = (
         {
             "name": name,
             "parts": every[name],
-            "candidates": candidates[candidates["source"].isin(sources)],
+            "written": candidates[candidates["source"].isin(sources)],
             "folder": folder / name / f"seed-{seed}",
             "seed": seed,
             **shared,
@@ -202,22 +195,19 @@ def train_reward_models(
 
 
 def _train_one(
-    name, parts, candidates, queries, settings, folder, positions, null_share, seed, progress, accelerator=None,
-    precision=None,
-) -> pd.DataFrame:  # fmt: skip
-    null = null_query(parts.train, candidates, queries)
-    train = with_all_queries(parts.train, candidates, queries, null=null, null_share=null_share)
-    dev = with_each_query(parts.dev, candidates, queries, first=True)
-    read = replace(parts, train=with_each_query(parts.train, candidates, queries))  # what whitening is fitted on
+    name, parts, written, queries, settings, folder, positions, null_share, seed, progress, **where
+) -> pd.DataFrame:
+    """where: accelerator, or the precision of one that this process makes itself."""
+    null = null_query(parts.train, written, queries)
+    train = with_all_queries(parts.train, written, queries, null=null, null_share=null_share)
+    dev = with_each_query(parts.dev, written, queries, first=True)
+    read = replace(parts, train=with_each_query(parts.train, written, queries))  # what whitening is fitted on
     ranker = build(RANKER, read, settings, positions=positions, seed=seed)
-    accelerator = accelerator or Accelerator(cpu=True, mixed_precision=precision)
-    loss = cross_sampled(loss_of(RANKER, settings))
-    fitted = fit(
-        ranker, train, dev, parts.intents, settings, seed=seed, loss=loss, accelerator=accelerator, progress=progress
-    )
+    accelerator = where.get("accelerator") or Accelerator(cpu=True, mixed_precision=where["precision"])
+    how = {"seed": seed, "accelerator": accelerator, "progress": progress}
+    fitted = fit(ranker, train, dev, parts.intents, settings, loss=cross_sampled(loss_of(RANKER, settings)), **how)
     save_reward_model(folder, RewardModel(fitted.model, parts.intents, null))
-    curve = fitted.curve
-    return curve.assign(model=name, seed=seed, best=curve.epoch == fitted.best_epoch)
+    return fitted.curve.assign(model=name, seed=seed, best=fitted.curve.epoch == fitted.best_epoch)
 
 
 def save_reward_model(folder: str | Path, model: RewardModel) -> None:
@@ -237,51 +227,15 @@ def load_reward_model(folder: str | Path, intents: QueryIntents, *, device: str 
         raise StoreError(f"{folder} holds no reward model that can be read: {error}") from None
 
 
-def _of_clicked(log_p: Tensor, lists: Lists) -> Tensor:
-    """(lists, candidates) -> (lists,): the mean over what was clicked, NaN where nothing was."""
-    return torch.where(lists.clicked, log_p, 0).sum(dim=1) / lists.clicked.sum(dim=1)
-
-
-def _reward_of(form: str) -> Reward:
-    if form not in REWARDS:
-        raise ValueError(f"form is {form!r}; expected {' | '.join(REWARDS)}{nearest(form, REWARDS)}")
-    return REWARDS[form]
-
-
-def query_vectors(
-    reasoner: Reasoner,
-    prompter: Prompter,
-    texts: Sequence[str],
-    *,
-    tokens_per_batch: int | None = None,
-    progress: bool = True,
-) -> Vectors:
-    """The vectors of the different texts, by text: each is embedded like the title of a KB intent [C].
-
-    reasoner, prompter  those that embed the KB's own texts, so that both are in one space
-    An empty text has no vector.
-    """
-    different = [text for text in dict.fromkeys(texts) if text.strip()]
-    frame = pd.DataFrame({"intent_id": "query", "title": different, "description": ""}, dtype=object)
-    how = {"prefix": len(prompter.head), "tokens_per_batch": tokens_per_batch, "progress": progress}
-    return Vectors(different, embed(reasoner, prompter.embedded_intents(frame), **how))
-
-
 @dataclass(frozen=True)
 class CrossSampled(QueryLists):
-    """Impression lists with several queries each; `drawn` samples one of them.
-
-    bank    (queries, query_dim) float16, shared by all lists; row 0 is the null query
-    places  (lists, slots) rows of the bank; slot 0 is the null query, unused slots are too
-    chance  (lists, slots) float32, a row's sum is 1: the probability of each slot; unused ones have 0
-    query   the sampled query; the null query at first
-    """
+    """Impression lists with several queries each; `drawn` samples one of them. `query` is the null query at first."""
 
     SHARED = ("part", "bank")
 
-    bank: Tensor
-    places: Tensor
-    chance: Tensor
+    bank: Tensor  # (queries, query_dim) float16, shared by all lists; row 0 is the null query
+    places: Tensor  # (lists, slots) rows of the bank; slot 0 is the null query, unused slots are too
+    chance: Tensor  # (lists, slots) float32, a row's sum is 1: the probability of each slot; unused ones have 0
 
     def drawn(self) -> "CrossSampled":
         """The lists with a query each, sampled from torch's random state (`fit` seeds it)."""
@@ -291,18 +245,11 @@ class CrossSampled(QueryLists):
 
 def cross_sampled(base: Loss) -> Loss:
     """`base` of a batch's lists, each with a sampled query."""
-
-    def loss(ranker: nn.Module, lists: CrossSampled, intents: Intents) -> Tensor:
-        return base(ranker, lists.drawn(), intents)
-
-    return loss
+    return lambda ranker, lists, intents: base(ranker, lists.drawn(), intents)
 
 
 def null_query(lists: Lists, candidates: pd.DataFrame, queries: Vectors) -> Tensor:
-    """(query_dim,) float16: the mean vector of all queries written for these lists (train).
-
-    Raises ValueError where nothing was written.
-    """
+    """(query_dim,) float16: the mean vector of all queries written for these lists. Raises ValueError without any."""
     vectors = queries.rows(_written_for(lists, candidates)["query"])
     if not len(vectors):
         sources = ", ".join(sorted(candidates["source"].unique()))
@@ -320,7 +267,7 @@ def with_all_queries(
 
     candidates  columns session_id, source, query, count (alignment.candidates); empty queries and other sessions are
                 left out; a list that has none left always has the null query
-    queries     vectors by text (`query_vectors`)
+    queries     vectors by text
     null_share  probability of the null query [C]; else a source is sampled uniformly, and one of its queries, as often
                 as it wrote it [C]
     Raises ValueError for a list that no source wrote a query for: it would silently learn from the null query alone.
@@ -348,10 +295,7 @@ def with_all_queries(
 
 
 def with_each_query(lists: Lists, candidates: pd.DataFrame, queries: Vectors, *, first: bool = False) -> QueryLists:
-    """The lists once for every query that was written for them.
-
-    first  of every source the first one alone: the greedy query, unless it is empty
-    """
+    """The lists once for every query that was written for them; first: for each source's first, the greedy one."""
     own = _written_for(lists, candidates)
     if first:
         own = own.drop_duplicates(["session_id", "source"])

@@ -21,7 +21,6 @@ from rgalign.alignment.reward import (
     REWARDS,
     RewardModel,
     load_reward_model,
-    query_vectors,
     score_candidates,
     train_reward_models,
 )
@@ -31,12 +30,17 @@ from rgalign.data.split import user_folds
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.train import Parts, train_by_processes
+from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint
 from rgalign.reasoner.prompts import TINY
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_table, write_text
 from rgalign.run.distributed import digest_of, make_shards, shard_path
 from rgalign.seeding import derived
+
+SESSIONS_PER_SHARD = 1_000  # fixed, so that the number of processes changes no byte
+SESSIONS, CANDIDATES = "sessions.parquet", "candidates.parquet"
+FORM = "form.json"  # beside the models: the form of reward that was chosen
 
 
 def fold_of(context: Context, lists: Lists, folds: int) -> np.ndarray:
@@ -56,7 +60,6 @@ def write_candidates(context: Context, models: dict[str, Reasoner], work: Path) 
     if how.llms == "one":
         samples = len(models) * (how.samples + 1) - 1  # every LLM would write a greedy one as well
         models = {MAIN: models[MAIN]}
-    prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
     lists = [with_click(part) for part in (context.parts.train, context.parts.dev)]
     sessions = pd.concat([context.sessions(part) for part in lists], ignore_index=True)
     asked = {
@@ -67,77 +70,64 @@ def write_candidates(context: Context, models: dict[str, Reasoner], work: Path) 
         "seed": derived(context.params.run.seed, "candidates"),
     }
     if context.recipe.launcher or context.params.reasoner.model != TINY:
-        return write_in_shards(context, models, sessions, asked, work)
+        return _write_in_shards(context, models, sessions, asked, work / "written")
+    prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
     return generation.generate_candidates(models, prompters, sessions, **asked)
 
 
-SESSIONS_PER_SHARD = 1_000  # fixed, so that the number of processes changes no byte
-SESSIONS, CANDIDATES = "sessions.parquet", "candidates.parquet"
-
-
-def write_in_shards(
-    context: Context, models: Mapping[str, Reasoner], sessions: pd.DataFrame, how: Mapping[str, Any], work: Path
+def _write_in_shards(
+    context: Context, models: Mapping[str, Reasoner], sessions: pd.DataFrame, how: dict[str, Any], job: Path
 ) -> pd.DataFrame:
     """`generate_candidates`, by the processes of run.launcher where there is one; how: its settings.
 
-    work  folder of the finished shards, which the stage removes when it ends
     The samples are those of one call; a log-probability may differ in its last bits, since batches do.
     """
-    job = work / "written"
     write_table(job / SESSIONS, sessions[["session_id"]])
     if context.recipe.launcher:
         placed = {name: export_reasoner(model, job / name) for name, model in models.items()}
-        arguments = {"run": str(context.run.absolute()), "models": placed, "how": dict(how)}
+        arguments = {"run": str(context.run.absolute()), "models": placed, "how": how}
         distributed.run("write", job, context.recipe.launcher, arguments, device=context.params.run.device)
     else:
         write_own_shards(job, context, models, how)
-    shards = [shard_path(job, number) / CANDIDATES for number in range(_shard_count(len(sessions)))]
-    table = pd.concat(map(pd.read_parquet, shards), ignore_index=True)
-    return table.astype({"query": object})
+    count = -(-len(sessions) // SESSIONS_PER_SHARD)
+    shards = [pd.read_parquet(shard_path(job, number) / CANDIDATES) for number in range(count)]
+    return pd.concat(shards, ignore_index=True).astype({"query": object})
 
 
 def write_own_shards(
     job: Path, context: Context, models: Mapping[str, Reasoner], how: Mapping[str, Any]
 ) -> dict[str, int]:
     """Write this process's shards; finished ones of these very models and prompts are kept."""
-    ids: Sequence[str] = pd.read_parquet(job / SESSIONS)["session_id"].tolist()
+    ids = pd.read_parquet(job / SESSIONS)["session_id"].tolist()
     sessions = context.shop.sessions.set_index("session_id", drop=False).loc[ids].reset_index(drop=True)
     prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
     settings = {"models": {name: fingerprint(model) for name, model in models.items()}, "how": dict(how)}
-
-    def sessions_of(number: int) -> pd.DataFrame:
-        rows = slice(number * SESSIONS_PER_SHARD, (number + 1) * SESSIONS_PER_SHARD)
-        return sessions.iloc[rows].reset_index(drop=True)
+    firsts = range(0, len(ids), SESSIONS_PER_SHARD)
+    parts = [sessions[first : first + SESSIONS_PER_SHARD].reset_index(drop=True) for first in firsts]
 
     def label(number: int) -> str:
-        own = sessions_of(number)
-        prompts = (prompt for prompter in prompters.values() for prompt in prompter.sessions(own))
-        return digest_of(settings | {"shard": number, "sessions": own["session_id"].tolist()}, prompts)
+        prompts = (prompt for prompter in prompters.values() for prompt in prompter.sessions(parts[number]))
+        return digest_of(settings | {"shard": number, "sessions": parts[number]["session_id"].tolist()}, prompts)
 
     def make(number: int, shard: Path) -> None:
-        first, progress = number * SESSIONS_PER_SHARD, distributed.index() == 0
-        own, given = sessions_of(number), {"first_row": first, "progress": progress, **how}
-        write_table(shard / CANDIDATES, generation.generate_candidates(models, prompters, own, **given))
+        given = {"first_row": firsts[number], "progress": distributed.index() == 0, **how}
+        write_table(shard / CANDIDATES, generation.generate_candidates(models, prompters, parts[number], **given))
 
-    return {"shards": make_shards(job, _shard_count(len(ids)), make, label=label)}
-
-
-def _shard_count(sessions: int) -> int:
-    return -(-sessions // SESSIONS_PER_SHARD)
-
-
-EMPTY = {name: "object" for name in generation.COLUMNS} | {"tokens": "int64", "count": "int64", "reward": "float64"}
-FORM = "form.json"  # beside the models: the form of reward that was chosen
+    return {"shards": make_shards(job, len(parts), make, label=label)}
 
 
 def no_candidates() -> pd.DataFrame:
     """The empty table of a run whose reasoner writes nothing."""
-    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in EMPTY.items()})
+    types = dict.fromkeys(generation.COLUMNS, "object") | {"tokens": "int64", "count": "int64", "reward": "float64"}
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
 
 
 @dataclass(frozen=True, eq=False)
 class QueryEmbedder:
-    """Embeds queries by their text alone, like KB intents."""
+    """Embeds queries by their text alone, like the title of a KB intent [C].
+
+    reasoner  embeds the KB's own texts too, so that both are in one space
+    """
 
     context: Context
     reasoner: Reasoner
@@ -145,7 +135,10 @@ class QueryEmbedder:
     def vectors(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
         """Of the different texts that are not empty, by text."""
         prompter = self.context.recipe.prompter(self.context.shop, self.reasoner)
-        return query_vectors(self.reasoner, prompter, texts, progress=progress)
+        different = [text for text in dict.fromkeys(texts) if text.strip()]
+        titles = pd.DataFrame({"intent_id": "query", "title": different, "description": ""}, dtype=object)
+        how = {"prefix": len(prompter.head), "progress": progress}
+        return Vectors(different, embed(self.reasoner, prompter.embedded_intents(titles), **how))
 
 
 def train_models(context: Context, embedder: QueryEmbedder, candidates: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -154,7 +147,7 @@ def train_models(context: Context, embedder: QueryEmbedder, candidates: pd.DataF
     curves. Raises ValueError where all users of train fall into one fold."""
     how, first = context.params.alignment.reward, context.params.ranker.seeds[0]
     everyone = sorted(candidates["source"].unique())
-    models = {(ALL, first): everyone} | {(fold_name(i), first): everyone for i in _folds(context)}
+    models = {(name, first): everyone for name in (ALL, *fold_names(context))}
     if how.compared:
         models |= {(ONE, first): [MAIN]} if len(everyone) > 1 else {}
         models[ALL, first + 1] = everyone
@@ -170,27 +163,21 @@ def train_models(context: Context, embedder: QueryEmbedder, candidates: pd.DataF
     return train_run_models(context, candidates, queries, models=models, folder=folder, **how)
 
 
-def fold_name(number: int) -> str:
-    """Name of the reward model that was trained without the users of this fold; also its place below models/reward."""
-    return f"fold-{number}/{ALL}"
-
-
-def _folds(context: Context) -> range:
-    """Numbers of the folds; none where rewards are given in-sample."""
+def fold_names(context: Context) -> list[str]:
+    """Names of the reward models that were trained without the users of a fold; none where rewards are in-sample."""
     count = context.params.alignment.reward.folds
-    return range(count if count > 1 else 0)
+    return [f"fold-{number}/{ALL}" for number in range(count if count > 1 else 0)]
 
 
 def _without_fold(context: Context, name: str) -> Parts:
     """What the reward model of this name learns from: train, or train without the users of the fold it is named by."""
     if name in (ALL, ONE):
         return context.parts
-    left_out = {fold_name(i): i for i in _folds(context)}[name]
-    train = with_click(context.parts.train)
-    kept = np.flatnonzero(fold_of(context, train, len(_folds(context))) != left_out)
+    folds, train = fold_names(context), with_click(context.parts.train)
+    kept = np.flatnonzero(fold_of(context, train, len(folds)) != folds.index(name))
     if not len(kept):
         raise ValueError(
-            f"alignment.reward.folds is {len(_folds(context))}, and all users of train whose sessions have a click "
+            f"alignment.reward.folds is {len(folds)}, and all users of train whose sessions have a click "
             "fall into one fold: no user is left to train a reward model on; set it to 1 (rewards in-sample)"
         )
     return replace(context.parts, train=train.take(kept))
@@ -221,10 +208,10 @@ def rewards_of_others(embedder: QueryEmbedder, folder: Path, candidates: pd.Data
     """The rewards of the models trained for comparison (alignment.reward.compared)."""
     form, first = form_of(folder), embedder.context.params.ranker.seeds[0]
     others = {"another seed": (ALL, first + 1), "trained on one LLM": (ONE, first)}
-    others = {name: (kind, seed) for name, (kind, seed) in others.items() if (folder / kind / f"seed-{seed}").is_dir()}
     return {
         name: Rewarder.of(embedder, folder, form, name=kind, seed=seed).scored(candidates)["reward"].to_numpy()
         for name, (kind, seed) in others.items()
+        if (folder / kind / f"seed-{seed}").is_dir()
     }
 
 
@@ -242,14 +229,13 @@ def save_form(folder: Path, form: str) -> None:
 class Rewarder:
     """A reward model with the embedder of its queries.
 
-    form   name of reward.REWARDS
     folds  the models that score train's sessions, each those of its own fold of users, without whom it was trained
            (METHOD.md 2.3 [C]); empty: `model` scores them too, in-sample
     """
 
     model: RewardModel
     embedder: QueryEmbedder
-    form: str
+    form: str  # name of reward.REWARDS
     folds: tuple[RewardModel, ...] = ()
 
     @classmethod
@@ -265,9 +251,9 @@ class Rewarder:
         params, intents = embedder.context.params, embedder.context.parts.intents
         first = params.ranker.seeds[0]
         seed = first if seed is None else seed
-        names = [name, *(map(fold_name, _folds(embedder.context)) if (name, seed) == (ALL, first) else ())]
-        places = [folder / each / f"seed-{seed}" for each in names]
-        model, *folds = (load_reward_model(place, intents, device=params.run.device) for place in places)
+        names = [name, *(fold_names(embedder.context) if (name, seed) == (ALL, first) else ())]
+        on = {"device": params.run.device}
+        model, *folds = (load_reward_model(folder / each / f"seed-{seed}", intents, **on) for each in names)
         return cls(model, embedder, form, tuple(folds))
 
     @property
@@ -275,14 +261,13 @@ class Rewarder:
         """The same without its folds: train's sessions are scored by the model that was trained on them."""
         return replace(self, folds=())
 
-    def of_texts(self, lists: Lists, texts: Sequence[str], *, form: str | None = None) -> np.ndarray:
+    def of_texts(self, lists: Lists, texts: Sequence[str]) -> np.ndarray:
         """(lists,) nats: the reward of one query a list; NaN for an empty one and where nothing was clicked."""
-        present = np.array([bool(text.strip()) for text in texts])
-        rewards = np.full(len(texts), np.nan)
+        present, rewards = np.array([bool(text.strip()) for text in texts]), np.full(len(texts), np.nan)
         if present.any():
             embedded, when = self.embedder.vectors(texts), self._timestamps(lists)
             for model, rows in self._models(lists, present):
-                how = {"form": form or self.form, "timestamps": when[rows]}
+                how = {"form": self.form, "timestamps": when[rows]}
                 rewards[rows] = model.reward(lists.take(rows), embedded.rows([texts[row] for row in rows]), **how)
         return rewards
 

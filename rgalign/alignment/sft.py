@@ -37,13 +37,9 @@ def sft(
     The loss is the mean of -log p over the batch's query tokens, in nats.
     """
     collate = partial(right_padded, pad=reasoner.tokenizer.pad_token_id)
-    task = Task("RG-SFT", documents(prompts, queries), collate, query_loss, weight=query_tokens)
+    rows = documents(prompts, queries)
+    task = Task("RG-SFT", rows, collate, query_loss, weight=lambda row: len(row["input_ids"]) - row["prompt"])
     return fit(reasoner, task, Schedule.of(settings), setup, identity={"reasoner": fingerprint(reasoner)})
-
-
-def query_tokens(row: dict) -> int:
-    """Tokens of a row of `documents` that the loss is a mean over."""
-    return len(row["input_ids"]) - row["prompt"]
 
 
 def query_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict]:

@@ -15,23 +15,14 @@ from rgalign.commands import study
 from rgalign.commands.study import FULL, METRICS, SLICES, WORLD, as_row, table_of
 from rgalign.data import tables
 from rgalign.data.describe import train_clicks
-from rgalign.evaluation import bootstrap, results, slices
-from rgalign.evaluation.comparisons import (
-    COMPARED,
-    INTERVALS,
-    PAIR,
-    by_world,
-    comparisons,
-    comparisons_over_worlds,
-    holm,
-    verdict,
-)
+from rgalign.evaluation import bootstrap, comparisons, results, slices
+from rgalign.evaluation.comparisons import COMPARED, INTERVALS, PAIR, verdict
 from rgalign.evaluation.metrics import LABELS
 from rgalign.evaluation.results import GAUC_WEIGHT
 from rgalign.ranker.variants import RANKERS
 from rgalign.run.artifacts import ArtifactError
 
-RESULTS, SESSION_METRICS = "tables/results.parquet", "tables/session_metrics.parquet"
+RESULTS = "tables/results.parquet"
 
 
 def side_by_side(runs: Sequence[Path]) -> pd.DataFrame:
@@ -52,7 +43,7 @@ def side_by_side(runs: Sequence[Path]) -> pd.DataFrame:
     return table.sort_index(key=lambda level: level.map([*results.MODELS, *LABELS].index))
 
 
-def paired(runs: Sequence[Path], *, seed: int = 0, replicates: int = 1000) -> pd.DataFrame:
+def paired(runs: Sequence[Path]) -> pd.DataFrame:
     """GAUC of each later run minus the first's, model by model, where both judged the same test sessions.
 
     Columns: run, against, model, difference, ci_low, ci_high (95 %, users sampled again), p_holm (adjusted for the rows
@@ -62,17 +53,17 @@ def paired(runs: Sequence[Path], *, seed: int = 0, replicates: int = 1000) -> pd
     first = _run_sessions(runs[0])
     for run, name in zip(runs[1:], labels[1:], strict=True):
         other = _run_sessions(run)
-        for model in [model for model in results.MODELS if model in first and model in other]:
+        for model in (model for model in results.MODELS if model in first and model in other):
             old, new = first[model], other[model]
             same = old.index.equals(new.index) and old[GAUC_WEIGHT].equals(new[GAUC_WEIGHT])
             if not same or old.user_id.ne(new.user_id).any():
                 continue
             values = (new.gauc - old.gauc).to_numpy(), old[GAUC_WEIGHT].to_numpy(), old.user_id.to_numpy()
-            interval = bootstrap.over_users(*values, seed=seed, replicates=replicates)
+            interval = bootstrap.over_users(*values, seed=0, replicates=1000)
             rows.append((name, labels[0], model, *map(float, interval), bootstrap.p_over_users(*interval), len(old)))
     columns = ["run", "against", "model", "difference", "ci_low", "ci_high", "p_holm", "sessions"]
     table = pd.DataFrame(rows, columns=columns)
-    return table.assign(p_holm=holm(table["p_holm"]))
+    return table.assign(p_holm=comparisons.holm(table["p_holm"]))
 
 
 def names(runs: Sequence[Path]) -> list[str]:
@@ -86,9 +77,10 @@ def names(runs: Sequence[Path]) -> list[str]:
 
 def _run_sessions(run: Path) -> dict[str, pd.DataFrame]:
     """model -> its test sessions by session_id, GAUC averaged over ranker seeds; nothing where they are not kept."""
-    if not (run / SESSION_METRICS).is_file():
+    path = run / "tables" / "session_metrics.parquet"
+    if not path.is_file():
         return {}
-    sessions = results.conform(pd.read_parquet(run / SESSION_METRICS), "session_metrics")
+    sessions = results.conform(pd.read_parquet(path), "session_metrics")
     test = sessions[sessions.split == "test"]
     figures = {"gauc": "mean", GAUC_WEIGHT: "first", "user_id": "first"}
     return {model: own.groupby("session_id").agg(figures) for model, own in test.groupby("model")}
@@ -99,16 +91,15 @@ def compare_models(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The comparisons rows of a study, and the same world by world (with world_seed, new, old).
 
-    runs, table, pairs  study.runs_of, results_of, pairs_of
-    draws               seed, replicates of the bootstrap inside each world
+    runs, table, pairs  study.runs_of, results_of, pairs_of;  draws  of the bootstrap in a world: seed, replicates
     """
     if study.is_published(folder):
         worlds = study.published_worlds(folder, pairs)
-        return comparisons_over_worlds(worlds), worlds
-    worlds = by_world(results.conform(table.drop(columns="recipe"), "results"), pairs)
+        return comparisons.comparisons_over_worlds(worlds), worlds
+    worlds = comparisons.by_world(results.conform(table.drop(columns="recipe"), "results"), pairs)
     own = _own_intervals(folder, runs, worlds, **draws)
     worlds = worlds.merge(own, "left", [*COMPARED, "world_seed", *PAIR])
-    return comparisons_over_worlds(worlds), worlds
+    return comparisons.comparisons_over_worlds(worlds), worlds
 
 
 def _own_intervals(folder: Path, runs: pd.DataFrame, worlds: pd.DataFrame, **draws) -> pd.DataFrame:
@@ -122,7 +113,7 @@ def _own_intervals(folder: Path, runs: pd.DataFrame, worlds: pd.DataFrame, **dra
         for names in {ablations.intersection(pair): None for pair in all_pairs}:
             pairs = [pair for pair in all_pairs if ablations.intersection(pair) == names]
             sessions = _sessions(folder, here, names)
-            rows = comparisons(sessions, pairs, masks, distance=distance, **draws)
+            rows = comparisons.comparisons(sessions, pairs, masks, distance=distance, **draws)
             found.append(rows[[*COMPARED, *PAIR, *INTERVALS]].assign(world_seed=world))
     return pd.concat(found).astype(study.WORLD_TYPES | dict.fromkeys(INTERVALS, "float64"))
 
@@ -178,8 +169,8 @@ def stage_table(table: pd.DataFrame, compared: pd.DataFrame, seconds: pd.DataFra
     shown = gauc[["distance", *PAIR, *interval, "worlds", "world_seeds"]]
     rows = wide.merge(shown.assign(says=[verdict(row) for row in shown.itertuples()]), "left", ["distance", "model"])
     rows["seconds"] = [_seconds(row.model, row.distance, seconds, runs) for row in rows.itertuples()]
-    order = rows["model"].map(list(results.MODELS).index)
-    rows = rows.assign(order=order).sort_values(["distance", "order"], kind="stable", ignore_index=True)
+    rows["order"] = rows["model"].map(list(results.MODELS).index)
+    rows = rows.sort_values(["distance", "order"], kind="stable", ignore_index=True)
     first = ["distance", "model", "gauc", "against", *interval, "worlds", "world_seeds", "says"]
     return rows[[*first, *names[1:], "seconds"]].astype({"worlds": "Int64"})
 

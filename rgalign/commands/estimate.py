@@ -4,11 +4,10 @@ With P the parameters that a token is multiplied with (model_size.trunk) and T t
 reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
 reads once more, 2PT (Kaplan et al. 2020, 2.1). Queries are written by steps, a token of every query of a batch: one
 takes as long as its weights and cache take to be moved, or its kernels to be launched. Time is that at UTILISATION of
-the card's peak [C]; all counts are upper bounds: every prompt has max_tokens, every session a click. One is not: RG-DPO
-is taken to read a pair's prompt once where all attention is full, and reads it twice by an attention other than torch's
-(sdpa). Attention's own products, rankers and evaluation while training are left out.
-
-torch and transformers are imported late: most runs need neither here.
+the card's peak [C]. Counts are upper bounds: every prompt has max_tokens, every session a click; but RG-DPO is taken to
+read a pair's prompt once where all attention is full, and an attention other than torch's (sdpa) reads it twice.
+Attention's own products, rankers and evaluation while training are left out. torch is imported late: most runs do
+without.
 """
 
 from dataclasses import dataclass
@@ -41,11 +40,11 @@ GIB = 2**30
 def check_machine(params: Params) -> None:
     """Raise ParamsError for what cannot be done here: a device that is not there, all that needs CUDA, and names of
     objectives and rewards that do not exist."""
-    how, usual = params.alignment, Alignment()
-    if (how.dpo.objective, how.reward.form) != (usual.dpo.objective, usual.reward.form):
+    usual = Alignment()
+    if (params.alignment.dpo.objective, params.alignment.reward.form) != (usual.dpo.objective, usual.reward.form):
         from rgalign.alignment.context import unknown_names
 
-        if unknown := unknown_names(how):
+        if unknown := unknown_names(params.alignment):
             raise ParamsError("\n  ".join(["these params name what does not exist:", *unknown]))
     device, needs = params.run.device, gpu_only(params.reasoner, params.alignment)
     if device in ("auto", "cpu") and not needs:
@@ -72,36 +71,26 @@ def pretraining_note(params: Params) -> str:
     tunes = how.loop.rounds and (how.sft.use or how.dpo.use)
     if not tunes or params.reasoner.model != TINY or params.run.warm_start:
         return ""
+    there = {"shopworld": data.world.transcripts > 0, "msweb": False}.get(data.source, True)
     if data.source == "folder":
         there = is_there(artifacts.data_path(str(data.path)), "transcripts")
-    else:
-        there = {"shopworld": data.world.transcripts > 0, "msweb": False}.get(data.source, True)
     return "" if there else f"note: {'; '.join(NEVER_ASKED)}"
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """How large a language model is.
+    """How large a language model is."""
 
-    parameters  all of them, tied ones once
-    trunk        of these, all but the vocabulary's table and the language head: what every token is multiplied with
-    linear       of these, in linear layers but the language head: what 8- and 4-bit weights pack, LoRA stands beside
-    linear_ends  sum over these layers of inputs + outputs: LoRA has rank times as many parameters
-    activations  numbers that a token leaves in one layer for the backward pass
-    cached       numbers that a token leaves in one layer while queries are written: its key and its value
-    full_attention   no window slides and no state is carried: RG-DPO reads a pair's prompt once (alignment.layouts)
-    """
-
-    parameters: int
-    trunk: int
-    linear: int
-    linear_ends: int
+    parameters: int  # all of them, tied ones once
+    trunk: int  # of these, all but the vocabulary's table and the language head: what every token is multiplied with
+    linear: int  # of these, in linear layers but the head: what 8- and 4-bit weights pack, LoRA stands beside
+    linear_ends: int  # sum over these layers of inputs + outputs: LoRA has rank times as many parameters
     layers: int
     hidden: int
     vocabulary: int
-    activations: int
-    cached: int
-    full_attention: bool
+    activations: int  # numbers that a token leaves in one layer for the backward pass
+    cached: int  # numbers that a token leaves in one layer while queries are written: its key and its value
+    full_attention: bool  # no window slides, no state is carried: RG-DPO reads a pair's prompt once
 
     def lora(self, rank: int) -> int:
         """Parameters of an adapter of this rank beside all linear layers."""
@@ -179,111 +168,94 @@ def work(params: Params, size: ModelSize, sessions: int) -> pd.DataFrame:
     """
     train_valid, clicked = sessions * 5 // 6, sessions * 4 // 6
     test = sessions - train_valid
-    how, prompt = params.alignment, params.reasoner.max_tokens
-    query, trunk = params.reasoner.queries.max_new_tokens, size.trunk
-    forward, learning = 2 * trunk, learning_operations(params, size)
-    models = 1 + len(params.reasoner.others)
-    drawn = how.candidates.samples + 1
+    how, prompt, query = params.alignment, params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens
+    forward = 2 * size.trunk
+    learning = ((4 if how.lora else 6) + (2 if how.engine.gradient_checkpointing else 0)) * size.trunk
+    drawn, models = how.candidates.samples + 1, 1 + len(params.reasoner.others)
     if how.candidates.llms == "one":
         drawn, models = models * drawn, 1
     # with prompt_query a prompt is read to write its query, and again with the query and the asking mark (not counted)
     repeats = params.reasoner.embed == "prompt_query"
     embedded, asked = (2 * prompt + query, query) if repeats else (prompt, 0)
-    known = train_valid * embedded, train_valid * asked
-    rows = [
-        ("02_reasoner", "embed train and valid", *known, forward),
-        ("09_evaluation", "embed test", test * embedded, test * asked, forward),
-    ]
+    rows = []
+
+    def add(stage: str, what: str, read: int, written: int = 0, operations: int = forward) -> None:
+        rows.append((stage, what, read, written, operations))
+
+    def embed(stage: str, what: str, count: int) -> None:
+        add(stage, f"embed {what}", count * embedded, count * asked)
+
+    embed("02_reasoner", "train and valid", train_valid)
+    embed("09_evaluation", "test", test)
     if how.loop.rounds:
-        writes = params.reasoner.kind == "causal"
-        document = prompt + query
-        pairs = int(clicked * (1 - how.dpo.margin_quantile))
-        if writes:
-            rows.append(("04_reward_model", f"write {drawn} queries a session, by each of {models} models",
-                         2 * clicked * prompt * models, clicked * drawn * query * models, forward))  # fmt: skip
+        if writes := params.reasoner.kind == "causal":
+            what = f"write {drawn} queries a session, by each of {models} models"
+            add("04_reward_model", what, 2 * clicked * prompt * models, clicked * drawn * query * models)
         if writes and how.sft.use:
-            rows.append(("05_rg_sft", "RG-SFT", int(clicked * how.sft.epochs) * document, 0, learning))
+            add("05_rg_sft", "RG-SFT", int(clicked * how.sft.epochs) * (prompt + query), 0, learning)
         if writes and how.dpo.use:
-            both = tokens_of_pair(params, size)
-            rows.append(("06_rg_dpo", "reference", pairs * both, 0, forward))
-            rows.append(("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning))
+            pairs, both = int(clicked * (1 - how.dpo.margin_quantile)), tokens_of_pair(params, size)
+            add("06_rg_dpo", "reference", pairs * both)
+            add("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning)
         if writes and (how.sft.use or how.dpo.use):
-            rows.append(("07_rg_cl", "embed train and valid for the retraining", *known, forward))
+            embed("07_rg_cl", "train and valid for the retraining", train_valid)
         if how.cl.use:
             runs = 2 if repeats and how.cl.lm_weight else 1  # what is embedded, and what the language loss reads
-            rows.append(("07_rg_cl", "RG-CL", int(clicked * how.cl.epochs) * document * runs, 0, learning))
+            add("07_rg_cl", "RG-CL", int(clicked * how.cl.epochs) * (prompt + query) * runs, 0, learning)
             if repeats:
-                rows.append(("07_rg_cl", "write queries to embed", clicked * prompt, clicked * query, forward))
-        rows.append(("08_closed_loop", "embed train and valid again", *known, forward))
-        rows.append(("09_evaluation", "embed test again", test * embedded, test * asked, forward))
+                add("07_rg_cl", "write queries to embed", clicked * prompt, clicked * query)
+        embed("08_closed_loop", "train and valid again", train_valid)
+        embed("09_evaluation", "test again", test)
     table = pd.DataFrame(rows, columns=["stage", "what", "read", "written", "operations"])
     return table.sort_values("stage", kind="stable", ignore_index=True)
 
 
-def learning_operations(params: Params, size: ModelSize) -> int:
-    """Of a token in training (this module's docstring)."""
-    times = (4 if params.alignment.lora else 6) + (2 if params.alignment.engine.gradient_checkpointing else 0)
-    return times * size.trunk
-
-
 def seconds(table: pd.DataFrame, params: Params, size: ModelSize, card: Card, processes: int) -> pd.Series:
-    """(rows,) seconds of each row of `work` on so many cards."""
-    reading = table["read"].astype(float) * table["operations"] / card.operations  # more than int64 can hold
-    return (reading / UTILISATION + table["written"] * seconds_written(params, size, card)) / processes
-
-
-def seconds_written(params: Params, size: ModelSize, card: Card) -> float:
-    """A written token's part of a step of `reasoner.queries`, which writes one token of each query of a batch."""
+    """(rows,) seconds of each row of `work` on so many cards; a step of writing is one token of each of its queries."""
     from rgalign.reasoner.generate import TOKENS_PER_BATCH
 
     document = params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens
     together = max(1, TOKENS_PER_BATCH["cuda"] // document)
     cache = together * document * size.layers * size.cached * BYTES[params.reasoner.dtype]
     moved = memory_of_weights(params, size) + CACHE_MOVED * cache
-    return max(moved / card.bandwidth / UTILISATION, size.layers * LAUNCHES) / together
+    a_token = max(moved / card.bandwidth / UTILISATION, size.layers * LAUNCHES) / together
+    reading = table["read"].astype(float) * table["operations"] / card.operations  # more than int64 can hold
+    return (reading / UTILISATION + table["written"] * a_token) / processes
 
 
 def memory_of_weights(params: Params, size: ModelSize) -> float:
     """Bytes of the model as it is loaded."""
-    packed = PACKED.get(params.reasoner.quantize or "")
     own = BYTES[params.reasoner.dtype]
-    return size.parameters * own if packed is None else size.linear * packed + (size.parameters - size.linear) * own
+    return size.linear * PACKED.get(params.reasoner.quantize, own) + (size.parameters - size.linear) * own
 
 
 def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool = False) -> dict[str, float]:
     """Bytes on each card at the widest step of the alignment's steps, by what they are for.
 
-    weights      twice: the model that a stage starts from stays beside the trained one, and is not sharded; where
-                 all weights are trained, they are so in float32, and precision bf16 copies them once more
-    gradients, optimizer   of what is trained, in float32; AdamW keeps two numbers a parameter, of four bytes or of one
-                           (adamw_8bit)
-    activations  of the tokens that run at once: all of a layer's, times the layers; with gradient checkpointing each
-                 layer's input, and one layer whole; in the type of the weights
-    logits       of the queries' tokens: the head's own, and twice float32 for the loss
-    sharded      FSDP, ZeRO-3: trained weights, gradients and optimizer are sharded over the processes
+    sharded  FSDP, ZeRO-3: trained weights, gradients and optimizer are sharded over the processes
     """
     how = params.alignment
     own = BYTES[params.reasoner.dtype] if how.lora else TRAINED
     learning = size.lora(how.lora.rank) if how.lora else size.parameters
-    state = 1 if how.engine.optimizer == "adamw_8bit" else TRAINED
+    state = 1 if how.engine.optimizer == "adamw_8bit" else TRAINED  # of each of AdamW's two numbers a parameter
     tokens, queries = widest_step(params, size, processes)
     kept = size.layers * size.activations
-    if how.engine.gradient_checkpointing:
+    if how.engine.gradient_checkpointing:  # each layer's input, and one layer whole
         kept = size.layers * size.hidden + size.activations
     copies = 2 if params.run.precision == "bf16" else 0
     weights, share = memory_of_weights(params, size), processes if sharded else 1
     trained = weights if how.lora else size.parameters * (TRAINED + copies)
     return {
-        "weights": weights + trained / share,
+        "weights": weights + trained / share,  # the model that a stage starts from stays beside it, and is not sharded
         "gradients": learning * TRAINED / share,
         "optimizer": 2 * learning * state / share,
         "activations": tokens * kept * own,
-        "logits": queries * size.vocabulary * (own + 8),
+        "logits": queries * size.vocabulary * (own + 8),  # the head's own, and twice float32 for the loss
     }
 
 
 def tokens_of_pair(params: Params, size: ModelSize) -> int:
-    """Tokens that RG-DPO reads for a pair, at most (alignment.layouts)."""
+    """Tokens that RG-DPO reads for a pair, at most (alignment.logprobs)."""
     prompt, query = params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens
     return prompt + 2 * query + 1 if size.full_attention else 2 * (prompt + query)
 
@@ -293,22 +265,21 @@ def widest_step(params: Params, size: ModelSize, processes: int) -> tuple[int, i
     how, query = params.alignment, params.reasoner.queries.max_new_tokens
     document = (params.reasoner.max_tokens + query, query)
     wide = {"sft": document, "dpo": (tokens_of_pair(params, size), 2 * query), "cl": document}
-    at_once = {"sft": how.sft.documents_per_batch, "dpo": how.dpo.pairs_per_batch}
-    if budget := how.engine.tokens_per_batch:
-        at_once = {name: min(count, max(1, budget // wide[name][0])) for name, count in at_once.items()}
-    else:
-        at_once = {name: -(-count // processes) for name, count in at_once.items()}
-    at_once["cl"] = -(-how.cl.documents_per_batch // processes)
-    used = [name for name in STEPS if getattr(how, name).use] if how.loop.rounds else []
-    tokens, queries = ([at_once[name] * wide[name][kind] for name in used] for kind in (0, 1))
-    return max(tokens, default=0), max(queries, default=0)
+    rows = {"sft": how.sft.documents_per_batch, "dpo": how.dpo.pairs_per_batch, "cl": how.cl.documents_per_batch}
+    found = [(0, 0)]
+    for name in STEPS if how.loop.rounds else ():
+        at_once = -(-rows[name] // processes)
+        if how.engine.tokens_per_batch and name != "cl":
+            at_once = min(rows[name], max(1, how.engine.tokens_per_batch // wide[name][0]))
+        if getattr(how, name).use:
+            found.append((at_once * wide[name][0], at_once * wide[name][1]))
+    return max(tokens for tokens, _ in found), max(queries for _, queries in found)
 
 
 def describe(params: Params, card: str | None = None) -> str:
-    """What is printed before a run begins: the estimate, or why there is none.
+    """What is printed before a run begins: the estimate, or why there is none. Raises ParamsError for an unknown card.
 
     card  a name of CARDS; None: the one that is here, else PLANNED_FOR
-    Raises ParamsError for an unknown card.
     """
     reasoner = params.reasoner
     if reasoner.model == TINY:
@@ -325,13 +296,12 @@ def describe(params: Params, card: str | None = None) -> str:
         size = model_size(AutoConfig.from_pretrained(folder, local_files_only=True), kind=reasoner.kind)
     except (OSError, ValueError) as error:  # notebook 02 lists all that is wrong with a model
         return f"no estimate: {reasoner.model} has no config that can be read ({str(error).splitlines()[0]})"
-    launcher = params.run.launcher
+    launcher = params.run.launcher or ""
     count = (distributed.planned(launcher) if launcher else 1) or 1
-    sharded = any(word in (launcher or "") for word in ("fsdp", "zero3"))
     table = work(params, size, size_of(params.data).sessions)
     hours = seconds(table, params, size, found, count) / 3600
     shown = table[["stage", "what"]].assign(**{"million tokens": ((table["read"] + table["written"]) / 1e6).round(1)})
-    held = memory(params, size, processes=count, sharded=sharded)
+    held = memory(params, size, processes=count, sharded="fsdp" in launcher or "zero3" in launcher)
     parts, total = ", ".join(f"{name} {amount / GIB:.1f}" for name, amount in held.items()), sum(held.values())
     verdict = "fits" if total < 0.9 * found.memory else "DOES NOT FIT"
     lines = [
@@ -348,9 +318,9 @@ def _card(name: str | None, device: str) -> tuple[Card | None, str]:
     """The card that an estimate is for, and a note; None where there is no estimate, and why."""
     import torch
 
-    if name is not None and name not in CARDS:
-        raise ParamsError(f"--card is {name}; expected one of {', '.join(CARDS)}")
     if name is not None:
+        if name not in CARDS:
+            raise ParamsError(f"--card is {name}; expected one of {', '.join(CARDS)}")
         return CARDS[name], ""
     if torch.cuda.is_available() and device in ("auto", "cuda"):
         here = torch.cuda.get_device_properties(0)

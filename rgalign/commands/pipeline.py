@@ -46,9 +46,8 @@ class Kernels(ExitStack):
 
     def __init__(self, cwd: Path):
         super().__init__()
-        self.cwd = cwd
+        self.cwd, self._numbers = cwd, count(1)
         self._waiting: AsyncKernelManager | None = None
-        self._numbers = count(1)
 
     def __enter__(self) -> "Kernels":
         self._folder = self.enter_context(_private_folder())
@@ -120,10 +119,8 @@ class StageFailed(UserError, RuntimeError):
 
 
 def chosen(first: str | None = None, through: str | None = None) -> list[Stage]:
-    """The stages from `first` up to and with `through`; both may be a name or its leading number.
-
-    A stage outside the sequence (91) runs alone, and only as `first`. Raises StageFailed where nothing is chosen.
-    """
+    """The stages from `first` up to and with `through` (see `stage_named`); one outside the sequence (91) runs alone,
+    and only as `first`. Raises StageFailed where nothing is chosen."""
     sequence = [stage for stage in STAGES.values() if stage.in_sequence]
     start = stage_named(first) if first else sequence[0]
     if not start.in_sequence:
@@ -193,12 +190,12 @@ def execute(
         left = {path.name for path in artifacts.sweep_run(run)}
         stages = [stage for stage in stages if needed(stage, params)]
         for stage in stages:
-            interrupted = artifacts.temporary_of(_copy(run, stage)).name in left
+            copy = run / "notebooks" / f"{stage.name}.ipynb"
+            interrupted = artifacts.temporary_of(copy).name in left
             why = "forced" if forced else reason_to_run(run, stage, params) or (INTERRUPTED if interrupted else None)
             if why is None:
                 print(f"{stage.name}: unchanged, skipped", flush=True)
-                page = (copy := _copy(run, stage)).with_suffix(".html")
-                if copy.exists() and not page.exists():  # killed just before
+                if copy.exists() and not copy.with_suffix(".html").exists():  # killed just before
                     _export_html(copy)
                 continue
             print(f"{stage.name}: {why}", flush=True)
@@ -208,10 +205,6 @@ def execute(
             _execute_stage(run, stage, dict(parameters), partial(started.one, more=more))
             entry = artifacts.read_manifest(run)["stages"][stage.name]
             print(f"{stage.name}: done, {entry['seconds']:.0f} s, {entry['peak_memory_mb']:,} MiB", flush=True)
-
-
-def _copy(run: Path, stage: Stage) -> Path:
-    return run / "notebooks" / f"{stage.name}.ipynb"
 
 
 def status(run: Path) -> pd.DataFrame:
@@ -248,8 +241,8 @@ def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any], a_kernel
                 del nb_man.save
 
     before = artifacts.read_manifest(run)["stages"].get(stage.name)
-    copy = _copy(run, stage)
-    failed, source = copy.with_name(f"{stage.name}.failed.ipynb"), ROOT / "notebooks" / f"{stage.name}.ipynb"
+    copy, source = (folder / "notebooks" / f"{stage.name}.ipynb" for folder in (run, ROOT))
+    failed = copy.with_name(f"{stage.name}.failed.ipynb")
     how = {"kernel_name": "python3", "language": "python"}  # which not every editor leaves in the file
     how |= {"cwd": ROOT, "start_timeout": START, "log_output": True, "progress_bar": sys.stderr.isatty()}
     with _log_file(run / "logs" / f"{stage.name}.log") as log, a_kernel() as kernel:

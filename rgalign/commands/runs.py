@@ -82,6 +82,7 @@ def run_of(given: str) -> Path:
 
 def labels_command(options: argparse.Namespace) -> int:
     from rgalign.data import labels, tables
+    from rgalign.reasoner.prompts import shown_features
 
     folder = Path(options.folder) if Path(options.folder).exists() else ROOT / options.folder
     of_run = _is_run(folder)
@@ -99,7 +100,14 @@ def labels_command(options: argparse.Namespace) -> int:
         print(f"{len(found):,} labels: {target}")
         return 0
     own = shop.sessions[shop.sessions.split == options.split].head(options.sessions)
-    shown = _shown_in_prompts(folder if of_run else None, shop.meta)
+    named, drop = None, []
+    if of_run:
+        params = load_run(folder)
+        named, drop = params.reasoner.features, params.data.features.drop
+    try:  # people may see what a prompt may show
+        shown = shown_features(named, shop.meta, drop)
+    except ValueError as error:
+        raise labels.LabelError(str(error)) from None
     sheet, kb = labels.export_sheet(options.sheet, own, shop.intents, kinds=shop.kinds, features=shown)
     print(f"{len(own):,} sessions to label: {sheet}\nthe intents to choose from: {kb}")
     return 0
@@ -109,24 +117,8 @@ def _is_run(folder: Path) -> bool:
     return (folder / "params.yaml").is_file() and not (folder / "dataset.yaml").is_file()
 
 
-def _shown_in_prompts(run: Path | None, meta: dict) -> list[str]:
-    """Feature columns that people may see: those that a prompt may show, by the run's params or else the data set's."""
-    from rgalign.data.labels import LabelError
-    from rgalign.reasoner.prompts import shown_features
-
-    named, drop = None, []
-    if run is not None:
-        params = load_run(run)
-        named, drop = params.reasoner.features, params.data.features.drop
-    try:
-        return shown_features(named, meta, drop)
-    except ValueError as error:
-        raise LabelError(str(error)) from None
-
-
 # A user's own folder with notebooks and params, so that an installed package alone is useful.
 
-COPIED = ("notebooks", "params", "docs", "benchmarks")
 SHIPPED = Path(__file__).parents[1] / "shipped"  # in a wheel: put there by setup.py
 
 
@@ -159,7 +151,7 @@ def make(folder: Path) -> int:
             artifacts.write_text(folder / path.relative_to(source), path.read_text(encoding="utf-8"))
         return len(list((folder / "notebooks").glob("*.ipynb")))
     except BaseException:
-        for name in COPIED:
+        for name in ("notebooks", "params", "docs", "benchmarks"):
             shutil.rmtree(folder / name, ignore_errors=True)
         raise
 

@@ -126,17 +126,13 @@ def _published_results(folder: Path) -> pd.DataFrame:
     return results.conform(pd.read_parquet(folder / "results.parquet"), "results")
 
 
-def _kept_worlds(folder: Path) -> pd.DataFrame:
-    table = pd.read_parquet(folder / "worlds.parquet").astype(WORLD_TYPES)
-    return table.reindex(columns=[*table, *(name for name in INTERVALS if name not in table)])
-
-
 def published_worlds(folder: Path, wanted: Collection[tuple[str, str]]) -> pd.DataFrame:
     """by_world's rows of the pairs `wanted`, with each world's own INTERVALS where they were published."""
-    kept = _kept_worlds(folder)
-    known = pairs_in(kept)
-    kept = kept[[pair in wanted for pair in kept[PAIR].itertuples(index=False, name=None)]]
-    added = by_world(_published_results(folder), [pair for pair in wanted if pair not in known])
+    kept = pd.read_parquet(folder / "worlds.parquet").astype(WORLD_TYPES)
+    kept = kept.reindex(columns=[*kept, *(name for name in INTERVALS if name not in kept)])
+    pairs = list(kept[PAIR].itertuples(index=False, name=None))
+    added = by_world(_published_results(folder), [pair for pair in wanted if pair not in set(pairs)])
+    kept = kept[[pair in wanted for pair in pairs]]
     return pd.concat([kept, added], ignore_index=True) if len(added) else kept.reset_index(drop=True)
 
 
@@ -206,15 +202,13 @@ def results_of(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
 
 def as_row(table: pd.DataFrame, ablation: str) -> pd.DataFrame:
     """A run's table as the study has it: whole, or of an ablation its rgalign_rec under the ablation's name."""
-    if not ablation:
-        return table
-    return table[table["model"] == FULL].assign(model=ablation)
+    return table[table["model"] == FULL].assign(model=ablation) if ablation else table
 
 
 def pairs_of(folder: Path, runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(model, against): what the runs compared themselves, each ablation against the whole, and STEPS."""
     if is_published(folder):
-        models, pairs = set(_published_results(folder)["model"]), pairs_in(_kept_worlds(folder))
+        models, pairs = set(_published_results(folder)["model"]), pairs_in(pd.read_parquet(folder / "worlds.parquet"))
         pairs |= {pair for pair in STEPS if models.issuperset(pair)}
     else:
         finished = runs[runs["state"] == "finished"]
@@ -239,5 +233,5 @@ def stage_seconds(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
         for run in runs.itertuples()
         for stage, entry in artifacts.read_manifest(folder / run.run)["stages"].items()
     ]
-    types = {"run": "string", "recipe": "string", "stage": "string", "seconds": "float64", "shared_from": "string"}
-    return pd.DataFrame(rows, columns=columns).astype(types)
+    texts = dict.fromkeys(["run", "recipe", "stage", "shared_from"], "string")
+    return pd.DataFrame(rows, columns=columns).astype(texts | {"seconds": "float64"})

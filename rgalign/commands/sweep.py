@@ -1,11 +1,8 @@
 """Many runs: each params file with each seed, one after the other, or at once by the workers of a dask scheduler.
 
-A run that fails does not stop the rest. The same command goes on where it stood. OUT/sweep.json says what was run; the
-study over the runs is notebook 90's.
-
+A run that fails does not stop the rest. The same command goes on where it stood. OUT/sweep.json says what was run.
 Runs in one folder share stages: one that a sibling run has finished with the same params, seed, inputs, code and
-packages is copied from it, hard-linked where the disk can. Links are safe because no artifact is written in place
-(artifacts.atomic); what is (logs/, a stage's work/) is not copied.
+packages is copied from it, hard-linked where the disk can: no artifact is written in place (artifacts.atomic).
 """
 
 import datetime
@@ -20,7 +17,7 @@ import sys
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +67,10 @@ def copy_stage(run: Path, stage: Stage, params: Params, other: Path) -> None:
     shutil.rmtree(run / "figures" / stage.name, ignore_errors=True)  # of an earlier execution, with other params
     for name in (*entry["outputs"], *_pages(stage)):
         with artifacts.atomic(run / name) as temporary:
-            _link(other / name, temporary)
+            if (other / name).is_dir():
+                shutil.copytree(other / name, temporary, copy_function=_link)
+            else:
+                _link(other / name, temporary)
             if name in entry["outputs"] and artifacts.digest(temporary) != entry["outputs"][name]:
                 raise ArtifactError(f"{other / name} is not what its manifest says: run {stage.name} there again")
     artifacts.record_stage(run, stage.name, {**entry, SHARED: entry.get(SHARED, other.name)})
@@ -81,12 +81,7 @@ def _pages(stage: Stage) -> tuple[str, str]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, or every file of a folder; copy what cannot be linked (another disk, no links)."""
-    if source.is_dir():
-        target.mkdir()
-        for inner in sorted(source.iterdir()):
-            _link(inner, target / inner.name)
-        return
+    """Hard-link a file; copy it where it cannot be linked (another disk, no links)."""
     try:
         os.link(source, target)
     except OSError:
@@ -124,8 +119,7 @@ def runs_of(
 ) -> list[Run]:
     """OUT/<params name>-s<seed> for each params file and seed; what --set changes stands in the name as well.
 
-    here  they run on this machine, which must be able to
-    Raises ParamsError with every fault of the whole command before anything runs.
+    Raises ParamsError with every fault of the whole command, and of this machine if they run `here`.
     """
     faults, runs, numbers = [], [], [0]
     try:
@@ -191,19 +185,24 @@ def plan(runs: Sequence[Run], stages: Sequence[Stage]) -> pd.DataFrame:
     A forecast: a stage is shared if another run that is finished or stands earlier in the plan has the same params and
     seed from its first input on; whether its bytes are the same is seen when its turn comes.
     """
-    tables = {run.folder: pipeline.plan(run.folder, run.params, list(stages), forced=False) for run in runs}
-    keys = {run.folder: _keys(run.params) for run in runs}
-    known = _finished_elsewhere(runs, stages)
-    for folder, table in tables.items():
-        known |= {keys[folder][name] for name in table.stage[table.action == "skip"]}
+    tables = [pipeline.plan(run.folder, run.params, list(stages), forced=False) for run in runs]
+    keys = [_keys(run.params) for run in runs]
+    known: set[str] = set()
+    for own, table in zip(keys, tables, strict=True):
+        known |= {own[name] for name in table.stage[table.action == "skip"]}
+    for folder in set(sibling_runs(runs[0].folder)) - {run.folder for run in runs}:
+        with suppress(ParamsError, ArtifactError):  # of another version, or damaged: nothing to share
+            if (folder / "params.yaml").is_file():
+                params = load_run(folder)
+                own = _keys(params)
+                known |= {own[stage.name] for stage in stages if reason_to_run(folder, stage, params) is None}
     rows = []
-    for run in runs:
+    for run, own, table in zip(runs, keys, tables, strict=True):
         entries = {name: entry for other in sibling_runs(run.folder) for name, entry in _entries(other).items()}
         entries |= _entries(run.folder)
-        for name, action in tables[run.folder][["stage", "action"]].itertuples(index=False):
-            key = keys[run.folder][name]
-            action = "done" if action == "skip" else "share" if key in known else "run"
-            known.add(key)
+        for name, action in table[["stage", "action"]].itertuples(index=False):
+            action = "done" if action == "skip" else "share" if own[name] in known else "run"
+            known.add(own[name])
             seconds = pipeline.estimate(STAGES[name], run.params, entries) if action == "run" else 0.0
             rows.append((run.folder.name, name, action, seconds))
     return pd.DataFrame(rows, columns=["run", "stage", "action", "seconds"])
@@ -219,21 +218,6 @@ def _keys(params: Params) -> dict[str, str]:
     return keys
 
 
-def _finished_elsewhere(runs: Sequence[Run], stages: Sequence[Stage]) -> set[str]:
-    """Keys of the stages that runs in the same folder, but not of this sweep, have finished."""
-    planned, found = {run.folder for run in runs}, set()
-    for folder in sibling_runs(runs[0].folder):
-        if folder in planned or not (folder / "params.yaml").is_file():
-            continue
-        try:
-            params = load_run(folder)
-            keys = _keys(params)
-            found |= {keys[stage.name] for stage in stages if reason_to_run(folder, stage, params) is None}
-        except (ParamsError, ArtifactError):  # of another version, or damaged: nothing to share
-            continue
-    return found
-
-
 def by_run(planned: pd.DataFrame) -> pd.DataFrame:
     """The plan with one row a run: the numbers of its stages to run, to share and done, and the seconds."""
     counts = pd.crosstab(planned["run"], planned["action"]).reindex(columns=["run", "share", "done"], fill_value=0)
@@ -243,12 +227,8 @@ def by_run(planned: pd.DataFrame) -> pd.DataFrame:
 
 
 def execute(runs: Sequence[Run], stages: Sequence[Stage], out: Path, scheduler: str | None = None) -> dict[str, str]:
-    """Execute all; returns {run: what went wrong} of those that failed. OUT/sweep.json is kept.
-
-    scheduler  address of a dask scheduler whose workers execute the runs; None: here, one after the other
-    """
-    failures: dict[str, str] = {}
-    started, begun = _now(), 0
+    """Execute all, here or by the workers of a dask scheduler; returns {run: what went wrong} of those that failed."""
+    failures, started, begun = {}, _now(), 0
     groups = waves(runs, stages) if scheduler else [[run] for run in runs]
     runs = [run for group in groups for run in group]
     with _cluster(scheduler, stages) if scheduler else _here(stages) as execute_group:
@@ -402,10 +382,7 @@ def outcome(runs: Sequence[Run], failures: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _write_manifest(out: Path, runs: Sequence[Run], begun: int, failures: Mapping[str, str], started: str) -> None:
-    """OUT/sweep.json: every run of this sweep and of those before it in the same folder, by name.
-
-    begun  how many of `runs` have begun: what is known of the others stays
-    """
+    """OUT/sweep.json: every run of this sweep and of those before it in the folder; only `begun` runs have news."""
     known = study.read_sweep(out)["runs"]
     for number, run in enumerate(runs):
         name = run.folder.name

@@ -31,8 +31,6 @@ from rgalign.run import distributed
 from rgalign.run.artifacts import write_table, write_text
 
 EXPECTED = (ValueError, KeyError, TypeError, OSError, UserError, TrainingError, torch.OutOfMemoryError)
-ROUND_ROBIN = ("rank", "reward")  # jobs whose processes do not meet before their end, however long the last one takes
-PATIENCE = timedelta(days=2)  # of those that end first: a lost process is reported by the launcher, not by the clock
 
 
 def main(folder: Path) -> int:
@@ -55,7 +53,9 @@ def main(folder: Path) -> int:
 
 def _join(given: Mapping[str, Any]) -> None:
     """Meet the other processes. Raises ProcessesError where there are not as many as the launcher was to start."""
-    patience = {"timeout": PATIENCE} if given["job"] in ROUND_ROBIN else {}
+    patience = {}
+    if given["job"] in ("rank", "reward"):  # their processes meet at the end alone, however long the last one takes
+        patience["timeout"] = timedelta(days=2)  # a lost process is reported by the launcher, not by the clock
     state = PartialState(cpu=given["device"] == "cpu" or not torch.cuda.is_available(), **patience)
     found, planned = state.num_processes, given["processes"]
     if planned is not None and found != planned:
@@ -101,29 +101,26 @@ def tune(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     context = context.reading(Path(arguments["embeddings"]), Path(arguments["rankers"]))
     start, work = read(arguments["reasoner"]), Path(arguments["work"])
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in arguments["tables"]}
-    looks: dict[int, dict[str, float]] = {}
+    monitor, written = None, {}
     if arguments["step"] == "sft":
         tuned, curve = sft.train_sft(context, start, tables["best"], work)
     elif arguments["step"] == "dpo":
-        monitor = None
         if arguments["watched"] and is_sharded():
             print("RG-DPO is not looked at while it trains: its weights are shared out", flush=True)
         elif arguments["watched"]:  # as in notebook 06
             rewarder = rewarding.Rewarder.load(context, context.run / "models" / "reward")
             probe = ProbeSet.of(context, rewarder, look.hits_by_click(context, context.main()))
             monitor = RewardHackingMonitor(probe, start, context.params.alignment.dpo.tolerance)
-        tuned, curve, reference = dpo.train_dpo(context, start, tables["pairs"], work, monitor)
-        looks = monitor.rows if monitor else looks
-        if distributed.index() == 0:
-            write_table(folder / "reference.parquet", reference)
+        tuned, curve, written["reference.parquet"] = dpo.train_dpo(context, start, tables["pairs"], work, monitor)
     else:
         ids = arguments["learners"]
         lists = None if ids is None else context.rows_of(context.clicked_lists, ids)
         tuned, curve = contrastive.train_contrastive(context, start, tables.get("best"), work, lists=lists)
     if distributed.index() == 0:
         context.save(tuned, folder / TUNED)
-        write_table(folder / CURVE, curve)
-    return {"looks": looks}
+        for name, table in (written | {CURVE: curve}).items():
+            write_table(folder / name, table)
+    return {"looks": monitor.rows if monitor else {}}
 
 
 JOBS = {"embed": embed_own_shards, "write": write, "tune": tune, "rank": train_own_rankers, "reward": reward}

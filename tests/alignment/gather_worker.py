@@ -1,11 +1,13 @@
 """What each of two processes does in test_info_nce: imported by it again, so it imports little."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
 
-from rgalign.alignment.info_nce import contrastive_loss
+from rgalign.alignment.contrastive import loss_in_space
+from rgalign.params_training import Contrastive
 from rgalign.run.distributed import all_gather_with_grad, weighted_all_reduce
 
 DIM, KB = 5, 9
@@ -28,8 +30,8 @@ def loss_of(given: dict, rows: slice, **how) -> torch.Tensor:
     """The loss of these sessions; its gradient stays in given["weights"]."""
     given["weights"].grad = None
     queries = given["sessions"][rows] @ given["weights"]
-    own = [given[name][rows] for name in ("clicked", "hard", "also")]
-    loss = contrastive_loss(queries, given["intents"], *own, counted=len(queries), **how)
+    batch = {name: given[name][rows] for name in ("clicked", "hard", "also")} | {"counted": torch.tensor(len(queries))}
+    loss = loss_in_space(SimpleNamespace(intents=given["intents"]), queries, batch, Contrastive(**how))
     loss.backward()
     return loss.detach()
 

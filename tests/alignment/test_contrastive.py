@@ -10,7 +10,7 @@ from small_trainings import contrastive
 from torch.nn import functional
 from transformers import BertConfig, BertModel
 
-from rgalign.alignment.info_nce import RankingSpace, alignment, effective_rank, info_nce, session_nce, uniformity
+from rgalign.alignment.contrastive import RankingSpace, alignment, effective_rank, info_nce, session_nce, uniformity
 from rgalign.data.lists import Bag, QueryIntents, QueryLists
 from rgalign.params_training import RankerSettings
 from rgalign.ranker.losses import listnet_loss

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from rgalign.alignment.info_nce import alignment, effective_rank, info_nce, ranker_nce, session_nce, uniformity
+from rgalign.alignment.contrastive import alignment, effective_rank, info_nce, ranker_nce, session_nce, uniformity
 
 NONE = torch.empty(3, 0, dtype=torch.long)
 INTENTS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0], [-1.0, 0.0]])

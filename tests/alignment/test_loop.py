@@ -11,7 +11,7 @@ import torch
 
 from rgalign.alignment import closed_loop, contrastive
 from rgalign.alignment.closed_loop import LoopIteration
-from rgalign.alignment.info_nce import RankingSpace
+from rgalign.alignment.contrastive import RankingSpace
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.ranker import store
 from rgalign.ranker.fit import score
@@ -229,7 +229,9 @@ def test_rounds_end_when_the_development_users_gain_no_more(context, monkeypatch
         "next_iteration",
         lambda context, last, form, folder, work: begun_from.append(last.dev) or turn(folder),
     )
-    best, table = closed_loop.run_loop(with_params(context, loop__rounds=most), None, None, None, "list", tmp_path)
+    best, table = closed_loop.run_loop(
+        with_params(context, loop__rounds=most), None, None, None, "list", tmp_path, None
+    )
     assert table["round"].tolist() == list(range(1, played + 1))
     assert table.dev.tolist() == dev[:played]
     assert table["round"][table.kept].tolist() == [kept]

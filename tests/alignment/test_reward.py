@@ -1,6 +1,7 @@
 """The reward by hand, the draw by counting, and a shop in which the query tells the click."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,13 @@ from rgalign.alignment.reward import (
     cross_sampled,
     load_reward_model,
     null_query,
-    query_vectors,
     save_reward_model,
     score_candidates,
     train_reward_models,
     with_all_queries,
     with_each_query,
 )
+from rgalign.alignment.rewarding import QueryEmbedder
 from rgalign.data.lists import QueryLists, with_queries
 from rgalign.ranker.fit import listnet
 from rgalign.ranker.store import StoreError
@@ -215,11 +216,13 @@ def test_development_lists_have_every_sources_first_query():
 
 def test_a_query_is_read_as_an_intent_without_description():
     model, put = reasoner(), Prompter(TOKENIZER, features=[], kinds={}, instruction="w1")
-    found = query_vectors(model, put, ["w3 w4", "", "w5", "w3 w4"], progress=False)
+    context = SimpleNamespace(shop=None, recipe=SimpleNamespace(prompter=lambda shop, reasoner: put))
+    embedder = QueryEmbedder(context, model)
+    found = embedder.vectors(["w3 w4", "", "w5", "w3 w4"])
     assert found.ids.tolist() == ["w3 w4", "w5"]
     written = put.intents(pd.DataFrame({"intent_id": "x", "title": ["w3 w4", "w5"], "description": [None, ""]}))
     np.testing.assert_allclose(found.values, embed(model, written, progress=False), atol=2e-3)
-    assert len(query_vectors(model, put, [""], progress=False)) == 0
+    assert len(embedder.vectors([""])) == 0
 
 
 # --- training

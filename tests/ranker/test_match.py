@@ -18,7 +18,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 from small_lists import CANDIDATES, KB, SMALL, fit, make_query_intents, make_query_lists
 
-from rgalign.alignment.info_nce import RankingSpace
+from rgalign.alignment.contrastive import RankingSpace
 from rgalign.data import shards, tables, vectors
 from rgalign.data.lists import Match, concat_lists, with_match
 from rgalign.evaluation import results
