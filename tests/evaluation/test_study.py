@@ -154,7 +154,7 @@ def test_lm_seeds_that_only_one_of_two_models_has_do_not_count(tmp_path):
     add_run(tmp_path, ABLATION, 2, world=1)
     runs = study.runs_of(tmp_path)
     table = study.results_of(tmp_path, runs).drop(columns="recipe")
-    whole = compare.by_world(table, [("rgalign_rec/no_neftune", "rgalign_rec")])
+    whole = compare.comparisons.by_world(table, [("rgalign_rec/no_neftune", "rgalign_rec")])
     (row,) = whole[(whole["metric"] == "gauc") & (whole["slice"] == "all") & (whole["world_seed"] == 0)].itertuples()
     chosen = (table["metric"] == "gauc") & (table["slice"] == "all") & (table["model"] == "rgalign_rec")
     assert row.old == pytest.approx(table[chosen & (table["lm_seed"] == 0)]["value"].mean())
