@@ -102,8 +102,7 @@ def _private_folder() -> Iterator[Path]:
         argv = ["ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
         env = {SPINS: _spins()}
         if forks.supported():
-            env[forks.ADDRESS] = str(Path(folder) / FORKS)
-            argv = [sys.executable, "-I", "-S", forks.__file__, env[forks.ADDRESS], *argv]
+            argv = [sys.executable, "-I", "-S", forks.__file__, str(Path(folder) / FORKS), *argv]
         else:
             argv = [sys.executable, "-m", *argv]
         spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))

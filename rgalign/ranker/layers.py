@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from rgalign.data.features import UNKNOWN
 from rgalign.data.lists import Bag
-from rgalign.run.distributed import by_all_threads
 
 
 def unknown_at_random(ids: Tensor, share: float) -> Tensor:
@@ -100,7 +99,7 @@ class FieldAttention(nn.Module):
         rows, count, _ = fields.shape
         split = self.query_key_value(fields).view(rows, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         # the fused kernel never stores the (fields x fields) weights: half the time of matmul + softmax at 90 fields
-        mixed = by_all_threads(F.scaled_dot_product_attention, *split.unbind(0))
+        mixed = F.scaled_dot_product_attention(*split.unbind(0))
         return F.relu(mixed.transpose(1, 2).reshape(rows, count, -1) + self.residual(fields))
 
 

@@ -9,15 +9,12 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -28,12 +25,10 @@ import torch
 import torch.distributed as dist
 import yaml
 from joblib import Parallel, delayed
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from rgalign.errors import UserError
 from rgalign.params import ROOT
-from rgalign.run import forks
 from rgalign.run.artifacts import atomic, write_text
 
 if TYPE_CHECKING:
@@ -58,71 +53,15 @@ def each(
     if workers == 1:
         return [job(**own) for own in arguments]
     threads = max(1, torch.get_num_threads() // workers)
-    shared = {"threads": threads, "all_threads": torch.get_num_threads(), "job": job}
-    if forks.ADDRESS in os.environ:
-        results = _forked(os.environ[forks.ADDRESS], ({**shared, "own": own} for own in arguments), workers)
-    else:
-        pool = Parallel(n_jobs=workers, return_as="generator", mmap_mode=None, max_nbytes=None)
-        results = pool(delayed(_with_threads)(**shared, own=own) for own in arguments)
+    pool = Parallel(n_jobs=workers, return_as="generator", mmap_mode=None, max_nbytes=None)
+    results = pool(delayed(_with_threads)(threads, job, own) for own in arguments)
     return list(tqdm(results, total=total, desc=title, disable=not progress))
 
 
-def _with_threads(threads: int, all_threads: int, job: Callable[..., Any], own: dict[str, Any]) -> Any:
-    global _all_threads
-    if forks.ADDRESS not in os.environ:
-        _end_with_the_parent()
+def _with_threads(threads: int, job: Callable[..., Any], own: dict[str, Any]) -> Any:
+    _end_with_the_parent()
     torch.set_num_threads(threads)  # their number changes the last bits of sums
-    threadpool_limits(threads)
-    _all_threads = all_threads
     return job(**own)
-
-
-_all_threads = 0  # of a worker and those beside it together
-
-
-def by_all_threads(operation: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-    """operation(*inputs); in a worker it takes the threads of all workers, forward and backward: where a job lasts
-    longer than those beside it, theirs are idle. For an operation whose result does not depend on their number."""
-    own, more = torch.get_num_threads(), _all_threads
-    if more <= own:
-        return operation(*inputs)
-    torch.set_num_threads(more)
-    try:
-        result = operation(*inputs)
-    finally:
-        torch.set_num_threads(own)
-    if result.grad_fn is not None:
-        result.grad_fn.register_prehook(lambda _: torch.set_num_threads(more))
-        result.grad_fn.register_hook(lambda *_: torch.set_num_threads(own))
-    return result
-
-
-def _forked(address: str, jobs: Iterable[dict[str, Any]], workers: int) -> Iterator[Any]:
-    """_with_threads(**own) for each of these jobs, by processes that the server forks (run.forks)."""
-    waiting, opened = deque(), set()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for own in jobs:
-            waiting.append(pool.submit(forks.call, address, _with_threads, own, opened))
-            if len(waiting) > 2 * workers:
-                yield _next(waiting)
-        while waiting:
-            yield _next(waiting)
-    except forks.ProcessLost as error:
-        raise ProcessesError("a worker was killed, most often for want of memory: lower run.workers") from error
-    finally:
-        for connection in opened.copy():
-            with suppress(OSError):  # it has ended by itself
-                connection.shutdown(socket.SHUT_RDWR)
-        pool.shutdown(cancel_futures=True)
-
-
-def _next(waiting: deque[Future]) -> Any:
-    """The first one's result, once it is there; raises the first error of any."""
-    while not waiting[0].done():
-        for one in wait([one for one in waiting if not one.done()], return_when=FIRST_COMPLETED).done:
-            one.result()
-    return waiting.popleft().result()
 
 
 @functools.cache

@@ -1,9 +1,8 @@
-"""Processes that begin with the heavy libraries imported: a server imports them once and forks itself (Linux).
+"""Kernels that begin with the heavy libraries imported: a server imports them once and forks itself (Linux).
 
-A kernel or a worker that starts anew imports for six seconds of a core; forked it is there at once. The project's own
-modules are not among LIBRARIES: a stage runs the code that its manifest entry names. Nothing else of the server is seen
-by what it forks: folder, environment and files are those of the caller.
-`call` has a function called by a forked process.
+A kernel that starts anew imports for six seconds of a core; forked it is there at once. The project's own modules are
+not among LIBRARIES: a stage runs the code that its manifest entry names. Nothing else of the server is seen by what it
+forks: folder, environment and files are those of the caller.
 As a script: `forks.py ADDRESS MODULE ARGUMENTS..` is `python -m MODULE ARGUMENTS..`, forked by the server at ADDRESS.
 The script stays for the process: it passes signals on, ends with it, and the process ends with the script.
 """
@@ -11,7 +10,6 @@ The script stays for the process: it passes signals on, ends with it, and the pr
 import importlib
 import json
 import os
-import pickle
 import runpy
 import select
 import signal
@@ -19,14 +17,10 @@ import socket
 import subprocess
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-WORKER = "rgalign.run.forks"  # the module that does a job
-ADDRESS = "RGALIGN_FORKS"  # environment variable: the server that kernels and their workers may ask
 LIBRARIES = (
     *("pandas", "pyarrow.csv", "pyarrow.parquet", "pydantic", "yaml", "tqdm.auto", "joblib", "safetensors.torch"),
     *("matplotlib.pyplot", "scipy.stats", "sklearn.pipeline", "sklearn.decomposition", "sklearn.linear_model"),
@@ -34,10 +28,6 @@ LIBRARIES = (
     "transformers.models.qwen3.modeling_qwen3",
 )
 DRAWS = "module://matplotlib_inline.backend_inline"  # as ipykernel would set it, if it came before matplotlib
-
-
-class ProcessLost(RuntimeError):
-    """A process ended without an answer."""
 
 
 def supported() -> bool:
@@ -128,51 +118,6 @@ def _end_with(connection: socket.socket) -> None:
     os._exit(1)
 
 
-def call(address: str, job: Callable[..., Any], arguments: dict[str, Any], opened: set[socket.socket]) -> Any:
-    """job(**arguments) in a process of its own; raises what it raises, ProcessLost where the process is killed.
-
-    opened  has the connection meanwhile: shut down, it ends the process
-    """
-    try:
-        result, error, trace = _answer(address, (job, arguments), opened)
-    except (EOFError, OSError) as lost:
-        raise ProcessLost("the process of a job was killed, or its server") from lost
-    if error:
-        raise error from RuntimeError(trace)
-    return result
-
-
-def _answer(address: str, task: tuple[Callable, dict[str, Any]], opened: set[socket.socket]) -> tuple:
-    (read_job, write_job), (read_result, write_result) = os.pipe(), os.pipe()
-    with open(write_job, "wb") as sent, open(read_result, "rb") as received:
-        try:
-            connection = fork(address, [WORKER], (read_job, write_result, 2))
-        finally:
-            os.close(read_job)
-            os.close(write_result)
-        with connection:
-            opened.add(connection)
-            try:
-                pickle.dump(sys.path, sent)
-                pickle.dump(task, sent)
-                sent.flush()
-                return pickle.load(received)
-            finally:
-                opened.discard(connection)
-
-
-def work() -> None:
-    """Do the job that comes on the standard input; what it prints goes to the standard error."""
-    with open(os.dup(1), "wb") as answer:
-        os.dup2(2, 1)
-        try:
-            sys.path[:] = pickle.load(sys.stdin.buffer)
-            job, arguments = pickle.load(sys.stdin.buffer)
-            answer.write(pickle.dumps((job(**arguments), None, "")))
-        except Exception as error:
-            answer.write(pickle.dumps((None, error, traceback.format_exc())))
-
-
 def _script(address: str, *arguments: str) -> None:
     with fork(address, arguments) as connection:
         process = int(connection.makefile().readline())
@@ -182,9 +127,7 @@ def _script(address: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        work()
-    elif len(sys.argv) == 2:
+    if len(sys.argv) == 2:
         serve(socket.socket(fileno=int(sys.argv[1])))
     else:
         _script(*sys.argv[1:])
