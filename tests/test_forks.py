@@ -39,6 +39,15 @@ def test_a_process_sees_the_callers_folder_and_environment_and_has_the_libraries
     assert process.communicate(timeout=60)[0].split() == [str(tmp_path), "here", "True"]
 
 
+def test_tables_are_shown_as_in_a_notebook(address, tmp_path):
+    """Whole, and not cut to the width of a terminal that the server does not have."""
+    shown = "import pandas as pd; print(pd.DataFrame([range(10**8, 10**8 + 19)]), pd.get_option('display.max_columns'))"
+    (tmp_path / "wide.py").write_text(shown)
+    said = script(address, "wide", cwd=tmp_path).communicate(timeout=60)[0]
+    assert "..." not in said
+    assert said.split()[-1] == "20"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_process_ends_with_who_asked_for_it(address, tmp_path, number):
     (tmp_path / "lasting.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")

@@ -27,6 +27,7 @@ LIBRARIES = (
     *("sklearn.feature_extraction.text", "torch", "torch.distributed.tensor", "transformers.trainer", "peft"),
     "transformers.models.qwen3.modeling_qwen3",
 )
+NOTEBOOK_COLUMNS = 20  # pandas' own default in a notebook
 DRAWS = "module://matplotlib_inline.backend_inline"  # as ipykernel would set it, if it came before matplotlib
 
 
@@ -70,6 +71,8 @@ def serve(listener: socket.socket) -> None:
     for name in LIBRARIES:
         with suppress(ImportError):
             importlib.import_module(name)
+    if "pandas" in sys.modules:  # it took this process for a terminal, whose width tables would be cut to
+        sys.modules["pandas"].set_option("display.max_columns", NOTEBOOK_COLUMNS)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what it forks
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, files, told = _request(listener)
