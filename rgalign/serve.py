@@ -168,8 +168,8 @@ class Scorer:
     ranking    None where the run has no ranker yet: it writes queries alone
     reads_kb   gives the reasoner that embedded the knowledge base: the one before RG-CL (alignment.loop)
     matcher    the match terms that the ranker reads; None: it reads none
-    of_texts   frame -> the vectors of its text columns alone, where raw_cosine compares them; made by the reasoner
-               before its alignment
+    alone      embeds text columns and titles alone, where raw_cosine compares these: the reasoner before its alignment,
+               as in notebook 02, and its prompter
     """
 
     reasoner: Reasoner
@@ -179,7 +179,7 @@ class Scorer:
     tokens_per_batch: int | None = None
     ranking: Ranking | None = None
     matcher: Matcher | None = None
-    of_texts: Callable[[pd.DataFrame], Vectors] | None = None
+    alone: tuple[Reasoner, Prompter] | None = None
 
     def score(
         self, sessions: pd.DataFrame, *, top: int | None = 3, vectors: Vectors | None = None, progress: bool = False
@@ -210,8 +210,8 @@ class Scorer:
         if self.matcher is None:
             return lists
         sets = {PROMPT: vectors}
-        if self.of_texts is not None:
-            sets[TEXT] = self.of_texts(frame)
+        if self.matcher.compared.vector_sets[0] == TEXT:
+            sets[TEXT] = embedded(*self.alone, frame, self.tokens_per_batch)
         return with_match(lists, self.matcher(self.matcher.sessions(frame, sets.__getitem__)))
 
     def embed(self, sessions: pd.DataFrame, *, progress: bool = False) -> Vectors:
@@ -227,8 +227,7 @@ class Scorer:
         """
         ranking = self._ranking()
         more = checked_intents(intents, ranking.kb)
-        reader, matcher = self.reads_kb(), self.matcher
-        made = embed(reader, self.prompter.embedded_intents(more), progress=False)
+        made, matcher = embed(self.reads_kb(), self.prompter.embedded_intents(more), progress=False), self.matcher
         vectors = Vectors(more["intent_id"], made).values
         kb = pd.concat([ranking.kb, more], ignore_index=True)
         texts = torch.cat([ranking.intents.text, torch.from_numpy(vectors)])
@@ -237,8 +236,8 @@ class Scorer:
             correction = np.concatenate([correction, np.zeros(len(more))])
         if matcher is not None:
             if matcher.compared.vector_sets[1] == TEXT:
-                titles = self.prompter.embedded_intents(more.assign(description=None))
-                vectors = embed(reader, titles, progress=False)
+                before, put = self.alone
+                vectors = embed(before, put.embedded_intents(more.assign(description=None)), progress=False)
             matcher = matcher.with_intents(kb, vectors)
         wider = with_texts(encode_intents(ranking.space, kb), texts)
         return replace(self, ranking=replace(ranking, kb=kb, intents=wider, correction=correction), matcher=matcher)
@@ -318,11 +317,11 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     places = places_in(run / EMBEDDINGS, run / ALIGNED_EMBEDDINGS if serves_aligned else None)
     terms = run / (f"{ALIGNED_EMBEDDINGS}/match" if serves_aligned else "tables/match"), ranking.model.config.match
     scorer = replace(scorer, matcher=Matcher.load(*terms, compared, intents, places))
-    if compared.vector_sets[0] != TEXT:
+    if TEXT not in compared.vector_sets:
         return scorer
     texts = of_texts(Recipe(reasoner_params, params.data.features.drop, device), meta).settings
-    texts_alone = prompts.prompter(texts, meta, intents, reasoner.tokenizer, **own)
-    return replace(scorer, of_texts=lambda frame: embedded(main, texts_alone, frame, budget))
+    put = prompts.prompter(texts, meta, intents, main.tokenizer, embed=prompts.PROMPT, **own)
+    return replace(scorer, alone=(main, put))
 
 
 def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.DataFrame:

@@ -512,6 +512,25 @@ def test_a_run_with_all_terms_trains_serves_and_is_the_same_when_loaded(ranked, 
     assert (more.intent_id == "new").sum() == 7
 
 
+def test_a_service_embeds_texts_and_titles_alone_as_notebook_02_does(ranked, tmp_path):
+    """Also where prompts are embedded with a query: texts alone are not."""
+    run, asked = tmp_path / "run", {"ranker.match": ["raw_cosine"], "reasoner.embed": "prompt_query"}
+    shutil.copytree(ranked, run)
+    asked |= {f"evaluation.untrained.raw_cosine.{side}": of for side, of in (("session", "text"), ("intent", "title"))}
+    for name in ("02_reasoner", "03_rankers"):
+        last = small_run.play(name, run, asked)
+    scorer, rows = load(run), tables.read(run / "tables/dataset").sessions
+    rows = rows[rows.split == "valid"].head(7)
+    served = scorer.lists(rows, scorer.embed(rows)).match
+    np.testing.assert_allclose(served.values, last["parts"].valid.match.values[:7], atol=2e-3)
+    new = last["train_and_valid"].intents[["title"]].head(5).assign(intent_id=[f"new {row}" for row in range(5)])
+    more = scorer.with_intents(new).lists(rows, scorer.embed(rows)).match
+    np.testing.assert_allclose(more.values[:, -5:], served.values[:, :5], atol=2e-3)
+    other = replace(scorer, reads_kb=lambda: reasoner_build.untrained(scorer.reasoner, 1))
+    again = other.with_intents(new).lists(rows, scorer.embed(rows)).match
+    np.testing.assert_array_equal(again.values, more.values, "the reasoner before the alignment embeds titles alone")
+
+
 def test_a_control_of_match_terms_needs_them():
     with pytest.raises(ValueError, match=r"ranker.match is empty"):
         small_run.small({"ranker.models": ["qe_rec", "qe_rec/word_match"]})
