@@ -65,3 +65,9 @@ def test_nothing_that_it_forked_outlives_the_server(tmp_path):
         assert Path(f"/proc/{pid}").exists()
     assert gone(pid)
     connection.close()
+
+
+def test_there_is_no_server_beside_a_gpu(tmp_path, monkeypatch):
+    """An import may begin to use it, and no forked process could then."""
+    monkeypatch.setattr(forks, "GPUS", (str(tmp_path),))
+    assert not forks.supported()

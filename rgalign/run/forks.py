@@ -31,9 +31,13 @@ NOTEBOOK_COLUMNS = 20  # pandas' own default in a notebook
 DRAWS = "module://matplotlib_inline.backend_inline"  # as ipykernel would set it, if it came before matplotlib
 
 
+GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, those of Windows below Linux
+
+
 def supported() -> bool:
-    """Whether a process with these libraries can go on after a fork; on macOS its system libraries forbid it."""
-    return sys.platform == "linux"
+    """Whether a process with these libraries can go on after a fork. On macOS its system libraries forbid it; a fork
+    cannot use a GPU that an import has begun to use (peft's, of bitsandbytes where that is installed)."""
+    return sys.platform == "linux" and not any(map(os.path.exists, GPUS))
 
 
 @contextmanager
