@@ -306,6 +306,9 @@ def _train_one(
             standardise_match(model, parts.train)
         if (before := model.config.positions) < positions:
             raise ValueError(f"{start} knows {before} positions; lists have {positions} now: train without warm start")
+        before, now = (", ".join(terms) or "none" for terms in (model.config.match, match_terms_of(name, parts.train)))
+        if before != now:
+            raise ValueError(f"{start} reads the match terms {before}; now there are {now}: train without warm start")
     else:
         model = begin(name, parts, own, positions=positions, seed=seed, accelerator=accelerator)
     how = {

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rgalign.data.lists import Match, with_match
 from rgalign.params_training import RankerSettings
 from rgalign.ranker import store
 from rgalign.ranker import train as rankers
@@ -34,6 +35,21 @@ def test_a_ranker_goes_on_and_one_that_the_last_run_had_not_begins_anew(parts, t
     assert all(torch.allclose(was[name], now[name], atol=1e-6) for name in was)
     with pytest.raises(ValueError, match="knows 6 positions; lists have 8 now"):
         rankers.train(wanted, [1], parts, folder=tmp_path / "wide", start=found, positions=8, progress=False)
+
+
+def test_a_ranker_does_not_go_on_with_other_match_terms(parts, intents, tmp_path):
+    """It would read those of the last run, or none, whatever ranker.match says."""
+    wanted, how = {"two_tower_text/word_match": SETTINGS}, {"positions": 6, "progress": False}
+    of_each = [getattr(parts, part) for part in ("train", "dev", "valid")]
+    terms = [Match(torch.rand(len(lists), len(intents), 1).half(), ("word_overlap",)) for lists in of_each]
+    matched = {lists.part: with_match(lists, own) for lists, own in zip(of_each, terms, strict=True)}
+    matched = rankers.Parts(SPACE, intents, **matched)
+    for name, last, now in (("more", parts, matched), ("less", matched, parts)):
+        rankers.train(wanted, [0], last, folder=tmp_path / name, **how)
+        start = rankers.last_rankers(tmp_path / "aligned", tmp_path / name, list(wanted), [0])
+        with pytest.raises(ValueError, match=r"reads the match terms (none|word_overlap); now there are"):
+            rankers.train(wanted, [0], now, folder=tmp_path / f"{name} next", start=start, **how)
+    rankers.train(wanted, [0], matched, folder=tmp_path / "same", start=start, **how)
 
 
 def test_qe_rec_goes_on_from_the_aligned_rankers_and_only_where_every_seed_is_there(tmp_path):
