@@ -281,8 +281,8 @@ class NoAttention(nn.Module):
         return user.unsqueeze(1).expand_as(intent), intent, query.unsqueeze(1).expand_as(intent)
 
 
-# What the towers of a pair know of one another before they are multiplied; a match term is a module and an entry, here
-# and in params_training.Interactions.
+# What the towers of a pair know of one another before they are multiplied; a new way is a module and an entry, here and
+# in params_training.Interactions.
 INTERACTIONS = {"attention": TowerAttention, "product": NoAttention}
 
 
