@@ -143,12 +143,13 @@ class RankingSpace:
         device = frozen.intent.bias.weight.device
         vectors, bias = frozen.intent(intents.to(device))
         rows = torch.arange(len(lists)).split(4096) if lists is not None else ()
-        batches = [lists.take(some).to(device) for some in rows]
-        users = torch.cat([frozen.user(batch) for batch in batches]) if batches else None
-        match = None
-        if batches and frozen.match is not None:
-            match = torch.cat([frozen.match(batch.match.columns(frozen.config.match)) for batch in batches])
-        return cls(frozen, vectors, bias, users, match)
+        users, match = [], []
+        for some in rows:  # one batch on the device at a time
+            batch = lists.take(some).to(device)
+            users.append(frozen.user(batch))
+            if frozen.match is not None:
+                match.append(frozen.match(batch.match.columns(frozen.config.match)))
+        return cls(frozen, vectors, bias, *(torch.cat(own) if own else None for own in (users, match)))
 
     def queries(self, vectors: Tensor) -> Tensor:
         """e_q (rows, hidden) -> (rows, dim)."""
