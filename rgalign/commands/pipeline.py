@@ -25,23 +25,21 @@ from jupyter_core.utils import run_sync
 from rgalign.data.sources import size_of
 from rgalign.errors import UserError
 from rgalign.params import ROOT, Params, load_run
-from rgalign.run import artifacts, forks, locks, notebook_files
+from rgalign.run import artifacts, locks, notebook_files
 from rgalign.run.plan import STAGES, Stage, needed
 from rgalign.run.stages import PARAMETERS, reason_to_run
 
 IMPORTS = ("pandas", "matplotlib.pyplot", "torch", "transformers.trainer", "peft")
-FORKS, SPINS = "forks", "GOMP_SPINCOUNT"
 LONGEST = 70  # bytes of the folder that holds the sockets' folder: a socket's whole path has 103 (macOS; Linux: 107)
 
 
 class Kernels(ExitStack):
     """The kernels of one run, which work in the folder `cwd`, each fresh and used once; none outlives the `with` block.
 
-    Most of a small stage's time would be the import of its libraries: kernels are forked by a server that has imported
-    them (run.forks). Where there is none, the next kernel starts while a stage runs, and imports IMPORTS. The project's
-    own modules a kernel imports when its notebook does, so that a stage runs the code that its manifest entry names.
-    Kernels listen on Unix sockets in a private folder: a TCP port would be chosen here and bound by the kernel seconds
-    later, when another process may have it.
+    Most of a small stage's time is the import of its libraries: the next kernel starts while a stage runs, and imports
+    IMPORTS. The project's own modules it imports when its notebook does, so that a stage runs the code that its
+    manifest entry names. Kernels listen on Unix sockets in a private folder: a TCP port would be chosen here and bound
+    by the kernel seconds later, when another process may have it.
     """
 
     def __init__(self, cwd: Path):
@@ -51,8 +49,6 @@ class Kernels(ExitStack):
 
     def __enter__(self) -> "Kernels":
         self._folder = self.enter_context(_private_folder())
-        if forks.supported():
-            self.enter_context(forks.server(self._folder / FORKS, {SPINS: _spins()}))
         self.callback(lambda: self._waiting is not None and _stop(self._waiting, now=True))
         return self
 
@@ -86,11 +82,6 @@ def _stop(kernel: AsyncKernelManager, *, now: bool = False) -> None:
     run_sync(kernel.cleanup_resources)()
 
 
-def _spins() -> str:
-    """Threads that spin while they wait make two of them seventy times slower beside a busy process."""
-    return os.environ.get(SPINS, "1000")
-
-
 @contextmanager
 def _private_folder() -> Iterator[Path]:
     """A folder for the kernels' sockets that only this user can read. It holds a kernel spec too: inside, `python3` is
@@ -99,12 +90,9 @@ def _private_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rgalign-", dir=None if short else "/tmp") as folder:
         spec = Path(folder) / "kernels" / "python3" / "kernel.json"
         spec.parent.mkdir(parents=True)
-        argv = ["ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-        env = {SPINS: _spins()}
-        if forks.supported():
-            argv = [sys.executable, "-I", "-S", forks.__file__, str(Path(folder) / FORKS), *argv]
-        else:
-            argv = [sys.executable, "-m", *argv]
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+        # threads that spin while they wait make two of them seventy times slower beside a busy process
+        env = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
         spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))
         yield Path(folder)
 

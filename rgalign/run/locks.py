@@ -47,17 +47,12 @@ def hold_stage(run: Path, stage: str) -> None:
     """A stage is open in this process, until `release_stage` or the process's end. Raises ArtifactError where another
     process has one open here, or runs stages here and did not start this one."""
     path = (run / RUN).resolve()
-    if path not in _held and path.exists() and _owner(path).get("process") not in _parents():
+    if path not in _held and path.exists() and _owner(path).get("process") != os.getppid():
         _acquire(path, stage)
         _release(path)
     path = (run / STAGE).resolve()
     if path not in _held:
         _acquire(path, stage)
-
-
-def _parents() -> tuple[int, int]:
-    """The parent of this process; and of a kernel, who had it forked by a server (run.forks)."""
-    return os.getppid(), int(os.environ.get("JPY_PARENT_PID") or 0)
 
 
 def release_stage(run: Path) -> None:
