@@ -20,7 +20,7 @@ from rgalign.ranker.variants import RANKERS
 RANKER_NAMES = tuple(name for name, ranker in RANKERS.items() if ranker.in_params)  # with a slash: controls
 RankerName = Literal[*RANKER_NAMES]
 Interactions = Literal["attention", "product"]  # names of ranker.towers.INTERACTIONS
-MatchTerm = Literal["raw_cosine", "word_overlap", "memory"]  # names of ranker.match.MATCH_TERMS
+MatchTerm = Literal["raw_cosine", "word_overlap", "memory"]  # names of ranker.match_terms.MATCH_TERMS
 CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
 
 

@@ -25,23 +25,11 @@ from rgalign.evaluation import results
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.params_training import Memory as MemorySettings
 from rgalign.params_training import Ranker, RankerSettings
-from rgalign.ranker import match, store
+from rgalign.ranker import match, match_terms, store
 from rgalign.ranker.fit import score, score_kb
 from rgalign.ranker.layers import MatchTerms
-from rgalign.ranker.match import (
-    Compared,
-    KnowledgeBase,
-    Learnt,
-    Matcher,
-    MatchError,
-    Memory,
-    RawCosine,
-    Sessions,
-    WordOverlap,
-    cosine,
-    session_texts,
-    to_embed,
-)
+from rgalign.ranker.match import Compared, Matcher, MatchError, session_texts, to_embed
+from rgalign.ranker.match_terms import KnowledgeBase, Learnt, Memory, RawCosine, Sessions, WordOverlap, cosine
 from rgalign.ranker.train import Parts, build, lists_with_vectors, match_terms_of
 from rgalign.ranker.variants import RANKERS, UNTRAINED
 from rgalign.reasoner import build as reasoner_build
@@ -101,8 +89,8 @@ def test_names_and_labels_are_the_same_wherever_they_stand():
     assert set(UNTRAINED) < set(MODEL_STYLE)
     assert len({MODEL_STYLE[name] for name in MODEL_STYLE}) == len(MODEL_STYLE), "no two models look alike"
     assert (match.TEXT, match.PROMPT) == (reasoner_build.TEXT, "prompt")
-    assert set(match.MATCH_TERMS) == {*ALL}
-    assert Ranker(match=list(match.MATCH_TERMS)).match == tuple(match.MATCH_TERMS), "params know every term"
+    assert set(match_terms.MATCH_TERMS) == {*ALL}
+    assert Ranker(match=list(match_terms.MATCH_TERMS)).match == tuple(match_terms.MATCH_TERMS), "params know every term"
 
 
 def test_word_overlap_of_a_case_by_hand():
@@ -138,7 +126,7 @@ def test_intents_in_another_order_have_their_scores_in_that_order(sessions, inte
 def test_many_sessions_score_as_each_alone(monkeypatch):
     texts = [f"a{i % 7} b{i % 3}" for i in range(20)]
     whole = word_overlap(texts, texts, texts)
-    monkeypatch.setattr(match, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(match_terms, "ROWS_AT_ONCE", 3)
     assert np.array_equal(word_overlap(texts, texts, texts), whole)
 
 
@@ -213,7 +201,7 @@ def test_memory_of_everybody_alike_is_smoothed_clicks_per_impression_in_every_se
     unseen = np.flatnonzero(seen == 0)
     assert len(unseen)
     np.testing.assert_allclose(found[:, unseen], np.log(rate), atol=1e-5)
-    monkeypatch.setattr(match, "PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(match_terms, "PAIRS_AT_ONCE", 100)
     assert np.array_equal(over(said([""] * 60, query=query)), found), "in chunks"
 
 
