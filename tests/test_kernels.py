@@ -1,5 +1,6 @@
 """A run's kernels: each fresh, the next one started ahead, none left."""
 
+import gc
 import socket
 import tempfile
 from pathlib import Path
@@ -87,3 +88,13 @@ def test_a_run_that_is_stopped_leaves_no_socket(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_client_that_is_deleted_leaves_its_context_open(tmp_path):
+    """It would wait there for the sockets that nbclient leaves open when it is interrupted, for ever."""
+    with Kernels(tmp_path) as kernels, kernels.one(more=False) as kernel:
+        client = kernel.client()
+        context = client.context
+        del client
+        gc.collect()
+        assert not context.closed

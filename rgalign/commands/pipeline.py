@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import zmq.asyncio
+from jupyter_client.client import KernelClient
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
@@ -31,6 +33,14 @@ from rgalign.run.stages import PARAMETERS, reason_to_run
 
 IMPORTS = ("pandas", "matplotlib.pyplot", "torch", "transformers.trainer", "peft")
 LONGEST = 70  # bytes of the folder that holds the sockets' folder: a socket's whole path has 103 (macOS; Linux: 107)
+
+
+class _Manager(AsyncKernelManager):
+    """Its clients share a context that ends with the process. One of their own waits, when it is deleted, for sockets
+    that an interrupt may have left open: after Ctrl-C while papermill connected, a run in twenty never ended."""
+
+    def client(self, **given: Any) -> KernelClient:
+        return super().client(context=zmq.asyncio.Context.instance(), **given)
 
 
 class Kernels(ExitStack):
@@ -68,7 +78,7 @@ class Kernels(ExitStack):
         file = self._folder / f"{next(self._numbers)}.json"  # the sockets lie beside it: 1-ipc-1 to 1-ipc-5
         specs = KernelSpecManager(kernel_dirs=[str(self._folder / "kernels")])
         how = {"transport": "ipc", "connection_file": str(file), "kernel_spec_manager": specs}
-        kernel = AsyncKernelManager(kernel_name="python3", **how)
+        kernel = _Manager(kernel_name="python3", **how)
         options = [f"--IPKernelApp.exec_lines=import {name}; del {name.split('.')[0]}" for name in imports]
         options.append("--HistoryManager.hist_file=:memory:")  # not the user's history
         run_sync(kernel.start_kernel)(cwd=str(self.cwd), extra_arguments=options)
