@@ -19,10 +19,12 @@ from rgalign.data import candidates
 from rgalign.data.lists import Intents, Lists, with_texts
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
+from rgalign.evaluation.click_model import DirectModel
 from rgalign.evaluation.metrics import hit_at
+from rgalign.evaluation.off_policy import Log, session_values
 from rgalign.evaluation.results import clicked_in_kb, session_metrics
 from rgalign.ranker.fit import score, score_kb
-from rgalign.ranker.match import with_values
+from rgalign.ranker.match import log_clicks, with_values
 from rgalign.ranker.train import Parts, lists_with_vectors
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import greedy
@@ -123,6 +125,7 @@ class Judge:
     correction     (intents,) what is added to a ranker's scores when it ranks the whole KB, where lists were sampled
                    (candidates.kb_correction)
     group, weights GAUC's (METHOD.md 4)
+    debiased       scores over the KB (lists, intents) -> ctr@3/kb of each list; None: no propensities (`with_log`)
     """
 
     lists: Lists
@@ -131,6 +134,7 @@ class Judge:
     correction: np.ndarray | None = None
     group: str = "session"
     weights: str = "impressions"
+    debiased: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, lists: Lists, intents: Intents, seen: Sequence[Lists], **how: Any) -> "Judge":
@@ -142,6 +146,26 @@ class Judge:
         when = timestamps.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
         correction = candidates.correction_of(seen, len(intents), dataset.meta.get("sampled_negatives"))
         return cls(lists, intents, when, correction, **how)
+
+    def with_log(self, folder: Path, seen: Sequence[Lists]) -> "Judge":
+        """With debiased CTR@3 over the KB, ctr@3/kb, where the data set in `folder` has propensities; else as it is.
+
+        seen  train and dev
+        The estimate is SNDR (off_policy.estimates). Its direct model knows popularity in train and the position, and is
+        fitted on dev: one for all models, so that it favours none of them, and what two of them show alike cancels [C].
+        """
+        log = Log.read(folder, self.lists.part)
+        if log is None:
+            return self
+        popularity, exists = log_clicks(seen[0], self.intents), self.exists
+        model = DirectModel.fit(seen[1], np.broadcast_to(popularity, (len(seen[1]), len(popularity))))
+        k = min(3, len(model.intercepts), log.shown.shape[1], len(popularity))
+
+        def debiased(over_kb: np.ndarray) -> np.ndarray:
+            shown = np.argsort(-np.where(exists, over_kb, -np.inf), axis=1, kind="stable")[:, :k]
+            return session_values(log, shown, model.predict(np.broadcast_to(popularity, over_kb.shape), shown))
+
+        return replace(self, debiased=debiased)
 
     def for_parts(self, parts: Parts) -> "Judge":
         """For a variant's valid lists."""
@@ -204,6 +228,7 @@ class Judge:
         return session_metrics(
             np.where(shown, listed, 0), clicked, shown, **keys, model=name, seed=seed, split=self.lists.part,
             group=self.group, weights=self.weights, whole_kb=(over_kb, in_kb, self.exists),
+            ctr=None if self.debiased is None else self.debiased(over_kb),
         )  # fmt: skip
 
 

@@ -152,7 +152,7 @@ class Metric(NamedTuple):
     """How a metric is computed from scores, and where it is shown.
 
     label      how reports, figures and `compare` call it; empty: it is in the tables of a run, and nowhere else
-    of_lists   (scores, clicked, shown) -> (lists,), NaN where undefined; None: not made from scores (IHR, judge.py)
+    of_lists   (scores, clicked, shown) -> (lists,), NaN where undefined; None: not made from these alone (judge.py)
     over_kb    the lists are the whole knowledge base instead of what was shown
     in_study   studies of many runs have it too
     relative   (new, old) -> the relative difference
@@ -176,6 +176,7 @@ METRICS = {
     "ndcg@3/kb": Metric("", partial(ndcg_at, k=3), over_kb=True),
     "mrr/kb": Metric("", mrr, over_kb=True),
     "hit@3/kb": Metric("", partial(hit_at, k=3), over_kb=True),
+    "ctr@3/kb": Metric("CTR@3, whole KB, debiased", in_study=True),
     "ihr@1": Metric("IHR@1", in_study=True),
     "ihr@3": Metric("IHR@3", in_study=True),
 }

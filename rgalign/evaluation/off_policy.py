@@ -8,85 +8,31 @@ to show the same intent at the same position, with the weight w = 1 / propensity
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
-from scipy.special import expit, log_softmax
 from scipy.stats import t as student
-from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
+from rgalign.data import tables
 from rgalign.data.features import as_strings, ids_of
-from rgalign.data.lists import Lists
+from rgalign.data.schema import Table
 from rgalign.data.tables import Dataset
 from rgalign.evaluation.bootstrap import LEVEL
 from rgalign.shopworld.traffic import Traffic
 
-FITTED_ON = ("train", "dev")
-LEAST = np.log(1e-6)  # log-probabilities are clipped here
 LARGEST = 1e12  # a weight where none is clipped: its square, summed over a log, is still a number [C]
+SHRINKAGE = (np.inf, 1000.0, 100.0, 10.0, 1.0)  # lambda of dros; inf: dr
+THRESHOLDS = (np.inf, 100.0, 20.0, 5.0)  # tau of switch; inf: dr
 MEANS = ("standard_error", "effective_sample_size", "matched", "clipped")  # of `estimates`, in `over_logs`
 _MISSING = (
     "impressions.parquet of {name!r} has no column propensity = P(this intent at this position | session), as the "
     "policy that wrote the log drew it. Without it nobody can say what another ranker would have earned. Nothing was "
     "estimated. Log it where the lists are drawn, by a policy that explores; for this log there is only an A/B test"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class DirectModel:
-    """P(click) = sigmoid(slope * log p(intent | session) + intercept of the position), p the softmax of the scores.
-
-    The direct model of the doubly robust estimate: a calibration of the ranker, no more [C], since DR is unbiased with
-    any model. Alone it is no estimate: the log shows an intent where its policy ranked it high, so a ranker that knows
-    less than that policy looks better than it is. `intercepts` (positions,).
-    """
-
-    slope: float
-    intercepts: np.ndarray
-
-    @classmethod
-    def fit(cls, lists: Lists, scores: np.ndarray) -> "DirectModel":
-        """The model of the clicks in `lists`.
-
-        lists   of train or dev. Prefer dev: a ranker is overconfident on the sessions it was trained on
-        scores  (lists, KB) of the ranker, -inf for what was not in the KB
-        Raises ValueError for lists of another part (their clicks are what is to be estimated), for scores of another
-        shape or with NaN or +inf, and where clicks are all alike.
-        """
-        if lists.part not in FITTED_ON:
-            raise ValueError(f"these are lists of {lists.part}; a direct model is fitted on {' or '.join(FITTED_ON)}")
-        shown, clicked = lists.shown.numpy(), lists.clicked.numpy()
-        log_p = _log_p(scores, len(lists))
-        row, position = np.nonzero(shown)
-        labels = clicked[row, position]
-        if labels.all() or not labels.any():
-            raise ValueError(f"{int(labels.sum())} of {len(labels)} impressions are clicked: nothing to learn from")
-        positions = np.arange(shown.shape[1])
-        inputs = np.column_stack([log_p[row, lists.candidates.numpy()[row, position]], position[:, None] == positions])
-        fitted = LogisticRegression(fit_intercept=False, max_iter=1000).fit(inputs, labels)
-        return cls(float(fitted.coef_[0, 0]), fitted.coef_[0, 1:])
-
-    def predict(self, scores: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """P(click) of each slot of the target lists (sessions, k), which hold rows of the KB from position 0 on.
-
-        scores  (sessions, KB) of the same ranker, made as those of `fit`
-        """
-        k = target.shape[1]
-        if k > len(self.intercepts):
-            raise ValueError(f"target has {k} positions; the model was fitted on lists of {len(self.intercepts)}")
-        log_p = np.take_along_axis(_log_p(scores, len(target)), target, axis=1)
-        return expit(self.slope * log_p + self.intercepts[:k])
-
-
-def _log_p(scores: np.ndarray, rows: int) -> np.ndarray:
-    scores = np.asarray(scores, dtype=np.float64)
-    wrong = int((np.isnan(scores) | np.isposinf(scores)).sum())
-    if scores.ndim != 2 or len(scores) != rows or wrong:
-        raise ValueError(f"scores has the shape {scores.shape} and {wrong} NaN or inf; expected ({rows}, KB)")
-    nothing = np.isneginf(scores).all(axis=1, keepdims=True)  # an empty KB: all equally unlikely
-    return np.where(nothing, LEAST, log_softmax(np.where(nothing, 0, scores), axis=1).clip(min=LEAST))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +47,11 @@ class Log:
     clicked: np.ndarray  # bool
     propensity: np.ndarray  # P(this intent at this position | session)
     users: np.ndarray  # of any type (sessions,)
+
+    @cached_property
+    def user(self) -> np.ndarray:
+        """0, 1, .. (sessions,)"""
+        return np.unique(self.users, return_inverse=True)[1]
 
     def __post_init__(self):
         shape = self.shown.shape
@@ -139,6 +90,14 @@ class Log:
         propensity[session, position] = impressions["propensity"].to_numpy(dtype=np.float64, na_value=np.nan)
         return cls(shown, clicked, propensity, as_strings(ids_of(dataset.sessions, "user_id")))
 
+    @classmethod
+    def read(cls, folder: Path, split: str) -> "Log | None":
+        """That of one split of a run's own tables; None where `of` would refuse them."""
+        if "propensity" not in Table(folder, "impressions").schema_arrow.names:
+            return None
+        dataset = tables.excerpt(folder, [], splits=(split,), whole_lists=True)
+        return cls.of(dataset) if dataset.meta.get("position_is_real", True) else None
+
 
 def slot_weights(log: Log, target: np.ndarray, clip: float | None = None) -> np.ndarray:
     """w of each slot of the target lists (sessions, k): 1 / propensity where the log shows the same there, else 0.
@@ -174,12 +133,21 @@ def estimates(
            nothing matched.
     dr     mean of q + w * (clicked - q), q the predicted click probability of the target slot (Dudik, Langford & Li
            2011; Dudik, Erhan, Langford & Li 2014): unbiased as IPS, whatever q; the better q, the smaller the variance
+    sndr   mean of q + sum of w * (clicked - q) / sum of w (Thomas & Brunskill 2016). As SNIPS, which it is where q = 0
+    switch dr with w * [w <= tau]: beyond tau the direct model alone (Wang, Agarwal & Dudik 2017)
+    dros   dr with lambda * w / (w^2 + lambda), which never exceeds sqrt(lambda) / 2 (Su, Dimakopoulou, Krishnamurthy &
+           Dudik 2020)
+
+    tau is one of THRESHOLDS and lambda one of SHRINKAGE, that of the least estimated mean squared error: with w' for
+    the new weights, (mean of (w' - w) * (clicked - q))^2 + the variance by users. The error of the choice is not in
+    the standard error, and both lean on q: their intervals can be too short.
 
     target     (sessions, k) rows in intents.parquet, from position 0 on
     predicted  (sessions, k) the direct model's P(click) of each target slot, made without the clicks of `log`; None:
-               there is no dr
+               ips and snips alone
     clip       the largest w (evaluation.experiment.clip): trades variance for bias. IPS then reads too low, DR leans
-               on q. It bounds what one slot can do: IPS lies in [0, clip], DR in [1 - clip, clip], SNIPS in [0, 1]
+               on q. It bounds what one slot can do: IPS lies in [0, clip], DR in [1 - clip, clip], SNIPS in [0, 1],
+               SNDR in [-1, 2]
     Columns: estimator, value, standard_error, low, high (NaN where there is one user), and of the weights
     effective_sample_size  (sum of w)^2 / sum of w^2, in impressions (Kish). Look at it first: where few slots match,
                            with weights in the hundreds, intervals can be too short
@@ -225,23 +193,55 @@ def _share_clipped(log: Log, targets: Iterable[np.ndarray], clip: float | None) 
 
 
 def _linearised(log: Log, weight: np.ndarray, predicted: np.ndarray | None) -> dict[str, tuple[float, np.ndarray]]:
-    """Each estimator's value, a ratio of two sums over sessions, and what each session moves it by (sessions,)."""
+    """Each estimator's value, and what each session moves it by (sessions,): its influence function."""
     clicked, each = log.clicked[:, : weight.shape[1]], np.ones(len(weight))
-    earned = (weight * clicked).mean(axis=1)
-    terms = {"ips": (earned, each), "snips": (earned, weight.mean(axis=1))}
-    if predicted is not None:
-        q = np.asarray(predicted, dtype=np.float64)
-        if q.shape != weight.shape:
-            raise ValueError(f"predicted has the shape {q.shape}; expected {weight.shape}, one a target slot")
-        if wrong := int((~((q >= 0) & (q <= 1))).sum()):
-            raise ValueError(f"predicted is outside [0, 1] or NaN in {wrong} of {q.size} slots; expected P(click)")
-        terms["dr"] = ((q + weight * (clicked - q)).mean(axis=1), each)
-    found = {}
-    for name, (top, bottom) in terms.items():
-        total = bottom.sum() or np.nan  # nothing matched: SNIPS is undefined
-        value = float(top.sum() / total)
-        found[name] = value, (top - value * bottom) / total
-    return found
+    earned, weights = (weight * clicked).mean(axis=1), weight.mean(axis=1)
+    found = {"ips": _of_ratios((earned, each)), "snips": _of_ratios((earned, weights))}
+    if predicted is None:
+        return found
+    q = np.asarray(predicted, dtype=np.float64)
+    if q.shape != weight.shape:
+        raise ValueError(f"predicted has the shape {q.shape}; expected {weight.shape}, one a target slot")
+    if wrong := int((~((q >= 0) & (q <= 1))).sum()):
+        raise ValueError(f"predicted is outside [0, 1] or NaN in {wrong} of {q.size} slots; expected P(click)")
+    error = clicked - q
+
+    def corrected(own: np.ndarray) -> tuple[float, np.ndarray]:
+        return _of_ratios(((q + own * error).mean(axis=1), each))
+
+    def squared_error(own: np.ndarray) -> float:
+        return ((own - weight) * error).mean() ** 2 + np.nan_to_num(_variance(log, corrected(own)[1]))
+
+    cut = [weight * (weight <= tau) for tau in THRESHOLDS]
+    shrunk = [shrunken(weight, by) for by in SHRINKAGE]
+    return found | {
+        "dr": corrected(weight),
+        "sndr": _of_ratios((q.mean(axis=1), each), ((weight * error).mean(axis=1), weights)),
+        "switch": corrected(min(cut, key=squared_error)),
+        "dros": corrected(min(shrunk, key=squared_error)),
+    }
+
+
+def shrunken(weight: np.ndarray, by: float) -> np.ndarray:
+    """The weights of dros, lambda * w / (w^2 + lambda); by: lambda, 0 (no weight is left) to inf (all as they are)."""
+    return weight if np.isinf(by) else by * weight / np.where(weight > 0, weight**2 + by, 1)
+
+
+def _of_ratios(*ratios: tuple[np.ndarray, np.ndarray]) -> tuple[float, np.ndarray]:
+    """Sum of ratios, each of two sums over sessions (top, bottom), and what each session moves it by (sessions,)."""
+    value, influence = 0.0, np.zeros(len(ratios[0][0]))
+    for top, bottom in ratios:
+        total = bottom.sum() or np.nan  # nothing matched: SNIPS and SNDR are undefined
+        ratio = float(top.sum() / total)
+        value, influence = value + ratio, influence + (top - ratio * bottom) / total
+    return value, influence
+
+
+def _variance(log: Log, influence: np.ndarray) -> float:
+    """Variance of an estimate, sessions of a user together; NaN where there is one user."""
+    by_user = np.bincount(log.user, influence)
+    users = len(by_user)
+    return float((by_user**2).sum() * users / (users - 1)) if users > 1 else np.nan
 
 
 def _rows(log: Log, linearised: dict[str, tuple[float, np.ndarray]]) -> pd.DataFrame:
@@ -249,15 +249,22 @@ def _rows(log: Log, linearised: dict[str, tuple[float, np.ndarray]]) -> pd.DataF
 
     With an effective sample of about 55 impressions it held the truth in about 88 % of logs (notebook 10).
     """
-    user = np.unique(log.users, return_inverse=True)[1]
-    rows = []
+    free, rows = log.user.max(initial=0), []
     for name, (value, influence) in linearised.items():
-        by_user = np.bincount(user, influence)
-        free = len(by_user) - 1
-        error = float(np.sqrt((by_user**2).sum() * len(by_user) / free)) if free else np.nan
+        error = float(np.sqrt(_variance(log, influence)))
         half = float(student.ppf((1 + LEVEL) / 2, free)) * error if free else np.nan
         rows.append((name, value, error, value - half, value + half))
     return pd.DataFrame(rows, columns=["estimator", "value", "standard_error", "low", "high"])
+
+
+def session_values(log: Log, target: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(sessions,) values whose mean is `sndr` of `estimates`, and whose spread over users is its standard error.
+
+    Arguments as in `estimates`; no weight is clipped. One value alone can be far outside [0, 1]. NaN where nothing of
+    the target was shown.
+    """
+    value, influence = _linearised(log, slot_weights(log, target), predicted)["sndr"]
+    return value + len(influence) * influence
 
 
 def over_logs(
@@ -267,7 +274,8 @@ def over_logs(
     """Bias, spread and coverage of each estimator for each ranker, over `logs` logs of the traffic (Traffic.relog).
 
     targets    ranker -> the lists it would show (sessions, k), rows of the KB
-    predicted  ranker -> the direct model's P(click) of each target slot (sessions, k); a ranker without has no dr
+    predicted  ranker -> the direct model's P(click) of each target slot (sessions, k); a ranker without has ips and
+               snips alone
     against    one of the rankers: adds the differences of all others to it, paired
     Columns: ranker, against (empty: the ranker's own CTR), estimator, truth, mean, bias, standard_deviation (over
     logs), rmse, coverage of the interval, standard_error (mean of those stated), effective_sample_size and matched

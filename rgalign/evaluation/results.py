@@ -62,7 +62,7 @@ ORDER = {  # what rows are sorted by; no two rows of a table are equal in all of
 
 def session_metrics(
     scores, clicked, shown, *, session_id, user_id, model: str, seed: int | None, split: str, group: str = "session",
-    weights: str = "impressions", whole_kb: tuple | None = None
+    weights: str = "impressions", whole_kb: tuple | None = None, ctr: np.ndarray | None = None
 ) -> pd.DataFrame:  # fmt: skip
     """The session_metrics rows of one model and ranker seed (None if nothing was drawn: popularity, an oracle).
 
@@ -71,6 +71,7 @@ def session_metrics(
                             weight, so that the weighted mean of the column is GAUC whatever the group
     whole_kb                the same three over all intents of the KB (lists, intents), `shown` where an intent was
                             already there: adds the metrics over them, such as recall@3/kb
+    ctr                     (lists,) debiased CTR@3 over the KB, where it is known: adds ctr@3/kb (judge.Judge.with_log)
     """
     if group not in ("session", "user"):
         raise ValueError(f"group is {group!r}; expected 'session' or 'user'")
@@ -81,6 +82,7 @@ def session_metrics(
         for name, metric in metrics.METRICS.items()
         if metric.of_lists is not None and metric.over_kb in inputs
     }
+    found |= {} if ctr is None else {"ctr@3/kb": ctr}
     if group == "user":
         user, inside = pd.factorize(np.asarray(user_id, dtype=object))[0], np.asarray(shown, dtype=bool)
         of_row = user[np.nonzero(inside)[0]]

@@ -65,6 +65,7 @@ def contents(run: Path) -> dict[str, Any]:
     if changed := _changed_params(stages, EVALUATION, params):
         raise artifacts.ArtifactError(f"{run}: {EVALUATION} was made with other params ({changed}): {again}")
     results, compared = read(run, "results"), on_test(read(run, "comparisons"))
+    table = results_table(results)
     labelled, whole = compared[compared.metric.isin(LABELS)], compared[compared.slice == "all"]
     place = [*MODELS, *LABELS].index
     by_pair = whole[whole.metric.isin(LABELS)].sort_values(["model", "metric"], key=lambda column: column.map(place))
@@ -82,8 +83,8 @@ def contents(run: Path) -> dict[str, Any]:
         "data": results.data.iloc[0],
         "evaluated": stages[EVALUATION]["started"],
         "names": MODELS,
-        "columns": LABELS,
-        "results": results_table(results),
+        "columns": {name: label for name, label in LABELS.items() if name in table},
+        "results": table,
         "simple": _simple(results, compared),
         "verdicts": gauc_differences(compared).to_dict("records"),
         "differences": by_pair.to_dict("records"),
@@ -116,7 +117,7 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
          for the models that two-tower + text builds on
     """
     whole = results[(results.slice == "all") & (results.split == "test")]
-    wide = whole.pivot_table("value", "model", "metric", sort=False).reindex(columns=list(LABELS))
+    wide = whole.pivot_table("value", "model", "metric", sort=False).filter(list(LABELS))
     wide = wide.loc[[model for model in MODELS if model in wide.index]]
     if {"two_tower_text", "oracle"} <= set(wide.index):
         low, high = wide.gauc["two_tower_text"], wide.gauc["oracle"]

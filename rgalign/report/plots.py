@@ -203,7 +203,8 @@ def ratios(benchmarks: pd.DataFrame) -> Figure:
 
 FIRST, SECOND, TRUTH = "#0072B2", "#D55E00", "#000000"
 ESTIMATORS = {
-    "ips": ("IPS", "#E69F00", "s"), "snips": ("SNIPS", "#009E73", "^"), "dr": ("doubly robust", "#0072B2", "o")
+    "ips": ("IPS", "#E69F00", "s"), "snips": ("SNIPS", "#009E73", "^"), "dr": ("doubly robust (DR)", "#0072B2", "o"),
+    "sndr": ("SNDR", "#56B4E9", "v"), "switch": ("SWITCH", "#CC79A7", "D"), "dros": ("DRos", "#D55E00", "P"),
 }  # fmt: skip
 
 
@@ -266,9 +267,10 @@ def off_policy(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     """
     rankers = [name for name in labels if name in set(table.ranker)]
     place = np.arange(len(rankers))
-    axes = panel((8, 1.2 + 0.7 * len(rankers)), "CTR@3 from the log of another ranker")
+    axes = panel((8, 1.2 + 1.1 * len(rankers)), "CTR@3 from the log of another ranker")
     axes.set_xlabel("CTR@3: mean over logs, 1.96 standard deviations")
-    for shift, (name, (label, colour, marker)) in zip((0.22, 0, -0.22), ESTIMATORS.items(), strict=True):
+    shifts = np.linspace(-0.3, 0.3, len(ESTIMATORS))
+    for shift, (name, (label, colour, marker)) in zip(shifts, ESTIMATORS.items(), strict=True):
         own = table[table.estimator == name].set_index("ranker").reindex(rankers)
         style = {"color": colour, "marker": marker, "linestyle": "", "capsize": 3, "label": label}
         axes.errorbar(own["mean"], place + shift, xerr=1.96 * own.standard_deviation, **style)

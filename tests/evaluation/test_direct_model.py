@@ -6,7 +6,7 @@ import torch
 from scipy.special import expit, log_softmax
 
 from rgalign.data.lists import Bag, Lists
-from rgalign.evaluation.off_policy import DirectModel
+from rgalign.evaluation.click_model import DirectModel
 
 KB, POSITIONS = 20, 4
 

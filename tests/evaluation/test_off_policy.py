@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from rgalign.data.tables import Dataset
 from rgalign.evaluation import bootstrap, off_policy
-from rgalign.evaluation.off_policy import Log, differences, estimates, slot_weights
+from rgalign.evaluation.off_policy import Log, differences, estimates, session_values, shrunken, slot_weights
 from rgalign.params_schema import Experiment
 from rgalign.shopworld.world import generate
 
 K, KB = 2, 4
+WITH_MODEL = ["ips", "snips", "dr", "sndr", "switch", "dros"]
 
 
 def values(log, target, predicted=None, **how):
@@ -38,10 +39,12 @@ def test_a_case_worked_by_hand():
     assert found.loc["snips", "value"] == pytest.approx(1)
     # q + w (clicked - q): .5 + 2 * .5, .1; .2, .4 + 5 * .6; .9 + 10 * .1, .8 + 1.25 * .2
     assert found.loc["dr", "value"] == pytest.approx((1.5 + 0.1 + 0.2 + 3.4 + 1.9 + 1.05) / 6)
-    assert found["matched"].to_list() == [4 / 6] * 3
-    assert found["mean_weight"].to_list() == pytest.approx([18.25 / 6] * 3)
+    assert found.loc["sndr", "value"] == pytest.approx(2.9 / 6 + (2 * 0.5 + 5 * 0.6 + 10 * 0.1 + 1.25 * 0.2) / 18.25)
+    assert found.index.to_list() == WITH_MODEL
+    assert found["matched"].to_list() == [4 / 6] * 6
+    assert found["mean_weight"].to_list() == pytest.approx([18.25 / 6] * 6)
     squares = 4 + 25 + 100 + 1.25**2
-    assert found["effective_sample_size"].to_list() == pytest.approx([18.25**2 / squares] * 3)
+    assert found["effective_sample_size"].to_list() == pytest.approx([18.25**2 / squares] * 6)
     # Two users: a has (2 + 11.25) / 2 over two sessions, b 5 / 2 over one; of both, variance = U / (U - 1) * sum.
     mean = 18.25 / 6
     by_user = np.array([13.25 / 2 - 2 * mean, 2.5 - mean]) / 3
@@ -49,6 +52,15 @@ def test_a_case_worked_by_hand():
     assert found.loc["ips", "high"] - mean == pytest.approx(12.7062 * found.loc["ips", "standard_error"], rel=1e-4)
     assert slot_weights(log, target, clip=4).tolist() == [[2, 0], [0, 4], [4, 1.25]]
     assert values(log, target, clip=4)["ips"] == pytest.approx(11.25 / 6)
+
+
+def test_shrunken_weights_by_hand_and_at_their_limits():
+    weight = np.array([[0, 1.0], [4, 1e12]])
+    assert shrunken(weight, 2)[1, 0] == pytest.approx(8 / 18)
+    assert shrunken(weight, 2).max() <= np.sqrt(2) / 2  # at w = sqrt(lambda)
+    np.testing.assert_array_equal(shrunken(weight, 0), 0)
+    np.testing.assert_array_equal(shrunken(weight, np.inf), weight)
+    np.testing.assert_allclose(shrunken(weight, 1e30), weight, rtol=1e-5)
 
 
 @dataclasses.dataclass
@@ -160,7 +172,12 @@ def test_coverage_is_as_promised_where_weights_are_mild():
 def test_intervals_are_those_of_the_bootstrap_over_users():
     log, target, q = simulated(np.random.default_rng(2))
     found = estimates(log, target, q).set_index("estimator")
-    weight = slot_weights(log, target)
+    weight, values_of = slot_weights(log, target), session_values(log, target, q)
+    resampled = bootstrap.over_users(values_of, 1, log.users, seed=0, replicates=4000)
+    assert found.loc["sndr", "value"] == pytest.approx(resampled.estimate)
+    assert found.loc["sndr", "high"] - found.loc["sndr", "low"] == pytest.approx(
+        resampled.high - resampled.low, rel=0.06
+    )
     earned, w = (weight * log.clicked[:, :2]).mean(axis=1), weight.mean(axis=1)
     corrected = (q + weight * (log.clicked[:, :2] - q)).mean(axis=1)
     ratio = np.divide(earned, w, out=np.zeros_like(w), where=w > 0)
@@ -194,6 +211,38 @@ def test_the_order_of_sessions_does_not_matter(drawn, seed):
 
 @settings(max_examples=60)
 @given(drawn=logs())
+def test_sndr_without_a_model_is_snips_and_where_the_weights_are_alike_dr(drawn):
+    log, target, q = drawn
+    found = values(log, target, np.zeros_like(q))
+    np.testing.assert_allclose(found["sndr"], found["snips"])
+    everywhere = dataclasses.replace(log, propensity=np.ones(log.shown.shape))
+    found = values(everywhere, log.shown[:, : target.shape[1]], q)
+    np.testing.assert_allclose(found["sndr"], found["dr"])
+
+
+@settings(max_examples=60)
+@given(drawn=logs())
+def test_switch_and_dros_have_the_least_estimated_error_of_their_grids(drawn):
+    """By a grid search of its own; of one user no variance is known, and nothing is given up: dr."""
+    log, target, q = drawn
+    clicked, w, found = log.clicked[:, : target.shape[1]], slot_weights(log, target), values(log, target, q)
+    cut = [w * (w <= tau) for tau in (np.inf, 100, 20, 5)]
+    shrunk = [w, *(lam * w / (w**2 + lam) for lam in (1000, 100, 10, 1))]
+    for name, grid in (("switch", cut), ("dros", shrunk)):
+        options = []
+        for own in grid:
+            by_session = pd.Series((q + own * (clicked - q)).mean(axis=1))
+            by_user = (by_session - by_session.mean()).groupby(log.users).sum() / len(q)
+            bias, users = ((own - w) * (clicked - q)).mean(), len(by_user)
+            spread = (by_user**2).sum() * users / (users - 1) if users > 1 else 0
+            options.append((bias**2 + spread, by_session.mean()))
+        least = min(error for error, _ in options)
+        chosen = [value for error, value in options if error <= least + 1e-12]  # near ties: any of them
+        assert np.abs(np.array(chosen) - found[name]).min() < 1e-9
+
+
+@settings(max_examples=60)
+@given(drawn=logs())
 def test_where_all_is_clicked_snips_is_one_and_a_sure_model_too(drawn):
     log, target, _ = drawn
     log = dataclasses.replace(log, clicked=np.ones_like(log.clicked))
@@ -223,7 +272,7 @@ def test_a_log_of_the_target_itself_is_its_observed_ctr():
     shown, clicked = np.tile(np.arange(3), (20, 1)), rng.random((20, 3)) < 0.3
     log = Log(shown, clicked, np.ones((20, 3)), np.arange(20))
     found = estimates(log, shown, rng.random((20, 3)))
-    np.testing.assert_allclose(found["value"], clicked.mean())
+    np.testing.assert_allclose(found["value"][:4], clicked.mean())  # switch and dros may trade variance for bias
     assert (found["effective_sample_size"] == 60).all()
 
 
@@ -299,19 +348,21 @@ def test_extreme_weights_leave_bounded_numbers_that_say_what_was_clipped(drawn, 
     pd.testing.assert_frame_equal(found.drop(columns="clipped"), by_hand.drop(columns="clipped"), rtol=1e-9)
     matched = log.shown[:, : target.shape[1]] == target
     one_user = len(np.unique(log.users)) == 1
-    for name, (low, high) in {"ips": (0, largest), "snips": (0, 1), "dr": (1 - largest, largest)}.items():
+    bounds = {"ips": (0, largest), "snips": (0, 1), "dr": (1 - largest, largest), "sndr": (-1, 2)}
+    bounds |= dict.fromkeys(("switch", "dros"), bounds["dr"])
+    for name, (low, high) in bounds.items():
         row = found.set_index("estimator").loc[name]
-        if name == "snips" and not matched.any():
+        if name in ("snips", "sndr") and not matched.any():
             continue  # undefined: nothing of the target was shown
         assert low <= row["value"] <= high * (1 + 1e-9)
         assert one_user or np.isfinite([row["standard_error"], row["low"], row["high"]]).all()
     assert np.isfinite(found[["effective_sample_size", "matched", "mean_weight", "clipped"]]).all(axis=None)
     assert np.isfinite(pair.set_index("estimator").loc[["ips", "dr"], "value"]).all()
     rare = propensity[:, : target.shape[1]][matched] < 1 / largest
-    assert found["clipped"].tolist() == pytest.approx([rare.mean() if matched.any() else 0] * 3)
+    assert found["clipped"].tolist() == pytest.approx([rare.mean() if matched.any() else 0] * 6)
     own = propensity[:, : target.shape[1]].ravel() < 1 / largest
     both = np.concatenate([own[matched.ravel()], own])
-    assert pair["clipped"].tolist() == pytest.approx([both.mean()] * 3)
+    assert pair["clipped"].tolist() == pytest.approx([both.mean()] * 6)
 
 
 def test_the_clip_of_a_run_takes_nothing_from_the_simulated_shop():
