@@ -105,6 +105,12 @@ class RankerSettings(Section):
     lists_per_batch: int = Field(128, ge=2, description="impression lists, not rows")
     interaction: Interactions = Field("attention", description="of the three towers [C]")
     interaction_hidden: int = Field(32, ge=1, description="width of what scores a pair from the towers' products")
+    exposure: Literal["shown", "kb", "ips"] = Field(
+        "shown",
+        description="what a click competes with in training: the shown list; kb_negatives unshown intents too; or the "
+        "whole KB, each click weighted by 1 / its chance of being seen [C]",
+    )
+    kb_negatives: int = Field(24, ge=1, description="unshown intents a list, drawn uniformly, where exposure is kb [C]")
     kl_weight: Real = Field(0.2, ge=0, description="how much the query branch must agree; 0 switches it off [C]")
     query_hidden: int = Field(128, ge=0, description="width of the query tower's hidden layer; 0: linear")
     query_dropout: Share = Field(0.5, lt=1)
@@ -137,6 +143,7 @@ class Ranker(RankerSettings):
     )
     memory: Memory = Memory()
     position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
+    weight_cap: Real = Field(10.0, gt=0, description="largest weight of a click, where exposure is ips [C]")
     search: Search = Search()
     tuned: dict[RankerName, RankerSettings] = Field({}, description="model: settings that a search found for it")
 

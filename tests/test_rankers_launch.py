@@ -44,7 +44,7 @@ def train(context, folder: Path, launcher: str | None, **changes) -> pd.DataFram
     wanted = small_run.small({"ranker.models": MODELS, "alignment.loop.rounds": 0}).ranker.settings()
     settings = {name: own.model_copy(update=changes) for name, own in wanted.items()}
     read = {"embeddings": context.run / "tables" / "embeddings", "seed": 7}
-    made = {name: context.run / "tables" / name for name in ("encoded", "match")}
+    made = {name: context.run / "tables" / name for name in ("encoded", "match", "exposure")}
     launch = rankers.Launch(launcher, folder / "job", **made, **read)
     parts = rankers.load_parts(launch.encoded)
     own = {name: rankers.parts_of_variant(parts, name, **read) for name in MODELS}

@@ -175,6 +175,7 @@ def _train_rankers(
         job,
         encoded=context.run / "tables" / "encoded",
         match=terms if (terms := embeddings / "match").is_dir() else context.run / "tables" / "match",
+        exposure=context.run / "tables" / "exposure",
         embeddings=job / "embeddings",
         seed=context.params.reasoner.seed,
     )

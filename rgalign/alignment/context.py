@@ -87,7 +87,7 @@ class Context:
         recipe, data = build.Recipe.of(params), path("tables/dataset")
         rankers_folder, embeddings = path("models/rankers") / QE_REC, path("tables/embeddings") / "prompt"
         shop = tables.excerpt(data, recipe.columns(data))
-        parts = rankers.load_parts(path("tables/encoded"), path("tables/match"))
+        parts = rankers.load_parts(*map(path, ("tables/encoded", "tables/match", "tables/exposure")))
         compared = Compared(params.evaluation.untrained, params.reasoner.kind, recipe.columns(data), shop.kinds)
         terms = path("tables/match"), params.ranker.match, compared
         matcher = Matcher.load(*terms, shop.intents, places_in(path("tables/embeddings")), parts.train)

@@ -231,7 +231,7 @@ def load_reward_model(folder: str | Path, intents: QueryIntents, *, device: str 
 class CrossSampled(QueryLists):
     """Impression lists with several queries each; `drawn` samples one of them. `query` is the null query at first."""
 
-    SHARED = ("part", "bank")
+    SHARED = (*QueryLists.SHARED, "bank")
 
     bank: Tensor  # (queries, query_dim) float16, shared by all lists; row 0 is the null query
     places: Tensor  # (lists, slots) rows of the bank; slot 0 is the null query, unused slots are too

@@ -16,6 +16,7 @@ from rgalign.params_schema import Experiment
 ROWS_AT_ONCE = 2**22  # impressions whose strings are in memory together
 LISTS_AT_ONCE = 2**14  # of truth's, each as long as the knowledge base
 MAX_POSITIONS = 2**15
+CHANCES = ("propensity", "selection")  # columns of impressions
 SURPRISE = 4  # standard deviations of a Poisson count, and rows, beyond which rare propensities are too many [C]
 SUM_TOLERANCE = 1e-3  # of a posterior stored in 32 bits
 
@@ -31,12 +32,14 @@ def check_lists(report: Report, source: Source) -> None:
 def _check_impressions(report: Report, source: Source) -> None:
     session = _rows_of(report, source, "session_id", "sessions")
     intent = _rows_of(report, source, "intent_id", "intents")
-    position, clicked, propensity = (_numbers(report, source, n) for n in ("position", "clicked", "propensity"))
+    position, clicked, *chances = (_numbers(report, source, n) for n in ("position", "clicked", *CHANCES))
     if clicked is not None:
         _check_range(report, "clicked", clicked, (clicked != 0) & (clicked != 1), "expected 0 or 1")
-    if propensity is not None:
-        wrong = ~((propensity > 0) & (propensity <= 1))
-        _check_range(report, "propensity", propensity, wrong, "expected a probability, above 0 and at most 1")
+    for name, chance in zip(CHANCES, chances, strict=True):
+        if chance is not None:
+            wrong = ~((chance > 0) & (chance <= 1))
+            _check_range(report, name, chance, wrong, "expected a probability, above 0 and at most 1")
+    if (propensity := chances[0]) is not None:
         _note_rare(report, propensity, len(source.ids.get("intents", ())))
     if session is None or "sessions" not in source.ids:
         return
@@ -90,7 +93,7 @@ def _numbers(report: Report, source: Source, column: str) -> np.ndarray | None:
     where, values = f"impressions.{column}", source.load(report, "impressions", column)
     if values is None:
         return None
-    if report.error_rows(where, is_empty(values), "is empty", f"; {NEVER_EMPTY[where]}") or column == "propensity":
+    if report.error_rows(where, is_empty(values), "is empty", f"; {NEVER_EMPTY[where]}") or column in CHANCES:
         values = as_type(values, pa.float64())
     elif pa.types.is_boolean(values.type):
         values = as_type(values, pa.int8())

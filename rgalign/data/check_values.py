@@ -29,6 +29,7 @@ NEVER_EMPTY = {
     "impressions.position": "expected 0 for the first place, then 1, 2, ...",
     "impressions.clicked": "expected 0 or 1",
     "impressions.propensity": "fill every row, or leave the column out",
+    "impressions.selection": "fill every row, or leave the column out",
 }
 KEYS = ("intents.intent_id", "sessions.session_id")  # of their tables, which others refer to
 LONGEST_ID = 256  # characters: ids are kept in arrays of one width

@@ -238,6 +238,7 @@ EXPECTED = {  # kind of a feature, name of a column, or type in memory -> words 
     "position": "integers 0 to n-1",
     "clicked": "integers 0 or 1",
     "propensity": "numbers",
+    "selection": "numbers",
     "shuffled": "true or false, or 1 or 0",
     TIME: "timestamps or dates",
     PROBABILITIES: "lists of floats",

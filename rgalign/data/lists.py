@@ -91,10 +91,13 @@ class Lists(_Movable):
     candidates  (lists, candidates) row in intents.parquet of the intent shown at position 0, 1, ..; -1 where padded
     clicked     (lists, candidates) bool, False where padded
     match       match terms of each session with every intent of the KB; None: the run has none
+    timestamp   (lists,) datetime64, NaT where unknown; None: no ranker asks for it (ranker.exposure)
+    weight      (lists, candidates) float32, of each click; None: no ranker asks for it
+    unshown     how many candidates on the right the list did not show (losses.with_unshown)
     Ids are int16 or int32, as their vocabulary needs: cast a batch (`.long()`) before embedding it.
     """
 
-    SHARED: ClassVar[tuple[str, ...]] = ("part",)  # fields that are no rows
+    SHARED: ClassVar[tuple[str, ...]] = ("part", "unshown")  # fields that are no rows
 
     part: str
     session_id: np.ndarray
@@ -105,6 +108,9 @@ class Lists(_Movable):
     candidates: Tensor
     clicked: Tensor
     match: Match | None = field(default=None, kw_only=True)
+    timestamp: np.ndarray | None = field(default=None, kw_only=True)
+    weight: Tensor | None = field(default=None, kw_only=True)
+    unshown: int = field(default=0, kw_only=True)
 
     def __post_init__(self):
         if self.part not in PARTS:

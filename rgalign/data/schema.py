@@ -48,7 +48,7 @@ REQUIRED = {
 }
 OPTIONAL = {
     "sessions": {"shuffled": None},  # the whole list was shown in random order; `write` makes 0 and 1 of booleans
-    "impressions": {"propensity": pa.float64()},
+    "impressions": {"propensity": pa.float64(), "selection": pa.float64()},
     "transcripts": {"session_id": STRING, "features": pa.map_(pa.string(), pa.string()), "intent_id": STRING},
 }
 NEEDED_TABLES = ("intents", "sessions", "impressions")

@@ -25,7 +25,7 @@ from rgalign.ranker.layers import (
     Whitening,
     unknown_at_random,
 )
-from rgalign.ranker.losses import Loss, listnet, listnet_kl
+from rgalign.ranker.losses import Loss, listnet, listnet_kl, listnet_over, widen_by
 from rgalign.seeding import seeded
 
 PAIRS_AT_ONCE = 1 << 16  # (session, intent) pairs; keeps whole-KB scoring below some 200 MB at dim 64
@@ -141,6 +141,12 @@ def match_of(match: MatchTerms | None, names: Sequence[str], lists: Lists) -> Te
     if lists.match is None:
         raise ValueError(f"this ranker reads the match terms {', '.join(names)}; these lists have none")
     return match(lists.match.of_candidates(lists.candidates, names))
+
+
+def bias_of(position: Tensor, lists: Lists) -> Tensor:
+    """(candidates,): the bias of each position (positions,); that of an intent that was not shown is their mean [C]."""
+    shown = position[: lists.candidates.shape[1] - lists.unshown]
+    return torch.cat([shown, shown.mean().expand(lists.unshown)]) if lists.unshown else shown
 
 
 class UserTower(nn.Module):
@@ -334,7 +340,7 @@ class TwoTower(nn.Module):
 
     @staticmethod
     def loss(settings: RankerSettings) -> Loss:
-        return listnet
+        return listnet_over(widen) if (widen := widen_by(settings)) else listnet
 
     def forward(self, lists: Lists, intents: Intents) -> Tensor:
         """-> scores (lists, candidates); a padded candidate has some finite score."""
@@ -344,7 +350,7 @@ class TwoTower(nn.Module):
         scores = torch.addmm(bias, user, vectors.T).gather(1, candidates)
         scores = scores + match_of(self.match, self.config.match, lists)
         if self.training and self.position is not None:
-            scores = scores + self.position[: scores.shape[1]]
+            scores = scores + bias_of(self.position, lists)
         return scores
 
 
@@ -382,7 +388,7 @@ class ThreeTower(nn.Module):
 
     @staticmethod
     def loss(settings: RankerSettings) -> Loss:
-        return listnet_kl(settings.kl_weight)
+        return listnet_kl(settings.kl_weight, widen_by(settings))
 
     def forward(self, lists: Lists, intents: Intents, *, branches: bool = False) -> Tensor | Branches:
         """-> scores (lists, candidates), or with `branches` all three; a padded candidate has some finite score."""
@@ -392,7 +398,7 @@ class ThreeTower(nn.Module):
         found = self.interaction(user, vectors, query, candidates) + bias[candidates]
         relevance = scores = found + match_of(self.match, self.config.match, lists)
         if self.training and self.position is not None:
-            scores = scores + self.position[: scores.shape[1]]
+            scores = scores + bias_of(self.position, lists)
         if not branches:
             return scores
         alone = (query * self.config.dim**-0.5) @ vectors.T

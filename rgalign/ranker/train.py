@@ -28,6 +28,7 @@ from rgalign.params_training import RankerSettings
 from rgalign.ranker import chats as chatting
 from rgalign.ranker import match as matching
 from rgalign.ranker import store
+from rgalign.ranker.exposure import with_exposure
 from rgalign.ranker.fit import fit, gauc_of, with_click
 from rgalign.ranker.losses import Loss, listnet_loss
 from rgalign.ranker.towers import set_whitening
@@ -61,9 +62,10 @@ class Parts:
 PartsOf = Parts | Mapping[str, Parts] | Callable[[str], Parts]  # one for all models, or each model's own
 
 
-def load_parts(folder: str | Path, match: Path | None = None) -> Parts:
-    """The encoded parts that notebook 01 wrote. match: tables/match, of notebook 03."""
+def load_parts(folder: str | Path, match: Path | None = None, exposure: Path | None = None) -> Parts:
+    """The encoded parts that notebook 01 wrote. match, exposure: tables/match, tables/exposure, of notebook 03."""
     lists = {part: matching.with_values(shards.load_lists(folder, part), match) for part in ("train", "dev", "valid")}
+    lists["train"] = with_exposure(lists["train"], exposure)
     return Parts(shards.load_space(folder), shards.load_intents(folder), **lists)
 
 
@@ -121,7 +123,8 @@ def lists_with_vectors(lists: Lists, name: str, sessions: Vectors, train: Lists,
 
 
 def build(name: str, parts: Parts, settings: RankerSettings, *, positions: int = 0, seed: int = 0) -> nn.Module:
-    """A ranker before training. positions: of the longest list where they are real, else 0: no position bias.
+    """A ranker before training. positions: of the longest list where they are real, else 0: no position bias. Where
+    exposure is ips there is none either (losses.widen_by).
 
     Raises ValueError for a variant that reads vectors where the parts hold none.
     """
@@ -136,7 +139,7 @@ def build(name: str, parts: Parts, settings: RankerSettings, *, positions: int =
         word_buckets=space.word_buckets,
         intent_ids=space.intent_ids_size,
         categories=space.category_size,
-        positions=positions,
+        positions=0 if settings.exposure == "ips" else positions,
         text=variant.words,
         query_dim=parts.query_dim if variant.vectors else 0,
         match=match_terms_of(name, parts.train),
@@ -184,6 +187,14 @@ def start_from_match(model: nn.Module, parts: Parts) -> pd.Series:
     return pd.Series({name: gauc for name, (gauc, _) in found.items()}, name="dev_gauc")
 
 
+def position_bias(parts: Parts, *, seed: int, accelerator: Accelerator | None = None) -> np.ndarray:
+    """(positions,) in nats: the trained position bias of a two-tower of the default settings [C]."""
+    settings, positions = RankerSettings(), parts.train.candidates.shape[1]
+    model = build("two_tower", parts, settings, positions=positions, seed=seed)
+    how = {"seed": seed, "accelerator": accelerator, "progress": False}
+    return fit(model, parts.train, parts.dev, parts.intents, settings, **how).model.position.detach().cpu().numpy()
+
+
 def begin(
     name: str, parts: Parts, settings: RankerSettings, *, positions: int, seed: int, accelerator: Accelerator | None
 ) -> nn.Module:
@@ -211,7 +222,7 @@ class Launch:
 
     launcher    run.launcher; None: there are none, the caller trains
     job         folder of what is under way; gone when it is done
-    encoded     tables/encoded;  match  tables/match
+    encoded     tables/encoded;  match  tables/match;  exposure  tables/exposure
     embeddings  folder/<Variant.vectors>/sessions and intents;  seed  of shuffled queries (with_vectors)
     """
 
@@ -219,6 +230,7 @@ class Launch:
     job: Path
     encoded: Path
     match: Path
+    exposure: Path
     embeddings: Path
     seed: int
 
@@ -257,6 +269,7 @@ def train(
             "refit_whitening": refit_whitening,
             "encoded": str(launch.encoded.absolute()),
             "match": str(launch.match.absolute()),
+            "exposure": str(launch.exposure.absolute()),
             "embeddings": str(launch.embeddings.absolute()),
             "seed": launch.seed,
             "device": device,
@@ -304,7 +317,9 @@ def _train_one(
         if refit_whitening and model.config.query_dim:
             set_whitening(model, parts.train, parts.intents)
             standardise_match(model, parts.train)
-        if (before := model.config.positions) < positions:
+        if own.exposure == "ips" and model.config.positions:
+            raise ValueError(f"{start} has a position bias, and ranker.exposure is ips: train without warm start")
+        if (before := model.config.positions) < positions and own.exposure != "ips":
             raise ValueError(f"{start} knows {before} positions; lists have {positions} now: train without warm start")
         before, now = (", ".join(terms) or "none" for terms in (model.config.match, match_terms_of(name, parts.train)))
         if before != now:
@@ -324,7 +339,8 @@ def _train_one(
 
 def train_own_rankers(job: Path, given: dict[str, Any]) -> dict[str, int]:
     """This process's part of `train`."""
-    parts, start = load_parts(given["encoded"], Path(given["match"])), given["start"]
+    parts = load_parts(given["encoded"], Path(given["match"]), Path(given["exposure"]))
+    start = given["start"]
 
     def train_one(number: int, folder: Path) -> pd.DataFrame:
         name, seed = given["trainings"][number]

@@ -33,7 +33,7 @@ def declared(name: str, *, reads: str = "", writes: str = "", params: str = "", 
 
 
 # What every stage of the alignment reads, and the params it depends on.
-LEARNT = "tables/dataset tables/encoded tables/embeddings tables/match models/reasoner models/rankers"
+LEARNT = "tables/dataset tables/encoded tables/embeddings tables/match tables/exposure models/reasoner models/rankers"
 JUDGED = "evaluation.gauc_group evaluation.gauc_weight evaluation.bootstrap evaluation.ihr_judge"
 # and what the models without training compare
 COMPARED = "evaluation.untrained reasoner.kind reasoner.features data.features.drop"
@@ -64,7 +64,7 @@ _STAGES = (
     declared(
         "03_rankers",
         reads="tables/dataset tables/encoded tables/embeddings tables/queries.parquet",
-        writes="models/rankers tables/match tables/search.parquet tables/learning_curves.parquet "
+        writes="models/rankers tables/match tables/exposure tables/search.parquet tables/learning_curves.parquet "
         "tables/valid_metrics.parquet",
         params=f"ranker run {COMPARED} {JUDGED}",
         seconds=(8, 3),

@@ -46,6 +46,12 @@ def slot_table(rules: Rules) -> np.ndarray:
     return table
 
 
+def selection(rules: Rules, propensity: np.ndarray) -> np.ndarray:
+    """P(the policy shows this intent at any position), from its propensity at one: of the policy's own choices 1."""
+    least = rules.shuffled_share / rules.positions  # of a choice of the policy, in a slot that only shuffling gives it
+    return np.where(propensity < least / 2, rules.positions * propensity, 1.0)
+
+
 def legacy_scores(world: World, codes: dict[str, np.ndarray]) -> np.ndarray:
     """The policy's integer scores (sessions, KB): whole numbers, so that every machine breaks ties alike."""
     scores = np.rint(100 * np.log(world.prior.mean(axis=(0, 1)))).astype(np.int64)

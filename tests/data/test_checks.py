@@ -100,6 +100,15 @@ def test_propensities_that_will_be_clipped_are_noted(tmp_path, rare, told):
     assert ("can be so rare" in " ".join(notes)) == (len(rare) == 6)
 
 
+@pytest.mark.parametrize(("chance", "says"), [(0.5, None), (1.5, "has the value 1.5"), (None, "is empty")])
+def test_the_chance_that_an_intent_is_shown_is_a_probability(tmp_path, chance, says):
+    tables = good_tables()
+    values = pa.array([chance, *[0.25] * (len(tables["impressions"]) - 1)], pa.float64())
+    tables["impressions"] = tables["impressions"].append_column("selection", values)
+    errors = check(write_raw(tmp_path, tables, good_meta())).errors
+    assert [(where, says in what) for where, what in errors] == [("impressions.selection", True)] * bool(says)
+
+
 def test_a_changed_byte_in_written_tables_is_noticed(tmp_path):
     dataset = read(write_raw(tmp_path / "raw", good_tables(), good_meta()), splits=SPLITS, truth=True)
     generator = np.random.default_rng(5)
