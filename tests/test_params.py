@@ -280,6 +280,7 @@ def test_rankers_and_their_settings_are_the_same_wherever_they_are_named():
     shape = {field.name for kind in ARCHITECTURES.values() for field in dataclasses.fields(kind.Config)}
     assert {*RankerSettings.model_fields} - shape == {
         *("learning_rate", "weight_decay", "epochs", "patience", "lists_per_batch", "kl_weight"),
+        *("exposure", "kb_negatives"),
         *("chat_epochs", "chat_learning_rate", "chat_temperature"),
     }, "what does not shape a ranker is of its training"
     assert {ranker.architecture for ranker in RANKERS.values()} == {*ARCHITECTURES}
