@@ -266,6 +266,12 @@ class Params(Section):
     run: RunConfig = Field(RunConfig(), validate_default=True)
 
     @rule("ranker")
+    def an_encoder_writes_no_query(ranker: Ranker, given: dict[str, Any]) -> str | None:
+        reasoner, terms = given.get("reasoner"), [term for term in ranker.match if term.startswith("written_")]
+        if terms and reasoner is not None and reasoner.kind == "encoder":
+            return f"match names {', '.join(terms)}, and an encoder writes no query: leave them out"
+
+    @rule("ranker")
     def a_control_of_what_is_embedded_differs(ranker: Ranker, given: dict[str, Any]) -> str | None:
         reasoner = given.get("reasoner")
         if reasoner is not None and (same := f"qe_rec/{reasoner.embed}") in ranker.models:
@@ -273,6 +279,8 @@ class Params(Section):
         for name in ranker.models:
             if name.endswith("_match") and not ranker.match:
                 return f"{name} is a control of match terms, and ranker.match is empty: name some, or leave it out"
+            if "written_" in name and not any(term.startswith("written_") for term in ranker.match):
+                return f"{name} is a control of written queries, which no term of ranker.match reads: leave it out"
             if name.endswith("/word_match") and "word_overlap" not in ranker.match:
                 return f"{name} reads word_overlap, which is not in ranker.match: name it there, or leave the model out"
 

@@ -20,7 +20,8 @@ from rgalign.ranker.variants import RANKERS
 RANKER_NAMES = tuple(name for name, ranker in RANKERS.items() if ranker.in_params)  # with a slash: controls
 RankerName = Literal[*RANKER_NAMES]
 Interactions = Literal["attention", "product"]  # names of ranker.towers.INTERACTIONS
-MatchTerm = Literal["raw_cosine", "word_overlap", "memory"]  # names of ranker.match_terms.MATCH_TERMS
+# names of ranker.match_terms.MATCH_TERMS
+MatchTerm = Literal["raw_cosine", "word_overlap", "memory", "written_overlap", "written_cosine"]
 CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
 
 
@@ -131,6 +132,14 @@ class Memory(Section):
     whitening_ridge: Real = Field(0.3, gt=0, description="of the vectors that are compared, as a ranker's")
 
 
+class Written(Section):
+    """The queries that the reasoner writes for the match terms that read them [C]."""
+
+    samples: int = Field(8, ge=1, description="a session")
+    temperature: Real = Field(1.0, gt=0)
+    top_p: Share = Field(1.0, gt=0)
+
+
 class Ranker(RankerSettings):
     models: Annotated[tuple[RankerName, ...], BeforeValidator(tuple_from_yaml), AfterValidator(all_different)] = Field(
         CORE_RANKERS, min_length=1
@@ -142,6 +151,7 @@ class Ranker(RankerSettings):
         "no ranker does [C]",
     )
     memory: Memory = Memory()
+    written: Written = Written()
     position_bias: bool = Field(True, description="learnt in training, dropped at inference; needs real positions")
     weight_cap: Real = Field(10.0, gt=0, description="largest weight of a click, where exposure is ips [C]")
     search: Search = Search()

@@ -32,14 +32,17 @@ from rgalign.errors import Report, UserError, count_rows, nearest
 from rgalign.params import ROOT, load_run
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
-from rgalign.ranker.match import PROMPT, TEXT, Compared, Matcher, places_in
+from rgalign.ranker.match import PROMPT, TEXT, WRITTEN, Compared, Matcher, places_in
+from rgalign.ranker.match_terms import of_written
 from rgalign.reasoner import prompts
 from rgalign.reasoner.build import Recipe, of_texts
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions, greedy
 from rgalign.reasoner.model import Reasoner, load_saved
 from rgalign.reasoner.prompts import Prompter
+from rgalign.reasoner.written import Reader, Written, write
 from rgalign.run.artifacts import ArtifactError
+from rgalign.seeding import derived
 
 INTENT_TYPES = REQUIRED["intents"]
 COLLECTING = "gc.enable()"  # timeit turns it off, a service does not
@@ -168,6 +171,8 @@ class Scorer:
     ranking    None where the run has no ranker yet: it writes queries alone
     reads_kb   gives the reasoner that embedded the knowledge base: the one before RG-CL (alignment.loop)
     matcher    the match terms that the ranker reads; None: it reads none
+    writes     sessions -> the queries written for them, and reads_titles what embeds these; None where no match term
+               reads them
     alone      embeds text columns and titles alone, where raw_cosine compares these: the reasoner before its alignment,
                as in notebook 02, and its prompter
     """
@@ -180,16 +185,20 @@ class Scorer:
     ranking: Ranking | None = None
     matcher: Matcher | None = None
     alone: tuple[Reasoner, Prompter] | None = None
+    writes: Callable[[pd.DataFrame], Written] | None = None
+    reads_titles: Reader | None = None
 
     def score(
-        self, sessions: pd.DataFrame, *, top: int | None = 3, vectors: Vectors | None = None, progress: bool = False
-    ) -> pd.DataFrame:
+        self, sessions: pd.DataFrame, *, top: int | None = 3, vectors: Vectors | None = None,
+        written: Written | None = None, progress: bool = False
+    ) -> pd.DataFrame:  # fmt: skip
         """The best intents of each session, in their order: session_id, rank (from 1), intent_id, title, score.
 
         sessions  session_id, each once, and every feature column that prompt or ranker reads; an intent that did not
                   exist yet at a session's `timestamp`, where that column is there, is left out
         top       intents a session; None: all of the knowledge base
         vectors   of these sessions from `embed`, which is where a language model's time goes; None: made here
+        written   queries for these sessions from `write`, where the ranker's match terms read them; None: written here
         Scores compare intents inside a session alone. Raises ScoreError with every fault of the frame, ArtifactError
         where the run has no ranker.
         """
@@ -201,10 +210,10 @@ class Scorer:
         frame = self._checked(sessions, read, once=True)
         vectors = self._embedded(frame, progress) if vectors is None else vectors
         when = frame["timestamp"].to_numpy(dtype="datetime64[us]") if "timestamp" in frame else None
-        scores = ranking.scores(self.lists(frame, vectors), when)
+        scores = ranking.scores(self.lists(frame, vectors, written), when)
         return ranking.top(sessions["session_id"].to_numpy(), scores, top)
 
-    def lists(self, frame: pd.DataFrame, vectors: Vectors) -> Lists:
+    def lists(self, frame: pd.DataFrame, vectors: Vectors, written: Written | None = None) -> Lists:
         """Checked sessions as the ranker reads them: encoded, with their vectors and match terms."""
         lists = self._ranking().lists(frame, vectors)
         if self.matcher is None:
@@ -212,7 +221,14 @@ class Scorer:
         sets = {PROMPT: vectors}
         if self.matcher.compared.vector_sets[0] == TEXT:
             sets[TEXT] = embedded(*self.alone, frame, self.tokens_per_batch)
+        if self.writes is not None:
+            sets[WRITTEN] = self.writes(frame) if written is None else written
         return with_match(lists, self.matcher(self.matcher.sessions(frame, sets.__getitem__)))
+
+    def write(self, sessions: pd.DataFrame) -> Written | None:
+        """The queries that the ranker's match terms read (ranker.written), to be kept and given to `score`; None where
+        it reads none. A session's queries depend on its id alone, not on the other sessions."""
+        return None if self.writes is None else self.writes(self._checked(sessions, self.prompter.features, once=True))
 
     def embed(self, sessions: pd.DataFrame, *, progress: bool = False) -> Vectors:
         """What the ranker reads of each session: the last state of what reasoner.embed names (METHOD.md 2.1)."""
@@ -238,7 +254,8 @@ class Scorer:
             if matcher.compared.vector_sets[1] == TEXT:
                 before, put = self.alone
                 vectors = embed(before, put.embedded_intents(more.assign(description=None)), progress=False)
-            matcher = matcher.with_intents(kb, vectors)
+            titles = None if self.reads_titles is None else self.reads_titles.intents(more).values
+            matcher = matcher.with_intents(kb, vectors, titles)
         wider = with_texts(encode_intents(ranking.space, kb), texts)
         return replace(self, ranking=replace(ranking, kb=kb, intents=wider, correction=correction), matcher=matcher)
 
@@ -317,6 +334,15 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     places = places_in(run / EMBEDDINGS, run / ALIGNED_EMBEDDINGS if serves_aligned else None)
     terms = run / (f"{ALIGNED_EMBEDDINGS}/match" if serves_aligned else "tables/match"), ranking.model.config.match
     scorer = replace(scorer, matcher=Matcher.load(*terms, compared, intents, places))
+    if of_written(scorer.matcher.names):
+        reader = Reader(main, prompts.prompter(reasoner_params, meta, intents, main.tokenizer, **own))
+
+        def writes(frame: pd.DataFrame) -> Written:
+            seed = derived(params.run.seed, WRITTEN)
+            queries = write(reasoner, prompter, frame, params.ranker.written, seed=seed)
+            return Written(queries, reader.vectors(queries["query"].tolist()))
+
+        scorer = replace(scorer, writes=writes, reads_titles=reader)
     if TEXT not in compared.vector_sets:
         return scorer
     texts = of_texts(Recipe(reasoner_params, params.data.features.drop, device), meta).settings

@@ -125,7 +125,7 @@ def retrain_rankers(
         embedding = context.embedding(reasoner)
         vectors.save(embeddings / "sessions", embedding.sessions(context.shop.sessions, work / "sessions"))
         vectors.save(embeddings / "intents", embedding.intents(context.shop.intents, work / "intents"))
-    context.match_again(embeddings)
+    context.match_again(reasoner, embeddings, work / "written")
     return _train_rankers(context, embeddings, folder, work, refit_whitening=True).assign(model=RETRAINED)
 
 
@@ -149,7 +149,7 @@ def finish_iteration(
         sessions = cross_fitted(context, sessions, folds, work)
     vectors.save(folder / "embeddings" / "sessions", sessions)
     copy_folder(context.embeddings / "intents", folder / "embeddings" / "intents")
-    context.match_again(folder / "embeddings")
+    context.match_again(reasoner, folder / "embeddings", work / "written")
     refit = context.params.alignment.loop.refit_whitening
     curves = _train_rankers(context, folder / "embeddings", folder / "rankers", work, refit_whitening=refit)
     state = context.reading(folder / "embeddings", folder / "rankers")

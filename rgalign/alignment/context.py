@@ -29,10 +29,11 @@ from rgalign.params_training import Alignment, RankerSettings
 from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import score, with_click
-from rgalign.ranker.match import PROMPT, Compared, Matcher, Places, places_in, with_values
+from rgalign.ranker.match import PROMPT, WRITTEN, Compared, Matcher, Places, places_in, with_values
+from rgalign.ranker.match_terms import of_written
 from rgalign.ranker.towers import ThreeTower
 from rgalign.ranker.train import Parts
-from rgalign.reasoner import build
+from rgalign.reasoner import build, written
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.build import ADAPTER, MAIN, Recipe
 from rgalign.reasoner.embed import embed
@@ -122,12 +123,26 @@ class Context:
         """Where the match terms find vectors: those of prompts in `embeddings`, others as notebook 02 made them."""
         return places_in(self.run / "tables" / "embeddings", embeddings)
 
-    def match_again(self, embeddings: Path) -> None:
-        """Fit the match terms on the vectors that another LM has made, into embeddings/match."""
+    def match_again(self, writer: Reasoner, embeddings: Path, work: Path) -> None:
+        """Fit the match terms on the vectors and queries of another LM, into embeddings/match and embeddings/written.
+
+        Train's queries stay those of the reasoner before its alignment: the aligned one has learnt from their clicks,
+        and a ranker would trust its queries more than those of sessions that nobody has seen (METHOD.md 2.3 [C]).
+        """
         if self.params.ranker.match:
-            places, parts = self.places(embeddings), (self.parts.train, self.parts.dev, self.parts.valid)
+            parts = (self.parts.train, self.parts.dev, self.parts.valid)
+            if of_written(self.params.ranker.match):
+                before = written.load(self.run / "tables" / "embeddings" / WRITTEN)
+                written.save(embeddings / WRITTEN, before.updated(self.asked(writer, parts[1:], work)))
+            places = self.places(embeddings)
             matcher = Matcher.fit(self.shop, self.parts.train, self.matcher.compared, places, self.params.ranker)
             matcher.save(embeddings / "match", matcher.matched(self.shop, parts, places))
+
+    def asked(self, writer: Reasoner, parts: Sequence[Lists], work: Path | None = None) -> written.Written:
+        """The queries that a reasoner writes for these lists' sessions. work: see `written.write`."""
+        frame = pd.concat([self.sessions(lists) for lists in parts], ignore_index=True)
+        how = {"seed": derived(self.params.run.seed, WRITTEN), "work": work}
+        return build.written(self.recipe, writer, self.main(), self.shop, frame, self.params.ranker.written, **how)
 
     @property
     def run(self) -> Path:
@@ -231,8 +246,15 @@ class Context:
         prefix, prompts = len(self.recipe.prompter(self.shop, reasoner).head), self.embedded_prompts(reasoner, lists)
         found = embed(reasoner, prompts, prefix=prefix, progress=False)
         if self.params.ranker.match:  # of these vectors too: what the terms learnt from train stays
-            own, places = Vectors(lists.session_id, found), self.places(self.embeddings)
-            of_set = lambda name: own if name == PROMPT else vectors.load(places(name) / "sessions")  # noqa: E731
+            places = self.places(self.embeddings)
+
+            def of_set(name: str) -> Vectors | written.Written:
+                if name == PROMPT:
+                    return Vectors(lists.session_id, found)
+                if name == WRITTEN:
+                    return written.load(places(name)) if lists.part == "train" else self.asked(reasoner, [lists])
+                return vectors.load(places(name) / "sessions")
+
             [lists] = self.matcher.matched(self.shop, [lists], of_set)
         return with_queries(lists, found)
 

@@ -20,13 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rgalign.alignment.candidates import nonempty
-from rgalign.data.lists import Lists, QueryIntents, QueryLists, with_queries, with_texts
+from rgalign.data.lists import Lists, Match, QueryIntents, QueryLists, with_match, with_queries, with_texts
 from rgalign.data.vectors import Vectors
 from rgalign.errors import nearest
 from rgalign.params_training import RankerSettings
 from rgalign.ranker import store
 from rgalign.ranker.fit import fit, refuse_other_parts, score
 from rgalign.ranker.losses import Loss
+from rgalign.ranker.match_terms import of_written
 from rgalign.ranker.store import StoreError
 from rgalign.ranker.towers import ThreeTower
 from rgalign.ranker.train import PartsOf, build, loss_of, parts_of, runtime_of
@@ -74,6 +75,25 @@ def _reward_of(form: str) -> Reward:
 
 
 @dataclass(frozen=True, eq=False)
+class Queries:
+    """Different queries, as a reward model reads them.
+
+    vectors  by text;  match  (queries, kb, terms), the match terms of written queries, row by row; None: it reads none
+    """
+
+    vectors: Vectors
+    match: Match | None = None
+
+    def asked(self, lists: Lists, texts: Sequence[str]) -> QueryLists:
+        """The lists, each with its query. Raises ValueError for one that is not among these."""
+        vectors = self.vectors.rows(texts)
+        if self.match is not None:
+            rows = pd.Index(self.vectors.ids).get_indexer(pd.Index(np.asarray(texts, dtype=str)))
+            lists = with_match(lists, lists.match.replaced(self.match.take(torch.from_numpy(rows))))
+        return with_queries(lists, vectors)
+
+
+@dataclass(frozen=True, eq=False)
 class RewardModel:
     """A frozen ranker that gives queries their rewards. Raises ValueError for an unknown form."""
 
@@ -86,45 +106,49 @@ class RewardModel:
         _reward_of(self.form)
         self.ranker.requires_grad_(False).train(False)
 
-    def reward(
-        self, lists: Lists, query: Tensor | np.ndarray, *, form: str | None = None, timestamps: np.ndarray | None = None
-    ) -> np.ndarray:
+    def reward(self, asked: QueryLists, *, form: str | None = None, timestamps: np.ndarray | None = None) -> np.ndarray:
         """r(q|x) = log p(clicked | x, q) - log p(clicked | x, null query), (rows,) float32 in nats; 0: no help [C].
 
-        lists       one a row; a list may come many times, each time with another query
-        query       (rows, query_dim)
+        asked       (Queries.asked) one a row; a list may come many times, each time with another query
         timestamps  (rows,) datetime64 of the session, for `kb`: later intents do not count; None: all do
         Several clicks share the mass, as in ListNet. NaN without a click.
         """
-        how, null = {"form": form, "timestamps": timestamps}, self.null.expand(len(lists), -1)
-        return self.log_probability(lists, query, **how) - self.log_probability(lists, null, **how)
+        how = {"form": form, "timestamps": timestamps}
+        return self.log_probability(asked, **how) - self.log_probability(unasked(asked, self.null), **how)
 
     def log_probability(
-        self, lists: Lists, query: Tensor | np.ndarray, *, form: str | None = None, timestamps: np.ndarray | None = None
+        self, asked: QueryLists, *, form: str | None = None, timestamps: np.ndarray | None = None
     ) -> np.ndarray:
         """log p(clicked | x, q), (rows,) float32 in nats; arguments: see `reward`."""
-        reward, conditioned = _reward_of(form or self.form), with_queries(lists, query)
+        reward = _reward_of(form or self.form)
         device = next(self.ranker.parameters()).device
         intents, found = self.intents.to(device), [torch.zeros(0)]
         with torch.inference_mode():
-            for rows in torch.arange(len(conditioned)).split(2048):
+            for rows in torch.arange(len(asked)).split(2048):
                 exists = None
                 if timestamps is not None:
                     exists = torch.from_numpy(self.intents.existing(timestamps[rows.numpy()])).to(device)
-                found.append(reward(self.ranker, conditioned.take(rows).to(device), intents, exists).cpu())
+                found.append(reward(self.ranker, asked.take(rows).to(device), intents, exists).cpu())
         return torch.cat(found).numpy()
 
-    def probabilities(self, lists: Lists, query: Tensor | np.ndarray) -> np.ndarray:
+    def probabilities(self, asked: QueryLists) -> np.ndarray:
         """p(candidate | x, q), (rows, candidates) float32: the softmax over the shown list; 0 where padded."""
-        scores = torch.from_numpy(score(self.ranker, with_queries(lists, query), self.intents))
+        scores = torch.from_numpy(score(self.ranker, asked, self.intents))
         return scores.softmax(dim=1).numpy()
+
+
+def unasked(lists: Lists, null: Tensor) -> QueryLists:
+    """The lists with the null query (query_dim,), whose match terms have nothing to compare."""
+    if lists.match is not None:
+        lists = with_match(lists, lists.match.replaced(None, of_written(lists.match.names)))
+    return with_queries(lists, null.expand(len(lists), -1))
 
 
 def score_candidates(
     model: RewardModel,
     candidates: pd.DataFrame,
     lists: Lists,
-    queries: Vectors,
+    queries: Queries,
     *,
     form: str | None = None,
     timestamps: np.ndarray | None = None,
@@ -132,7 +156,6 @@ def score_candidates(
     """The candidates with a column `reward`, in nats; NaN for an empty query and for a session without a click.
 
     lists    the sessions of all candidates, each once; timestamps (lists,), see `RewardModel.reward`
-    queries  vectors by text
     The same query in the same session has the same reward, whoever wrote it. Raises ValueError for unknown sessions.
     """
     row = pd.Index(lists.session_id).get_indexer(candidates["session_id"])
@@ -143,7 +166,8 @@ def score_candidates(
     different = asked[nonempty(candidates)].drop_duplicates()
     rows = different["row"].to_numpy(copy=True)  # pandas lends it read-only
     at = None if timestamps is None else timestamps[rows]
-    reward = model.reward(lists.take(rows), queries.rows(different["query"]), form=form, timestamps=at)
+    asked_of = queries.asked(lists.take(rows), different["query"])
+    reward = model.reward(asked_of, form=form, timestamps=at)
     found = asked.merge(different.assign(reward=reward), how="left", on=["row", "query"], validate="many_to_one")
     return candidates.assign(reward=found["reward"].to_numpy())
 
@@ -151,7 +175,7 @@ def score_candidates(
 def train_reward_models(
     parts: PartsOf,
     candidates: pd.DataFrame,
-    queries: Vectors,
+    queries: Queries,
     intents: Vectors,
     *,
     models: Mapping[tuple[str, int], Sequence[str]],
@@ -167,7 +191,7 @@ def train_reward_models(
 
     parts       one for all models, or each model's own by its name
     candidates  of train's and dev's sessions (alignment.candidates)
-    queries     their vectors by text; intents: the KB's by intent_id, of the same model
+    queries     of the candidates;  intents  the KB's vectors by intent_id, of the same model
     models      a model's name and seed -> the sources whose queries it is trained on
     settings    QE-Rec's;  null_share  see `with_all_queries`;  workers  trained at once, on a CPU
     Early stopping is by GAUC on the development users' lists, each once a source with its first query [C]: nothing is
@@ -198,7 +222,7 @@ def _train_one(
     name, parts, written, queries, settings, folder, positions, null_share, seed, progress, **where
 ) -> pd.DataFrame:
     """where: accelerator, or the precision of one that this process makes itself."""
-    null = null_query(parts.train, written, queries)
+    null = null_query(parts.train, written, queries.vectors)
     train = with_all_queries(parts.train, written, queries, null=null, null_share=null_share)
     dev = with_each_query(parts.dev, written, queries, first=True)
     read = replace(parts, train=with_each_query(parts.train, written, queries))  # what whitening is fitted on
@@ -231,16 +255,18 @@ def load_reward_model(folder: str | Path, intents: QueryIntents, *, device: str 
 class CrossSampled(QueryLists):
     """Impression lists with several queries each; `drawn` samples one of them. `query` is the null query at first."""
 
-    SHARED = (*QueryLists.SHARED, "bank")
+    SHARED = (*QueryLists.SHARED, "bank", "terms")
 
     bank: Tensor  # (queries, query_dim) float16, shared by all lists; row 0 is the null query
+    terms: Match | None  # (queries, kb, terms), of written queries, as `bank`; None: they have none
     places: Tensor  # (lists, slots) rows of the bank; slot 0 is the null query, unused slots are too
     chance: Tensor  # (lists, slots) float32, a row's sum is 1: the probability of each slot; unused ones have 0
 
     def drawn(self) -> "CrossSampled":
         """The lists with a query each, sampled from torch's random state (`fit` seeds it)."""
-        slot = torch.multinomial(self.chance, 1)
-        return replace(self, query=self.bank[self.places.gather(1, slot).squeeze(1)])
+        drawn = self.places.gather(1, torch.multinomial(self.chance, 1)).squeeze(1)
+        match = self.match if self.terms is None else self.match.replaced(self.terms.take(drawn))
+        return replace(self, query=self.bank[drawn], match=match)
 
 
 def cross_sampled(base: Loss) -> Loss:
@@ -261,13 +287,12 @@ def null_query(lists: Lists, candidates: pd.DataFrame, queries: Vectors) -> Tens
 
 
 def with_all_queries(
-    lists: Lists, candidates: pd.DataFrame, queries: Vectors, *, null: Tensor, null_share: float
+    lists: Lists, candidates: pd.DataFrame, queries: Queries, *, null: Tensor, null_share: float
 ) -> CrossSampled:
     """The lists with a click, each with all queries that were written for it.
 
     candidates  columns session_id, source, query, count (alignment.candidates); empty queries and other sessions are
                 left out; a list that has none left always has the null query
-    queries     vectors by text
     null_share  probability of the null query [C]; else a source is sampled uniformly, and one of its queries, as often
                 as it wrote it [C]
     Raises ValueError for a list that no source wrote a query for: it would silently learn from the null query alone.
@@ -285,22 +310,25 @@ def with_all_queries(
     share = (of_source / own.groupby("session_id")["source"].transform("nunique")).to_numpy()
     places = np.zeros((len(lists), slot.max(initial=0) + 1), dtype=np.int64)
     chance = np.zeros(places.shape, dtype=np.float32)
-    places[row, slot] = pd.Index(queries.ids).get_indexer(own["query"]) + 1
+    places[row, slot] = pd.Index(queries.vectors.ids).get_indexer(own["query"]) + 1
     chance[row, slot] = (1 - null_share) * share
     chance[:, 0] = np.where(chance[:, 1:].any(axis=1), null_share, 1)
-    bank = torch.cat([null[None], torch.from_numpy(queries.values)])
-    plain = with_queries(lists, null.expand(len(lists), -1))
+    bank, terms, plain = torch.cat([null[None], torch.from_numpy(queries.vectors.values)]), None, unasked(lists, null)
+    if queries.match is not None:
+        values = queries.match.values
+        terms = Match(torch.cat([values.new_full((1, *values.shape[1:]), float("nan")), values]), queries.match.names)
     kept = {field.name: getattr(plain, field.name) for field in fields(plain)}
-    return CrossSampled(**kept, bank=bank, places=torch.from_numpy(places), chance=torch.from_numpy(chance))
+    slots = {"places": torch.from_numpy(places), "chance": torch.from_numpy(chance)}
+    return CrossSampled(**kept, bank=bank, terms=terms, **slots)
 
 
-def with_each_query(lists: Lists, candidates: pd.DataFrame, queries: Vectors, *, first: bool = False) -> QueryLists:
+def with_each_query(lists: Lists, candidates: pd.DataFrame, queries: Queries, *, first: bool = False) -> QueryLists:
     """The lists once for every query that was written for them; first: for each source's first, the greedy one."""
     own = _written_for(lists, candidates)
     if first:
         own = own.drop_duplicates(["session_id", "source"])
     rows = pd.Index(lists.session_id).get_indexer(own["session_id"])
-    return with_queries(lists.take(rows), queries.rows(own["query"]))
+    return queries.asked(lists.take(rows), own["query"])
 
 
 def _written_for(lists: Lists, candidates: pd.DataFrame) -> pd.DataFrame:

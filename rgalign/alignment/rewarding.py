@@ -19,6 +19,7 @@ from rgalign.alignment.reward import (
     ALL,
     ONE,
     REWARDS,
+    Queries,
     RewardModel,
     load_reward_model,
     score_candidates,
@@ -30,9 +31,9 @@ from rgalign.data.split import user_folds
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.train import Parts, train_by_processes
-from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint
 from rgalign.reasoner.prompts import TINY
+from rgalign.reasoner.written import Reader
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_table, write_text
 from rgalign.run.distributed import digest_of, make_shards, shard_path
@@ -110,7 +111,8 @@ def write_own_shards(
         return digest_of(settings | {"shard": number, "sessions": parts[number]["session_id"].tolist()}, prompts)
 
     def make(number: int, shard: Path) -> None:
-        given = {"first_row": firsts[number], "progress": distributed.index() == 0, **how}
+        numbers = range(firsts[number], firsts[number] + len(parts[number]))
+        given = {"numbers": numbers, "progress": distributed.index() == 0, **how}
         write_table(shard / CANDIDATES, generation.generate_candidates(models, prompters, parts[number], **given))
 
     return {"shards": make_shards(job, len(parts), make, label=label)}
@@ -132,13 +134,11 @@ class QueryEmbedder:
     context: Context
     reasoner: Reasoner
 
-    def vectors(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
-        """Of the different texts that are not empty, by text."""
-        prompter = self.context.recipe.prompter(self.context.shop, self.reasoner)
-        different = [text for text in dict.fromkeys(texts) if text.strip()]
-        titles = pd.DataFrame({"intent_id": "query", "title": different, "description": ""}, dtype=object)
-        how = {"prefix": len(prompter.head), "progress": progress}
-        return Vectors(different, embed(self.reasoner, prompter.embedded_intents(titles), **how))
+    def queries(self, texts: Sequence[str], *, progress: bool = False) -> Queries:
+        """The different texts that are not empty, as the reward model reads them."""
+        reader = Reader(self.reasoner, self.context.recipe.prompter(self.context.shop, self.reasoner))
+        vectors = reader.vectors(texts, progress=progress)
+        return Queries(vectors, self.context.matcher.of_queries(vectors))
 
 
 def train_models(context: Context, embedder: QueryEmbedder, candidates: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -151,11 +151,11 @@ def train_models(context: Context, embedder: QueryEmbedder, candidates: pd.DataF
     if how.compared:
         models |= {(ONE, first): [MAIN]} if len(everyone) > 1 else {}
         models[ALL, first + 1] = everyone
-    queries = embedder.vectors(candidates["query"].tolist(), progress=True)
+    queries = embedder.queries(candidates["query"].tolist(), progress=True)
     if context.recipe.launcher:
         job = folder / "job"
         write_table(job / "candidates.parquet", candidates)
-        vectors.save(job / "queries", queries)
+        vectors.save(job / "queries", queries.vectors)
         given = {"run": str(context.run.absolute()), "models": [[*key, list(names)] for key, names in models.items()]}
         how = {"device": context.params.run.device}
         return train_by_processes("reward", context.recipe.launcher, job, list(models), given, folder, **how)
@@ -183,8 +183,8 @@ def _without_fold(context: Context, name: str) -> Parts:
     return replace(context.parts, train=train.take(kept))
 
 
-def train_run_models(context: Context, candidates: pd.DataFrame, queries: Vectors, **how: Any) -> pd.DataFrame:
-    """`reward.train_reward_models` with the run's data and settings. queries: vectors by text; how: the rest."""
+def train_run_models(context: Context, candidates: pd.DataFrame, queries: Queries, **how: Any) -> pd.DataFrame:
+    """`reward.train_reward_models` with the run's data and settings. how: the rest."""
     intents = context.parts.intents
     return train_reward_models(
         partial(_without_fold, context),
@@ -265,16 +265,16 @@ class Rewarder:
         """(lists,) nats: the reward of one query a list; NaN for an empty one and where nothing was clicked."""
         present, rewards = np.array([bool(text.strip()) for text in texts]), np.full(len(texts), np.nan)
         if present.any():
-            embedded, when = self.embedder.vectors(texts), self._timestamps(lists)
+            queries, when = self.embedder.queries(texts), self._timestamps(lists)
             for model, rows in self._models(lists, present):
-                how = {"form": self.form, "timestamps": when[rows]}
-                rewards[rows] = model.reward(lists.take(rows), embedded.rows([texts[row] for row in rows]), **how)
+                asked = queries.asked(lists.take(rows), [texts[row] for row in rows])
+                rewards[rows] = model.reward(asked, form=self.form, timestamps=when[rows])
         return rewards
 
     def scored(self, candidates: pd.DataFrame, *, form: str | None = None) -> pd.DataFrame:
         """Candidates of train and dev with their reward (reward.score_candidates)."""
         parts, tables = self.embedder.context.parts, []
-        embedded = self.embedder.vectors(candidates["query"].tolist())
+        queries = self.embedder.queries(candidates["query"].tolist())
         for lists in (with_click(parts.train), with_click(parts.dev)):
             own = candidates[candidates["session_id"].isin(lists.session_id.tolist())]
             if own.empty:
@@ -283,7 +283,7 @@ class Rewarder:
             for model, rows in self._models(lists, pd.Index(lists.session_id).isin(own["session_id"])):
                 some = own[own["session_id"].isin(lists.session_id[rows].tolist())]
                 how = {"form": form or self.form, "timestamps": when[rows]}
-                found.append(score_candidates(model, some, lists.take(rows), embedded, **how))
+                found.append(score_candidates(model, some, lists.take(rows), queries, **how))
             tables.append(pd.concat(found).loc[own.index])
         return pd.concat(tables, ignore_index=True)
 

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from rgalign.alignment import contrastive, dpo, rewarding, sft
 from rgalign.alignment.context import CURVE, TUNED, Context
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
+from rgalign.alignment.reward import Queries
 from rgalign.data import vectors
 from rgalign.errors import TrainingError, UserError
 from rgalign.params import load
@@ -84,7 +85,8 @@ def write(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
     """This process's share of the reward models (alignment.rewarding.train_models)."""
     context, _ = _context(arguments)
-    candidates, queries = pd.read_parquet(folder / "candidates.parquet"), vectors.load(folder / "queries")
+    candidates, embedded = pd.read_parquet(folder / "candidates.parquet"), vectors.load(folder / "queries")
+    queries = Queries(embedded, context.matcher.of_queries(embedded))
 
     def train_one(number: int, place: Path) -> pd.DataFrame:
         name, seed, sources = arguments["models"][number]

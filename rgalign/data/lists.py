@@ -61,6 +61,16 @@ class Match(NamedTuple):
         places = [self.names.index(name) for name in names]
         return self.values if places == [*range(len(self.names))] else self.values[:, :, places]
 
+    def replaced(self, other: "Match | None", names: Sequence[str] = ()) -> "Match":
+        """With the other's terms in place of those of their names, row by row; None: these names have nothing to
+        compare."""
+        names = names if other is None else other.names
+        if not names:
+            return self
+        values, places = self.values.clone(), [self.names.index(name) for name in names]
+        values[:, :, places] = float("nan") if other is None else other.values
+        return Match(values, self.names)
+
     def of_candidates(self, candidates: Tensor, names: Sequence[str]) -> Tensor:
         """(lists, candidates, len(names)) of these rows of the KB (lists, candidates); of a padded one, any."""
         rows = candidates.long().clamp(min=0).unsqueeze(2).expand(-1, -1, len(names))

@@ -3,6 +3,7 @@
 word_overlap  cosine of the TF-IDF of a session's text and an intent's text: no language model
 raw_cosine    cosine of the vectors that the encoder or LM makes of both: not whitened, no tower
 memory        what train's sessions with a near vector clicked, per impression
+written_overlap, written_cosine   the same two of the queries that the reasoner writes for a session
 
 A ranker combines those of ranker.match with few learnt weights (layers.MatchTerms). The first two, and popularity, are
 the models without training that every ranker has to beat. ranker.match_terms has the terms themselves.
@@ -23,6 +24,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+from scipy.sparse import csr_array, eye_array
 
 from rgalign.data import tables, vectors
 from rgalign.data.lists import Intents, Lists, Match, with_match
@@ -31,11 +33,14 @@ from rgalign.errors import UserError
 from rgalign.params_schema import Untrained
 from rgalign.params_training import Ranker
 from rgalign.ranker.fit import refuse_other_parts, with_click
-from rgalign.ranker.match_terms import MATCH_TERMS, KnowledgeBase, Learnt, Sessions, Term, Values
+from rgalign.ranker.match_terms import MATCH_TERMS, KnowledgeBase, Learnt, Sessions, Term, Values, of_written
 from rgalign.reasoner import verbalize
+from rgalign.reasoner import written as writing
+from rgalign.reasoner.written import Asked, Written
 from rgalign.run.artifacts import atomic
 
 PROMPT, TEXT = "prompt", "text"  # sets of vectors: whole prompts and KB entries; text columns alone and titles alone
+WRITTEN = "written"  # the queries written for sessions, with their vectors (reasoner.written)
 WITHOUT_TRAINING = ("word_overlap", "raw_cosine")  # terms that are models of their own as well
 SMOOTHING = 0.5  # added to every count of clicks, so that an intent never clicked has a finite score [C]
 # Train sessions that word frequencies are counted on, and that a mean vector is taken over. More would change little:
@@ -47,7 +52,8 @@ class MatchError(UserError, ValueError):
     """A folder does not hold the match terms asked for."""
 
 
-Places = Callable[[str], Path]  # set of vectors -> folder with sessions/ and intents/
+Places = Callable[[str], Path]  # set of vectors -> folder with sessions/ and intents/; WRITTEN -> its folder
+OfSet = Callable[[str], Vectors | Written]  # set of vectors -> those of the sessions; WRITTEN -> their queries
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,7 @@ class Matcher:
             query=vectors.load(places(PROMPT) / "sessions").rows(ids) if "memory" in settings.match else None,
             centred=compared.settings.raw_cosine.centred,
             memory=settings.memory,
+            written=_asked(places, with_click(train).session_id) if of_written(settings.match) else None,
         )
         chosen = dict.fromkeys([*WITHOUT_TRAINING, *settings.match])
         return replace(plain, kb=kb, terms={name: MATCH_TERMS[name].fit(learnt) for name in chosen})
@@ -170,6 +177,9 @@ class Matcher:
         found = vectors.load(places(compared.vector_sets[1]) / "intents").rows(intents["intent_id"])
         texts = compared.of_intents(intents)
         kb = KnowledgeBase(texts, found.astype(np.float32), np.ones(len(texts), bool))
+        if of_written(names):
+            own = writing.load(places(WRITTEN)).intents.rows(intents["intent_id"])
+            kb = replace(kb, titles=own.astype(np.float32))
         titles = dict(zip(intents["intent_id"], intents["title"].fillna(""), strict=True))
         return cls(terms, tuple(names), compared, kb, titles)
 
@@ -191,7 +201,7 @@ class Matcher:
                 save_file(arrays, temporary / f"{name}.safetensors")
             save_values(temporary, parts)
 
-    def sessions(self, frame: pd.DataFrame, of_set: Callable[[str], Vectors], lists: Lists | None = None) -> Sessions:
+    def sessions(self, frame: pd.DataFrame, of_set: OfSet, lists: Lists | None = None) -> Sessions:
         """What the terms read of these sessions (the columns that are compared).
 
         of_set  set of vectors -> those of the sessions
@@ -204,16 +214,19 @@ class Matcher:
             self.compared.is_read(frame, self.titles),
             of_set(PROMPT).rows(ids) if "memory" in self.names else None,
             None if lists is None or lists.part != "train" else lists.user_id,
+            of_set(WRITTEN).of(ids) if of_written(self.names) else None,
         )
 
-    def of_lists(self, shop: tables.Dataset, lists: Lists, of_set: Callable[[str], Vectors] | Places) -> Sessions:
+    def of_lists(self, shop: tables.Dataset, lists: Lists, of_set: OfSet | Places) -> Sessions:
         """What the terms read of the sessions of these lists. of_set: set of vectors -> those of the sessions, or where
         they are."""
         frame = shop.sessions.set_index("session_id", drop=False).loc[list(lists.session_id)]
 
-        def loaded(name: str) -> Vectors:
+        def loaded(name: str) -> Vectors | Written:
             found = of_set(name)
-            return vectors.load(found / "sessions") if isinstance(found, Path) else found
+            if not isinstance(found, Path):
+                return found
+            return writing.load(found) if name == WRITTEN else vectors.load(found / "sessions")
 
         return self.sessions(frame, loaded, lists)
 
@@ -237,17 +250,30 @@ class Matcher:
             values[:, :, column] = self.ready[name](sessions)
         return Match(torch.from_numpy(values), self.names)
 
+    def of_queries(self, queries: Vectors) -> Match | None:
+        """The terms of written queries, each query for itself, row by row; None where no such term is read."""
+        if not (names := of_written(self.names)):
+            return None
+        count, one = len(queries), csr_array(eye_array(len(queries), dtype=np.float32))
+        each = Asked(queries.ids.tolist(), queries.values.astype(np.float32), one)
+        plain = Sessions(each.texts, np.zeros((count, 1), np.float32), np.zeros(count, bool), written=each)
+        values = np.stack([self.ready[name](plain) for name in names], axis=2)
+        return Match(torch.from_numpy(values.astype(np.float16)), tuple(names))
+
     def alone(self, name: str, sessions: Sessions) -> np.ndarray:
         """(n, intents) float32: a term as a model of its own; 0 where there is nothing to compare."""
         return np.nan_to_num(self.ready[name](sessions), nan=0.0)
 
-    def with_intents(self, intents: pd.DataFrame, more: np.ndarray) -> "Matcher":
+    def with_intents(self, intents: pd.DataFrame, more: np.ndarray, titles: np.ndarray | None = None) -> "Matcher":
         """The same terms over a larger KB; of a new intent memory knows nothing.
 
-        intents  of the whole KB, new ones at the end;  more  (new, dim) their vectors of raw_cosine
+        intents  of the whole KB, new ones at the end;  more, titles  (new, dim) their vectors of raw_cosine and of
+        written_cosine
         """
         found = np.concatenate([self.kb.vectors, more.astype(np.float32)])
         kb = KnowledgeBase(self.compared.of_intents(intents), found, np.ones(len(found), bool))
+        if titles is not None:
+            kb = replace(kb, titles=np.concatenate([self.kb.titles, titles.astype(np.float32)]))
         return replace(self, kb=kb, titles=dict(zip(intents["intent_id"], intents["title"].fillna(""), strict=True)))
 
 
@@ -259,7 +285,13 @@ def untrained(matcher: Matcher, sessions: Sessions, train: Lists, intents: Inten
 
 def places_in(embeddings: Path, prompt: Path | None = None) -> Places:
     """Where a run has its sets of vectors. prompt: folder of the set `prompt`, where another LM has made it anew."""
-    return lambda name: prompt if prompt is not None and name == PROMPT else embeddings / name
+
+    def place(name: str) -> Path:
+        if prompt is not None and name == WRITTEN:
+            return prompt / WRITTEN if (prompt / WRITTEN).is_dir() else embeddings / WRITTEN
+        return prompt if prompt is not None and name == PROMPT else embeddings / name
+
+    return place
 
 
 def save_values(folder: Path, parts: Sequence[Lists]) -> None:
@@ -307,6 +339,13 @@ def to_embed(sessions: pd.DataFrame, name: str, match: Sequence[str]) -> pd.Data
     return sessions[(sessions["split"] != "train") | sessions["session_id"].isin(chosen)]
 
 
+def to_write(sessions: pd.DataFrame, parts: Sequence[Lists]) -> pd.DataFrame:
+    """The sessions that queries are written for: those of these parts, of train those with a click alone."""
+    read = [with_click(lists) if lists.part == "train" else lists for lists in parts]
+    ids = np.concatenate([lists.session_id for lists in read])
+    return sessions[sessions["session_id"].isin(ids)]
+
+
 def known_in_train(sessions: pd.DataFrame, intents: pd.DataFrame) -> np.ndarray:
     """(intents,) bool: the intent was in the KB at train's last session; without dates all were."""
     last = _train(sessions)["timestamp"].max()
@@ -329,6 +368,10 @@ def session_texts(
 def evenly_spaced(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     """At most so many rows, evenly spaced: those of all weeks, the same ones in every call."""
     return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))] if len(rows) else rows
+
+
+def _asked(places: Places, session_ids: Sequence[str]) -> Asked:
+    return writing.load(places(WRITTEN)).of(session_ids)
 
 
 def _train(sessions: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ A new term is a class here, an entry in MATCH_TERMS and its name in params_train
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from rgalign.params_training import Memory as MemorySettings
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.layers import Whitening
 from rgalign.reasoner import verbalize
+from rgalign.reasoner.written import Asked
 
 ROWS_AT_ONCE = 4_096  # a sparse product takes three times the memory of the dense scores that it becomes
 PAIRS_AT_ONCE = 1 << 25  # (session, remembered session) pairs of memory: 128 MB of similarities
@@ -32,6 +33,7 @@ class Sessions:
     vectors  (n, dim) float32 of raw_cosine, and read: (n,) bool, False where they stand for no text
     query    (n, query_dim) e_q, by which memory finds near sessions; None where memory is not asked for
     user_id  (n,) of train's sessions, while a ranker learns: memory leaves a user's own sessions out; else None
+    written  the queries that the reasoner wrote for them; None where no term reads them
     """
 
     texts: Sequence[str]
@@ -39,6 +41,7 @@ class Sessions:
     read: np.ndarray
     query: np.ndarray | None = None
     user_id: np.ndarray | None = None
+    written: Asked | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -49,11 +52,13 @@ class KnowledgeBase:
     """What the terms read of the intents: texts (intents,) and vectors (intents, dim).
 
     in_train  (intents,) bool: the intent was in the KB at train's last session; for what is fitted
+    titles    (intents, query_dim) vectors of written_cosine; None where it is not asked for
     """
 
     texts: Sequence[str]
     vectors: np.ndarray
     in_train: np.ndarray
+    titles: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +67,7 @@ class Learnt:
 
     texts     of at most COUNTED sessions;  averaged  (at most AVERAGED, dim) raw vectors
     lists     of train's part;  query  (lists, query_dim) e_q, None where memory is not asked for
+    written   for train's sessions with a click; None where no term reads written queries
     """
 
     kb: KnowledgeBase
@@ -71,6 +77,7 @@ class Learnt:
     query: np.ndarray | None
     centred: bool
     memory: MemorySettings
+    written: Asked | None = None
 
 
 # Sessions -> (n, intents) float32; NaN where there is nothing to compare
@@ -81,6 +88,7 @@ class Term(ABC):
     """A match term: a frozen dataclass of arrays, those that it has learnt from train."""
 
     NOT_SAVED: ClassVar[tuple[str, ...]] = ()  # fields with what is personal
+    READS_WRITTEN: ClassVar[bool] = False  # of a session, the queries that the reasoner writes for it
 
     @classmethod
     @abstractmethod
@@ -238,6 +246,54 @@ class Memory(Term):
         return values
 
 
+def over_queries(values: Values) -> Values:
+    """Of what is written for a session: the mean of these values over its queries, each as often as it was drawn. Those
+    that can be compared with an intent count; NaN where none can."""
+
+    def mean(sessions: Sessions) -> np.ndarray:
+        parts = [np.zeros((0, 0), np.float32)] * (not len(sessions))
+        for first in range(0, len(sessions), ROWS_AT_ONCE):
+            asked = sessions.written.take(slice(first, first + ROWS_AT_ONCE))
+            found = values(Sessions(asked.texts, asked.vectors, np.ones(len(asked.texts), bool)))
+            known = ~np.isnan(found)
+            share = asked.shares @ known.astype(np.float32)
+            total = asked.shares @ np.where(known, found, 0)
+            parts.append(np.divide(total, share, out=np.full_like(total, np.nan), where=share > 0).round(DECIMALS))
+        return np.concatenate(parts)
+
+    return mean
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenOverlap(WordOverlap):
+    """Word overlap of the queries that the reasoner writes for a session (`over_queries`), 0..1."""
+
+    READS_WRITTEN = True
+
+    def over(self, kb: KnowledgeBase) -> Values:
+        return over_queries(super().over(kb))
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenCosine(RawCosine):
+    """Cosine of the vectors of written queries and of titles (`over_queries`), -1..1; both by the reasoner before its
+    alignment, so that better words alone can make it better."""
+
+    READS_WRITTEN = True
+
+    @classmethod
+    def fit(cls, learnt: Learnt) -> Self:
+        asked, titles, old = learnt.written, learnt.kb.titles, learnt.kb.in_train
+        if not learnt.centred:
+            return cls(np.zeros_like(titles[0]), np.zeros_like(titles[0]))
+        drawn = np.asarray(asked.shares.sum(axis=0)).ravel()
+        mean = drawn @ asked.vectors / max(drawn.sum(), 1e-12)
+        return cls(mean.astype(np.float32), (titles[old] if old.any() else titles).mean(axis=0))
+
+    def over(self, kb: KnowledgeBase) -> Values:
+        return over_queries(super().over(replace(kb, vectors=kb.titles)))
+
+
 def cosine(sessions: np.ndarray, intents: np.ndarray) -> np.ndarray:
     """(sessions, intents) float32 in -1..1 of vectors (sessions, dim) and (intents, dim); 0 where one is zero."""
     one, other = (unit_length(values.astype(np.float32)) for values in (sessions, intents))
@@ -249,4 +305,15 @@ def unit_length(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 
-MATCH_TERMS: dict[str, type[Term]] = {"word_overlap": WordOverlap, "raw_cosine": RawCosine, "memory": Memory}
+MATCH_TERMS: dict[str, type[Term]] = {
+    "word_overlap": WordOverlap,
+    "raw_cosine": RawCosine,
+    "memory": Memory,
+    "written_overlap": WrittenOverlap,
+    "written_cosine": WrittenCosine,
+}
+
+
+def of_written(names: Sequence[str]) -> list[str]:
+    """Those of these terms that read written queries."""
+    return [name for name in names if MATCH_TERMS[name].READS_WRITTEN]

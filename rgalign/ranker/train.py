@@ -22,7 +22,17 @@ from torch import nn
 
 from rgalign.data import shards, vectors
 from rgalign.data.features import FeatureSpace
-from rgalign.data.lists import PARTS, Intents, Lists, QueryIntents, QueryLists, with_match, with_queries, with_texts
+from rgalign.data.lists import (
+    PARTS,
+    Intents,
+    Lists,
+    Match,
+    QueryIntents,
+    QueryLists,
+    with_match,
+    with_queries,
+    with_texts,
+)
 from rgalign.data.vectors import Vectors
 from rgalign.params_training import RankerSettings
 from rgalign.ranker import chats as chatting
@@ -31,6 +41,7 @@ from rgalign.ranker import store
 from rgalign.ranker.exposure import with_exposure
 from rgalign.ranker.fit import fit, gauc_of, with_click
 from rgalign.ranker.losses import Loss, listnet_loss
+from rgalign.ranker.match_terms import of_written
 from rgalign.ranker.towers import set_whitening
 from rgalign.ranker.variants import RANKERS
 from rgalign.run import distributed
@@ -110,9 +121,12 @@ def lists_with_vectors(lists: Lists, name: str, sessions: Vectors, train: Lists,
     train  its sessions' mean is the constant query;  seed  of the shuffle, which stays inside the part
     """
     query = RANKERS[name].query
-    if RANKERS[name].match == "shuffled" and lists.match is not None:
+    if RANKERS[name].match.startswith("shuffled") and lists.match is not None:
         order = np.random.default_rng([seed, PARTS.index(lists.part)]).permutation(len(lists))
-        lists = with_match(lists, lists.match.take(torch.from_numpy(order)))
+        moved = lists.match.take(torch.from_numpy(order))
+        if RANKERS[name].match == "shuffled_written" and (names := of_written(moved.names)):
+            moved = lists.match.replaced(Match(moved.columns(names), tuple(names)))
+        lists = with_match(lists, moved)
     if query == "constant":
         mean = sessions.rows(train.session_id).astype(np.float32).mean(axis=0)
         return with_queries(lists, np.tile(mean, (len(lists), 1)))
@@ -156,7 +170,11 @@ def build(name: str, parts: Parts, settings: RankerSettings, *, positions: int =
 def match_terms_of(name: str, lists: Lists) -> tuple[str, ...]:
     """The match terms of these lists that a variant reads."""
     names, asked = () if lists.match is None else lists.match.names, RANKERS[name].match
-    return tuple(term for term in names if asked in ("all", "shuffled") or (asked, term) == ("words", "word_overlap"))
+    if asked == "unwritten":
+        return tuple(name for name in names if name not in of_written(names))
+    if asked == "words":
+        return tuple(name for name in names if name == "word_overlap")
+    return () if asked == "none" else names
 
 
 def standardise_match(model: nn.Module, lists: Lists) -> None:

@@ -33,7 +33,8 @@ class Variant:
     query         own: each session has its own vector; constant: all have the mean of train; shuffled: another
                   session's
     match         which of the run's match terms are read (ranker.match): all; words: word_overlap alone; shuffled: all,
-                  of another session (the placebo); none. A control of the vectors reads words alone: the other terms
+                  of another session (the placebo); none; unwritten: all but those of written queries; shuffled_written:
+                  these of another session. A control of the vectors reads words alone: the other terms
                   compare the main model's vectors
     chats         the chats that the language model learns from are learnt before the clicks (ranker.chats)
     in_params     it can be named in ranker.models; False: notebook 08 trains it
@@ -45,7 +46,7 @@ class Variant:
     words: bool
     vectors: str | None = None
     query: Literal["own", "constant", "shuffled"] = "own"
-    match: Literal["all", "words", "shuffled", "none"] = "none"
+    match: Literal["all", "words", "shuffled", "none", "unwritten", "shuffled_written"] = "none"
     chats: bool = False
     in_params: bool = True
 
@@ -68,6 +69,8 @@ RANKERS = {
     "three_tower_no_query": _qe_rec("three-tower without a query", query="constant", against="two_tower_text"),
     "qe_rec": _qe_rec("QE-Rec", against="two_tower_text"),
     "qe_rec/no_match": _qe_rec("QE-Rec without match terms", match="none"),
+    "qe_rec/no_written_match": _qe_rec("QE-Rec, its match terms without the written queries", match="unwritten"),
+    "qe_rec/shuffled_written_match": _qe_rec("QE-Rec, written queries of another session", match="shuffled_written"),
     "qe_rec/word_match": _qe_rec("QE-Rec, word overlap its one match term", match="words"),
     "qe_rec/shuffled_match": _qe_rec("QE-Rec, match terms of another session", match="shuffled"),
     "qe_rec/no_words": _qe_rec("QE-Rec without the hashed words", words=False),

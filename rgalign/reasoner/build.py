@@ -24,6 +24,7 @@ from rgalign.data.vectors import Vectors
 from rgalign.params import Params
 from rgalign.params_schema import Reasoner as ReasonerSettings
 from rgalign.params_schema import TinyModel
+from rgalign.params_training import Written as WrittenSettings
 from rgalign.reasoner import generate, verbalize
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.embed import Prompts, embed_by_processes, embed_to_shards, gather
@@ -32,6 +33,7 @@ from rgalign.reasoner.model import Reasoner, ReasonerError, load_saved, look, na
 from rgalign.reasoner.prompts import PROMPT, PROMPT_QUERY, TINY, Prompter, intent_texts, prompter, shown_features
 from rgalign.reasoner.tiny import build_tokenizer, count_words, pretrain
 from rgalign.reasoner.trainer import Setup
+from rgalign.reasoner.written import Reader, Written, write
 from rgalign.run.distributed import each
 from rgalign.seeding import seeded
 
@@ -243,6 +245,19 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
         documents = [[*prompt, *query] for prompt, query in zip(*_documents(dataset, put), strict=True)]
         words = fit(documents, dim=main.hidden_size, seed=settings.seed)
     return Embedding(name, chosen, put, recipe, words)
+
+
+def written(
+    recipe: Recipe, writer: Reasoner, main: Reasoner, dataset: Dataset, frame: pd.DataFrame, settings: WrittenSettings,
+    *, seed: int, work: Path | None = None
+) -> Written:  # fmt: skip
+    """The queries that a reasoner writes for these sessions, for match terms; arguments: see `reasoner.written.write`.
+
+    main  the run's reasoner before its alignment, which embeds them
+    """
+    queries = write(writer, recipe.prompter(dataset, writer), frame, settings, seed=seed, work=work)
+    reader = Reader(main, recipe.prompter(dataset, main))
+    return Written(queries, reader.vectors(queries["query"].tolist()), reader.intents(dataset.intents))
 
 
 def of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:

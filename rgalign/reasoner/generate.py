@@ -147,7 +147,7 @@ def sample(
     top_p: float = 1.0,
     max_new_tokens: int = 24,
     seed: int,
-    first_row: int = 0,
+    numbers: Sequence[int] | None = None,
     **how: Any,
 ) -> pd.DataFrame:
     """`samples` queries a prompt, equal ones of a prompt as one row; sorted by row, candidate.
@@ -156,11 +156,12 @@ def sample(
     Columns: row (place in prompts), candidate (0.. in order of drawing), query (may be ""), log_probability (nats, sum
     over the query's tokens, the end token included, of the untempered model; of the first drawn), tokens (their
     number), count (how often it was drawn). A draw depends on seed, row and its own number alone, not on the number of
-    samples, prompts or new tokens; torch's random state is neither read nor changed. first_row: the number of the
-    first prompt's draws, where these prompts are a part of more. how: tokens_per_batch (in the cache; default: by
-    device), progress. Raises ReasonerError for an encoder.
+    samples, prompts or new tokens; torch's random state is neither read nor changed. numbers: one a prompt, that its
+    draws go by instead of the row, where these prompts are a part of more. how: tokens_per_batch (in the cache;
+    default: by device), progress. Raises ReasonerError for an encoder.
     """
-    uniform = torch.from_numpy(_uniform(seed, len(prompts), samples, max_new_tokens, first_row))
+    numbers = range(len(prompts)) if numbers is None else numbers
+    uniform = torch.from_numpy(_uniform(seed, numbers, samples, max_new_tokens))
 
     def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
         return _invert((logits / temperature).softmax(-1), uniform[draws, step].to(logits.device), top_p)
@@ -190,14 +191,14 @@ def greedy_and_samples(
     return pd.concat([best, drawn]).sort_values(["row", "candidate"], ignore_index=True)
 
 
-def _uniform(seed: int, rows: int, samples: int, steps: int, first_row: int = 0) -> np.ndarray:
-    """(rows * samples, steps) float32 in 0 to 1; a line depends on seed, row and number alone, and its beginning not on
-    its length. Philox is a generator of counters: row and number are its upper words, the lower ones count on."""
+def _uniform(seed: int, numbers: Sequence[int], samples: int, steps: int) -> np.ndarray:
+    """(prompts * samples, steps) float32 in 0 to 1; a line depends on seed, number and draw alone, and its beginning
+    not on its length. Philox is a generator of counters: number and draw are its upper words, the lower count on."""
     bits = np.random.Philox(seed)
     start, generator = bits.state, np.random.Generator(bits)
-    drawn = np.empty((rows * samples, steps), dtype=np.float32)
+    drawn = np.empty((len(numbers) * samples, steps), dtype=np.float32)
     for line in range(len(drawn)):
-        start["state"]["counter"][:] = (0, 0, line % samples, first_row + line // samples)
+        start["state"]["counter"][:] = (0, 0, line % samples, numbers[line // samples])
         bits.state = start  # as fresh: nothing is left of the line before
         generator.random(out=drawn[line], dtype=np.float32)
     return drawn

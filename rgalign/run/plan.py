@@ -56,7 +56,7 @@ _STAGES = (
         reads="tables/dataset tables/encoded",
         writes="models/reasoner tables/pretraining.parquet tables/queries.parquet tables/writing.parquet "
         "tables/embeddings",
-        params="reasoner ranker.models ranker.match data.features.drop evaluation.ihr_judge "
+        params="reasoner ranker.models ranker.match ranker.written data.features.drop evaluation.ihr_judge "
         "evaluation.untrained.raw_cosine run",
         seconds=(10, 3),
         models=True,

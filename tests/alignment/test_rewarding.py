@@ -77,11 +77,11 @@ def test_what_an_llm_from_elsewhere_had_written_before_a_kill_is_kept(context, m
     monkeypatch.setattr(rewarding, "SESSIONS_PER_SHARD", 30)
     write, first_rows = rewarding.generation.generate_candidates, []
 
-    def killed_at_the_third(*given, first_row, **how):
-        first_rows.append(first_row)
+    def killed_at_the_third(*given, numbers, **how):
+        first_rows.append(numbers[0])
         if len(first_rows) == 3:
             raise KeyboardInterrupt
-        return write(*given, first_row=first_row, **how)
+        return write(*given, numbers=numbers, **how)
 
     monkeypatch.setattr(rewarding.generation, "generate_candidates", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
