@@ -71,7 +71,7 @@ def test_the_reward_model_reads_a_title_as_the_kb_reads_an_intent_of_that_title(
     reasoner = own.main()
     frame = pd.DataFrame({"intent_id": ["x"], "title": ["where is my parcel"], "description": [""]})
     way = own.embedding(reasoner).intents(frame, run / "work-of-a-test")
-    said = QueryEmbedder(own, reasoner).vectors(["where is my parcel"])
+    said = QueryEmbedder(own, reasoner).queries(["where is my parcel"]).vectors
     np.testing.assert_allclose(said.values.astype(float), way.values.astype(float), **CLOSE)
 
 

@@ -1,7 +1,6 @@
 """The reward by hand, the draw by counting, and a shop in which the query tells the click."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from rgalign.alignment import reward as rewards
 from rgalign.alignment.reward import (
     ALL,
     ONE,
+    Queries,
     RewardModel,
     cross_sampled,
     load_reward_model,
@@ -25,22 +25,23 @@ from rgalign.alignment.reward import (
     with_all_queries,
     with_each_query,
 )
-from rgalign.alignment.rewarding import QueryEmbedder
 from rgalign.data.lists import QueryLists, with_queries
 from rgalign.ranker.fit import listnet
 from rgalign.ranker.store import StoreError
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.prompts import Prompter
+from rgalign.reasoner.written import Reader
 from rgalign.run.artifacts import digest
 from rgalign.seeding import seeded
 
-QUERIES = shop.query_vectors()
+VECTORS = shop.query_vectors()
+QUERIES = Queries(VECTORS)
 MODELS = {(ALL, 3): shop.SOURCES, (ONE, 3): shop.SOURCES[:1]}
 NOW, LATER = np.datetime64("2024-06-01"), np.datetime64("2025-06-01")
 
 
 def some_queries(count: int, seed: int = 0) -> np.ndarray:
-    return QUERIES.values[np.random.default_rng(seed).integers(len(QUERIES), size=count)]
+    return VECTORS.values[np.random.default_rng(seed).integers(len(VECTORS), size=count)]
 
 
 # --- what a reward is
@@ -74,10 +75,10 @@ def test_it_is_the_gain_in_log_probability_of_what_was_clicked(form):
     exists[1::2, -2:] = False
     lists.clicked[1::2] &= lists.candidates[1::2] < shop.KB - 2  # what was not there was not clicked
     expected = np.subtract(*(by_hand(model, lists, q, form, exists) for q in (query, null)))
-    found = model.reward(lists, query, form=form, timestamps=timestamps)
+    found = model.reward(with_queries(lists, query), form=form, timestamps=timestamps)
     np.testing.assert_allclose(found, expected, atol=2e-6)
     assert np.isnan(found[-1])
-    always = model.reward(lists, query, form=form)
+    always = model.reward(with_queries(lists, query), form=form)
     np.testing.assert_allclose(always[::2], found[::2], atol=1e-6)
     assert np.allclose(always[1::2], found[1::2], atol=1e-6, equal_nan=True) == (form == "list")
 
@@ -85,38 +86,38 @@ def test_it_is_the_gain_in_log_probability_of_what_was_clicked(form):
 @pytest.mark.parametrize("form", rewards.REWARDS)
 def test_the_null_query_is_worth_nothing(form):
     model, lists = shop.model(), shop.lists(count=21)
-    found = model.reward(lists, model.null.expand(21, -1).float(), form=form)
+    found = model.reward(with_queries(lists, model.null.expand(21, -1).float()), form=form)
     assert (found[:-1] == 0).all()
 
 
 @pytest.mark.parametrize("form", rewards.REWARDS)
 def test_a_deaf_model_finds_every_query_worth_nothing(form):
     model, lists = shop.model(), shop.lists(count=21)
-    assert np.abs(model.reward(lists, some_queries(21), form=form)[:-1]).max() > 1e-3
+    assert np.abs(model.reward(with_queries(lists, some_queries(21)), form=form)[:-1]).max() > 1e-3
     last = model.ranker.query.layers[-1]
     last.weight.zero_()
-    assert (model.reward(lists, some_queries(21), form=form)[:-1] == 0).all()
+    assert (model.reward(with_queries(lists, some_queries(21)), form=form)[:-1] == 0).all()
 
 
 def test_its_model_is_frozen_and_its_form_known():
     model = shop.model(form="kb")
     assert not model.ranker.training
     assert not any(parameter.requires_grad for parameter in model.ranker.parameters())
-    lists, query = shop.lists(count=9), some_queries(9)
-    assert np.array_equal(model.reward(lists, query), model.reward(lists, query, form="kb"), equal_nan=True)
+    asked = with_queries(shop.lists(count=9), some_queries(9))
+    assert np.array_equal(model.reward(asked), model.reward(asked, form="kb"), equal_nan=True)
     with pytest.raises(ValueError, match=r"form is 'lists'; expected list \| kb; did you mean 'list'"):
         replace(model, form="lists")
     with pytest.raises(ValueError, match="form is 'loud'"):
-        model.reward(lists, query, form="loud")
+        model.reward(asked, form="loud")
 
 
 def test_probabilities_are_those_that_the_list_reward_is_made_of():
     model, lists, query = shop.model(), shop.lists(count=12), some_queries(12)
-    found = model.probabilities(lists, query)
+    found = model.probabilities(with_queries(lists, query))
     assert (found[~lists.shown.numpy()] == 0).all()
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
     clicked = np.log((found * lists.clicked.numpy()).sum(axis=1)[:-1])
-    np.testing.assert_allclose(clicked, model.log_probability(lists, query, form="list")[:-1], atol=1e-5)
+    np.testing.assert_allclose(clicked, model.log_probability(with_queries(lists, query), form="list")[:-1], atol=1e-5)
 
 
 def test_candidates_are_scored_in_their_sessions():
@@ -130,8 +131,8 @@ def test_candidates_are_scored_in_their_sessions():
     assert (table["reward"].isna() == (empty | no_click)).all()
     for row in table[~empty & ~no_click].iloc[:10].itertuples():
         at = int(row.session_id.removeprefix("train"))
-        query, when = QUERIES.rows([row.query]), timestamps[[at]]
-        (alone,) = model.reward(lists.take([at]), query, form="kb", timestamps=when)
+        query, when = VECTORS.rows([row.query]), timestamps[[at]]
+        (alone,) = model.reward(with_queries(lists.take([at]), query), form="kb", timestamps=when)
         assert row.reward == pytest.approx(alone, abs=1e-5)
     assert (table.dropna().groupby(["session_id", "query"])["reward"].nunique() == 1).all()
     with pytest.raises(ValueError, match="do not have"):
@@ -157,12 +158,12 @@ def test_a_source_is_drawn_then_one_of_its_queries_as_often_as_it_wrote_it():
         ("train0", "other", "1 0", 5), ("train1", "other", " ", 2), ("stranger", "main", "3 3", 1),
     ]  # fmt: skip
     candidates = pd.DataFrame(rows, columns=["session_id", "source", "query", "count"])
-    null = null_query(lists, candidates, QUERIES)
-    mean = QUERIES.rows(["0 0", "0 1", "1 0"]).astype(float).mean(axis=0)
+    null = null_query(lists, candidates, VECTORS)
+    mean = VECTORS.rows(["0 0", "0 1", "1 0"]).astype(float).mean(axis=0)
     np.testing.assert_allclose(null.float(), mean, atol=2e-3)
     often = drawn_often(with_all_queries(lists, candidates, QUERIES, null=null, null_share=0.2))
     assert len(often) == 2  # the third has no click
-    place = {text: row + 1 for row, text in enumerate(QUERIES.ids)}
+    place = {text: row + 1 for row, text in enumerate(VECTORS.ids)}
     expected = np.zeros(often.shape)
     expected[0, [0, place["0 0"], place["0 1"], place["1 0"]]] = [0.2, 0.8 * 0.5 / 4, 0.8 * 0.5 * 3 / 4, 0.8 * 0.5]
     expected[1, 0] = 1
@@ -172,7 +173,7 @@ def test_a_source_is_drawn_then_one_of_its_queries_as_often_as_it_wrote_it():
 def test_lists_keep_their_queries_where_they_go():
     lists = shop.lists(count=12)
     candidates = shop.candidates(lists)
-    whole = with_all_queries(lists, candidates, QUERIES, null=null_query(lists, candidates, QUERIES), null_share=0.1)
+    whole = with_all_queries(lists, candidates, QUERIES, null=null_query(lists, candidates, VECTORS), null_share=0.1)
     taken = whole.take([7, 2, 7])
     assert torch.equal(taken.chance, whole.chance[[7, 2, 7]])
     assert torch.equal(taken.places, whole.places[[7, 2, 7]])
@@ -211,18 +212,16 @@ def test_development_lists_have_every_sources_first_query():
     found = with_each_query(lists, pd.DataFrame(rows, columns=["session_id", "source", "query"]), QUERIES, first=True)
     assert isinstance(found, QueryLists)
     assert found.session_id.tolist() == ["dev2", "dev0", "dev2"]
-    assert np.array_equal(found.query.numpy(), QUERIES.rows(["0 1", "1 1", "2 2"]))
+    assert np.array_equal(found.query.numpy(), VECTORS.rows(["0 1", "1 1", "2 2"]))
 
 
 def test_a_query_is_read_as_an_intent_without_description():
     model, put = reasoner(), Prompter(TOKENIZER, features=[], kinds={}, instruction="w1")
-    context = SimpleNamespace(shop=None, recipe=SimpleNamespace(prompter=lambda shop, reasoner: put))
-    embedder = QueryEmbedder(context, model)
-    found = embedder.vectors(["w3 w4", "", "w5", "w3 w4"])
+    found = Reader(model, put).vectors(["w3 w4", "", "w5", "w3 w4"])
     assert found.ids.tolist() == ["w3 w4", "w5"]
     written = put.intents(pd.DataFrame({"intent_id": "x", "title": ["w3 w4", "w5"], "description": [None, ""]}))
     np.testing.assert_allclose(found.values, embed(model, written, progress=False), atol=2e-3)
-    assert len(embedder.vectors([""])) == 0
+    assert len(Reader(model, put).vectors([""])) == 0
 
 
 # --- training
@@ -262,9 +261,9 @@ def test_curves_and_folders(trained):
     model = load_reward_model(folder / ONE / "seed-3", shop.kb())
     assert model.form == "list"
     own = candidates[candidates["source"] == "main"]
-    assert torch.equal(model.null, null_query(parts.train, own, QUERIES))
+    assert torch.equal(model.null, null_query(parts.train, own, VECTORS))
     asked = own[own["session_id"].isin(parts.train.session_id) & (own["query"] != "")]["query"]
-    mean = QUERIES.rows(asked).astype(float).mean(axis=0)  # whitening is that of all of train's queries
+    mean = VECTORS.rows(asked).astype(float).mean(axis=0)  # whitening is that of all of train's queries
     np.testing.assert_allclose(model.ranker.query.layers[0].mean, mean, atol=1e-4)
 
 
@@ -282,16 +281,16 @@ def test_it_learns_from_train_alone():
     parts = shop.parts()
     how = dict(models=MODELS, settings=shop.SETTINGS, folder=None, positions=0)
     with pytest.raises(ValueError, match="holds lists of part 'valid'"):
-        train_reward_models(replace(parts, train=parts.valid), pd.DataFrame(), QUERIES, QUERIES, **how)
+        train_reward_models(replace(parts, train=parts.valid), pd.DataFrame(), QUERIES, VECTORS, **how)
 
 
 def test_it_comes_back_from_disk_as_it_was(tmp_path):
-    model, lists, query = shop.model(form="kb"), shop.lists(count=9), some_queries(9)
+    model, asked = shop.model(form="kb"), with_queries(shop.lists(count=9), some_queries(9))
     save_reward_model(tmp_path / "one", model)
     save_reward_model(tmp_path / "two", model)
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
     back = load_reward_model(tmp_path / "one", shop.kb())
-    assert np.array_equal(back.reward(lists, query), model.reward(lists, query), equal_nan=True)
+    assert np.array_equal(back.reward(asked), model.reward(asked), equal_nan=True)
     (tmp_path / "one" / "null.safetensors").write_bytes(b"")
     with pytest.raises(StoreError, match="holds no reward model"):
         load_reward_model(tmp_path / "one", shop.kb())
@@ -303,4 +302,4 @@ def test_another_reward_is_one_function(monkeypatch):
 
     monkeypatch.setitem(rewards.REWARDS, "surprise", surprise)
     model = shop.model(form="surprise")
-    assert model.reward(shop.lists(count=5), some_queries(5)).shape == (5,)
+    assert model.reward(with_queries(shop.lists(count=5), some_queries(5))).shape == (5,)

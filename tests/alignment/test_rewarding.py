@@ -135,9 +135,9 @@ def test_no_sessions_reward_is_of_a_model_that_learnt_from_its_user(context, rew
     rewarder = rewarding.Rewarder.of(embedder, tmp_path)
     names = {id(model): f"fold-{i}/all" for i, model in enumerate(rewarder.folds)} | {id(rewarder.model): "all"}
 
-    def judge(self, lists, query, **how):
+    def judge(self, lists, **how):
         judged.setdefault(names[id(self)], set()).update(lists.session_id.tolist())
-        return log_probability(self, lists, query, **how)
+        return log_probability(self, lists, **how)
 
     monkeypatch.setattr(reward.RewardModel, "log_probability", judge)
     scored = rewarder.scored(candidates)

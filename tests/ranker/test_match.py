@@ -33,6 +33,7 @@ from rgalign.ranker.match_terms import KnowledgeBase, Learnt, Memory, RawCosine,
 from rgalign.ranker.train import Parts, build, lists_with_vectors, match_terms_of
 from rgalign.ranker.variants import RANKERS, UNTRAINED
 from rgalign.reasoner import build as reasoner_build
+from rgalign.reasoner import written
 from rgalign.reasoner.prompts import shown_features
 from rgalign.reasoner.verbalize import words_of
 from rgalign.report import summaries
@@ -44,6 +45,7 @@ DEFAULT = small_run.small({}).evaluation.untrained
 TEXTS = st.lists(st.text("ab ,.é\u0e19\u0e33", max_size=12), min_size=1, max_size=5)
 HOSTILE = ["", " ", "...", "\u202e\u200b", "\x00", "a" * 10**6, "{{ 7 * 7 }} </td>", "\U0001f600", "<|ask|>"]
 ALL = ("raw_cosine", "word_overlap", "memory")
+EVERY = (*ALL, "written_overlap", "written_cosine")
 
 
 def kb_of(texts, vectors=None):
@@ -89,7 +91,7 @@ def test_names_and_labels_are_the_same_wherever_they_stand():
     assert set(UNTRAINED) < set(MODEL_STYLE)
     assert len({MODEL_STYLE[name] for name in MODEL_STYLE}) == len(MODEL_STYLE), "no two models look alike"
     assert (match.TEXT, match.PROMPT) == (reasoner_build.TEXT, "prompt")
-    assert set(match_terms.MATCH_TERMS) == {*ALL}
+    assert set(match_terms.MATCH_TERMS) == {*EVERY}
     assert Ranker(match=list(match_terms.MATCH_TERMS)).match == tuple(match_terms.MATCH_TERMS), "params know every term"
 
 
@@ -472,19 +474,19 @@ def test_a_run_with_all_terms_trains_serves_and_is_the_same_when_loaded(ranked, 
     run = tmp_path / "run"
     shutil.copytree(ranked, run)
     asked = {
-        "ranker.match": list(ALL),
+        "ranker.match": list(EVERY),
         "ranker.models": ["qe_rec", "qe_rec/shuffled_match"],
         "alignment.loop.rounds": 0,
     }
     for name in ("02_reasoner", "03_rankers"):
         last = small_run.play(name, run, asked)
     valid = last["parts_of"]["qe_rec"].valid
-    assert valid.match.names == ALL
+    assert valid.match.names == EVERY
     table = last["table"][last["table"].metric == "gauc"].groupby("model").value.mean()
     assert table["qe_rec"] > table["qe_rec/shuffled_match"]
-    matcher, inputs, *_ = matcher_of(run, names=ALL)
-    again = Matcher.load(run / "tables/match", ALL, matcher.compared, last["train_and_valid"].intents, last["places"])
-    for name in ALL:
+    matcher, inputs, *_ = matcher_of(run, names=EVERY)
+    again = Matcher.load(run / "tables/match", EVERY, matcher.compared, last["train_and_valid"].intents, last["places"])
+    for name in EVERY:
         np.testing.assert_array_equal(again.alone(name, inputs), matcher.alone(name, inputs))
     scorer, rows = load(run), tables.read(run / "tables/dataset").sessions
     rows = rows[rows.split == "valid"].head(7)
@@ -494,6 +496,12 @@ def test_a_run_with_all_terms_trains_serves_and_is_the_same_when_loaded(ranked, 
     found = served.pivot(index="session_id", columns="intent_id", values="score")
     found = found.loc[rows.session_id, last["train_and_valid"].intents.intent_id.tolist()].to_numpy()
     np.testing.assert_allclose(found, expected, atol=2e-3)
+    asked_for, few = scorer.write(rows), rows.iloc[[4, 2]]
+    for before in (asked_for, None):  # written before, or here: each session's queries are its own
+        some = scorer.score(few.drop(columns="timestamp"), top=None, written=before)
+        both = some.merge(served, on=["session_id", "intent_id"], suffixes=("", "_all"))
+        assert len(both) == len(some)
+        np.testing.assert_allclose(both.score, both.score_all, atol=2e-3)
     new = pd.DataFrame({"intent_id": ["new"], "title": [last["train_and_valid"].intents.title[3]]})
     more = scorer.with_intents(new).score(rows, top=None)
     assert np.isfinite(more.score).all()
@@ -530,7 +538,7 @@ def test_a_control_of_match_terms_needs_them():
 def test_terms_go_with_the_vectors_through_the_alignment_to_the_test_week_and_to_a_service(aligned_run, tmp_path):
     """The aligned ranker reads terms over the aligned vectors: in notebooks 08, 09 and 10, and when it is served."""
     source, overrides = aligned_run
-    run, asked = tmp_path / "run", {**overrides, "ranker.models": ["qe_rec"], "ranker.match": list(ALL)}
+    run, asked = tmp_path / "run", {**overrides, "ranker.models": ["qe_rec"], "ranker.match": list(EVERY)}
     shutil.copytree(source, run)
     last = {}
     for name in STAGES:
@@ -540,9 +548,17 @@ def test_terms_go_with_the_vectors_through_the_alignment_to_the_test_week_and_to
                      for folder in ("tables/match", "tables/aligned_embeddings/match"))  # fmt: skip
     same = [
         bool(before.values[:, :, column].nan_to_num().equal(after.values[:, :, column].nan_to_num()))
-        for column in range(3)
+        for column in range(5)
     ]
-    assert same == [False, True, False], "the words of a session are what they were, its vectors are not"
+    assert same == [False, True, False, False, False], "the words of a session alone are what they were"
+    before, after = (
+        written.load(run / folder / "written").queries.set_index("session_id")
+        for folder in ("tables/embeddings", "tables/aligned_embeddings")
+    )
+    learnt = before[before.index.isin(shards.load_lists(run / "tables/encoded", "train").session_id)]
+    assert len(learnt)
+    assert learnt.equals(after.loc[after.index.isin(learnt.index)]), "by the reasoner that learnt from no click"
+    assert not before.drop(learnt.index).equals(after.drop(learnt.index))
     test = last["09_evaluation"]
     scorer, rows = load(run), tables.read(run / "tables/dataset", splits=("test",)).sessions.head(5)
     served = scorer.score(rows.drop(columns="timestamp"), top=None).pivot(
