@@ -30,7 +30,6 @@ from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import score, with_click
 from rgalign.ranker.match import PROMPT, WRITTEN, Compared, Matcher, Places, places_in, with_values
-from rgalign.ranker.match_terms import of_written
 from rgalign.ranker.towers import ThreeTower
 from rgalign.ranker.train import Parts
 from rgalign.reasoner import build, written
@@ -131,18 +130,19 @@ class Context:
         """
         if self.params.ranker.match:
             parts = (self.parts.train, self.parts.dev, self.parts.valid)
-            if of_written(self.params.ranker.match):
+            if asked := self.asked(writer, parts[1:], work):
                 before = written.load(self.run / "tables" / "embeddings" / WRITTEN)
-                written.save(embeddings / WRITTEN, before.updated(self.asked(writer, parts[1:], work)))
+                written.save(embeddings / WRITTEN, before.updated(asked))
             places = self.places(embeddings)
             matcher = Matcher.fit(self.shop, self.parts.train, self.matcher.compared, places, self.params.ranker)
             matcher.save(embeddings / "match", matcher.matched(self.shop, parts, places))
 
-    def asked(self, writer: Reasoner, parts: Sequence[Lists], work: Path | None = None) -> written.Written:
-        """The queries that a reasoner writes for these lists' sessions. work: see `written.write`."""
+    def asked(self, writer: Reasoner, parts: Sequence[Lists], work: Path | None = None) -> written.Written | None:
+        """The queries that a reasoner writes for these lists' sessions; None where no match term reads them. work: see
+        `written.write`."""
         frame = pd.concat([self.sessions(lists) for lists in parts], ignore_index=True)
         how = {"seed": derived(self.params.run.seed, WRITTEN), "work": work}
-        return build.written(self.recipe, writer, self.main(), self.shop, frame, self.params.ranker.written, **how)
+        return build.written(self.recipe, self.main(), self.shop, self.params.ranker, frame, writer, **how)
 
     @property
     def run(self) -> Path:

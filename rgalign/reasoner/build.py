@@ -24,7 +24,7 @@ from rgalign.data.vectors import Vectors
 from rgalign.params import Params
 from rgalign.params_schema import Reasoner as ReasonerSettings
 from rgalign.params_schema import TinyModel
-from rgalign.params_training import Written as WrittenSettings
+from rgalign.params_training import Ranker
 from rgalign.reasoner import generate, verbalize
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.embed import Prompts, embed_by_processes, embed_to_shards, gather
@@ -248,14 +248,16 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
 
 
 def written(
-    recipe: Recipe, writer: Reasoner, main: Reasoner, dataset: Dataset, frame: pd.DataFrame, settings: WrittenSettings,
+    recipe: Recipe, main: Reasoner, dataset: Dataset, ranker: Ranker, frame: pd.DataFrame, writer: Reasoner,
     *, seed: int, work: Path | None = None
-) -> Written:  # fmt: skip
-    """The queries that a reasoner writes for these sessions, for match terms; arguments: see `reasoner.written.write`.
+) -> Written | None:  # fmt: skip
+    """The queries that a reasoner writes for these sessions (frame); None where no term of ranker.match reads them.
 
-    main  the run's reasoner before its alignment, which embeds them
+    main  the run's reasoner before its alignment, which embeds them;  seed, work  see `reasoner.written.write`
     """
-    queries = write(writer, recipe.prompter(dataset, writer), frame, settings, seed=seed, work=work)
+    if not any(name.startswith("written_") for name in ranker.match):
+        return None
+    queries = write(writer, recipe.prompter(dataset, writer), frame, ranker.written, seed=seed, work=work)
     reader = Reader(main, recipe.prompter(dataset, main))
     return Written(queries, reader.vectors(queries["query"].tolist()), reader.intents(dataset.intents))
 
