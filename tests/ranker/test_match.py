@@ -592,7 +592,7 @@ def test_text_and_titles_alone_are_embedded_where_they_are_asked_for(ranked, tmp
     settings = with_settings("raw_cosine", **changes)
     matcher, inputs, *_ = matcher_of(run, settings=settings)
     np.testing.assert_array_equal(matcher.alone("raw_cosine", inputs), last["alone"]["raw_cosine"])
-    texts = [name for name in last["columns"] if shop.kinds[name] == "text"]
+    texts = [name for name, kind in shop.kinds.items() if kind == "text"]
     silent = shop.sessions.session_id.isin(last["valid"].lists.session_id[:3])
     shop.sessions.loc[silent, texts] = None
     shutil.rmtree(run / "tables/dataset")

@@ -8,6 +8,15 @@ The published tables are of
         two_tower_text/word_match, qe_rec, qe_rec/no_match, qe_rec/word_match, qe_rec/shuffled_match]' --through 03
 
 and the same of params/govuk2021-opening-minilm.yaml.
+
+python tests/tools/refresh_match.py --written RUN writes outputs/published/written-valid: the same of a simulated world
+whose ranker reads the queries that its reasoner writes, with RGAlign-Rec, each term alone before and after the
+alignment, and what clicks the best three of the knowledge base would have had by the simulator's truth. They are of
+
+    python -m rgalign run params/quickstart.yaml --run-dir RUN --through 08 --set 'ranker.seeds=[0, 1]' \
+        --set 'ranker.match=[word_overlap, raw_cosine, memory, written_overlap, written_cosine]' \
+        --set 'ranker.models=[qe_rec, qe_rec/no_match, qe_rec/word_match, qe_rec/no_written_match, \
+        qe_rec/shuffled_written_match, qe_rec/shuffled_match]'
 """
 
 import sys
@@ -16,15 +25,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from rgalign.data import tables
+from rgalign.data import tables, vectors
 from rgalign.evaluation import comparisons, results, slices
-from rgalign.params import ROOT
-from rgalign.ranker.train import load_parts
+from rgalign.evaluation.metrics import gauc_of_lists
+from rgalign.params import ROOT, load_run
+from rgalign.ranker import store
+from rgalign.ranker.fit import score_kb, with_click
+from rgalign.ranker.train import load_parts, parts_of_variant, with_vectors
+from rgalign.shopworld.traffic import Traffic
 
 TARGET = ROOT / "outputs/published/match-valid"
 AGAINST = (
     "raw_cosine", "word_overlap", "two_tower_text", "two_tower_text/word_match",
-    "qe_rec/no_match", "qe_rec/word_match", "qe_rec/shuffled_match",
+    "qe_rec/no_match", "qe_rec/word_match", "qe_rec/no_written_match", "qe_rec/shuffled_written_match",
+    "qe_rec/shuffled_match",
 )  # fmt: skip
 METRICS = ["gauc", "recall@3", "recall@3/kb"]
 SLICES = ["all", "cold", "tail", "head"]
@@ -33,11 +47,13 @@ SLICES = ["all", "cold", "tail", "head"]
 def compared(run: Path, *, replicates: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame]:
     """QE-Rec against each model that the run has: values of all models, and paired differences, by slice."""
     shop, parts = tables.excerpt(run / "tables/dataset", [], splits=("valid",)), load_parts(run / "tables/encoded")
-    sessions = pd.read_parquet(run / "tables/valid_metrics.parquet")
+    aligned = run / "tables/aligned_valid_metrics.parquet"
+    sessions = pd.read_parquet(aligned if aligned.is_file() else run / "tables/valid_metrics.parquet")
     train = slices.of_train((parts.train, parts.dev), parts.intents)
     masks = slices.session_slices(shop.sessions, shop.impressions, **train)
     there = set(sessions["model"])
     pairs = [("qe_rec", name) for name in AGAINST if name in there]
+    pairs += [("rgalign_rec", "qe_rec"), ("rgalign_rec", "qe_rec/no_match")] if "rgalign_rec" in there else []
     rows = comparisons.comparisons(sessions, pairs, masks, seed=0, replicates=replicates)
     values = results.results(sessions, masks, data=shop.name)
     found = values.groupby(["model", "metric", "slice"], sort=False, observed=True).agg(
@@ -50,14 +66,56 @@ def compared(run: Path, *, replicates: int = 1000) -> tuple[pd.DataFrame, pd.Dat
     )
 
 
-def write(runs: Sequence[Path]) -> None:
+def true_ctr(run: Path) -> pd.DataFrame:
+    """model, seed, ctr@3: of the best three of the KB for valid's sessions, by the simulator's truth."""
+    shop = tables.read(run / "tables/dataset", splits=("valid",), truth=True)
+    traffic, params, rows = Traffic.of(shop.meta, shop.sessions, shop.truth), load_run(run), []
+    before, after = run / "tables/match", run / "tables/aligned_embeddings"
+    parts, seed_of = load_parts(run / "tables/encoded", before), params.reasoner.seed
+    own = {name: parts_of_variant(parts, name, run / "tables/embeddings", seed_of) for name in params.ranker.models}
+    moved = [vectors.load(after / side) for side in ("sessions", "intents")]
+    aligned = load_parts(run / "tables/encoded", after / "match")
+    own["rgalign_rec"] = with_vectors(aligned, "qe_rec", *moved, seed=seed_of)
+    for name, parts in own.items():
+        assert list(parts.valid.session_id) == shop.sessions["session_id"].tolist()
+        folder = run / "models" / ("aligned_rankers" if name == "rgalign_rec" else f"rankers/{name}")
+        for seed in params.ranker.seeds:
+            scores = score_kb(store.load(folder / f"seed-{seed}"), parts.valid, parts.intents)
+            rows.append((name, seed, traffic.ctr(traffic.top(scores))))
+    return pd.DataFrame(rows, columns=["model", "seed", "ctr@3"])
+
+
+def terms_alone(run: Path) -> pd.DataFrame:
+    """term, part, before, aligned: GAUC of each match term alone, as notebook 03 left it and as notebook 08 did."""
+    rows = {}
+    for when, folder in (("before", "tables/match"), ("aligned", "tables/aligned_embeddings/match")):
+        parts = load_parts(run / "tables/encoded", run / folder)
+        for lists in map(with_click, (parts.dev, parts.valid)):
+            values = lists.match.of_candidates(lists.candidates, lists.match.names).float().nan_to_num(0).numpy()
+            for column, name in enumerate(lists.match.names):
+                found = gauc_of_lists(values[:, :, column], lists.clicked.numpy(), lists.shown.numpy()).value
+                rows.setdefault((name, lists.part), {})[when] = found
+    return pd.DataFrame(rows).T.rename_axis(["term", "part"]).reset_index()
+
+
+def write_written(run: Path) -> None:
+    target = TARGET.with_name("written-valid")
+    write([run], target)
+    for name, table in (("true_ctr", true_ctr(run)), ("terms", terms_alone(run))):
+        table.round(4).to_csv(target / f"{name}.csv", index=False, lineterminator="\n")
+
+
+def write(runs: Sequence[Path], target: Path = TARGET) -> None:
     tables_of = zip(*map(compared, runs), strict=True)
-    TARGET.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     for name, parts in zip(("models", "comparisons"), tables_of, strict=True):
         whole = pd.concat(parts)
         whole = whole[["data", *(column for column in whole if column != "data")]]
-        whole.to_csv(TARGET / f"{name}.csv", index=False, lineterminator="\n")
+        whole.to_csv(target / f"{name}.csv", index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
-    write([Path(run) for run in sys.argv[1:]])
+    if sys.argv[1] == "--written":
+        write_written(Path(sys.argv[2]))
+    else:
+        write([Path(run) for run in sys.argv[1:]])
