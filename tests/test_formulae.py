@@ -141,7 +141,7 @@ def test_reward(form):
         return np.array([own[x, places[x][lists.clicked[x].numpy()]].mean() for x in range(5)])
 
     expected = log_p(lists.query) - log_p(null.expand(5, -1))
-    found = RewardModel(ranker, intents, null, form).reward(lists, lists.query)
+    found = RewardModel(ranker, intents, null, form).reward(lists)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
