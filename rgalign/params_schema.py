@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from rgalign.params_training import (
     STEPS,
     WRITING_STEPS,
+    WRITTEN_TERMS,
     Alignment,
     Names,
     Ranker,
@@ -267,7 +268,7 @@ class Params(Section):
 
     @rule("ranker")
     def an_encoder_writes_no_query(ranker: Ranker, given: dict[str, Any]) -> str | None:
-        reasoner, terms = given.get("reasoner"), [term for term in ranker.match if term.startswith("written_")]
+        reasoner, terms = given.get("reasoner"), [term for term in WRITTEN_TERMS if term in ranker.match]
         if terms and reasoner is not None and reasoner.kind == "encoder":
             return f"match names {', '.join(terms)}, and an encoder writes no query: leave them out"
 
@@ -279,7 +280,7 @@ class Params(Section):
         for name in ranker.models:
             if name.endswith("_match") and not ranker.match:
                 return f"{name} is a control of match terms, and ranker.match is empty: name some, or leave it out"
-            if "written_" in name and not any(term.startswith("written_") for term in ranker.match):
+            if "written_" in name and not {*WRITTEN_TERMS} & {*ranker.match}:
                 return f"{name} is a control of written queries, which no term of ranker.match reads: leave it out"
             if name.endswith("/word_match") and "word_overlap" not in ranker.match:
                 return f"{name} reads word_overlap, which is not in ranker.match: name it there, or leave the model out"

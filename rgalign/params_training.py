@@ -22,6 +22,7 @@ RankerName = Literal[*RANKER_NAMES]
 Interactions = Literal["attention", "product"]  # names of ranker.towers.INTERACTIONS
 # names of ranker.match_terms.MATCH_TERMS
 MatchTerm = Literal["raw_cosine", "word_overlap", "memory", "written_overlap", "written_cosine"]
+WRITTEN_TERMS = ("written_overlap", "written_cosine")  # those that read what the reasoner writes for a session
 CORE_RANKERS = ("two_tower", "two_tower_text", "qe_rec")
 
 

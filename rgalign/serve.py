@@ -40,7 +40,7 @@ from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions, greedy
 from rgalign.reasoner.model import Reasoner, load_saved
 from rgalign.reasoner.prompts import Prompter
-from rgalign.reasoner.written import Reader, Written, write
+from rgalign.reasoner.written import TextEmbedder, WrittenQueries, write
 from rgalign.run.artifacts import ArtifactError
 from rgalign.seeding import derived
 
@@ -171,7 +171,7 @@ class Scorer:
     ranking    None where the run has no ranker yet: it writes queries alone
     reads_kb   gives the reasoner that embedded the knowledge base: the one before RG-CL (alignment.loop)
     matcher    the match terms that the ranker reads; None: it reads none
-    writes     sessions -> the queries written for them, and reads_titles what embeds these; None where no match term
+    writes     sessions -> the queries written for them, and title_embedder what embeds these; None where no match term
                reads them
     alone      embeds text columns and titles alone, where raw_cosine compares these: the reasoner before its alignment,
                as in notebook 02, and its prompter
@@ -185,12 +185,12 @@ class Scorer:
     ranking: Ranking | None = None
     matcher: Matcher | None = None
     alone: tuple[Reasoner, Prompter] | None = None
-    writes: Callable[[pd.DataFrame], Written] | None = None
-    reads_titles: Reader | None = None
+    writes: Callable[[pd.DataFrame], WrittenQueries] | None = None
+    title_embedder: TextEmbedder | None = None
 
     def score(
         self, sessions: pd.DataFrame, *, top: int | None = 3, vectors: Vectors | None = None,
-        written: Written | None = None, progress: bool = False
+        written: WrittenQueries | None = None, progress: bool = False
     ) -> pd.DataFrame:  # fmt: skip
         """The best intents of each session, in their order: session_id, rank (from 1), intent_id, title, score.
 
@@ -198,7 +198,7 @@ class Scorer:
                   exist yet at a session's `timestamp`, where that column is there, is left out
         top       intents a session; None: all of the knowledge base
         vectors   of these sessions from `embed`, which is where a language model's time goes; None: made here
-        written   queries for these sessions from `write`, where the ranker's match terms read them; None: written here
+        written   queries for these sessions from `write_queries`, where match terms read them; None: written here
         Scores compare intents inside a session alone. Raises ScoreError with every fault of the frame, ArtifactError
         where the run has no ranker.
         """
@@ -213,7 +213,7 @@ class Scorer:
         scores = ranking.scores(self.lists(frame, vectors, written), when)
         return ranking.top(sessions["session_id"].to_numpy(), scores, top)
 
-    def lists(self, frame: pd.DataFrame, vectors: Vectors, written: Written | None = None) -> Lists:
+    def lists(self, frame: pd.DataFrame, vectors: Vectors, written: WrittenQueries | None = None) -> Lists:
         """Checked sessions as the ranker reads them: encoded, with their vectors and match terms."""
         lists = self._ranking().lists(frame, vectors)
         if self.matcher is None:
@@ -225,7 +225,7 @@ class Scorer:
             sets[WRITTEN] = self.writes(frame) if written is None else written
         return with_match(lists, self.matcher(self.matcher.sessions(frame, sets.__getitem__)))
 
-    def write(self, sessions: pd.DataFrame) -> Written | None:
+    def write_queries(self, sessions: pd.DataFrame) -> WrittenQueries | None:
         """The queries that the ranker's match terms read (ranker.written), to be kept and given to `score`; None where
         it reads none. A session's queries depend on its id alone, not on the other sessions."""
         return None if self.writes is None else self.writes(self._checked(sessions, self.prompter.features, once=True))
@@ -254,7 +254,7 @@ class Scorer:
             if matcher.compared.vector_sets[1] == TEXT:
                 before, put = self.alone
                 vectors = embed(before, put.embedded_intents(more.assign(description=None)), progress=False)
-            titles = None if self.reads_titles is None else self.reads_titles.intents(more).values
+            titles = None if self.title_embedder is None else self.title_embedder.intents(more).values
             matcher = matcher.with_intents(kb, vectors, titles)
         wider = with_texts(encode_intents(ranking.space, kb), texts)
         return replace(self, ranking=replace(ranking, kb=kb, intents=wider, correction=correction), matcher=matcher)
@@ -335,14 +335,14 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     terms = run / (f"{ALIGNED_EMBEDDINGS}/match" if serves_aligned else "tables/match"), ranking.model.config.match
     scorer = replace(scorer, matcher=Matcher.load(*terms, compared, intents, places))
     if of_written(scorer.matcher.names):
-        reader = Reader(main, prompts.prompter(reasoner_params, meta, intents, main.tokenizer, **own))
+        reader = TextEmbedder(main, prompts.prompter(reasoner_params, meta, intents, main.tokenizer, **own))
 
-        def writes(frame: pd.DataFrame) -> Written:
+        def writes(frame: pd.DataFrame) -> WrittenQueries:
             seed = derived(params.run.seed, WRITTEN)
             queries = write(reasoner, prompter, frame, params.ranker.written, seed=seed)
-            return Written(queries, reader.vectors(queries["query"].tolist()))
+            return WrittenQueries(queries, reader.vectors(queries["query"].tolist()))
 
-        scorer = replace(scorer, writes=writes, reads_titles=reader)
+        scorer = replace(scorer, writes=writes, title_embedder=reader)
     if TEXT not in compared.vector_sets:
         return scorer
     texts = of_texts(Recipe(reasoner_params, params.data.features.drop, device), meta).settings

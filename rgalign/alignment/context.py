@@ -130,14 +130,16 @@ class Context:
         """
         if self.params.ranker.match:
             parts = (self.parts.train, self.parts.dev, self.parts.valid)
-            if asked := self.asked(writer, parts[1:], work):
+            if asked := self.write_queries(writer, parts[1:], work):
                 before = written.load(self.run / "tables" / "embeddings" / WRITTEN)
                 written.save(embeddings / WRITTEN, before.updated(asked))
             places = self.places(embeddings)
             matcher = Matcher.fit(self.shop, self.parts.train, self.matcher.compared, places, self.params.ranker)
             matcher.save(embeddings / "match", matcher.matched(self.shop, parts, places))
 
-    def asked(self, writer: Reasoner, parts: Sequence[Lists], work: Path | None = None) -> written.Written | None:
+    def write_queries(
+        self, writer: Reasoner, parts: Sequence[Lists], work: Path | None = None
+    ) -> written.WrittenQueries | None:
         """The queries that a reasoner writes for these lists' sessions; None where no match term reads them. work: see
         `written.write`."""
         frame = pd.concat([self.sessions(lists) for lists in parts], ignore_index=True)
@@ -248,11 +250,13 @@ class Context:
         if self.params.ranker.match:  # of these vectors too: what the terms learnt from train stays
             places = self.places(self.embeddings)
 
-            def of_set(name: str) -> Vectors | written.Written:
+            def of_set(name: str) -> Vectors | written.WrittenQueries:
                 if name == PROMPT:
                     return Vectors(lists.session_id, found)
                 if name == WRITTEN:
-                    return written.load(places(name)) if lists.part == "train" else self.asked(reasoner, [lists])
+                    return (
+                        written.load(places(name)) if lists.part == "train" else self.write_queries(reasoner, [lists])
+                    )
                 return vectors.load(places(name) / "sessions")
 
             [lists] = self.matcher.matched(self.shop, [lists], of_set)

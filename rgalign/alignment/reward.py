@@ -84,7 +84,7 @@ class Queries:
     vectors: Vectors
     match: Match | None = None
 
-    def asked(self, lists: Lists, texts: Sequence[str]) -> QueryLists:
+    def conditioned(self, lists: Lists, texts: Sequence[str]) -> QueryLists:
         """The lists, each with its query. Raises ValueError for one that is not among these."""
         vectors = self.vectors.rows(texts)
         if self.match is not None:
@@ -109,12 +109,12 @@ class RewardModel:
     def reward(self, asked: QueryLists, *, form: str | None = None, timestamps: np.ndarray | None = None) -> np.ndarray:
         """r(q|x) = log p(clicked | x, q) - log p(clicked | x, null query), (rows,) float32 in nats; 0: no help [C].
 
-        asked       (Queries.asked) one a row; a list may come many times, each time with another query
+        asked       (Queries.conditioned) one a row; a list may come many times, each time with another query
         timestamps  (rows,) datetime64 of the session, for `kb`: later intents do not count; None: all do
         Several clicks share the mass, as in ListNet. NaN without a click.
         """
         how = {"form": form, "timestamps": timestamps}
-        return self.log_probability(asked, **how) - self.log_probability(unasked(asked, self.null), **how)
+        return self.log_probability(asked, **how) - self.log_probability(with_null_query(asked, self.null), **how)
 
     def log_probability(
         self, asked: QueryLists, *, form: str | None = None, timestamps: np.ndarray | None = None
@@ -137,7 +137,7 @@ class RewardModel:
         return scores.softmax(dim=1).numpy()
 
 
-def unasked(lists: Lists, null: Tensor) -> QueryLists:
+def with_null_query(lists: Lists, null: Tensor) -> QueryLists:
     """The lists with the null query (query_dim,), whose match terms have nothing to compare."""
     if lists.match is not None:
         lists = with_match(lists, lists.match.replaced(None, of_written(lists.match.names)))
@@ -166,7 +166,7 @@ def score_candidates(
     different = asked[nonempty(candidates)].drop_duplicates()
     rows = different["row"].to_numpy(copy=True)  # pandas lends it read-only
     at = None if timestamps is None else timestamps[rows]
-    asked_of = queries.asked(lists.take(rows), different["query"])
+    asked_of = queries.conditioned(lists.take(rows), different["query"])
     reward = model.reward(asked_of, form=form, timestamps=at)
     found = asked.merge(different.assign(reward=reward), how="left", on=["row", "query"], validate="many_to_one")
     return candidates.assign(reward=found["reward"].to_numpy())
@@ -313,7 +313,11 @@ def with_all_queries(
     places[row, slot] = pd.Index(queries.vectors.ids).get_indexer(own["query"]) + 1
     chance[row, slot] = (1 - null_share) * share
     chance[:, 0] = np.where(chance[:, 1:].any(axis=1), null_share, 1)
-    bank, terms, plain = torch.cat([null[None], torch.from_numpy(queries.vectors.values)]), None, unasked(lists, null)
+    bank, terms, plain = (
+        torch.cat([null[None], torch.from_numpy(queries.vectors.values)]),
+        None,
+        with_null_query(lists, null),
+    )
     if queries.match is not None:
         values = queries.match.values
         terms = Match(torch.cat([values.new_full((1, *values.shape[1:]), float("nan")), values]), queries.match.names)
@@ -328,7 +332,7 @@ def with_each_query(lists: Lists, candidates: pd.DataFrame, queries: Queries, *,
     if first:
         own = own.drop_duplicates(["session_id", "source"])
     rows = pd.Index(lists.session_id).get_indexer(own["session_id"])
-    return queries.asked(lists.take(rows), own["query"])
+    return queries.conditioned(lists.take(rows), own["query"])
 
 
 def _written_for(lists: Lists, candidates: pd.DataFrame) -> pd.DataFrame:

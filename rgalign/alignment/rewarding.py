@@ -33,7 +33,7 @@ from rgalign.ranker.fit import with_click
 from rgalign.ranker.train import Parts, train_by_processes
 from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint
 from rgalign.reasoner.prompts import TINY
-from rgalign.reasoner.written import Reader
+from rgalign.reasoner.written import TextEmbedder
 from rgalign.run import distributed
 from rgalign.run.artifacts import write_table, write_text
 from rgalign.run.distributed import digest_of, make_shards, shard_path
@@ -136,7 +136,7 @@ class QueryEmbedder:
 
     def queries(self, texts: Sequence[str], *, progress: bool = False) -> Queries:
         """The different texts that are not empty, as the reward model reads them."""
-        reader = Reader(self.reasoner, self.context.recipe.prompter(self.context.shop, self.reasoner))
+        reader = TextEmbedder(self.reasoner, self.context.recipe.prompter(self.context.shop, self.reasoner))
         vectors = reader.vectors(texts, progress=progress)
         return Queries(vectors, self.context.matcher.of_queries(vectors))
 
@@ -267,7 +267,7 @@ class Rewarder:
         if present.any():
             queries, when = self.embedder.queries(texts), self._timestamps(lists)
             for model, rows in self._models(lists, present):
-                asked = queries.asked(lists.take(rows), [texts[row] for row in rows])
+                asked = queries.conditioned(lists.take(rows), [texts[row] for row in rows])
                 rewards[rows] = model.reward(asked, form=self.form, timestamps=when[rows])
         return rewards
 

@@ -36,7 +36,7 @@ from rgalign.ranker.fit import refuse_other_parts, with_click
 from rgalign.ranker.match_terms import MATCH_TERMS, KnowledgeBase, Learnt, Sessions, Term, Values, of_written
 from rgalign.reasoner import verbalize
 from rgalign.reasoner import written as writing
-from rgalign.reasoner.written import Asked, Written
+from rgalign.reasoner.written import SessionQueries, WrittenQueries
 from rgalign.run.artifacts import atomic
 
 PROMPT, TEXT = "prompt", "text"  # sets of vectors: whole prompts and KB entries; text columns alone and titles alone
@@ -53,7 +53,7 @@ class MatchError(UserError, ValueError):
 
 
 Places = Callable[[str], Path]  # set of vectors -> folder with sessions/ and intents/; WRITTEN -> its folder
-OfSet = Callable[[str], Vectors | Written]  # set of vectors -> those of the sessions; WRITTEN -> their queries
+OfSet = Callable[[str], Vectors | WrittenQueries]  # set of vectors -> those of the sessions; WRITTEN -> their queries
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ class Matcher:
             query=vectors.load(places(PROMPT) / "sessions").rows(ids) if "memory" in settings.match else None,
             centred=compared.settings.raw_cosine.centred,
             memory=settings.memory,
-            written=_asked(places, with_click(train).session_id) if of_written(settings.match) else None,
+            written=writing.load(places(WRITTEN)).of(with_click(train).session_id)
+            if of_written(settings.match)
+            else None,
         )
         chosen = dict.fromkeys([*WITHOUT_TRAINING, *settings.match])
         return replace(plain, kb=kb, terms={name: MATCH_TERMS[name].fit(learnt) for name in chosen})
@@ -222,7 +224,7 @@ class Matcher:
         they are."""
         frame = shop.sessions.set_index("session_id", drop=False).loc[list(lists.session_id)]
 
-        def loaded(name: str) -> Vectors | Written:
+        def loaded(name: str) -> Vectors | WrittenQueries:
             found = of_set(name)
             if not isinstance(found, Path):
                 return found
@@ -255,7 +257,7 @@ class Matcher:
         if not (names := of_written(self.names)):
             return None
         count, one = len(queries), csr_array(eye_array(len(queries), dtype=np.float32))
-        each = Asked(queries.ids.tolist(), queries.values.astype(np.float32), one)
+        each = SessionQueries(queries.ids.tolist(), queries.values.astype(np.float32), one)
         plain = Sessions(each.texts, np.zeros((count, 1), np.float32), np.zeros(count, bool), written=each)
         values = np.stack([self.ready[name](plain) for name in names], axis=2)
         return Match(torch.from_numpy(values.astype(np.float16)), tuple(names))
@@ -339,7 +341,7 @@ def to_embed(sessions: pd.DataFrame, name: str, match: Sequence[str]) -> pd.Data
     return sessions[(sessions["split"] != "train") | sessions["session_id"].isin(chosen)]
 
 
-def to_write(sessions: pd.DataFrame, parts: Sequence[Lists]) -> pd.DataFrame:
+def sessions_to_write(sessions: pd.DataFrame, parts: Sequence[Lists]) -> pd.DataFrame:
     """The sessions that queries are written for: those of these parts, of train those with a click alone."""
     read = [with_click(lists) if lists.part == "train" else lists for lists in parts]
     ids = np.concatenate([lists.session_id for lists in read])
@@ -368,10 +370,6 @@ def session_texts(
 def evenly_spaced(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     """At most so many rows, evenly spaced: those of all weeks, the same ones in every call."""
     return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))] if len(rows) else rows
-
-
-def _asked(places: Places, session_ids: Sequence[str]) -> Asked:
-    return writing.load(places(WRITTEN)).of(session_ids)
 
 
 def _train(sessions: pd.DataFrame) -> pd.DataFrame:

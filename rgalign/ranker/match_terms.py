@@ -14,11 +14,12 @@ from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rgalign.data.lists import Lists
+from rgalign.params_training import WRITTEN_TERMS
 from rgalign.params_training import Memory as MemorySettings
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.layers import Whitening
 from rgalign.reasoner import verbalize
-from rgalign.reasoner.written import Asked
+from rgalign.reasoner.written import SessionQueries
 
 ROWS_AT_ONCE = 4_096  # a sparse product takes three times the memory of the dense scores that it becomes
 PAIRS_AT_ONCE = 1 << 25  # (session, remembered session) pairs of memory: 128 MB of similarities
@@ -41,7 +42,7 @@ class Sessions:
     read: np.ndarray
     query: np.ndarray | None = None
     user_id: np.ndarray | None = None
-    written: Asked | None = None
+    written: SessionQueries | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -77,7 +78,7 @@ class Learnt:
     query: np.ndarray | None
     centred: bool
     memory: MemorySettings
-    written: Asked | None = None
+    written: SessionQueries | None = None
 
 
 # Sessions -> (n, intents) float32; NaN where there is nothing to compare
@@ -88,7 +89,6 @@ class Term(ABC):
     """A match term: a frozen dataclass of arrays, those that it has learnt from train."""
 
     NOT_SAVED: ClassVar[tuple[str, ...]] = ()  # fields with what is personal
-    READS_WRITTEN: ClassVar[bool] = False  # of a session, the queries that the reasoner writes for it
 
     @classmethod
     @abstractmethod
@@ -251,8 +251,8 @@ def over_queries(values: Values) -> Values:
     that can be compared with an intent count; NaN where none can."""
 
     def mean(sessions: Sessions) -> np.ndarray:
-        parts = [np.zeros((0, 0), np.float32)] * (not len(sessions))
-        for first in range(0, len(sessions), ROWS_AT_ONCE):
+        parts = []
+        for first in range(0, max(len(sessions), 1), ROWS_AT_ONCE):  # once where there is no session: (0, intents)
             asked = sessions.written.take(slice(first, first + ROWS_AT_ONCE))
             found = values(Sessions(asked.texts, asked.vectors, np.ones(len(asked.texts), bool)))
             known = ~np.isnan(found)
@@ -268,8 +268,6 @@ def over_queries(values: Values) -> Values:
 class WrittenOverlap(WordOverlap):
     """Word overlap of the queries that the reasoner writes for a session (`over_queries`), 0..1."""
 
-    READS_WRITTEN = True
-
     def over(self, kb: KnowledgeBase) -> Values:
         return over_queries(super().over(kb))
 
@@ -278,8 +276,6 @@ class WrittenOverlap(WordOverlap):
 class WrittenCosine(RawCosine):
     """Cosine of the vectors of written queries and of titles (`over_queries`), -1..1; both by the reasoner before its
     alignment, so that better words alone can make it better."""
-
-    READS_WRITTEN = True
 
     @classmethod
     def fit(cls, learnt: Learnt) -> Self:
@@ -316,4 +312,4 @@ MATCH_TERMS: dict[str, type[Term]] = {
 
 def of_written(names: Sequence[str]) -> list[str]:
     """Those of these terms that read written queries."""
-    return [name for name in names if MATCH_TERMS[name].READS_WRITTEN]
+    return [name for name in names if name in WRITTEN_TERMS]

@@ -24,7 +24,7 @@ from rgalign.data.vectors import Vectors
 from rgalign.params import Params
 from rgalign.params_schema import Reasoner as ReasonerSettings
 from rgalign.params_schema import TinyModel
-from rgalign.params_training import Ranker
+from rgalign.params_training import WRITTEN_TERMS, Ranker
 from rgalign.reasoner import generate, verbalize
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.embed import Prompts, embed_by_processes, embed_to_shards, gather
@@ -33,7 +33,7 @@ from rgalign.reasoner.model import Reasoner, ReasonerError, load_saved, look, na
 from rgalign.reasoner.prompts import PROMPT, PROMPT_QUERY, TINY, Prompter, intent_texts, prompter, shown_features
 from rgalign.reasoner.tiny import build_tokenizer, count_words, pretrain
 from rgalign.reasoner.trainer import Setup
-from rgalign.reasoner.written import Reader, Written, write
+from rgalign.reasoner.written import TextEmbedder, WrittenQueries, write
 from rgalign.run.distributed import each
 from rgalign.seeding import seeded
 
@@ -250,16 +250,16 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
 def written(
     recipe: Recipe, main: Reasoner, dataset: Dataset, ranker: Ranker, frame: pd.DataFrame, writer: Reasoner,
     *, seed: int, work: Path | None = None
-) -> Written | None:  # fmt: skip
+) -> WrittenQueries | None:  # fmt: skip
     """The queries that a reasoner writes for these sessions (frame); None where no term of ranker.match reads them.
 
     main  the run's reasoner before its alignment, which embeds them;  seed, work  see `reasoner.written.write`
     """
-    if not any(name.startswith("written_") for name in ranker.match):
+    if not {*WRITTEN_TERMS} & {*ranker.match}:
         return None
     queries = write(writer, recipe.prompter(dataset, writer), frame, ranker.written, seed=seed, work=work)
-    reader = Reader(main, recipe.prompter(dataset, main))
-    return Written(queries, reader.vectors(queries["query"].tolist()), reader.intents(dataset.intents))
+    reader = TextEmbedder(main, recipe.prompter(dataset, main))
+    return WrittenQueries(queries, reader.vectors(queries["query"].tolist()), reader.intents(dataset.intents))
 
 
 def of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:

@@ -32,7 +32,7 @@ SESSIONS_PER_SHARD = 1_000  # a killed call goes on with the next ones
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class SessionQueries:
     """What was written for n sessions.
 
     texts    (queries,) different, none blank;  vectors  (queries, dim)
@@ -46,22 +46,22 @@ class Asked:
     def __len__(self) -> int:
         return self.shares.shape[0]
 
-    def take(self, rows: slice) -> "Asked":
+    def take(self, rows: slice) -> "SessionQueries":
         """Of these sessions, with their queries alone."""
         shares = self.shares[rows]
         used = np.unique(shares.indices)
-        return Asked([self.texts[i] for i in used], self.vectors[used], shares[:, used])
+        return SessionQueries([self.texts[i] for i in used], self.vectors[used], shares[:, used])
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class WrittenQueries:
     """queries: columns session_id, query, count;  vectors  by query;  intents  by intent_id; None: a KB is ready"""
 
     queries: pd.DataFrame
     vectors: Vectors
     intents: Vectors | None = None
 
-    def of(self, session_ids: Sequence[str]) -> Asked:
+    def of(self, session_ids: Sequence[str]) -> SessionQueries:
         """What was written for these sessions, each named once; nothing for one that is not there."""
         own = self.queries[self.queries["query"].str.strip() != ""]
         row = pd.Index(np.asarray(session_ids, dtype=object)).get_indexer(own["session_id"])
@@ -71,9 +71,9 @@ class Written:
         )
         each = np.maximum(drawn.sum(axis=1), 1)
         found = self.vectors.rows(texts).astype(np.float32) if len(texts) else np.zeros((0, self.vectors.dim), "f4")
-        return Asked(texts.tolist(), found, csr_array(drawn / each[:, None]))
+        return SessionQueries(texts.tolist(), found, csr_array(drawn / each[:, None]))
 
-    def updated(self, later: "Written") -> "Written":
+    def updated(self, later: "WrittenQueries") -> "WrittenQueries":
         """With the queries of some sessions written anew."""
         kept = self.queries[~self.queries["session_id"].isin(later.queries["session_id"])]
         new = ~np.isin(later.vectors.ids, self.vectors.ids)
@@ -83,7 +83,7 @@ class Written:
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class TextEmbedder:
     """Embeds queries and titles alike, each as an intent with this title and no description [C]."""
 
     reasoner: Reasoner
@@ -141,7 +141,7 @@ def write(
     return pd.concat(found, ignore_index=True).astype({"session_id": object, "query": object})
 
 
-def save(folder: Path, written: Written) -> None:
+def save(folder: Path, written: WrittenQueries) -> None:
     """Write the folder whole or not at all."""
     with atomic(folder) as temporary:
         temporary.mkdir()
@@ -150,10 +150,12 @@ def save(folder: Path, written: Written) -> None:
         vectors.save(temporary / INTENTS, written.intents)
 
 
-def load(folder: Path) -> Written:
+def load(folder: Path) -> WrittenQueries:
     """What `save` wrote. Raises ValueError where it is missing or damaged."""
     try:
         queries = pd.read_parquet(folder / QUERIES, columns=["session_id", "query", "count"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no written queries that can be read: {error}") from None
-    return Written(queries.astype({"query": object}), vectors.load(folder / VECTORS), vectors.load(folder / INTENTS))
+    return WrittenQueries(
+        queries.astype({"query": object}), vectors.load(folder / VECTORS), vectors.load(folder / INTENTS)
+    )

@@ -30,7 +30,7 @@ from rgalign.ranker.fit import listnet
 from rgalign.ranker.store import StoreError
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.prompts import Prompter
-from rgalign.reasoner.written import Reader
+from rgalign.reasoner.written import TextEmbedder
 from rgalign.run.artifacts import digest
 from rgalign.seeding import seeded
 
@@ -217,11 +217,11 @@ def test_development_lists_have_every_sources_first_query():
 
 def test_a_query_is_read_as_an_intent_without_description():
     model, put = reasoner(), Prompter(TOKENIZER, features=[], kinds={}, instruction="w1")
-    found = Reader(model, put).vectors(["w3 w4", "", "w5", "w3 w4"])
+    found = TextEmbedder(model, put).vectors(["w3 w4", "", "w5", "w3 w4"])
     assert found.ids.tolist() == ["w3 w4", "w5"]
     written = put.intents(pd.DataFrame({"intent_id": "x", "title": ["w3 w4", "w5"], "description": [None, ""]}))
     np.testing.assert_allclose(found.values, embed(model, written, progress=False), atol=2e-3)
-    assert len(Reader(model, put).vectors([""])) == 0
+    assert len(TextEmbedder(model, put).vectors([""])) == 0
 
 
 # --- training

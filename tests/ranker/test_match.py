@@ -496,7 +496,7 @@ def test_a_run_with_all_terms_trains_serves_and_is_the_same_when_loaded(ranked, 
     found = served.pivot(index="session_id", columns="intent_id", values="score")
     found = found.loc[rows.session_id, last["train_and_valid"].intents.intent_id.tolist()].to_numpy()
     np.testing.assert_allclose(found, expected, atol=2e-3)
-    asked_for, few = scorer.write(rows), rows.iloc[[4, 2]]
+    asked_for, few = scorer.write_queries(rows), rows.iloc[[4, 2]]
     for before in (asked_for, None):  # written before, or here: each session's queries are its own
         some = scorer.score(few.drop(columns="timestamp"), top=None, written=before)
         both = some.merge(served, on=["session_id", "intent_id"], suffixes=("", "_all"))

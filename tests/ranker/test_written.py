@@ -12,20 +12,27 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from small_lists import KB, SMALL, make_query_intents, make_query_lists
 
-from rgalign.alignment.reward import Queries, RewardModel, null_query, score_candidates, unasked, with_all_queries
+from rgalign.alignment.reward import (
+    Queries,
+    RewardModel,
+    null_query,
+    score_candidates,
+    with_all_queries,
+    with_null_query,
+)
 from rgalign.data.lists import Match, with_match
 from rgalign.data.vectors import Vectors
 from rgalign.params_training import RankerSettings
 from rgalign.ranker.match_terms import KnowledgeBase, Learnt, Sessions, WrittenCosine, WrittenOverlap, over_queries
 from rgalign.ranker.train import Parts, build, lists_with_vectors, match_terms_of
 from rgalign.reasoner import written
-from rgalign.reasoner.written import Asked, Written
+from rgalign.reasoner.written import SessionQueries, WrittenQueries
 
 QUERIES = pd.DataFrame(
     [("s1", "where is it", 3), ("s1", "", 4), ("s1", "refund", 1), ("s3", "where is it", 2)],
     columns=["session_id", "query", "count"],
 )
-WRITTEN = Written(QUERIES, Vectors(["where is it", "refund"], np.array([[1.0, 0], [0, 2]])))
+WRITTEN = WrittenQueries(QUERIES, Vectors(["where is it", "refund"], np.array([[1.0, 0], [0, 2]])))
 NAMES = ("word_overlap", "written_overlap")
 
 
@@ -45,7 +52,9 @@ def test_a_sessions_queries_weigh_as_often_as_they_were_drawn_and_blank_ones_not
 
 def test_a_term_is_the_mean_over_what_can_be_compared():
     worth = {"a": [1.0, np.nan, 0.0], "b": [0.0, 0.5, np.nan]}
-    asked = Asked(["a", "b"], np.zeros((2, 1)), csr_array(np.array([[0.75, 0.25], [1, 0], [0, 0]], dtype=np.float32)))
+    asked = SessionQueries(
+        ["a", "b"], np.zeros((2, 1)), csr_array(np.array([[0.75, 0.25], [1, 0], [0, 0]], dtype=np.float32))
+    )
     term = over_queries(lambda sessions: np.array([worth[text] for text in sessions.texts], np.float32).reshape(-1, 3))
     nan = np.nan
     np.testing.assert_allclose(term(of_written(asked)), [[0.75, 0.5, 0], [1, nan, 0], [nan, nan, nan]])
@@ -57,9 +66,10 @@ def test_in_parts_it_is_what_it_is_in_one(sessions, queries, seed):
     counts = draw.integers(0, 3, (sessions, queries)).astype(np.float32)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     worth = draw.random((queries, 4)).astype(np.float32)
-    asked = Asked([str(i) for i in range(queries)], np.zeros((queries, 1)), csr_array(shares))
+    asked = SessionQueries([str(i) for i in range(queries)], np.zeros((queries, 1)), csr_array(shares))
     found = over_queries(lambda read: worth[[int(text) for text in read.texts]])(of_written(asked))
     expected = np.where(shares.any(axis=1, keepdims=True), shares @ worth, np.nan)
+    assert found.shape == (sessions, 4)
     np.testing.assert_allclose(found, expected.reshape(found.shape), atol=2e-6)
 
 
@@ -78,7 +88,7 @@ def test_overlap_and_cosine_by_hand():
 
 
 def test_written_anew_replaces_the_queries_of_those_sessions_alone():
-    later = Written(
+    later = WrittenQueries(
         pd.DataFrame({"session_id": ["s3"], "query": ["lost"], "count": [5]}), Vectors(["lost"], np.array([[3.0, 4]]))
     )
     both = WRITTEN.updated(later)
@@ -140,12 +150,12 @@ def named():
 
 def test_a_list_with_another_query_has_that_querys_terms_and_keeps_the_others(named):
     lists, first, queries = named
-    asked = queries.asked(lists, [f"names {intent}" for intent in first])
+    asked = queries.conditioned(lists, [f"names {intent}" for intent in first])
     assert asked.match.values[:, :, 1].equal(torch.eye(KB)[first].half())
     assert asked.match.values[:, :, 0].equal(lists.match.values[:, :, 0])
-    assert unasked(lists, torch.zeros(lists.query.shape[1])).match.values[:, :, 1].isnan().all()
+    assert with_null_query(lists, torch.zeros(lists.query.shape[1])).match.values[:, :, 1].isnan().all()
     with pytest.raises(ValueError, match="have no vector"):
-        queries.asked(lists.take([0]), ["names nothing"])
+        queries.conditioned(lists.take([0]), ["names nothing"])
 
 
 def test_a_drawn_query_brings_its_own_terms(named):
@@ -170,8 +180,8 @@ def test_the_reward_of_a_query_is_what_its_words_do_to_the_ranking(named):
         next(int(i) for i in own if int(i) != intent) for own, intent in zip(lists.candidates, first, strict=True)
     ]
     right, wrong = ([f"names {intent}" for intent in names] for names in (first, others))
-    assert (model.reward(queries.asked(lists, right)) > 0.5).all()
-    assert (model.reward(queries.asked(lists, wrong)) < -0.5).all()
+    assert (model.reward(queries.conditioned(lists, right)) > 0.5).all()
+    assert (model.reward(queries.conditioned(lists, wrong)) < -0.5).all()
     candidates = pd.DataFrame({"session_id": lists.session_id, "source": "main", "query": right, "count": 1})
     scored = score_candidates(model, candidates, lists, queries)
-    np.testing.assert_allclose(scored["reward"], model.reward(queries.asked(lists, right)), atol=1e-6)
+    np.testing.assert_allclose(scored["reward"], model.reward(queries.conditioned(lists, right)), atol=1e-6)
