@@ -131,6 +131,9 @@ class Memory(Section):
     temperature: Real = Field(8.0, ge=0, description="a neighbour weighs exp(temperature * cosine)")
     prior: Real = Field(2.0, gt=0, description="neighbours of mean weight with the average clicks, added to all")
     whitening_ridge: Real = Field(0.3, gt=0, description="of the vectors that are compared, as a ranker's")
+    compared: int = Field(
+        20_000, ge=1, description="lists that a session is compared with; of more, those in the nearest cells"
+    )
 
 
 class Written(Section):

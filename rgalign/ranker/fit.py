@@ -107,12 +107,14 @@ def score(model: nn.Module, lists: Lists, intents: Intents, *, lists_per_batch: 
     """Scores (lists, candidates) float32 of the shown candidates, without position bias; -inf where padded."""
     device = next(model.parameters()).device
     intents, training, scores = intents.to(device), model.training, []
-    model.eval()
+    if training:  # a walk over all modules, which one session alone would notice
+        model.eval()
     with torch.no_grad():
         for rows in torch.arange(len(lists)).split(lists_per_batch):
-            batch = lists.take(rows).to(device)
+            batch = (lists if len(rows) == len(lists) else lists.take(rows)).to(device)
             scores.append(model(batch, intents).float().masked_fill(~batch.shown, -math.inf).cpu().numpy())
-    model.train(training)
+    if training:
+        model.train()
     return np.concatenate(scores) if scores else np.zeros(lists.candidates.shape, np.float32)
 
 

@@ -4,8 +4,10 @@ A new term is a class here, an entry in MATCH_TERMS and its name in params_train
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import ClassVar, Self
 
 import numpy as np
@@ -18,6 +20,7 @@ from rgalign.params_training import WRITTEN_TERMS
 from rgalign.params_training import Memory as MemorySettings
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.layers import Whitening
+from rgalign.ranker.nearest import finder
 from rgalign.reasoner import verbalize
 from rgalign.reasoner.written import SessionQueries
 
@@ -124,21 +127,35 @@ class WordOverlap(Term):
     def over(self, kb: KnowledgeBase) -> Values:
         if not len(self.words):
             return lambda sessions: np.full((len(sessions), len(kb.texts)), np.nan, np.float32)
-        how = {"analyzer": verbalize.words_of, "sublinear_tf": True, "dtype": np.float64}
-        counted = TfidfVectorizer(vocabulary=self.words.tolist(), **how)
-        counted.idf_ = self.idf
-        of_kb = counted.transform(kb.texts)
-        in_kb, turned = of_kb.count_nonzero(axis=1) > 0, of_kb.T.tocsr()
+        column = {word: place for place, word in enumerate(self.words.tolist())}
+        of_kb = tf_idf(kb.texts, column, self.idf)
+        in_kb, turned = np.diff(of_kb.indptr) > 0, of_kb.T.tocsr()
 
         def values(sessions: Sessions) -> np.ndarray:
             parts = [np.zeros((0, len(kb.texts)), np.float32)]
             for first in range(0, len(sessions), ROWS_AT_ONCE):
-                own = counted.transform(sessions.texts[first : first + ROWS_AT_ONCE])
-                found, has_words = (own @ turned).toarray().round(DECIMALS), own.count_nonzero(axis=1) > 0
+                own = tf_idf(sessions.texts[first : first + ROWS_AT_ONCE], column, self.idf)
+                found, has_words = (own @ turned).toarray().round(DECIMALS), np.diff(own.indptr) > 0
                 parts.append(np.where(has_words[:, None] & in_kb, found, np.nan).astype(np.float32))
             return np.concatenate(parts)
 
         return values
+
+
+def tf_idf(texts: Sequence[str], column: Mapping[str, int], idf: np.ndarray) -> csr_array:
+    """(texts, words) of length 1, or 0 of a text without a known word, as TfidfVectorizer(sublinear_tf=True) has them;
+    its checks alone take a millisecond a call, which is too long for one session.
+
+    column  word -> its place in idf (words,)
+    """
+    counts = [Counter(column[word] for word in verbalize.words_of(text) if word in column) for text in texts]
+    row, starts = np.repeat(np.arange(len(texts)), list(map(len, counts))), np.cumsum([0, *map(len, counts)])
+    columns, times = (
+        np.array([*chain.from_iterable(part)], np.int64) for part in (counts, map(Counter.values, counts))
+    )
+    weights = (1 + np.log(times)) * idf[columns]
+    weights /= np.sqrt(np.bincount(row, weights**2, minlength=len(texts)))[row]
+    return csr_array((weights, columns, starts), (len(texts), len(idf)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +196,7 @@ class Memory(Term):
 
     vectors   (remembered, dim) float16, whitened by mean (dim,) and matrix (dim, dim), of length 1
     shown     (remembered, candidates) rows of the KB, -1 where padded;  clicked  (remembered, candidates)
-    settings  (3,) neighbours, temperature, prior
+    settings  (4,) neighbours, temperature, prior, compared (nearest.finder)
     users     (remembered,) while a ranker learns; nobody is left out where it is empty
     """
 
@@ -208,28 +225,23 @@ class Memory(Term):
             matrix,
             lists.candidates.numpy(),
             lists.clicked.numpy(),
-            np.array([how.neighbours, how.temperature, how.prior]),
+            np.array([how.neighbours, how.temperature, how.prior, how.compared]),
             lists.user_id,
         )
 
     def over(self, kb: KnowledgeBase) -> Values:
-        neighbours, temperature, prior = self.settings.tolist()
+        neighbours, temperature, prior, compared = self.settings.tolist()
         count, shape = min(int(neighbours), len(self.vectors)), (len(self.vectors), len(kb.texts))
         row, column = np.nonzero(self.shown >= 0)
         at = row, self.shown[row, column]
         impressions = csr_array((np.ones(len(row), np.float32), at), shape)
         clicks = csr_array((self.clicked[row, column].astype(np.float32), at), shape)
-        rate, remembered = (
-            clicks.sum() / max(impressions.sum(), 1),
-            unit_length(self.vectors.astype(np.float32)).T.copy(),
-        )
+        rate = clicks.sum() / max(impressions.sum(), 1)
+        find = finder(self.vectors, self.users, count, int(compared))
 
         def near(query: np.ndarray, users: np.ndarray | None) -> np.ndarray:
-            similarity = query @ remembered
-            if users is not None and len(self.users):
-                similarity[users[:, None] == self.users] = -np.inf
-            nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-            weights = np.exp(temperature * np.take_along_axis(similarity, nearest, axis=1))
+            nearest, similarity = find(query, users)
+            weights = np.exp(temperature * similarity)
             starts = np.arange(len(query) + 1) * count
             pairs = csr_array((weights.ravel(), nearest.ravel(), starts), (len(query), shape[0]))
             k = prior * weights.mean(axis=1, keepdims=True) + 1e-9  # above 0 where nobody else is remembered

@@ -153,14 +153,18 @@ def by_loop(memory, lists, query, how, users=None):
     return np.array(rows)
 
 
-def test_memory_is_the_formula_by_a_loop_and_leaves_a_users_own_sessions_out():
-    lists, how = make_query_lists("train", 40, seed=3, padded=2), MemorySettings(neighbours=7, temperature=3.0)
+@pytest.mark.parametrize(("compared", "share"), [(40, 1), (39, 0.95)])
+def test_memory_is_the_formula_by_a_loop_and_leaves_a_users_own_sessions_out(compared, share):
+    """With 39 of 40 remembered lists compared cells are used, and a neighbour may be missed for some sessions."""
+    lists = make_query_lists("train", 40, seed=3, padded=2)
+    how = MemorySettings(neighbours=7, temperature=3.0, compared=compared)
     query = lists.query.numpy().astype(np.float32)
     memory = memory_of(lists, query, how)
     over = memory.over(kb_of([""] * KB))
     for users in (None, lists.user_id):
         found = over(said([""] * 40, query=query, user_id=users))
-        np.testing.assert_allclose(found, by_loop(memory, lists, query, how, users), atol=2e-3)
+        close = np.isclose(found, by_loop(memory, lists, query, how, users), atol=2e-3).all(axis=1)
+        assert close.mean() >= share
 
 
 def test_memory_of_everybody_alike_is_smoothed_clicks_per_impression_in_every_session(monkeypatch):

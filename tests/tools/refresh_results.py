@@ -14,7 +14,7 @@ import pandas as pd
 from refresh_published import worlds_of
 from transformers import Qwen3Config
 
-from benchmarks import scaling
+from benchmarks import scaling, serving
 from benchmarks.gpu import QWEN3_4B
 from rgalign.commands import estimate
 from rgalign.commands.estimate import model_size
@@ -58,6 +58,7 @@ SWEPT_FILES = (
 )
 NO_FLOOR = "\N{DAGGER}"  # marks an interval over worlds without the floor of their sampling error
 SCALING = "scaling"  # what `python -m benchmarks.scaling outputs/scaling` measured
+SERVING = "serving"  # what `python -m benchmarks.serving RUN` measured
 LINEAR = 1_000_000  # sessions, up to which growth is told: the one size beyond was measured beside other work
 PLANNED = {"H100": (1, 36_000), "8 x H100": (8, 7_530_000)}  # cards, sessions: the shipped size, and the paper's
 STUDY = "study-w"  # outputs/study-w3-lm3 and so on: worlds and LM seeds of params/study.yaml
@@ -89,6 +90,8 @@ def publish(run: str) -> None:
 def _files(run: str) -> tuple[str, ...]:
     if run == SCALING:
         return scaling.TABLE, scaling.FIGURE
+    if run == SERVING:
+        return (serving.TABLE,)
     return SWEPT_FILES if run in (*SWEPT, DISTANCES, *ALIGNED) else FILES
 
 
@@ -267,6 +270,19 @@ def scaling_table() -> str:
     return "\n".join(lines)
 
 
+def serving_table() -> str:
+    """Milliseconds of one session and MiB of the memory, by the sessions that are remembered, as Markdown."""
+    table = pd.read_parquet(PUBLISHED / SERVING / serving.TABLE)
+    steps = list(dict.fromkeys(table["step"]))
+    lines = [f"| remembered sessions | {', p50 / p99 | '.join(steps)}, p50 / p99 | vectors, MiB | saved, MiB |"]
+    lines.append("|---" * (3 + len(steps)) + "|")
+    for remembered, own in table.groupby("remembered"):
+        cells = [f"{row.cpu_p50:.1f} / {row.cpu_p99:.1f}" for row in own.set_index("step").loc[steps].itertuples()]
+        sizes = f"{own['vectors_mb'].iloc[0]:.1f} | {own['file_mb'].iloc[0]:.1f}"
+        lines.append(f"| {remembered:,} | {' | '.join(cells)} | {sizes} |")
+    return "\n".join(lines)
+
+
 def costs_table() -> str:
     """What rgalign/commands/estimate.py says of params/qwen3-4b.yaml on CUDA cards, as Markdown."""
     params, size = load("params/qwen3-4b.yaml"), model_size(Qwen3Config(**QWEN3_4B, tie_word_embeddings=True))
@@ -349,6 +365,7 @@ TABLES = {
     "controls": controls_table,
     "aligned": aligned_table,
     "scaling": scaling_table,
+    "serving": serving_table,
     "costs": costs_table,
 }
 
@@ -370,7 +387,7 @@ def with_tables(page: str) -> str:
 def main(names: list[str]) -> None:
     """Publish the runs that are named, or else all that lie in outputs/, and print what changes in the pages."""
     studies = sorted(path.name for path in (ROOT / "outputs").glob(f"{STUDY}*"))
-    known = dict.fromkeys([*RUNS, *studies, *SWEPT, DISTANCES, *ALIGNED, SCALING])
+    known = dict.fromkeys([*RUNS, *studies, *SWEPT, DISTANCES, *ALIGNED, SCALING, SERVING])
     there = names or [name for name in known if (ROOT / "outputs" / name / _files(name)[0]).is_file()]
     for name in there:
         publish(name)
