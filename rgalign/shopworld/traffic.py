@@ -153,6 +153,22 @@ class Traffic:
         # What does not exist comes last, after any -inf that a ranker gave.
         return np.lexsort((-scores, ~self.available), axis=1)[:, :k]
 
+    def best(self, pool: np.ndarray | None = None, k: int = 3) -> np.ndarray:
+        """The k intents with the highest true P(click) (sessions, k), best first: the ceiling of every ranker.
+
+        pool  (sessions, candidates) intents to choose from, -1 where padded; None: all that exist
+        Raises ValueError where a pool has fewer than k intents that exist.
+        """
+        chance = self.world.attraction[self.intents]
+        if pool is not None:
+            inside = np.zeros((len(self), KB + 1), dtype=bool)  # the last column takes the padding
+            np.put_along_axis(inside, np.asarray(pool), True, axis=1)
+            inside = inside[:, :KB] & self.available
+            if few := int((inside.sum(axis=1) < k).sum()):
+                raise ValueError(f"the pools of {few} sessions have fewer than {k} intents that exist")
+            chance = np.where(inside, chance, -np.inf)
+        return self.top(chance, k)
+
     def click_probability(self, shown: np.ndarray) -> np.ndarray:
         """True P(click) of each slot of the lists shown (sessions, k), intents from position 0 on: (sessions, k).
 

@@ -1,6 +1,7 @@
 """Traffic is the world that wrote the log: same policy, same probabilities, read back from files."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -157,3 +158,28 @@ def test_what_is_not_from_a_world_is_refused(shop):
     early = shop.sessions.assign(timestamp=shop.sessions["timestamp"].iloc[0])
     with pytest.raises(ValueError, match=r"\d+ sessions want an intent that is not in the KB"):
         Traffic.of(shop.meta, early, shop.truth)
+
+
+def test_the_best_three_are_those_of_every_order_of_every_three(traffic, logged):
+    """By brute force over a few sessions; no list of the pool brings more, and no pool more than the knowledge base."""
+    few = dataclasses.replace(
+        traffic, users=traffic.users[:8], intents=traffic.intents[:8], available=traffic.available[:8],
+        scores=traffic.scores[:8],
+    )  # fmt: skip
+    pool = logged["shown"][:8, :6]
+    lists = [pool[:, list(order)] for order in itertools.permutations(range(6), 3)]
+    brought = np.max([few.click_probability(shown).sum(axis=1) for shown in lists], axis=0)
+    np.testing.assert_allclose(few.click_probability(few.best(pool)).sum(axis=1), brought)
+    padded = np.hstack([pool, np.full((8, 2), -1)])
+    np.testing.assert_array_equal(few.best(padded), few.best(pool))
+    with pytest.raises(ValueError, match="the pools of 8 sessions have fewer than 3 intents that exist"):
+        few.best(padded[:, [0, 1, -1]])
+
+
+def test_a_larger_pool_has_the_higher_ceiling(traffic, logged):
+    ceilings = [traffic.ctr(traffic.best(logged["shown"][:, :size])) for size in (3, 6, POSITIONS)]
+    ceilings.append(traffic.ctr(traffic.best()))
+    assert ceilings == sorted(ceilings)
+    assert ceilings[0] >= traffic.ctr(logged["shown"][:, :3])
+    assert ceilings[-1] >= traffic.ctr(traffic.top(traffic.scores))
+    assert (traffic.best()[:, 0] == traffic.intents).all(), "what the customer wants comes first"

@@ -67,7 +67,8 @@ def compared(run: Path, *, replicates: int = 1000) -> tuple[pd.DataFrame, pd.Dat
 
 
 def true_ctr(run: Path) -> pd.DataFrame:
-    """model, seed, ctr@3: of the best three of the KB for valid's sessions, by the simulator's truth."""
+    """model, seed, ctr@3: of the best three of the KB for valid's sessions, by the simulator's truth. The last two rows
+    are ceilings, which have no seed: of the list that was shown, and of the KB."""
     shop = tables.read(run / "tables/dataset", splits=("valid",), truth=True)
     traffic, params, rows = Traffic.of(shop.meta, shop.sessions, shop.truth), load_run(run), []
     before, after = run / "tables/match", run / "tables/aligned_embeddings"
@@ -82,7 +83,10 @@ def true_ctr(run: Path) -> pd.DataFrame:
         for seed in params.ranker.seeds:
             scores = score_kb(store.load(folder / f"seed-{seed}"), parts.valid, parts.intents)
             rows.append((name, seed, traffic.ctr(traffic.top(scores))))
-    return pd.DataFrame(rows, columns=["model", "seed", "ctr@3"])
+    shown = own["qe_rec"].valid.candidates.numpy()
+    rows.append(("best three of the list", None, traffic.ctr(traffic.best(shown))))
+    rows.append(("best three of the knowledge base", None, traffic.ctr(traffic.best())))
+    return pd.DataFrame(rows, columns=["model", "seed", "ctr@3"]).astype({"seed": "Int64"})
 
 
 def terms_alone(run: Path) -> pd.DataFrame:
