@@ -29,6 +29,7 @@ from rgalign.data.lists import Intents, Lists, with_match, with_queries, with_te
 from rgalign.data.schema import REQUIRED, YAML_FILE, as_types, read_yaml, to_frame
 from rgalign.data.vectors import Vectors
 from rgalign.errors import Report, UserError, count_rows, nearest
+from rgalign.evaluation import confidence as sureness
 from rgalign.params import ROOT, load_run
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
@@ -190,7 +191,7 @@ class Scorer:
 
     def score(
         self, sessions: pd.DataFrame, *, top: int | None = 3, vectors: Vectors | None = None,
-        written: WrittenQueries | None = None, progress: bool = False
+        written: WrittenQueries | None = None, confidence: bool = False, progress: bool = False
     ) -> pd.DataFrame:  # fmt: skip
         """The best intents of each session, in their order: session_id, rank (from 1), intent_id, title, score.
 
@@ -199,19 +200,28 @@ class Scorer:
         top       intents a session; None: all of the knowledge base
         vectors   of these sessions from `embed`, which is where a language model's time goes; None: made here
         written   queries for these sessions from `write_queries`, where match terms read them; None: written here
+        confidence  adds a column of that name, of 0..1 and the same in all rows of a session: how much of the softmax
+                  of the scores its three best intents have, whatever `top` is. It orders sessions (serve the most
+                  confident, hand the others on) and is no chance of a click: notebook 10 says how far it is from one
         Scores compare intents inside a session alone. Raises ScoreError with every fault of the frame, ArtifactError
         where the run has no ranker.
         """
         ranking = self._ranking()
         if top is not None and top < 1:
             raise ScoreError(f"top is {top}; expected at least 1, or None for all intents")
+        if not isinstance(confidence, bool):
+            raise ScoreError(f"confidence is {confidence!r}; expected True or False")
         shown = vectors is None or self.matcher is not None
         read = dict.fromkeys([*(self.prompter.features if shown else ()), *ranking.columns])
         frame = self._checked(sessions, read, once=True)
         vectors = self._embedded(frame, progress) if vectors is None else vectors
         when = frame["timestamp"].to_numpy(dtype="datetime64[us]") if "timestamp" in frame else None
         scores = ranking.scores(self.lists(frame, vectors, written), when)
-        return ranking.top(sessions["session_id"].to_numpy(), scores, top)
+        ids = sessions["session_id"].to_numpy()
+        table = ranking.top(ids, scores, top)
+        if confidence:
+            table["confidence"] = table["session_id"].map(dict(zip(ids, sureness.confidence(scores), strict=True)))
+        return table
 
     def lists(self, frame: pd.DataFrame, vectors: Vectors, written: WrittenQueries | None = None) -> Lists:
         """Checked sessions as the ranker reads them: encoded, with their vectors and match terms."""

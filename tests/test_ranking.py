@@ -75,6 +75,21 @@ def test_one_session_alone_scores_as_among_others_and_vectors_can_be_kept(scorer
     assert fresh.intent_id.tolist() == whole.intent_id.tolist()
 
 
+def test_confidence_is_the_mass_of_the_best_three_whatever_is_asked_for(scorer, sessions):
+    whole = scorer.score(sessions, top=None, confidence=True)
+    assert list(whole)[-1] == "confidence"
+    for _, own in whole.groupby("session_id"):
+        weights = np.exp(own.score.to_numpy(dtype=float))
+        np.testing.assert_allclose(own.confidence, weights[:3].sum() / weights.sum(), rtol=1e-5)
+    one = scorer.score(sessions, top=1, confidence=True)
+    best = whole[whole["rank"] == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(one, best)
+    pd.testing.assert_frame_equal(one.drop(columns="confidence"), scorer.score(sessions, top=1))
+    for wrong in (1, "yes", None):
+        with pytest.raises(ScoreError, match=f"confidence is {wrong!r}; expected True or False"):
+            scorer.score(sessions, confidence=wrong)
+
+
 def test_what_one_session_costs_is_measured_on_one_core(scorer, sessions):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

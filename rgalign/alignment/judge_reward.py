@@ -13,6 +13,7 @@ from scipy import stats
 
 from rgalign.alignment.candidates import assert_sessions_of
 from rgalign.data.lists import Lists
+from rgalign.evaluation.confidence import reliability
 from rgalign.evaluation.metrics import gauc
 
 # Rewrites that keep the meaning: {} is the query; `without` are words that are dropped [C].
@@ -92,20 +93,14 @@ def calibration(probabilities: np.ndarray, clicked: np.ndarray, *, bins: int = 1
     """Reliability of the list softmax: how often the likeliest candidate was clicked, by its probability.
 
     probabilities, clicked  (lists, candidates); lists without a click are left out
-    Columns: low, high (of a bin of equal width), lists, confidence, hit (means; NaN where no list falls). Clicks follow
-    positions as well, which the softmax does not know.
+    Columns: see `confidence.reliability`. Clicks follow positions as well, which the softmax does not know.
     """
     probabilities, clicked = np.asarray(probabilities), np.asarray(clicked, dtype=bool)
     has_click = clicked.any(axis=1)
     top = probabilities[has_click].argmax(axis=1)
     confidence = np.take_along_axis(probabilities[has_click], top[:, None], axis=1)[:, 0].astype(float)
     hit = np.take_along_axis(clicked[has_click], top[:, None], axis=1)[:, 0]
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    edges, count = np.linspace(0, 1, bins + 1), np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        means = [np.bincount(place, values, minlength=bins) / count for values in (confidence, hit)]
-    columns = {"low": edges[:-1], "high": edges[1:], "lists": count, "confidence": means[0], "hit": means[1]}
-    return pd.DataFrame(columns)
+    return reliability(confidence, hit, bins=bins)
 
 
 def expected_calibration_error(table: pd.DataFrame) -> float:

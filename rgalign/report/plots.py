@@ -4,14 +4,14 @@ The same model has the same colour and marker everywhere (Okabe and Ito's colour
 hatches keep a figure readable in black and white.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from rgalign.evaluation.bootstrap import Interval
 from rgalign.evaluation.metrics import LABELS
@@ -256,6 +256,22 @@ def looks(users: np.ndarray, fixed: Interval, monitored: Monitored, truth: float
     axes.axhline(truth, color=TRUTH, linewidth=0.8, linestyle="--", label="truth")
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    legend_beside(axes)
+    return axes.figure
+
+
+def served_first(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """CTR@3 against the share of sessions served, the most confident first (evaluation.confidence.served_first).
+
+    curves  truth, debiased or both -> its table; the band is the 95 % interval
+    """
+    axes = panel((6, 3.4), "CTR@3 where the most confident are served first", "share of the sessions served", "CTR@3")
+    for name, curve in curves.items():
+        colour, line = (TRUTH, "--") if name == "truth" else ("#0072B2", "-")
+        axes.plot(curve["share"], curve["ctr"], color=colour, linestyle=line, marker="o", markersize=3, label=name)
+        axes.fill_between(curve["share"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     legend_beside(axes)
     return axes.figure
 

@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 from torch import nn
 
 from rgalign.alignment.context import Context
+from rgalign.alignment.judge_reward import expected_calibration_error
 from rgalign.alignment.monitor import Hits, ProbeSet
 from rgalign.data.features import UNKNOWN
 from rgalign.data.lists import Intents, Lists
 from rgalign.data.schema import HIDDEN, masked, personal
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
+from rgalign.evaluation.confidence import reliability
 from rgalign.evaluation.judge import IHR, Judge, QueryJudge, query_judge
 from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.evaluation.results import MODELS
@@ -351,6 +354,21 @@ def sample_ratios(experiment: Experiment, arms: Sequence[str]) -> pd.DataFrame:
     ratio, planned = sample_ratio(users), users.sum() / len(arms)
     fixed = {"planned": planned, "p_value": float(ratio.p_value), "alarm": bool(ratio.alarm)}
     return pd.DataFrame({"arm": list(arms), "users": users}).assign(**fixed)
+
+
+def sureness(confidence: np.ndarray, click_probability: np.ndarray) -> pd.Series:
+    """Is confidence the chance of a click on at least one of the three intents shown? And does it order sessions?
+
+    confidence (sessions,); click_probability (sessions, 3) true ones, of each slot (Traffic.click_probability)
+    confidence and chance are means, ece is by ten bins (judge_reward.expected_calibration_error), rank_correlation is
+    Spearman's; best_tenth and all are true CTR@3, of the most confident tenth and of all sessions.
+    """
+    chance, ctr = 1 - (1 - click_probability).prod(axis=1), click_probability.mean(axis=1)
+    first = np.argsort(-confidence, kind="stable")[: max(1, round(len(ctr) / 10))]
+    found = {"confidence": confidence.mean(), "chance": chance.mean()}
+    found["ece"] = expected_calibration_error(reliability(confidence, chance))
+    found["rank_correlation"] = spearmanr(confidence, chance).statistic
+    return pd.Series(found | {"best_tenth": ctr[first].mean(), "all": ctr.mean()})
 
 
 def lifts(experiment: Experiment, pairs: Sequence[tuple[str, str]], audience: Audience) -> pd.DataFrame:

@@ -89,3 +89,13 @@ def test_what_stops_the_training_is_told_by_intents_known_and_new():
     known = look.stopped_by({"a": [right[:2]]}, dev.take([0, 1]), kb)
     assert known.loc["lists", "new intents"] == 0
     assert np.isnan(known.loc["a", "new intents"])
+
+
+def test_sureness_by_hand():
+    """Chances of a click 1 - .5 * .5 = .75 and .36; said .8 and .3: off by .05 and .06, each alone in its bin."""
+    chances = np.array([[0.5, 0.5, 0.0], [0.2, 0.2, 0.0]])
+    found = look.sureness(np.array([0.8, 0.3]), chances)
+    assert found.to_dict() == pytest.approx(
+        {"confidence": 0.55, "chance": 0.555, "ece": 0.055, "rank_correlation": 1, "best_tenth": 1 / 3, "all": 1.4 / 6}
+    )
+    assert look.sureness(np.array([0.3, 0.8]), chances)["best_tenth"] == pytest.approx(0.4 / 3)
