@@ -9,6 +9,7 @@ Only text is YAML: params files, and `--set` on the command line. A Python value
 import difflib
 import json
 import os
+import timeit
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
@@ -129,7 +130,7 @@ def _merged(below: dict, above: dict) -> dict:
 def check(given: dict, name: str = "params") -> Params:
     """The typed, resolved params of a plain dictionary. Raises ParamsError with every fault."""
     try:
-        return _fill_seeds(Params.model_validate(given))
+        return _resolved(Params.model_validate(given))
     except ValidationError as error:
         found, faults = error.errors(), []
     for error in found:
@@ -211,9 +212,11 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _fill_seeds(params: Params) -> Params:
-    """Seeds that are empty derive from run.seed (ARCHITECTURE.md, Randomness)."""
+def _resolved(params: Params) -> Params:
+    """Seeds that are empty derive from run.seed (ARCHITECTURE.md, Randomness); dtype auto is what this machine has."""
     seed, reasoner, ranker = params.run.seed, params.reasoner, params.ranker
+    if reasoner.dtype == "auto":
+        reasoner = reasoner.model_copy(update={"dtype": _quick_dtype(params.run.device)})
 
     def seeded(section: Any, value: int) -> Any:
         return section if section.seed is not None else section.model_copy(update={"seed": value})
@@ -231,6 +234,23 @@ REMOVED = {  # parameters of earlier versions, and what to do
     "alignment.cl.space": "RG-CL always aligns with the rankers retrained after RG-SFT and RG-DPO; delete the line "
     "(the order that `before` asked for was measured: outputs/published/mended-valid/control.csv)"
 }
+
+
+def _quick_dtype(device: str) -> str:
+    """bfloat16 where the device multiplies in it and is quicker by it, else float32. A CPU is timed: some have the
+    instructions and are slower with them."""
+    import torch
+
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if able else "float32"
+
+    def seconds(dtype: torch.dtype) -> float:
+        layer, rows = torch.nn.Linear(576, 1536, dtype=dtype), torch.ones(256, 576, dtype=dtype)  # as SmolLM2-135M has
+        with torch.inference_mode():
+            return min(timeit.repeat(lambda: layer(rows), number=3, repeat=9))
+
+    return "bfloat16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "float32"
 
 
 def _nearest(key: str) -> str:

@@ -14,6 +14,7 @@ from rgalign.params_training import (
     WRITING_STEPS,
     WRITTEN_TERMS,
     Alignment,
+    Lora,
     Names,
     Ranker,
     Real,
@@ -147,6 +148,22 @@ class Pretraining(Section):
     kb_repeats: int = Field(10, ge=0, description="times that each KB intent is read in an epoch")
 
 
+class Warmup(Section):
+    """Of a pretrained model: an adapter learns to write the transcripts' questions (reasoner/warmup.py) [C]."""
+
+    epochs: Real = Field(0.0, ge=0, description="over the transcripts; 0: the model is taken as it is")
+    learning_rate: Real = Field(4e-4, gt=0, description="AdamW; it rises, then falls as a cosine to zero")
+    documents_per_batch: int = Field(16, ge=1)
+    folds: int = Field(
+        2,
+        ge=1,
+        le=10,
+        description="of the users whose questions are read: what is written for a fold's sessions of train is written "
+        "by an adapter that has not read theirs; 1: by the one that has",
+    )
+    lora: Lora = Lora()
+
+
 class Sampling(Section):
     """Latent queries that notebook 02 writes to show them; embedding needs none."""
 
@@ -163,15 +180,20 @@ class OtherModel(Section):
     model: str = "tiny"
     seed: Seed | None = Field(None, description="empty: one more than that of the model before it")
     tiny: TinyModel = TinyModel()
+    warmup: bool = Field(True, description="a pretrained one is warmed up as the main one is; false: it is not")
 
 
 class Reasoner(Section):
     kind: Literal["causal", "encoder"] = Field("causal", description="an LLM that writes, or an embedder only")
     model: str = Field(
-        "tiny", validate_default=True, description="tiny, a hub name or folder; paper: Qwen/Qwen3-4B [P]"
+        "tiny",
+        validate_default=True,
+        description="tiny, smollm2, a hub name, a folder or a .gguf file; paper: Qwen/Qwen3-4B [P]",
     )
     adapter: str | None = Field(None, description="folder or name of a peft adapter of this model")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32", description="of the weights; auto: bfloat16 where the device is quicker by it, else float32"
+    )
     quantize: Literal["8bit", "4bit"] | None = Field(None, description="needs CUDA and bitsandbytes")
     features: Names | None = Field(None, description="columns shown; empty: dataset.yaml's prompt_features, or all")
     instruction: str | None = Field(None, description="system prompt; empty: our own [C], none for tiny")
@@ -185,6 +207,7 @@ class Reasoner(Section):
     seed: Seed | None = Field(None, description="of the tiny model; empty: run.seed")
     tiny: TinyModel = TinyModel()
     pretraining: Pretraining = Pretraining()
+    warmup: Warmup = Warmup()
     queries: Sampling = Sampling()
     others: Annotated[tuple[OtherModel, ...], BeforeValidator(tuple_from_yaml)] = ()
 
@@ -192,6 +215,14 @@ class Reasoner(Section):
     def for_pretrained_models(value: str | None, given: dict[str, Any]) -> str | None:
         if value is not None and given.get("model") == "tiny":
             return "is for a pretrained model; reasoner.model is tiny"
+
+    @rule("warmup")
+    def for_pretrained_models_that_write(warmup: Warmup, given: dict[str, Any]) -> str | None:
+        if warmup.epochs and (given.get("model") == "tiny" or given.get("kind") == "encoder"):
+            what = (
+                "an encoder writes nothing" if given.get("kind") == "encoder" else "tiny is trained here from the start"
+            )
+            return f"epochs is {warmup.epochs:g}, and {what}: set it to 0"
 
     @rule("embed")
     def an_encoder_writes_no_query(embed: str, given: dict[str, Any]) -> str | None:

@@ -29,10 +29,21 @@ from rgalign.reasoner import generate, verbalize
 from rgalign.reasoner.adapter import adapted
 from rgalign.reasoner.embed import Prompts, embed_by_processes, embed_to_shards, gather
 from rgalign.reasoner.folder import positions
-from rgalign.reasoner.model import Reasoner, ReasonerError, load_saved, look, name_source, save, tiny
+from rgalign.reasoner.model import (
+    WARMED_UP,
+    Reasoner,
+    ReasonerError,
+    fold_name,
+    load_saved,
+    look,
+    name_source,
+    save,
+    tiny,
+)
 from rgalign.reasoner.prompts import PROMPT, PROMPT_QUERY, TINY, Prompter, intent_texts, prompter, shown_features
 from rgalign.reasoner.tiny import build_tokenizer, count_words, pretrain
 from rgalign.reasoner.trainer import Setup
+from rgalign.reasoner.warmup import folds_of, write_adapters
 from rgalign.reasoner.written import TextEmbedder, WrittenQueries, write
 from rgalign.run.distributed import each
 from rgalign.seeding import seeded
@@ -147,23 +158,61 @@ def build_models(
             shutil.copytree(last / other, folder / other)
             del wanted[other]
     how = settings.model_dump(include={"kind", "dtype", "quantize"})
-    for name, (source, _, _) in wanted.items():
+    curves = []
+    for name, (source, *_) in wanted.items():
         if source != TINY:
             adapter = settings.adapter if name == MAIN else None
             found = look(source, kind=how["kind"], adapter=adapter, device=recipe.device, quantize=how["quantize"])
             put = {"drop": recipe.drop, "positions": positions(found.config)}
             prompter(settings, dataset.meta, dataset.intents, found.tokenizer, **put)  # raises where it cannot prompt
             name_source(folder / name, source, adapter=adapter, **how)
+    for name, (source, seed, _) in wanted.items():
+        if source != TINY and _is_warmed_up(settings, name):
+            curves.append(_warm_up(recipe, dataset, folder / name, work / name, seed))
     own = {name: made_by for name, (source, *made_by) in wanted.items() if source == TINY}
     if not own:
-        return pd.DataFrame({"model": [], "step": [], "loss": []})
+        return pd.concat([pd.DataFrame({"model": [], "step": [], "loss": []}), *curves], ignore_index=True)
     shared = {"recipe": recipe, "dataset": dataset, "words": _vocabulary(recipe, dataset)}
     jobs = [
         {**shared, "seed": seed, "size": size, "work": work / name, "kb_only": name == KB_LM, "folder": folder / name}
         for name, (seed, size) in own.items()
     ]
-    curves = each(_train_tiny, jobs, total=len(jobs), workers=min(workers, len(jobs)), title="language models")
-    return pd.concat([curve.assign(model=name) for name, curve in zip(own, curves, strict=True)])
+    found = each(_train_tiny, jobs, total=len(jobs), workers=min(workers, len(jobs)), title="language models")
+    return pd.concat([*curves, *(curve.assign(model=name) for name, curve in zip(own, found, strict=True))])
+
+
+def _is_warmed_up(settings: ReasonerSettings, name: str) -> bool:
+    """Whether a pretrained model of the run is."""
+    if not settings.warmup.epochs:
+        return False
+    return name == MAIN or settings.others[int(name.removeprefix("other-")) - 1].warmup
+
+
+def _warm_up(recipe: Recipe, dataset: Dataset, folder: Path, work: Path, seed: int) -> pd.DataFrame:
+    transcripts, how = _transcripts(dataset), recipe.settings
+    if transcripts is None:
+        raise ReasonerError(
+            f"reasoner.warmup.epochs is {how.warmup.epochs:g}, and no transcript may be read: set it to 0"
+        )
+    reasoner = load_saved(folder, device=recipe.device)
+    put = recipe.prompter(dataset, reasoner)
+    given = {"folder": folder, "work": work, "seed": seed, "fold_seed": how.seed}
+    curve = write_adapters(reasoner, put, transcripts, _train(dataset), how.warmup, **given)
+    curve["model"] = folder.name + curve.pop("adapter").map(lambda name: "" if name == WARMED_UP else f"/{name}")
+    return curve.drop(columns="seconds")
+
+
+def writers(recipe: Recipe, folder: Path, sessions: pd.DataFrame) -> list[tuple[np.ndarray, int | None]]:
+    """Who writes for these sessions: (rows (sessions,) bool, fold of the warm-up, or None: the model itself).
+
+    folder  of one of the run's models;  sessions  a session of train whose user's questions the model has read is
+    written for by the adapter of that user's fold (reasoner.warmup)
+    """
+    fold = np.full(len(sessions), -1)
+    if (folder / fold_name(0)).is_dir():
+        of_train = sessions["split"].eq("train").to_numpy()
+        fold[of_train] = folds_of(sessions["user_id"][of_train], recipe.settings.warmup, recipe.settings.seed)
+    return [(fold == number, None if number < 0 else int(number)) for number in np.unique(fold)]
 
 
 def _models_of(recipe: Recipe, vectors: Collection[str]) -> dict[str, tuple[str, int, TinyModel]]:

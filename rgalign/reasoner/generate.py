@@ -2,6 +2,7 @@
 
 A prompt goes through the model once; its keys and values are then repeated for its samples (prefill, METHOD.md 2.1)."""
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,6 +45,16 @@ def begin(model: nn.Module, ids: Tensor, mask: Tensor) -> "Cached | Whole":
 def has_plain_cache(cache: object, kinds: tuple[type, ...] = KEYS_AND_VALUES) -> bool:
     """Whether a cache is made of keys and values alone, in layers of these kinds."""
     return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+
+
+def expanded(cache: DynamicCache, rows: int) -> DynamicCache:
+    """The plain cache of one text for so many rows, as views: a layer copies them only as it appends to them."""
+    wide = DynamicCache()
+    for layer in cache.layers:
+        own = copy.copy(layer)
+        own.keys, own.values = (part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values))
+        wide.layers.append(own)
+    return wide
 
 
 class Cached:

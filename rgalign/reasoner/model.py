@@ -43,9 +43,11 @@ from rgalign.reasoner.folder import (
 )
 from rgalign.run.artifacts import atomic, digest
 from rgalign.run.external_inputs import content, given_folder
+from rgalign.run.gguf import name_of
 from rgalign.seeding import seeded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,7 @@ def look(
     """Finds the model that `load` would load, and refuses what can be refused before any weight is read."""
     refuse(f"model {model!r} with these settings", _setting_errors(kind, adapter, device, quantize))
     folder = locate(model)
-    name = folder.resolve().name if given_folder(model) is not None else model
+    name = folder.resolve().name if given_folder(model) is not None else name_of(model)
     encoder = read_encoder(folder) if kind == "encoder" else None
     place = encoder.transformer if encoder else folder
     refuse(str(folder), folder_errors(place) or ([] if encoder else causal_errors(place)))
@@ -266,9 +268,23 @@ def name_source(folder: Path, model: str, *, adapter: str | None = None, **how: 
         (temporary / SOURCE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
 
 
-def load_saved(folder: Path, *, kind: str = "causal", dtype: str = "float32", device: str = "auto") -> Reasoner:
-    """The reasoner of a folder of models/reasoner. kind, dtype: of one that was trained here; else they are stored.
-    Raises ReasonerError, also where a pretrained model has changed since the run read it."""
+WARMED_UP = "adapter"  # of a pretrained model that was warmed up here (reasoner.warmup)
+
+
+def fold_name(fold: int) -> str:
+    """The folder of the adapter that has not read what the users of this fold typed."""
+    return f"fold-{fold}"
+
+
+def load_saved(
+    folder: Path, *, kind: str = "causal", dtype: str = "float32", device: str = "auto", fold: int | None = None
+) -> Reasoner:
+    """The reasoner of a folder of models/reasoner, with the adapter of its warm-up merged.
+
+    kind, dtype  of one that was trained here; else they are stored
+    fold         with that fold's adapter in place of the one of all users
+    Raises ReasonerError, also where a pretrained model has changed since the run read it.
+    """
     if not (folder / SOURCE).is_file():
         return read_from(load(str(folder), kind=kind, dtype=dtype, device=device), folder)
     source = read_json(folder / SOURCE)
@@ -280,7 +296,15 @@ def load_saved(folder: Path, *, kind: str = "causal", dtype: str = "float32", de
             f"{folder} names what has changed since notebook 02 read it:\n{lines}\nPut back what was there, or run "
             "02_reasoner and all that follows again"
         )
-    return read_from(load(**source, device=device), folder)
+    return _warmed_up(folder, load(**source, device=device), source["quantize"], fold)
+
+
+def _warmed_up(folder: Path, found: Reasoner, quantize: str | None, fold: int | None) -> Reasoner:
+    """With the adapter of its warm-up, if there is one."""
+    adapter = folder / (WARMED_UP if fold is None else fold_name(fold))
+    if adapter.is_dir():
+        found = replace(found, model=adapted(found.model, adapter, found.name, merge=not quantize))
+    return found if fold is not None else read_from(found, folder)
 
 
 def read_from(reasoner: Reasoner, folder: Path, adapter: Path | None = None) -> Reasoner:

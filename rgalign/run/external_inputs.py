@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from rgalign.params import ROOT, Params, load_run
-from rgalign.run import artifacts
+from rgalign.run import artifacts, gguf
 from rgalign.run.artifacts import ArtifactError
 
 DATA, MODEL, LAST = "data:", "model:", "last:"
@@ -82,10 +82,13 @@ def given_folder(model: str) -> Path | None:
 
 
 def model_folder(model: str) -> Path | None:
-    """Where a model lies: a folder, the `model/` of an installed package, or its snapshot in Hugging Face's cache, in
-    this order; None where it is not on this machine. Nothing is downloaded, no package imported [C]."""
+    """Where a model lies: a folder, what a GGUF file was unpacked to, the `model/` of an installed package, or its
+    snapshot in Hugging Face's cache, in this order; None where it is not on this machine. Nothing is downloaded, no
+    package imported [C]. Raises GgufError."""
     if (folder := given_folder(model)) is not None:
         return folder
+    if (file := gguf.file_of(model)) is not None:
+        return gguf.unpacked(file, _digest(file))
     package = model.replace("-", "_")
     if package.isidentifier() and (spec := find_spec(package)) is not None:
         for place in spec.submodule_search_locations or ():
@@ -105,10 +108,13 @@ def content(folder: Path) -> str:
         name = path.relative_to(folder)
         if path.suffix in PICKLED or any(part.startswith(".") for part in name.parts):
             continue
-        state = path.stat()
-        known = _file_digest(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
-        hashed.update(f"{name.as_posix()}\0{known}\n".encode())
+        hashed.update(f"{name.as_posix()}\0{_digest(path)}\n".encode())
     return hashed.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    state = path.stat()
+    return _file_digest(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 @functools.cache

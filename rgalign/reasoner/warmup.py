@@ -1,0 +1,136 @@
+"""The warm-up of a pretrained model: a low-rank adapter that has read what customers typed (METHOD.md 2.1 [C]).
+
+models/reasoner/<name>/adapter/   has read the questions of all users that may be read
+                      fold-<i>/   those of all users but one fold, whose sessions it writes for: what is chosen among
+                                  queries, or learnt from them, must not have been copied from the user's own
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from rgalign.data.split import user_folds
+from rgalign.params_schema import Warmup
+from rgalign.reasoner.batches import Task, documents, evaluating, right_padded
+from rgalign.reasoner.generate import expanded, has_plain_cache
+from rgalign.reasoner.model import WARMED_UP, Reasoner, fingerprint, fold_name, save
+from rgalign.reasoner.prompts import Prompter
+from rgalign.reasoner.tiny import next_token_loss
+from rgalign.reasoner.trainer import Schedule, Setup, fit
+from rgalign.run.artifacts import write_table
+from rgalign.run.distributed import digest_of, make_shards, shard_path
+from rgalign.seeding import derived
+
+CURVE = "curve.parquet"
+AT_ONCE = 16  # documents whose loss is taken together
+
+
+def warm_up(
+    reasoner: Reasoner,
+    prompts: Sequence[Sequence[int]],
+    queries: Sequence[Sequence[int]],
+    settings: Warmup,
+    setup: Setup,
+    *,
+    head: int = 0,
+) -> tuple[Reasoner, pd.DataFrame]:
+    """The reasoner with an adapter trained to write these queries, and its curve: step, loss, seconds.
+
+    prompts, queries  token ids (Prompter.transcripts), end id last;  head  how many first ids all prompts share
+    The loss is the mean of -log p over a batch's query tokens, in nats.
+    """
+
+    def loss(model, batch):
+        return _query_loss(replace(reasoner, model=model), batch, head), {}
+
+    collate = partial(right_padded, pad=reasoner.tokenizer.pad_token_id)
+    schedule = Schedule(settings.epochs, settings.learning_rate, settings.documents_per_batch)
+    task = Task("warm-up", documents(prompts, queries), collate, loss)
+    identity = {"reasoner": fingerprint(reasoner)}
+    return fit(reasoner, task, schedule, replace(setup, lora=settings.lora), identity=identity)
+
+
+def folds_of(user_ids: Sequence[str], settings: Warmup, seed: int) -> np.ndarray:
+    """(users,) the fold that each user's sessions are written by. seed: of the run's reasoner."""
+    return user_folds(np.asarray(user_ids, dtype=str), folds=settings.folds, seed=derived(seed, "warm-up"))
+
+
+def write_adapters(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    transcripts: pd.DataFrame,
+    sessions: pd.DataFrame,
+    settings: Warmup,
+    *,
+    folder: Path,
+    work: Path,
+    seed: int,
+    fold_seed: int,
+) -> pd.DataFrame:
+    """Train a model's adapters and write them into its folder. Returns their curves, with a column adapter.
+
+    transcripts  that may be read;  sessions  of train, which some of them name: only then there are folds
+    seed         of this model's training;  work  what a killed call has finished is kept there, for the same call
+    """
+    rows = {WARMED_UP: np.ones(len(transcripts), bool)}
+    if "session_id" in transcripts and settings.folds > 1:
+        users = transcripts["session_id"].map(sessions.set_index("session_id")["user_id"])
+        fold = np.full(len(users), -1)
+        fold[users.notna()] = folds_of(users[users.notna()], settings, fold_seed)
+        if (fold >= 0).any():
+            rows |= {fold_name(number): fold != number for number in range(settings.folds)}
+    names = list(rows)
+
+    def documents_of(number: int) -> tuple[list, list]:
+        return prompter.transcripts(transcripts[rows[names[number]]], sessions)
+
+    def label(number: int) -> str:
+        how = {"reasoner": fingerprint(reasoner), "how": settings.model_dump(), "seed": seed, "adapter": names[number]}
+        return digest_of(how, [[*prompt, *query] for prompt, query in zip(*documents_of(number), strict=True)])
+
+    def make(number: int, shard: Path) -> None:
+        setup = Setup(folder=work / f"training-{number}", seed=seed)
+        trained, curve = warm_up(reasoner, *documents_of(number), settings, setup, head=len(prompter.head))
+        save(trained, shard / WARMED_UP)
+        write_table(shard / CURVE, curve.assign(adapter=names[number]))
+
+    make_shards(work, len(names), make, label=label)
+    curves = []
+    for number, name in enumerate(names):
+        (shard_path(work, number) / WARMED_UP).rename(folder / name)
+        curves.append(pd.read_parquet(shard_path(work, number) / CURVE))
+    return pd.concat(curves, ignore_index=True)
+
+
+def nats_per_token(reasoner: Reasoner, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]) -> float:
+    """Mean of -log p over all query tokens, end token included; exp of it is the perplexity. NaN without a query."""
+    total, tokens = 0.0, sum(map(len, queries))
+    rows = documents(prompts, queries)
+    with evaluating(reasoner.model), torch.inference_mode():
+        for first in range(0, len(rows), AT_ONCE):
+            batch = right_padded(rows[first : first + AT_ONCE], pad=reasoner.tokenizer.pad_token_id)
+            batch = {name: value.to(reasoner.device) for name, value in batch.items()}
+            total += float(_query_loss(reasoner, batch, 0)) * int((batch["length"] - batch["prompt"]).sum())
+    return total / tokens if tokens else math.nan
+
+
+def _query_loss(reasoner: Reasoner, batch: Mapping[str, Tensor], head: int) -> Tensor:
+    """Mean of -log p over the query tokens of a batch of `right_padded`, in nats. The first `head` tokens of its rows
+    are the same: they are run once."""
+    ids, before = batch["ids"], None
+    if head:
+        before = reasoner.trunk(input_ids=ids[:1, :head], use_cache=True).past_key_values
+    if before is None or not has_plain_cache(before, (DynamicLayer,)):
+        head, before = 0, None
+    cached = {"past_key_values": expanded(before, len(ids)), "use_cache": True} if head else {"use_cache": False}
+    states = reasoner.trunk(input_ids=ids[:, head:], **cached).last_hidden_state
+    rows = {"ids": ids[:, head:], "prompt": batch["prompt"] - head, "length": batch["length"] - head}
+    return next_token_loss(states, reasoner.plain.get_output_embeddings(), **rows, prompt_weight=0.0)
