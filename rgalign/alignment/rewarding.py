@@ -31,6 +31,7 @@ from rgalign.data.split import user_folds
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import with_click
 from rgalign.ranker.train import Parts, train_by_processes
+from rgalign.reasoner import build
 from rgalign.reasoner.model import Reasoner, export_reasoner, fingerprint
 from rgalign.reasoner.prompts import TINY
 from rgalign.reasoner.written import TextEmbedder
@@ -70,10 +71,16 @@ def write_candidates(context: Context, models: dict[str, Reasoner], work: Path) 
         "max_new_tokens": context.params.reasoner.queries.max_new_tokens,
         "seed": derived(context.params.run.seed, "candidates"),
     }
-    if context.recipe.launcher or context.params.reasoner.model != TINY:
-        return _write_in_shards(context, models, sessions, asked, work / "written")
-    prompters = {name: context.recipe.prompter(context.shop, model) for name, model in models.items()}
-    return generation.generate_candidates(models, prompters, sessions, **asked)
+    tables = []
+    for number, (rows, own) in enumerate(build.by_writer(context.recipe, models, sessions)):
+        part = sessions[rows].reset_index(drop=True)
+        if context.recipe.launcher or context.params.reasoner.model != TINY:
+            tables.append(_write_in_shards(context, own, part, asked, work / f"written-{number}"))
+        else:
+            prompters = {name: context.recipe.prompter(context.shop, model) for name, model in own.items()}
+            tables.append(generation.generate_candidates(own, prompters, part, **asked))
+    place = pd.Series(range(len(sessions)), sessions["session_id"])
+    return pd.concat(tables).sort_values("session_id", key=lambda ids: ids.map(place), kind="stable", ignore_index=True)
 
 
 def _write_in_shards(

@@ -102,8 +102,8 @@ def write(folder: Path, data: Path, train: Lists, how: Ranker, bias: Callable[[]
     folder.mkdir()
     asked = {own.exposure for own in how.settings().values()} - {"shown"}
     shop = tables.excerpt(data, ["shuffled"], splits=("train",), whole_lists="ips" in asked)
-    if asked:
-        _refuse_sampled(shop.name, shop.meta, " and ".join(sorted(asked)))
+    if "ips" in asked:
+        _refuse_sampled(shop.name, shop.meta)
     sessions = shop.sessions.set_index("session_id").loc[list(train.session_id)]
     shuffled = (sessions["shuffled"] if "shuffled" in sessions else pd.Series(False, sessions.index)).eq(True)
     looked = pd.DataFrame(columns=["position", "value"])
@@ -138,13 +138,13 @@ def with_exposure(lists: Lists, folder: Path | None) -> Lists:
     return replace(lists, timestamp=found["timestamp"].view("datetime64[us]"), weight=weight)
 
 
-def _refuse_sampled(name: str, meta: Mapping, asked: str) -> None:
+def _refuse_sampled(name: str, meta: Mapping) -> None:
     wrong = {key: meta[key] for key in ("sampled_negatives",) if meta.get(key)}
     if not meta.get("position_is_real", True):
         wrong["position_is_real"] = False
     if wrong:
         found = ", ".join(f"{key}: {value}" for key, value in wrong.items())
         raise ExposureError(
-            f"ranker.exposure is {asked}, and dataset.yaml of {name!r} says {found}; expected lists as they were "
-            "shown. What was drawn afterwards says nothing of exposure: set ranker.exposure to shown"
+            f"ranker.exposure is ips, and dataset.yaml of {name!r} says {found}; expected lists as they were "
+            "shown. What was drawn afterwards says nothing of exposure: set ranker.exposure to kb or shown"
         )

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from rgalign.data.features import UNKNOWN
 from rgalign.data.lists import PADDING, Intents, Lists
 from rgalign.params_training import RankerSettings
 
@@ -98,7 +99,8 @@ def _weighted(lists: Lists, intents: Intents) -> Lists:
 def with_unshown(lists: Lists, intents: Intents, most: int) -> Lists:
     """The lists and, on the right of each, at most so many intents that existed at its time and were not shown.
 
-    They are drawn uniformly without replacement, from torch's random state (`fit` seeds it). Raises ValueError for
+    One that was never clicked in train is not among them: it would only be seen as not clicked, which says nothing of
+    the day when it is new. They are drawn uniformly without replacement, from torch's random state (`fit` seeds it). Raises ValueError for
     lists without timestamps.
     """
     if lists.timestamp is None:
@@ -106,7 +108,7 @@ def with_unshown(lists: Lists, intents: Intents, most: int) -> Lists:
             "these lists have no timestamps, which say what else could have been shown: see ranker.exposure"
         )
     device, rows = lists.candidates.device, len(lists)
-    left = torch.from_numpy(intents.existing(lists.timestamp)).to(device)
+    left = torch.from_numpy(intents.existing(lists.timestamp)).to(device) & (intents.id.to(device) > UNKNOWN)
     padding_last = torch.where(lists.shown, lists.candidates.long(), len(intents))
     shown = torch.zeros((rows, len(intents) + 1), dtype=torch.bool, device=device).scatter_(1, padding_last, True)
     order = torch.rand(left.shape, device=device).masked_fill(~left | shown[:, :-1], 2)  # 2: not to be drawn

@@ -6,7 +6,7 @@ models/reasoner/<name>/   a reasoner, or where it was taken from (reasoner.sourc
 import copy
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from rgalign.reasoner.model import (
     load_saved,
     look,
     name_source,
+    place_of,
     save,
     tiny,
 )
@@ -202,17 +203,28 @@ def _warm_up(recipe: Recipe, dataset: Dataset, folder: Path, work: Path, seed: i
     return curve.drop(columns="seconds")
 
 
-def writers(recipe: Recipe, folder: Path, sessions: pd.DataFrame) -> list[tuple[np.ndarray, int | None]]:
-    """Who writes for these sessions: (rows (sessions,) bool, fold of the warm-up, or None: the model itself).
+def by_writer(
+    recipe: Recipe, models: Mapping[str, Reasoner], sessions: pd.DataFrame
+) -> Iterator[tuple[np.ndarray, dict[str, Reasoner]]]:
+    """Who writes for these sessions: (rows (sessions,) bool, name -> reasoner), a part at a time.
 
-    folder  of one of the run's models;  sessions  a session of train whose user's questions the model has read is
-    written for by the adapter of that user's fold (reasoner.warmup)
+    A session of train is written for by the adapter of its user's fold, where a model has read what that user typed
+    (reasoner.warmup); a model that was trained on since writes all the same.
     """
+    places = {name: place_of(model) for name, model in models.items()}
+    folders = {name: Path(place["folder"]) for name, place in places.items() if place and not place["adapter"]}
+    folded = {name for name, folder in folders.items() if (folder / fold_name(0)).is_dir()}
     fold = np.full(len(sessions), -1)
-    if (folder / fold_name(0)).is_dir():
+    if folded:
         of_train = sessions["split"].eq("train").to_numpy()
         fold[of_train] = folds_of(sessions["user_id"][of_train], recipe.settings.warmup, recipe.settings.seed)
-    return [(fold == number, None if number < 0 else int(number)) for number in np.unique(fold)]
+    for number in np.unique(fold):
+        own = (
+            {}
+            if number < 0
+            else {name: load_saved(folders[name], device=recipe.device, fold=number) for name in folded}
+        )
+        yield fold == number, {**models, **own}
 
 
 def _models_of(recipe: Recipe, vectors: Collection[str]) -> dict[str, tuple[str, int, TinyModel]]:
@@ -306,7 +318,11 @@ def written(
     """
     if not {*WRITTEN_TERMS} & {*ranker.match}:
         return None
-    queries = write(writer, recipe.prompter(dataset, writer), frame, ranker.written, seed=seed, work=work)
+    queries = []
+    for number, (rows, own) in enumerate(by_writer(recipe, {MAIN: writer}, frame)):
+        how = {"seed": seed, "work": work and work / f"part-{number}"}
+        queries.append(write(own[MAIN], recipe.prompter(dataset, writer), frame[rows], ranker.written, **how))
+    queries = pd.concat(queries, ignore_index=True)
     reader = TextEmbedder(main, recipe.prompter(dataset, main))
     return WrittenQueries(queries, reader.vectors(queries["query"].tolist()), reader.intents(dataset.intents))
 
