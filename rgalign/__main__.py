@@ -1,4 +1,4 @@
-"""The command line: python -m rgalign new | run | sweep | status | score | report | compare | check | world | .."""
+"""The command line: python -m rgalign new | run | sweep | status | score | report | compare | models | .."""
 
 import argparse
 import os
@@ -135,6 +135,12 @@ def check_command(options: argparse.Namespace) -> int:
     return 1 if report.errors else 0
 
 
+def models_command(options: argparse.Namespace) -> int:
+    from rgalign.commands import models
+
+    return models.models_command(options)
+
+
 def world_command(options: argparse.Namespace) -> int:
     assignments = parse_assignments(options.set)
     world_sizes = set(World.model_fields)
@@ -205,6 +211,9 @@ def _parser() -> argparse.ArgumentParser:
         "compare", run_folders.compare_command, "results of several runs side by side, paired if possible"
     )
     compare("runs", nargs="+", metavar="RUN")
+
+    models = command("models", models_command, "where a language model lies, and what it is; fetches smollm2")
+    models("names", nargs="+", metavar="MODEL", help="as reasoner.model: smollm2, a hub name, a folder, a .gguf file")
 
     check = command("check", check_command, "list every fault of a data set folder")
     check("folder")

@@ -9,6 +9,7 @@ Only text is YAML: params files, and `--set` on the command line. A Python value
 import difflib
 import json
 import os
+import time
 import timeit
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
@@ -216,7 +217,7 @@ def _resolved(params: Params) -> Params:
     """Seeds that are empty derive from run.seed (ARCHITECTURE.md, Randomness); dtype auto is what this machine has."""
     seed, reasoner, ranker = params.run.seed, params.reasoner, params.ranker
     if reasoner.dtype == "auto":
-        reasoner = reasoner.model_copy(update={"dtype": _quick_dtype(params.run.device)})
+        reasoner = reasoner.model_copy(update={"dtype": quick_dtype(params.run.device)})
 
     def seeded(section: Any, value: int) -> Any:
         return section if section.seed is not None else section.model_copy(update={"seed": value})
@@ -236,7 +237,7 @@ REMOVED = {  # parameters of earlier versions, and what to do
 }
 
 
-def _quick_dtype(device: str) -> str:
+def quick_dtype(device: str) -> str:
     """bfloat16 where the device multiplies in it and is quicker by it, else float32. A CPU is timed: some have the
     instructions and are slower with them."""
     import torch
@@ -248,7 +249,7 @@ def _quick_dtype(device: str) -> str:
     def seconds(dtype: torch.dtype) -> float:
         layer, rows = torch.nn.Linear(576, 1536, dtype=dtype), torch.ones(256, 576, dtype=dtype)  # as SmolLM2-135M has
         with torch.inference_mode():
-            return min(timeit.repeat(lambda: layer(rows), number=3, repeat=9))
+            return min(timeit.repeat(lambda: layer(rows), timer=time.process_time, number=5, repeat=5))
 
     return "bfloat16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "float32"
 
