@@ -79,13 +79,16 @@ def listnet_kl(kl_weight: float, widen: Widen | None = None) -> Loss:
 def widen_by(settings: RankerSettings) -> Widen | None:
     """What a click competes with in training (ranker.exposure) [C]; None: the shown list.
 
-    kb   and kb_negatives intents that were not shown. They have the mean position bias
+    kb   and kb_negatives intents that were not shown. They have the mean position bias. One that was never clicked in
+         train is not among them: it would only be seen as not clicked, which says nothing of the day when it is new
     ips  and all intents that were not shown, each click weighted by 1 / its chance of being seen (ranker.exposure):
          unbiased for the attraction of each intent where nothing is capped. The ranker has no position bias: with one,
          position would be corrected twice
     """
     if settings.exposure == "kb":
-        return lambda lists, intents: replace(with_unshown(lists, intents, settings.kb_negatives), weight=None)
+        return lambda lists, intents: replace(
+            with_unshown(lists, intents, settings.kb_negatives, intents.id > UNKNOWN), weight=None
+        )
     return _weighted if settings.exposure == "ips" else None
 
 
@@ -96,19 +99,19 @@ def _weighted(lists: Lists, intents: Intents) -> Lists:
     return replace(wide, weight=nn.functional.pad(lists.weight, (0, wide.unshown)))
 
 
-def with_unshown(lists: Lists, intents: Intents, most: int) -> Lists:
+def with_unshown(lists: Lists, intents: Intents, most: int, among: Tensor | None = None) -> Lists:
     """The lists and, on the right of each, at most so many intents that existed at its time and were not shown.
 
-    One that was never clicked in train is not among them: it would only be seen as not clicked, which says nothing of
-    the day when it is new. They are drawn uniformly without replacement, from torch's random state (`fit` seeds it). Raises ValueError for
-    lists without timestamps.
+    They are drawn uniformly without replacement, from torch's random state (`fit` seeds it); among: (intents,) bool,
+    those that may be drawn. Raises ValueError for lists without timestamps.
     """
     if lists.timestamp is None:
         raise ValueError(
             "these lists have no timestamps, which say what else could have been shown: see ranker.exposure"
         )
     device, rows = lists.candidates.device, len(lists)
-    left = torch.from_numpy(intents.existing(lists.timestamp)).to(device) & (intents.id.to(device) > UNKNOWN)
+    left = torch.from_numpy(intents.existing(lists.timestamp)).to(device)
+    left = left if among is None else left & among
     padding_last = torch.where(lists.shown, lists.candidates.long(), len(intents))
     shown = torch.zeros((rows, len(intents) + 1), dtype=torch.bool, device=device).scatter_(1, padding_last, True)
     order = torch.rand(left.shape, device=device).masked_fill(~left | shown[:, :-1], 2)  # 2: not to be drawn

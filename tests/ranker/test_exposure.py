@@ -191,6 +191,16 @@ def test_negatives_are_drawn_uniformly_from_what_existed_and_was_not_shown():
     assert (np.abs(times - expected) <= 4 * np.sqrt(expected)).all()
 
 
+def test_negatives_of_kb_were_clicked_in_train(config):
+    lists, intents = timed(make_lists("train", 50, seed=1)), make_intents()
+    known = intents.id.clone()
+    known[[1, 5, 6]] = UNKNOWN
+    wide = widen_by(RankerSettings(exposure="kb", kb_negatives=KB))(lists, replace(intents, id=known))
+    drawn = wide.candidates[:, 8:]
+    assert not torch.isin(drawn, torch.tensor([1, 5, 6])).any()
+    assert (drawn >= 0).any()
+
+
 @pytest.mark.parametrize("three", [False, True])
 def test_with_all_unshown_intents_the_loss_is_that_of_full_lists(config, three_config, three):
     lists = make_query_lists("train", 20, seed=2)
@@ -303,10 +313,9 @@ SAMPLED = {"popularity": 9, "uniform": 2, "smoothing": 0.5}
     [
         (
             {"sampled_negatives": SAMPLED},
-            "kb",
-            r"ranker\.exposure is kb, and dataset\.yaml of 'shopworld' says sampled_neg",
+            "ips",
+            r"ranker\.exposure is ips, and dataset\.yaml of 'shopworld' says sampled_neg",
         ),
-        ({"sampled_negatives": SAMPLED}, "ips", r"expected lists as they were shown"),
         ({"position_is_real": False}, "ips", r"says position_is_real: False"),
         (
             {"impressions": ["propensity"]},
