@@ -1,0 +1,197 @@
+"""The warm-up of a pretrained model: its loss by plain torch, who may read whose words, and what a kill leaves."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_models
+import torch
+from peft import PeftModel
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from rgalign.params_schema import Params, Warmup
+from rgalign.params_schema import Reasoner as ReasonerSettings
+from rgalign.reasoner import build, warmup
+from rgalign.reasoner.model import ReasonerError, fingerprint, load, load_saved
+from rgalign.reasoner.tiny import build_tokenizer, count_words
+from rgalign.reasoner.trainer import Setup
+
+HOW = Warmup(epochs=2, learning_rate=1e-2, documents_per_batch=8, folds=2)
+
+
+def random_documents(count=24, head=4):
+    """Prompts that share their first ids, and queries, of the small tokenizer; id 2 ends."""
+    drawn = np.random.default_rng(0)
+    prompts = [[3, 4, 5, 6, *drawn.integers(7, 40, drawn.integers(1, 6)).tolist()][:] for _ in range(count)]
+    return prompts, [[*drawn.integers(7, 40, drawn.integers(1, 4)).tolist(), 2] for _ in range(count)]
+
+
+def nats_by_hand(model, prompts, queries) -> float:
+    """Each document by itself, without padding or cache."""
+    total = 0.0
+    with torch.no_grad():
+        for prompt, query in zip(prompts, queries, strict=True):
+            logits = model(torch.tensor([prompt + query])).logits[0].float().log_softmax(-1)
+            total -= sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(query))
+    return total / sum(map(len, queries))
+
+
+def test_nats_per_token_are_those_of_each_document_by_itself(folder):
+    reasoner, (prompts, queries) = load(str(folder)), random_documents(count=warmup.AT_ONCE + 3)
+    expected = nats_by_hand(reasoner.model, prompts, queries)
+    assert warmup.nats_per_token(reasoner, prompts, queries) == pytest.approx(expected, rel=1e-5)
+    assert np.isnan(warmup.nats_per_token(reasoner, [], []))
+
+
+def test_the_first_loss_is_that_of_the_model_and_what_is_read_gets_likelier(folder, tmp_path):
+    reasoner, (prompts, queries) = load(str(folder)), random_documents()
+    how = HOW.model_copy(update={"documents_per_batch": len(prompts), "epochs": 20.0})
+    warm, curve = warmup.warm_up(reasoner, prompts, queries, how, Setup(tmp_path / "work", seed=0), head=4)
+    assert curve["loss"][0] == pytest.approx(nats_by_hand(reasoner.model, prompts, queries), rel=1e-4)
+    assert isinstance(warm.model, PeftModel)
+    assert nats_by_hand(warm.model, prompts, queries) < curve["loss"][0] - 0.1
+
+
+def test_a_head_that_is_run_once_changes_no_gradient(folder, tmp_path):
+    reasoner, (prompts, queries) = load(str(folder)), random_documents()
+    losses = [
+        warmup.warm_up(reasoner, prompts, queries, HOW, Setup(tmp_path / f"{head}", seed=0), head=head)[1]["loss"]
+        for head in (0, 4)
+    ]
+    assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def typed(shop):
+    """The shop, each of whose users has typed a question in a session of train, and a model that knows its words."""
+    sessions = shop.sessions.drop_duplicates("user_id").head(60)
+    texts = [f"where is my order number {row}" for row in range(len(sessions))]
+    transcripts = pd.DataFrame({"session_id": sessions["session_id"].to_numpy(), "typed_query": texts})
+    return replace(shop, transcripts=transcripts)
+
+
+@pytest.fixture(scope="module")
+def model_folder(typed, tmp_path_factory):
+    kinds = typed.meta["features"]
+    shown = [name for name, kind in kinds.items() if kind == "text"]
+    counts = count_words(features=shown, kinds=kinds, intents=typed.intents, sessions=typed.sessions)
+    counts |= count_words(features=(), kinds=kinds, intents=typed.intents, transcripts=typed.transcripts)
+    words = build_tokenizer(counts, min_count=1)
+    folder = tmp_path_factory.mktemp("model") / "small"
+    return small_models.qwen3(folder, words=words, vocab_size=len(words))
+
+
+def recipe(folder, warm=HOW, **more) -> build.Recipe:
+    own = Params().reasoner.model_dump() | {"seed": 5, "model": str(folder), "warmup": warm.model_dump(), **more}
+    return build.Recipe(ReasonerSettings(**own))
+
+
+def made(asked, shop, tmp_path, name="built"):
+    curves = build.build_models(asked, shop, {"prompt"}, folder=tmp_path / name, work=tmp_path / "work")
+    return tmp_path / name, curves
+
+
+def adapters(folder):
+    return {path.parent.name: load_file(path) for path in sorted(folder.glob("main/*/adapter_model.safetensors"))}
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def run(typed, model_folder, tmp_path_factory):
+    return made(recipe(model_folder), typed, tmp_path_factory.mktemp("run"))
+
+
+def test_a_model_is_saved_by_its_name_and_its_adapters(run, typed, model_folder):
+    folder, curves = run
+    assert sorted(path.name for path in (folder / "main").iterdir()) == ["adapter", "fold-0", "fold-1", "source.json"]
+    assert list(curves["model"].unique()) == ["main", "main/fold-0", "main/fold-1"]
+    assert set(curves) == {"model", "step", "loss"}
+    warm = build.load_models(recipe(model_folder), folder)["main"]
+    assert fingerprint(warm) != fingerprint(load(str(model_folder)))
+    assert fingerprint(warm) != fingerprint(load_saved(folder / "main", fold=0))
+    assert not isinstance(warm.model, PeftModel), "merged: an adapter beside the weights is slow to write with"
+    put = recipe(model_folder).prompter(typed, warm)
+    asked = put.transcripts(typed.transcripts, typed.sessions)
+    assert warmup.nats_per_token(warm, *asked) < warmup.nats_per_token(load(str(model_folder)), *asked) - 0.1
+
+
+def test_the_adapter_of_a_fold_has_not_read_its_users(run, typed, model_folder, tmp_path):
+    users = typed.transcripts["session_id"].map(typed.sessions.set_index("session_id")["user_id"])
+    fold = warmup.folds_of(users, HOW, 5)
+    assert 15 < fold.sum() < 45
+    other = typed.transcripts.copy()
+    other.loc[fold == 0, "typed_query"] = "my order number where is"  # what fold 0 typed is another text
+    changed, _ = made(recipe(model_folder), replace(typed, transcripts=other), tmp_path)
+    before, after = adapters(run[0]), adapters(changed)
+    assert same(before["fold-0"], after["fold-0"])
+    assert not same(before["fold-1"], after["fold-1"])
+    assert not same(before["adapter"], after["adapter"])
+
+
+def test_who_writes_for_a_session(run, typed, model_folder):
+    asked, main = recipe(model_folder), build.load_models(recipe(model_folder), run[0])["main"]
+    sessions = typed.sessions.assign(split=np.where(np.arange(len(typed.sessions)) % 3, "train", "valid"))
+    fold = warmup.folds_of(sessions["user_id"], HOW, 5)
+    fold[sessions["split"] == "valid"] = -1
+    parts = list(build.by_writer(asked, {"main": main, "other": main}, sessions))
+    assert [rows.tolist() for rows, _ in parts] == [(fold == number).tolist() for number in (-1, 0, 1)]
+    prints = [fingerprint(own["main"]) for _, own in parts]
+    assert prints == [fingerprint(main), *(fingerprint(load_saved(run[0] / "main", fold=i)) for i in (0, 1))]
+    tuned = replace(main, model=load(str(model_folder)).model)  # what RG-SFT makes: no longer the run's own
+    (rows, own) = next(iter(build.by_writer(asked, {"main": tuned}, sessions)))
+    assert rows.all()
+    assert own["main"] is tuned
+
+
+def test_a_killed_warm_up_goes_on_to_the_same_bytes(run, typed, model_folder, tmp_path, monkeypatch):
+    trained, calls = warmup.warm_up, []
+
+    def killed(*arguments, **more):
+        calls.append(len(arguments[1]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return trained(*arguments, **more)
+
+    monkeypatch.setattr(warmup, "warm_up", killed)
+    with pytest.raises(KeyboardInterrupt):
+        made(recipe(model_folder), typed, tmp_path)
+    shutil.rmtree(tmp_path / "built")
+    folder, curves = made(recipe(model_folder), typed, tmp_path)
+    assert calls[0] == 60
+    assert len(calls) == 4, "what was finished is not trained again"
+    before, after = adapters(run[0]), adapters(folder)
+    assert all(same(before[name], after[name]) for name in before)
+    pd.testing.assert_frame_equal(curves, run[1])
+
+
+def test_chats_of_no_session_need_no_folds(shop, model_folder, tmp_path):
+    folder, _ = made(recipe(model_folder, HOW.model_copy(update={"epochs": 0.2})), shop, tmp_path)
+    assert sorted(path.name for path in (folder / "main").iterdir()) == ["adapter", "source.json"]
+
+
+def test_the_other_model_may_stay_as_it_is(typed, model_folder, tmp_path):
+    others = [{"model": str(model_folder), "warmup": False}, {"model": str(model_folder), "seed": 9}]
+    asked = recipe(model_folder, HOW.model_copy(update={"epochs": 0.2}), others=others)
+    folder, curves = made(asked, typed, tmp_path)
+    assert {name.split("/")[0] for name in curves["model"]} == {"main", "other-2"}
+    models = build.load_models(asked, folder)
+    assert fingerprint(models["other-1"]) == fingerprint(load(str(model_folder)))
+    assert len({fingerprint(model) for model in models.values()}) == 3
+
+
+def test_without_transcripts_it_is_refused(typed, model_folder, tmp_path):
+    with pytest.raises(ReasonerError, match="no transcript may be read"):
+        made(recipe(model_folder), replace(typed, transcripts=None), tmp_path)
+
+
+@pytest.mark.parametrize(("given", "says"), [({}, "tiny is trained here"), ({"kind": "encoder"}, "writes nothing")])
+def test_what_cannot_be_warmed_up_is_refused_by_name(given, says):
+    own = {"model": "tiny" if not given else "some-encoder", "warmup": {"epochs": 1.0}, **given}
+    with pytest.raises(ValidationError, match=says):
+        ReasonerSettings(**own)
