@@ -44,7 +44,7 @@ from rgalign.reasoner.model import (
 from rgalign.reasoner.prompts import PROMPT, PROMPT_QUERY, TINY, Prompter, intent_texts, prompter, shown_features
 from rgalign.reasoner.tiny import build_tokenizer, count_words, pretrain
 from rgalign.reasoner.trainer import Setup
-from rgalign.reasoner.warmup import folds_of, write_adapters
+from rgalign.reasoner.warmup import before_and_after, folds_of, write_adapters
 from rgalign.reasoner.written import TextEmbedder, WrittenQueries, write
 from rgalign.run.distributed import each
 from rgalign.seeding import seeded
@@ -203,6 +203,15 @@ def _warm_up(recipe: Recipe, dataset: Dataset, folder: Path, work: Path, seed: i
     return curve.drop(columns="seconds")
 
 
+def warmed_up(recipe: Recipe, dataset: Dataset, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """What the main model's warm-up changed (warmup.before_and_after); None where there was none. folder: of models."""
+    if not (folder / MAIN / WARMED_UP).is_dir():
+        return None
+    put = recipe.prompter(dataset, load_saved(folder / MAIN, device=recipe.device))
+    given = _transcripts(dataset), _train(dataset), recipe.settings.warmup
+    return before_and_after(folder / MAIN, put, *given, fold_seed=recipe.settings.seed, device=recipe.device)
+
+
 def by_writer(
     recipe: Recipe, models: Mapping[str, Reasoner], sessions: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, dict[str, Reasoner]]]:
@@ -222,7 +231,7 @@ def by_writer(
         own = (
             {}
             if number < 0
-            else {name: load_saved(folders[name], device=recipe.device, fold=number) for name in folded}
+            else {name: load_saved(folders[name], device=recipe.device, adapter=fold_name(number)) for name in folded}
         )
         yield fold == number, {**models, **own}
 

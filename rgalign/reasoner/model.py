@@ -277,12 +277,17 @@ def fold_name(fold: int) -> str:
 
 
 def load_saved(
-    folder: Path, *, kind: str = "causal", dtype: str = "float32", device: str = "auto", fold: int | None = None
+    folder: Path,
+    *,
+    kind: str = "causal",
+    dtype: str = "float32",
+    device: str = "auto",
+    adapter: str | None = WARMED_UP,
 ) -> Reasoner:
-    """The reasoner of a folder of models/reasoner, with the adapter of its warm-up merged.
+    """The reasoner of a folder of models/reasoner, with the adapter of its warm-up merged, where it had one.
 
     kind, dtype  of one that was trained here; else they are stored
-    fold         with that fold's adapter in place of the one of all users
+    adapter      another of its adapters (`fold_name`); None: as it was before the warm-up
     Raises ReasonerError, also where a pretrained model has changed since the run read it.
     """
     if not (folder / SOURCE).is_file():
@@ -296,15 +301,11 @@ def load_saved(
             f"{folder} names what has changed since notebook 02 read it:\n{lines}\nPut back what was there, or run "
             "02_reasoner and all that follows again"
         )
-    return _warmed_up(folder, load(**source, device=device), source["quantize"], fold)
-
-
-def _warmed_up(folder: Path, found: Reasoner, quantize: str | None, fold: int | None) -> Reasoner:
-    """With the adapter of its warm-up, if there is one."""
-    adapter = folder / (WARMED_UP if fold is None else fold_name(fold))
-    if adapter.is_dir():
-        found = replace(found, model=adapted(found.model, adapter, found.name, merge=not quantize))
-    return found if fold is not None else read_from(found, folder)
+    found = load(**source, device=device)
+    own = adapter and folder / adapter
+    if own and own.is_dir():
+        found = replace(found, model=adapted(found.model, own, found.name, merge=not source["quantize"]))
+    return read_from(found, folder) if adapter == WARMED_UP else found
 
 
 def read_from(reasoner: Reasoner, folder: Path, adapter: Path | None = None) -> Reasoner:

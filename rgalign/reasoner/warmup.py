@@ -20,8 +20,8 @@ from transformers.cache_utils import DynamicLayer
 from rgalign.data.split import user_folds
 from rgalign.params_schema import Warmup
 from rgalign.reasoner.batches import Task, documents, evaluating, right_padded
-from rgalign.reasoner.generate import expanded, has_plain_cache
-from rgalign.reasoner.model import WARMED_UP, Reasoner, fingerprint, fold_name, save
+from rgalign.reasoner.generate import expanded, greedy, has_plain_cache
+from rgalign.reasoner.model import WARMED_UP, Reasoner, fingerprint, fold_name, load_saved, save
 from rgalign.reasoner.prompts import Prompter
 from rgalign.reasoner.tiny import next_token_loss
 from rgalign.reasoner.trainer import Schedule, Setup, fit
@@ -80,13 +80,9 @@ def write_adapters(
     transcripts  that may be read;  sessions  of train, which some of them name: only then there are folds
     seed         of this model's training;  work  what a killed call has finished is kept there, for the same call
     """
-    rows = {WARMED_UP: np.ones(len(transcripts), bool)}
-    if "session_id" in transcripts and settings.folds > 1:
-        users = transcripts["session_id"].map(sessions.set_index("session_id")["user_id"])
-        fold = np.full(len(users), -1)
-        fold[users.notna()] = folds_of(users[users.notna()], settings, fold_seed)
-        if (fold >= 0).any():
-            rows |= {fold_name(number): fold != number for number in range(settings.folds)}
+    rows, fold = {WARMED_UP: np.ones(len(transcripts), bool)}, _fold_of_each(transcripts, sessions, settings, fold_seed)
+    if (fold >= 0).any():
+        rows |= {fold_name(number): fold != number for number in range(settings.folds)}
     names = list(rows)
 
     def documents_of(number: int) -> tuple[list, list]:
@@ -108,6 +104,47 @@ def write_adapters(
         (shard_path(work, number) / WARMED_UP).rename(folder / name)
         curves.append(pd.read_parquet(shard_path(work, number) / CURVE))
     return pd.concat(curves, ignore_index=True)
+
+
+def _fold_of_each(transcripts: pd.DataFrame, sessions: pd.DataFrame, settings: Warmup, seed: int) -> np.ndarray:
+    """(transcripts,) the fold of each one's user; -1 where it names no session, or there are no folds."""
+    fold = np.full(len(transcripts), -1)
+    if "session_id" in transcripts and settings.folds > 1:
+        users = transcripts["session_id"].map(sessions.set_index("session_id")["user_id"])
+        fold[users.notna()] = folds_of(users[users.notna()], settings, seed)
+    return fold
+
+
+def before_and_after(
+    folder: Path,
+    prompter: Prompter,
+    transcripts: pd.DataFrame,
+    sessions: pd.DataFrame,
+    settings: Warmup,
+    *,
+    fold_seed: int,
+    device: str,
+    most: int = 100,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the warm-up changed: (rows before and after, questions). Arguments: see `write_adapters`.
+
+    It is shown on the first questions of fold 0, by the adapter that has not read them; where there are no folds on
+    the first of all, which it has read. Columns: questions; perplexity of the typed ones, a token; different, the share
+    of greedy queries that are; read, whether the adapter had. questions: typed, before, after.
+    """
+    fold = _fold_of_each(transcripts, sessions, settings, fold_seed)
+    unread = (folder / fold_name(0)).is_dir()
+    shown = transcripts[fold == 0 if unread else np.ones(len(fold), bool)].head(most)
+    prompts, typed = prompter.transcripts(shown, sessions)
+    table, questions = [], {"typed": [prompter.text(query) for query in typed]}
+    for name, adapter in (("before", None), ("after", fold_name(0) if unread else WARMED_UP)):
+        reasoner = load_saved(folder, device=device, adapter=adapter)
+        perplexity = math.exp(nats_per_token(reasoner, prompts, typed))
+        how = {"max_new_tokens": prompter.max_new_tokens, "progress": False}
+        questions[name] = greedy(reasoner, prompter, prompts, **how)["query"].tolist()
+        table.append((len(prompts), perplexity, len(set(questions[name])) / max(len(prompts), 1), not unread))
+    columns = ["questions", "perplexity", "different", "read"]
+    return pd.DataFrame(table, columns=columns, index=["before", "after"]), pd.DataFrame(questions)
 
 
 def nats_per_token(reasoner: Reasoner, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]) -> float:

@@ -114,11 +114,27 @@ def test_a_model_is_saved_by_its_name_and_its_adapters(run, typed, model_folder)
     assert set(curves) == {"model", "step", "loss"}
     warm = build.load_models(recipe(model_folder), folder)["main"]
     assert fingerprint(warm) != fingerprint(load(str(model_folder)))
-    assert fingerprint(warm) != fingerprint(load_saved(folder / "main", fold=0))
+    assert fingerprint(warm) != fingerprint(load_saved(folder / "main", adapter="fold-0"))
     assert not isinstance(warm.model, PeftModel), "merged: an adapter beside the weights is slow to write with"
     put = recipe(model_folder).prompter(typed, warm)
     asked = put.transcripts(typed.transcripts, typed.sessions)
     assert warmup.nats_per_token(warm, *asked) < warmup.nats_per_token(load(str(model_folder)), *asked) - 0.1
+
+
+def test_before_and_after_are_shown_on_questions_that_the_adapter_has_not_read(run, typed, model_folder):
+    table, questions = build.warmed_up(recipe(model_folder), typed, run[0])
+    users = typed.transcripts["session_id"].map(typed.sessions.set_index("session_id")["user_id"])
+    unread = typed.transcripts[warmup.folds_of(users, HOW, 5) == 0]
+    assert questions["typed"].tolist() == unread["typed_query"].tolist()
+    asked = recipe(model_folder).prompter(typed, load(str(model_folder))).transcripts(unread, typed.sessions)
+    models = load(str(model_folder)), load_saved(run[0] / "main", adapter="fold-0")
+    assert table["perplexity"].tolist() == pytest.approx(
+        [np.exp(nats_by_hand(m.model, *asked)) for m in models], rel=1e-4
+    )
+    assert table["perplexity"]["after"] < table["perplexity"]["before"]
+    assert table["questions"].tolist() == [len(unread)] * 2
+    assert not table["read"].any()
+    assert build.warmed_up(recipe(model_folder), typed, run[0] / "main") is None
 
 
 def test_the_adapter_of_a_fold_has_not_read_its_users(run, typed, model_folder, tmp_path):
@@ -142,7 +158,10 @@ def test_who_writes_for_a_session(run, typed, model_folder):
     parts = list(build.by_writer(asked, {"main": main, "other": main}, sessions))
     assert [rows.tolist() for rows, _ in parts] == [(fold == number).tolist() for number in (-1, 0, 1)]
     prints = [fingerprint(own["main"]) for _, own in parts]
-    assert prints == [fingerprint(main), *(fingerprint(load_saved(run[0] / "main", fold=i)) for i in (0, 1))]
+    assert prints == [
+        fingerprint(main),
+        *(fingerprint(load_saved(run[0] / "main", adapter=f"fold-{i}")) for i in (0, 1)),
+    ]
     tuned = replace(main, model=load(str(model_folder)).model)  # what RG-SFT makes: no longer the run's own
     (rows, own) = next(iter(build.by_writer(asked, {"main": tuned}, sessions)))
     assert rows.all()
