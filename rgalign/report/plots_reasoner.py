@@ -47,8 +47,8 @@ def prompt_tokens(tokens: pd.DataFrame, width: int = 110) -> Figure:
 
 
 def pretraining(curves: pd.DataFrame) -> Figure:
-    """Loss of pre-training. curves: columns model, step, loss (nats)."""
-    axes = panel((7, 3), "Pre-training the tiny model", "step", "both losses, nats")
+    """Loss of pre-training or warm-up. curves: columns model, step, loss (nats)."""
+    axes = panel((7, 3), "Training of the language models", "step", "loss, nats")
     for number, (model, curve) in enumerate(curves.groupby("model", sort=False)):
         style = {"color": COLOURS[number % 8], "marker": MARKERS[number % 8], "label": model}
         axes.plot(curve.step, curve.loss, ms=3, **style)
