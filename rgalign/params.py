@@ -256,7 +256,9 @@ def quick_dtype(device: str) -> str:
 
 def _nearest(key: str) -> str:
     names = list(_names(Params))
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(names)}
+    section = key.split(".")[0] + "."
+    own_last = sorted(reversed(names), key=lambda name: name.startswith(section))  # of equal leaves its own section's
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in own_last}
     near = difflib.get_close_matches(key, names, 1, 0.75)
     if not near:  # the leaf may be right and the section wrong
         near = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, 1, 0.6)]

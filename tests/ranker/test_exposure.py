@@ -11,11 +11,12 @@ import torch
 from small_lists import KB, fit, make_intents, make_lists, make_query_intents, make_query_lists
 
 from rgalign.data import tables
+from rgalign.data.features import UNKNOWN
 from rgalign.data.lists import Lists, Match, with_match
 from rgalign.params_training import Ranker, RankerSettings
 from rgalign.ranker import exposure
 from rgalign.ranker.fit import score_kb
-from rgalign.ranker.losses import listnet, listnet_loss, with_unshown
+from rgalign.ranker.losses import listnet, listnet_loss, widen_by, with_unshown
 from rgalign.ranker.towers import ThreeTower, TwoTower, bias_of
 from rgalign.shopworld.tables import DAYS, World
 from rgalign.shopworld.traffic import Traffic, draw_lists
@@ -209,6 +210,7 @@ def test_with_all_unshown_intents_the_loss_is_that_of_full_lists(config, three_c
         (ThreeTower(three_config()), make_query_intents()) if three else (TwoTower(config()), make_intents())
     )
     ranker.eval()  # without dropout and position bias
+    intents = replace(intents, id=intents.id.clamp(min=2))  # all clicked in train, else kb draws them never
     clicked = torch.zeros((20, KB), dtype=torch.bool)
     clicked[torch.arange(20)[:, None].expand_as(lists.candidates), lists.candidates.long()] = lists.clicked
     full = replace(lists, candidates=torch.arange(KB).expand(20, -1), clicked=clicked)
