@@ -12,7 +12,6 @@ from ranker.small_lists import QUERY_DIM, SMALL, make_lists, make_query_intents,
 from torch import nn
 
 from rgalign.alignment import dpo as rg_dpo
-from rgalign.alignment import sft as rg_sft
 from rgalign.alignment.contrastive import ranker_nce
 from rgalign.alignment.logprobs import SEPARATE
 from rgalign.alignment.reward import RewardModel
@@ -23,6 +22,7 @@ from rgalign.params import ROOT
 from rgalign.params_training import Dpo, RankerSettings
 from rgalign.ranker.losses import listnet_kl, listnet_loss
 from rgalign.ranker.towers import Branches, ThreeTower, ThreeTowerConfig, TwoTower, TwoTowerConfig
+from rgalign.reasoner import query_loss
 from rgalign.reasoner.tiny import ahead_loss, next_token_loss
 
 DISPLAYED = defaultdict(list)  # notebook -> formulae that a test of this file works out
@@ -184,7 +184,7 @@ def batch_of(documents) -> dict:
 def test_rg_sft():
     tokens = sum(len(query) for _, query in DOCUMENTS)
     expected = -sum(MODEL.of(*document) for document in DOCUMENTS) / tokens
-    assert rg_sft.query_loss(MODEL, batch_of(DOCUMENTS))[0].item() == pytest.approx(expected, rel=1e-5)
+    assert query_loss.query_loss(MODEL, batch_of(DOCUMENTS))[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def dpo_loss(sft_weight: float) -> float:

@@ -6,41 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from rgalign.reasoner.batches import documents, evaluating, is_out_of_memory, retry_smaller, right_padded, tokens_of
 from rgalign.reasoner.model import Reasoner
+from rgalign.reasoner.query_loss import query_log_probabilities, token_log_probabilities
 from rgalign.run import distributed
-
-
-def query_log_probabilities(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """(rows,) float32: log p(query | prompt) in nats, summed over the query's tokens, the end token included.
-
-    batch  ids (rows, longest), prompt (rows,), length (rows,), see `right_padded`
-    """
-    ids, place = batch["ids"], torch.arange(1, batch["ids"].shape[1], device=batch["ids"].device)
-    asked = (place >= batch["prompt"][:, None]) & (place < batch["length"][:, None])
-    return token_log_probabilities(model, ids, asked).sum(dim=1)
-
-
-def token_log_probabilities(model: nn.Module, ids: Tensor, asked: Tensor, **more: Tensor) -> Tensor:
-    """(rows, longest - 1) float32: log p in nats of each token behind the first, given those before it; 0: not asked.
-
-    ids (rows, longest); asked (rows, longest - 1): which of them; more: what else the model is given, such as a mask
-    Only the states before the asked tokens reach the language head. They are picked as they enter it: so the model
-    does to its logits whatever it does after the head (Gemma caps them), and no logits of prompts are ever made.
-    """
-
-    def pick(head: nn.Module, states: tuple[Tensor]) -> tuple[Tensor]:
-        return (states[0][:, :-1][asked][None],)  # (1, query tokens, hidden)
-
-    with model.get_output_embeddings().register_forward_pre_hook(pick):
-        logits = model(input_ids=ids, use_cache=False, **more).logits[0]
-    log_p = -functional.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
-    # by place and not by index_add: on a GPU that adds in any order
-    return torch.zeros(asked.shape, device=ids.device).masked_scatter(asked, log_p)
 
 
 @dataclass(frozen=True)

@@ -6,56 +6,27 @@ models/reasoner/<name>/adapter/   has read the questions of all users that may b
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from rgalign.data.split import user_folds
 from rgalign.params_schema import Warmup
-from rgalign.reasoner.batches import Task, documents, evaluating, right_padded
-from rgalign.reasoner.generate import expanded, greedy, has_plain_cache
+from rgalign.reasoner.batches import documents, evaluating, right_padded
+from rgalign.reasoner.generate import greedy
 from rgalign.reasoner.model import WARMED_UP, Reasoner, fingerprint, fold_name, load_saved, save
 from rgalign.reasoner.prompts import Prompter
-from rgalign.reasoner.tiny import next_token_loss
-from rgalign.reasoner.trainer import Schedule, Setup, fit
+from rgalign.reasoner.query_loss import learn_queries, query_log_probabilities
+from rgalign.reasoner.trainer import Schedule, Setup
 from rgalign.run.artifacts import write_table
 from rgalign.run.distributed import digest_of, make_shards, shard_path
 from rgalign.seeding import derived
 
 CURVE = "curve.parquet"
 AT_ONCE = 16  # documents whose loss is taken together
-
-
-def warm_up(
-    reasoner: Reasoner,
-    prompts: Sequence[Sequence[int]],
-    queries: Sequence[Sequence[int]],
-    settings: Warmup,
-    setup: Setup,
-    *,
-    head: int = 0,
-) -> tuple[Reasoner, pd.DataFrame]:
-    """The reasoner with an adapter trained to write these queries, and its curve: step, loss, seconds.
-
-    prompts, queries  token ids (Prompter.transcripts), end id last;  head  how many first ids all prompts share
-    The loss is the mean of -log p over a batch's query tokens, in nats.
-    """
-
-    def loss(model, batch):
-        return _query_loss(replace(reasoner, model=model), batch, head), {}
-
-    collate = partial(right_padded, pad=reasoner.tokenizer.pad_token_id)
-    schedule = Schedule(settings.epochs, settings.learning_rate, settings.documents_per_batch)
-    task = Task("warm-up", documents(prompts, queries), collate, loss)
-    identity = {"reasoner": fingerprint(reasoner)}
-    return fit(reasoner, task, schedule, replace(setup, lora=settings.lora), identity=identity)
 
 
 def folds_of(user_ids: Sequence[str], settings: Warmup, seed: int) -> np.ndarray:
@@ -93,8 +64,10 @@ def write_adapters(
         return digest_of(how, [[*prompt, *query] for prompt, query in zip(*documents_of(number), strict=True)])
 
     def make(number: int, shard: Path) -> None:
-        setup = Setup(folder=work / f"training-{number}", seed=seed)
-        trained, curve = warm_up(reasoner, *documents_of(number), settings, setup, head=len(prompter.head))
+        setup = Setup(folder=work / f"training-{number}", seed=seed, lora=settings.lora)
+        schedule = Schedule(settings.epochs, settings.learning_rate, settings.documents_per_batch)
+        how = {"title": "warm-up", "head": len(prompter.head)}
+        trained, curve = learn_queries(reasoner, *documents_of(number), schedule, setup, **how)
         save(trained, shard / WARMED_UP)
         write_table(shard / CURVE, curve.assign(adapter=names[number]))
 
@@ -149,25 +122,10 @@ def before_and_after(
 
 def nats_per_token(reasoner: Reasoner, prompts: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]) -> float:
     """Mean of -log p over all query tokens, end token included; exp of it is the perplexity. NaN without a query."""
-    total, tokens = 0.0, sum(map(len, queries))
-    rows = documents(prompts, queries)
+    total, rows = 0.0, documents(prompts, queries)
     with evaluating(reasoner.model), torch.inference_mode():
         for first in range(0, len(rows), AT_ONCE):
             batch = right_padded(rows[first : first + AT_ONCE], pad=reasoner.tokenizer.pad_token_id)
             batch = {name: value.to(reasoner.device) for name, value in batch.items()}
-            total += float(_query_loss(reasoner, batch, 0)) * int((batch["length"] - batch["prompt"]).sum())
-    return total / tokens if tokens else math.nan
-
-
-def _query_loss(reasoner: Reasoner, batch: Mapping[str, Tensor], head: int) -> Tensor:
-    """Mean of -log p over the query tokens of a batch of `right_padded`, in nats. The first `head` tokens of its rows
-    are the same: they are run once."""
-    ids, before = batch["ids"], None
-    if head:
-        before = reasoner.trunk(input_ids=ids[:1, :head], use_cache=True).past_key_values
-    if before is None or not has_plain_cache(before, (DynamicLayer,)):
-        head, before = 0, None
-    cached = {"past_key_values": expanded(before, len(ids)), "use_cache": True} if head else {"use_cache": False}
-    states = reasoner.trunk(input_ids=ids[:, head:], **cached).last_hidden_state
-    rows = {"ids": ids[:, head:], "prompt": batch["prompt"] - head, "length": batch["length"] - head}
-    return next_token_loss(states, reasoner.plain.get_output_embeddings(), **rows, prompt_weight=0.0)
+            total -= float(query_log_probabilities(reasoner.model, batch).sum())
+    return total / sum(map(len, queries)) if rows else math.nan

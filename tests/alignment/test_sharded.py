@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 import small_pairs
 from rgalign.alignment.contrastive import prompt_vectors
-from rgalign.alignment.sft import query_loss
+from rgalign.reasoner.query_loss import query_loss
 from rgalign.reasoner.batches import documents, right_padded
 from rgalign.reasoner.model import save
 from rgalign.reasoner.trainer import loss_as_forward, unshard

@@ -15,16 +15,16 @@ from small_trainings import sft
 from rgalign.alignment import contrastive as rg_cl
 from rgalign.alignment import dpo as rg_dpo
 from rgalign.alignment import logprobs
-from rgalign.alignment import sft as rg_sft
 from rgalign.alignment.logprobs import log_probabilities
 from rgalign.errors import TrainingError
+from rgalign.reasoner import query_loss as learning
 from rgalign.reasoner.model import fingerprint
 from rgalign.reasoner.trainer import Engine
 from rgalign.run import distributed
 
 CURVE = dict(rtol=1e-4, atol=1e-5)  # sums in another order, as in test_tuning_processes
 NO_ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-STEPS = {"sft": (rg_sft, "query_loss"), "dpo": (rg_dpo, "dpo_loss"), "cl": (rg_cl, "rg_cl_loss")}
+STEPS = {"sft": (learning, "query_loss"), "dpo": (rg_dpo, "dpo_loss"), "cl": (rg_cl, "rg_cl_loss")}
 
 
 class Backwards(torch.autograd.Function):
@@ -117,7 +117,7 @@ def test_one_of_several_processes_does_not_halve_alone(tmp_path, monkeypatch):
         monkeypatch.setattr(distributed, "several", lambda: True)
         raise NO_ROOM
 
-    monkeypatch.setattr(rg_sft, "query_loss", alone)
+    monkeypatch.setattr(learning, "query_loss", alone)
     with pytest.raises(TrainingError, match=r"Lower alignment\.engine\.tokens_per_batch"):
         process_worker.train("sft", tmp_path)
 
@@ -126,7 +126,7 @@ def test_another_error_is_no_want_of_memory(tmp_path, monkeypatch):
     def broken(model, batch):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(rg_sft, "query_loss", broken)
+    monkeypatch.setattr(learning, "query_loss", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         process_worker.train("sft", tmp_path)
 
@@ -145,7 +145,8 @@ def test_reading_halves_too(tmp_path, monkeypatch, caplog):
             raise NO_ROOM
         return unbroken(model, ids, asked, **more)
 
-    monkeypatch.setattr(logprobs, "token_log_probabilities", small)
+    for module in (learning, logprobs):  # of documents, and of pairs that share a prompt
+        monkeypatch.setattr(module, "token_log_probabilities", small)
     with caplog.at_level(logging.WARNING):
         found = log_probabilities(given, PROMPTS, CHOSEN, progress=False)
         align(tmp_path, epochs=1)

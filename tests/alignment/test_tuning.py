@@ -13,11 +13,12 @@ from small_trainings import dpo, sft
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from rgalign.alignment.dpo import reference_log_probabilities
-from rgalign.alignment.logprobs import log_probabilities, query_log_probabilities
+from rgalign.alignment.logprobs import log_probabilities
 from rgalign.params_training import Lora
 from rgalign.reasoner.adapter import trainable, tuned
 from rgalign.reasoner.batches import documents, right_padded
 from rgalign.reasoner.model import fingerprint, load, save
+from rgalign.reasoner.query_loss import query_log_probabilities
 from rgalign.reasoner.trainer import Engine
 from rgalign.run.artifacts import digest
 

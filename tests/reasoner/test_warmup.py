@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,18 +16,27 @@ from safetensors.torch import load_file
 from rgalign.params_schema import Params, Warmup
 from rgalign.params_schema import Reasoner as ReasonerSettings
 from rgalign.reasoner import build, warmup
+from rgalign.reasoner import query_loss as learning
+from rgalign.reasoner.batches import documents, right_padded
 from rgalign.reasoner.model import ReasonerError, fingerprint, load, load_saved
+from rgalign.reasoner.query_loss import learn_queries, query_log_probabilities, query_loss
 from rgalign.reasoner.tiny import build_tokenizer, count_words
-from rgalign.reasoner.trainer import Setup
+from rgalign.reasoner.trainer import Schedule, Setup
 
 HOW = Warmup(epochs=2, learning_rate=1e-2, documents_per_batch=8, folds=2)
 
 
-def random_documents(count=24, head=4):
-    """Prompts that share their first ids, and queries, of the small tokenizer; id 2 ends."""
+def random_documents(count=24):
+    """Prompts that share their first 8 ids, and queries, of the small tokenizer; id 2 ends."""
     drawn = np.random.default_rng(0)
-    prompts = [[3, 4, 5, 6, *drawn.integers(7, 40, drawn.integers(1, 6)).tolist()][:] for _ in range(count)]
+    prompts = [[*range(3, 11), *drawn.integers(11, 40, drawn.integers(1, 6)).tolist()] for _ in range(count)]
     return prompts, [[*drawn.integers(7, 40, drawn.integers(1, 4)).tolist(), 2] for _ in range(count)]
+
+
+def learnt(reasoner, how, work, head=0, documents=None):
+    schedule = Schedule(how.epochs, how.learning_rate, how.documents_per_batch)
+    setup = Setup(work, seed=0, lora=how.lora)
+    return learn_queries(reasoner, *(documents or random_documents()), schedule, setup, title="warm-up", head=head)
 
 
 def nats_by_hand(model, prompts, queries) -> float:
@@ -49,19 +59,36 @@ def test_nats_per_token_are_those_of_each_document_by_itself(folder):
 def test_the_first_loss_is_that_of_the_model_and_what_is_read_gets_likelier(folder, tmp_path):
     reasoner, (prompts, queries) = load(str(folder)), random_documents()
     how = HOW.model_copy(update={"documents_per_batch": len(prompts), "epochs": 20.0})
-    warm, curve = warmup.warm_up(reasoner, prompts, queries, how, Setup(tmp_path / "work", seed=0), head=4)
+    warm, curve = learnt(reasoner, how, tmp_path / "work", head=8)
     assert curve["loss"][0] == pytest.approx(nats_by_hand(reasoner.model, prompts, queries), rel=1e-4)
     assert isinstance(warm.model, PeftModel)
     assert nats_by_hand(warm.model, prompts, queries) < curve["loss"][0] - 0.1
 
 
 def test_a_head_that_is_run_once_changes_no_gradient(folder, tmp_path):
-    reasoner, (prompts, queries) = load(str(folder)), random_documents()
-    losses = [
-        warmup.warm_up(reasoner, prompts, queries, HOW, Setup(tmp_path / f"{head}", seed=0), head=head)[1]["loss"]
-        for head in (0, 4)
-    ]
-    assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=1e-4)
+    reasoner = load(str(folder))
+    batch = right_padded(documents(*random_documents()), pad=0)
+    models = [learnt(reasoner, HOW, tmp_path / f"{head}", head)[0].model.train() for head in (0, 8)]
+    for model, head in zip(models, (0, 8), strict=True):
+        query_loss(model, batch, head=head)[0].backward()
+    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5), name
+        assert one.grad is None or torch.allclose(one.grad, other.grad, atol=1e-6), name
+
+
+@pytest.mark.parametrize("kept", ["nothing", "by layers of another kind"])
+def test_a_model_that_keeps_no_plain_cache_reads_the_head_with_every_row(folder, monkeypatch, kept):
+    model, batch = load(str(folder)).model, right_padded(documents(*random_documents()), pad=0)
+    expected = query_log_probabilities(model, batch)
+    if kept == "nothing":
+        monkeypatch.setattr(model.model, "forward", partial(_without_cache, model.model.forward))
+    else:
+        monkeypatch.setattr(learning, "has_plain_cache", lambda *_: False)
+    assert torch.allclose(query_log_probabilities(model, batch, head=8), expected, atol=1e-5)
+
+
+def _without_cache(forward, *arguments, **more):
+    return forward(*arguments, **{**more, "use_cache": False, "past_key_values": None})
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +196,7 @@ def test_who_writes_for_a_session(run, typed, model_folder):
 
 
 def test_a_killed_warm_up_goes_on_to_the_same_bytes(run, typed, model_folder, tmp_path, monkeypatch):
-    trained, calls = warmup.warm_up, []
+    trained, calls = warmup.learn_queries, []
 
     def killed(*arguments, **more):
         calls.append(len(arguments[1]))
@@ -177,7 +204,7 @@ def test_a_killed_warm_up_goes_on_to_the_same_bytes(run, typed, model_folder, tm
             raise KeyboardInterrupt
         return trained(*arguments, **more)
 
-    monkeypatch.setattr(warmup, "warm_up", killed)
+    monkeypatch.setattr(warmup, "learn_queries", killed)
     with pytest.raises(KeyboardInterrupt):
         made(recipe(model_folder), typed, tmp_path)
     shutil.rmtree(tmp_path / "built")
