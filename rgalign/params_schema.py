@@ -203,6 +203,9 @@ class Reasoner(Section):
         description="a session's vector is the last state of the prompt, from which the query would be written; or of "
         "prompt, written query and the asking mark again: a query has to be written for each session [C]",
     )
+    pooling: Literal["last", "mean"] = Field(
+        "last", description="of a pretrained LLM's states into one vector: the last token's [P], or their mean [C]"
+    )
     embed_tokens_per_batch: int | None = Field(None, ge=16, description="empty: by device")
     seed: Seed | None = Field(None, description="of the tiny model; empty: run.seed")
     tiny: TinyModel = TinyModel()
@@ -215,6 +218,11 @@ class Reasoner(Section):
     def for_pretrained_models(value: str | None, given: dict[str, Any]) -> str | None:
         if value is not None and given.get("model") == "tiny":
             return "is for a pretrained model; reasoner.model is tiny"
+
+    @rule("pooling")
+    def an_encoder_has_its_own(pooling: str, given: dict[str, Any]) -> str | None:
+        if pooling != "last" and (given.get("model") == "tiny" or given.get("kind") == "encoder"):
+            return "is for a pretrained LLM: an encoder has its own, and tiny's last state is trained to be read"
 
     @rule("warmup")
     def for_pretrained_models_that_write(warmup: Warmup, given: dict[str, Any]) -> str | None:

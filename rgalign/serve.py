@@ -317,12 +317,12 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     reasoner_params = params.reasoner
     meta: dict[str, Any] = read_yaml(run / DATASET / YAML_FILE)
     intents = to_frame(as_types(pq.read_table(run / DATASET / "intents.parquet"), "intents", meta["features"]))
-    of_model = {"kind": reasoner_params.kind, "dtype": reasoner_params.dtype}
-    reads_kb = partial(load_saved, run / REASONER, **of_model, device=device)
+    recipe = Recipe(reasoner_params, params.data.features.drop, device=device)
+    reads_kb = partial(load_saved, run / REASONER, **recipe.loading)
     reasoner = main = reads_kb()
     serves_aligned = aligned is not False and (run / ALIGNED).is_dir()
     if serves_aligned:
-        recipe, kb_reader = Recipe(reasoner_params, params.data.features.drop, device), run / KB_READER
+        kb_reader = run / KB_READER
         reasoner = load_step(run / ALIGNED, recipe, reasoner)
         if kb_reader.is_dir() and any(kb_reader.iterdir()):  # else the one before the alignment
             reads_main = reads_kb

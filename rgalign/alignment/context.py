@@ -213,9 +213,8 @@ class Context:
 
     def language_models(self, *names: str) -> dict[str, Reasoner]:
         """The run's language models by name; all of them where none is named."""
-        how = {"kind": self.params.reasoner.kind, "dtype": self.params.reasoner.dtype, "device": self.params.run.device}
         found = names or sorted(path.name for path in self.models.iterdir() if path.name != build.KB_LM)
-        return {name: load_saved(self.models / name, **how) for name in found}
+        return {name: load_saved(self.models / name, **self.recipe.loading) for name in found}
 
     def sessions(self, lists: Lists) -> pd.DataFrame:
         """The sessions of these lists, in their order."""
@@ -292,8 +291,7 @@ def load_seeds(folder: Path, seeds: Sequence[int], *, device: str) -> dict[int, 
 def load_step(folder: Path, recipe: Recipe, main: Reasoner) -> Reasoner:
     """The reasoner that a step wrote: whole, or an adapter of `main`, the reasoner before its alignment."""
     if not (folder / ADAPTER).is_file():
-        how = {"kind": recipe.settings.kind, "dtype": recipe.settings.dtype, "device": recipe.device}
-        whole = load_saved(folder, **how)
+        whole = load_saved(folder, **recipe.loading)
         # the base that an adapter of a later step names: the folder of the step before may be removed
         whole.model.name_or_path = whole.model.config.name_or_path = main.name
         return replace(whole, name=main.name)

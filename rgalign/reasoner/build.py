@@ -118,6 +118,11 @@ class Recipe:
         """The main model is built here."""
         return self.settings.model == TINY
 
+    @property
+    def loading(self) -> dict[str, str]:
+        """How a reasoner of this run is read from its folder: arguments of `load_saved`."""
+        return {**self.settings.model_dump(include={"kind", "dtype", "pooling"}), "device": self.device}
+
     def columns(self, folder: Path) -> list[str]:
         """The feature columns of a data set folder that a prompt shows (prompts.shown_features)."""
         return shown_features(self.settings.features, read_yaml(folder / YAML_FILE), self.drop)
@@ -158,7 +163,7 @@ def build_models(
         for other in [name for name in wanted if name != KB_LM and (last / name).is_dir()]:
             shutil.copytree(last / other, folder / other)
             del wanted[other]
-    how = settings.model_dump(include={"kind", "dtype", "quantize"})
+    how = settings.model_dump(include={"kind", "dtype", "quantize", "pooling"})
     curves = []
     for name, (source, *_) in wanted.items():
         if source != TINY:
@@ -254,14 +259,13 @@ def _copy_aligned(recipe: Recipe, aligned: Path, main: Path, folder: Path) -> No
         return
     if recipe.settings.quantize:
         raise ReasonerError(f"{aligned} is an adapter of a quantised model, into which it cannot be merged")
-    before = load_saved(main, kind=recipe.settings.kind, dtype=recipe.settings.dtype, device=recipe.device)
+    before = load_saved(main, **recipe.loading)
     save(replace(before, model=adapted(before.model, aligned, before.name, merge=True)), folder)
 
 
 def load_models(recipe: Recipe, folder: Path) -> dict[str, Reasoner]:
     """name -> the reasoner that `build_models` saved or named."""
-    how = {"kind": recipe.settings.kind, "dtype": recipe.settings.dtype, "device": recipe.device}
-    return {path.name: load_saved(path, **how) for path in sorted(folder.iterdir()) if path.is_dir()}
+    return {path.name: load_saved(path, **recipe.loading) for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,7 @@ class Reasoner:
 
     name       hub name, or the last part of the folder's path
     kind       causal | encoder; an encoder cannot write queries
-    pooling    last | mean | cls: which token states make the vector; last for causal models [P]
+    pooling    last | mean | cls: which token states make the vector; of causal models last [P] or mean
     normalize  whether vectors are scaled to length one
     """
 
@@ -140,6 +140,7 @@ def load(
     dtype: str = "float32",
     device: str = "auto",
     quantize: str | None = None,
+    pooling: str = "last",
 ) -> Reasoner:
     """A reasoner from this machine: a folder, an installed package that carries one, or a hub name already downloaded.
 
@@ -148,6 +149,7 @@ def load(
     dtype     float32 | bfloat16 | float16
     device    auto (cuda where there is one) | cpu | cuda | cuda:1 | ..
     quantize  8bit | 4bit, by bitsandbytes on CUDA
+    pooling   last | mean, of a causal model
     Raises ReasonerError that lists all that is wrong.
     """
     found = look(model, kind=kind, adapter=adapter, device=device, quantize=quantize)
@@ -164,8 +166,9 @@ def load(
     if adapter:
         loaded = adapted(loaded, locate(adapter, "adapter"), found.name, merge=not quantize)
     put = loaded if quantize else loaded.to(where)
-    how = {"pooling": found.encoder.pooling, "normalize": found.encoder.normalize} if found.encoder else {}
-    return Reasoner(found.name, kind, put, found.tokenizer, **how)
+    if found.encoder:
+        return Reasoner(found.name, kind, put, found.tokenizer, found.encoder.pooling, found.encoder.normalize)
+    return Reasoner(found.name, kind, put, found.tokenizer, pooling)
 
 
 def tiny(
@@ -282,16 +285,17 @@ def load_saved(
     kind: str = "causal",
     dtype: str = "float32",
     device: str = "auto",
+    pooling: str = "last",
     adapter: str | None = WARMED_UP,
 ) -> Reasoner:
     """The reasoner of a folder of models/reasoner, with the adapter of its warm-up merged, where it had one.
 
-    kind, dtype  of one that was trained here; else they are stored
-    adapter      another of its adapters (`fold_name`); None: as it was before the warm-up
+    kind, dtype, pooling  of one that was trained here; else they are stored
+    adapter               another of its adapters (`fold_name`); None: as it was before the warm-up
     Raises ReasonerError, also where a pretrained model has changed since the run read it.
     """
     if not (folder / SOURCE).is_file():
-        return read_from(load(str(folder), kind=kind, dtype=dtype, device=device), folder)
+        return read_from(load(str(folder), kind=kind, dtype=dtype, device=device, pooling=pooling), folder)
     source = read_json(folder / SOURCE)
     was = source.pop("content")
     now = _contents(source["model"], source["adapter"])
@@ -328,12 +332,13 @@ def export_reasoner(reasoner: Reasoner, folder: Path) -> dict[str, str | None]:
             raise ReasonerError(f"the adapter of {reasoner.name} lies in no folder; other processes cannot read it")
         save(reasoner, folder)
         place = {"folder": str(folder.absolute()), "adapter": None}
-    return {**place, "name": reasoner.name, "kind": reasoner.kind}
+    return {**place, "name": reasoner.name, "kind": reasoner.kind, "pooling": reasoner.pooling}
 
 
 def import_reasoner(place: dict[str, str | None], *, dtype: str, device: str) -> Reasoner:
     """The reasoner at the place that `export_reasoner` returned."""
-    base = load_saved(Path(place["folder"]), kind=place["kind"], dtype=dtype, device=device)
+    how = {"kind": place["kind"], "dtype": dtype, "device": device, "pooling": place["pooling"]}
+    base = load_saved(Path(place["folder"]), **how)
     # the base that an adapter names: the folder is only where the weights were read from
     base.model.name_or_path = base.model.config.name_or_path = place["name"]
     base = replace(base, name=place["name"])

@@ -13,12 +13,13 @@ from peft import PeftModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from rgalign.alignment.context import load_step
 from rgalign.params_schema import Params, Warmup
 from rgalign.params_schema import Reasoner as ReasonerSettings
 from rgalign.reasoner import build, warmup
 from rgalign.reasoner import query_loss as learning
 from rgalign.reasoner.batches import documents, right_padded
-from rgalign.reasoner.model import ReasonerError, fingerprint, load, load_saved
+from rgalign.reasoner.model import ReasonerError, fingerprint, load, load_saved, save
 from rgalign.reasoner.query_loss import learn_queries, query_log_probabilities, query_loss
 from rgalign.reasoner.tiny import build_tokenizer, count_words
 from rgalign.reasoner.trainer import Schedule, Setup
@@ -214,6 +215,20 @@ def test_a_killed_warm_up_goes_on_to_the_same_bytes(run, typed, model_folder, tm
     before, after = adapters(run[0]), adapters(folder)
     assert all(same(before[name], after[name]) for name in before)
     pd.testing.assert_frame_equal(curves, run[1])
+
+
+def test_the_pooling_that_is_asked_for_is_that_of_every_vector(typed, model_folder, tmp_path):
+    asked = recipe(model_folder, HOW.model_copy(update={"epochs": 0.0}), pooling="mean")
+    folder, _ = made(asked, typed, tmp_path)
+    main = build.load_models(asked, folder)["main"]
+    prompt = asked.prompter(typed, main).sessions(typed.sessions.head(1))[0]
+    with torch.no_grad():
+        states = main.model.base_model(torch.tensor([prompt])).last_hidden_state[0]
+    way = build.embedding("prompt", asked, {"main": main}, typed)
+    found = way.sessions(typed.sessions.head(2), tmp_path / "vectors").values[0]
+    assert np.allclose(found, states.mean(dim=0).numpy(), atol=2e-3)
+    save(main, tmp_path / "step")  # as a step of the alignment that trained all weights
+    assert load_step(tmp_path / "step", asked, main).pooling == "mean"
 
 
 def test_chats_of_no_session_need_no_folds(shop, model_folder, tmp_path):
