@@ -102,8 +102,8 @@ def write(folder: Path, data: Path, train: Lists, how: Ranker, bias: Callable[[]
     folder.mkdir()
     asked = {own.exposure for own in how.settings().values()} - {"shown"}
     shop = tables.excerpt(data, ["shuffled"], splits=("train",), whole_lists="ips" in asked)
-    if "ips" in asked:
-        _refuse_sampled(shop.name, shop.meta)
+    for kind in sorted(asked):
+        _refuse_sampled(shop.name, shop.meta, kind)
     sessions = shop.sessions.set_index("session_id").loc[list(train.session_id)]
     shuffled = (sessions["shuffled"] if "shuffled" in sessions else pd.Series(False, sessions.index)).eq(True)
     looked = pd.DataFrame(columns=["position", "value"])
@@ -138,13 +138,20 @@ def with_exposure(lists: Lists, folder: Path | None) -> Lists:
     return replace(lists, timestamp=found["timestamp"].view("datetime64[us]"), weight=weight)
 
 
-def _refuse_sampled(name: str, meta: Mapping) -> None:
-    wrong = {key: meta[key] for key in ("sampled_negatives",) if meta.get(key)}
-    if not meta.get("position_is_real", True):
+def _refuse_sampled(name: str, meta: Mapping, kind: str) -> None:
+    """Raise ExposureError where lists were drawn afterwards in a way that this kind of exposure cannot learn from: kb
+    adds uniform negatives, so others must be uniform too; ips needs lists as they were shown."""
+    sampled, wrong = meta.get("sampled_negatives"), {}
+    if sampled and (kind == "ips" or sampled["popularity"]):
+        wrong["sampled_negatives"] = sampled
+    if kind == "ips" and not meta.get("position_is_real", True):
         wrong["position_is_real"] = False
     if wrong:
         found = ", ".join(f"{key}: {value}" for key, value in wrong.items())
+        expected, instead = "lists as they were shown", "kb or shown"
+        if kind == "kb":
+            expected, instead = "lists as they were shown, or negatives drawn uniformly (popularity: 0)", "shown"
         raise ExposureError(
-            f"ranker.exposure is ips, and dataset.yaml of {name!r} says {found}; expected lists as they were "
-            "shown. What was drawn afterwards says nothing of exposure: set ranker.exposure to kb or shown"
+            f"ranker.exposure is {kind}, and dataset.yaml of {name!r} says {found}; expected {expected}. Set "
+            f"ranker.exposure to {instead}"
         )

@@ -318,6 +318,11 @@ SAMPLED = {"popularity": 9, "uniform": 2, "smoothing": 0.5}
             "ips",
             r"ranker\.exposure is ips, and dataset\.yaml of 'shopworld' says sampled_neg",
         ),
+        (
+            {"sampled_negatives": SAMPLED},
+            "kb",
+            r"ranker\.exposure is kb, .* expected .* negatives drawn uniformly \(popularity: 0\)",
+        ),
         ({"position_is_real": False}, "ips", r"says position_is_real: False"),
         (
             {"impressions": ["propensity"]},
@@ -331,3 +336,9 @@ def test_a_log_that_cannot_support_it_is_refused(shop, tmp_path, change, kind, s
     tables.write(replace(shop, impressions=lacks, truth=None, meta=shop.meta | change), tmp_path / "log")
     with pytest.raises(exposure.ExposureError, match=says):
         written(tmp_path / "log", train_lists(shop), tmp_path, exposure=kind)
+
+
+def test_negatives_that_were_drawn_uniformly_may_be_joined_by_more(shop, tmp_path):
+    uniform = {"sampled_negatives": {"popularity": 0, "uniform": 11, "smoothing": 0.5}, "position_is_real": False}
+    tables.write(replace(shop, truth=None, meta=shop.meta | uniform), tmp_path / "log")
+    written(tmp_path / "log", train_lists(shop), tmp_path, exposure="kb")

