@@ -4,8 +4,7 @@ python tests/tools/refresh_match.py RUN.. writes outputs/published/match-valid/m
 functions of notebook 03 (METHOD.md 4): users sampled again, mean over ranker seeds, Holm over the rows of one table.
 The published tables are of
 
-    python -m rgalign run params/govuk2021-minilm.yaml --set 'ranker.models=[two_tower, two_tower_text, \
-        two_tower_text/word_match, qe_rec, qe_rec/no_match, qe_rec/word_match, qe_rec/shuffled_match]' --through 03
+    python -m rgalign run params/govuk2021-minilm.yaml --through 09
 
 and the same of params/govuk2021-opening-minilm.yaml.
 

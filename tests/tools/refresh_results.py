@@ -35,6 +35,8 @@ RUNS = {
     "cfpb2014-no-product": "cfpb2014 without product columns",
     "msweb-controls": "msweb (real), 20 sampled candidates",
     "msweb-minilm": "msweb, MiniLM for the LM",
+    "govuk2021-minilm": "govuk2021 (people's words), MiniLM, match terms, kb exposure",
+    "govuk2021-opening-minilm": "govuk2021-opening (their first sentence), the same",
 }
 METRICS = {"gauc": "GAUC", "recall@3": "Recall@3", "ndcg@3": "NDCG@3", "recall@3/kb": "Recall@3, whole KB"}
 CONTROLS = ("cfpb2014-controls", "msweb-controls")  # whose controls have a table of their own
