@@ -206,6 +206,11 @@ class Reasoner(Section):
     pooling: Literal["last", "mean"] = Field(
         "last", description="of a pretrained LLM's states into one vector: the last token's [P], or their mean [C]"
     )
+    reader: str | None = Field(
+        None,
+        description="an encoder that reads texts for the match terms raw_cosine and written_cosine in the LLM's place, "
+        "as reasoner.model of kind encoder; empty: the LLM reads them [C]",
+    )
     embed_tokens_per_batch: int | None = Field(None, ge=16, description="empty: by device")
     seed: Seed | None = Field(None, description="of the tiny model; empty: run.seed")
     tiny: TinyModel = TinyModel()
@@ -218,6 +223,16 @@ class Reasoner(Section):
     def for_pretrained_models(value: str | None, given: dict[str, Any]) -> str | None:
         if value is not None and given.get("model") == "tiny":
             return "is for a pretrained model; reasoner.model is tiny"
+
+    @property
+    def compares(self) -> Literal["causal", "encoder", "reader"]:
+        """What reads texts for the match terms: the LLM, the encoder in its place, or `reader` beside it."""
+        return "reader" if self.reader else self.kind
+
+    @rule("reader")
+    def beside_an_llm(reader: str | None, given: dict[str, Any]) -> str | None:
+        if reader is not None and given.get("kind") == "encoder":
+            return "stands beside an LLM; reasoner.kind is encoder, which reads by itself"
 
     @rule("pooling")
     def an_encoder_has_its_own(pooling: str, given: dict[str, Any]) -> str | None:

@@ -36,7 +36,7 @@ from rgalign.ranker.fit import score_kb
 from rgalign.ranker.match import PROMPT, TEXT, WRITTEN, Compared, Matcher, places_in
 from rgalign.ranker.match_terms import of_written
 from rgalign.reasoner import prompts
-from rgalign.reasoner.build import Recipe, of_texts
+from rgalign.reasoner.build import Recipe, of_texts, text_reader
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import embedded_sessions, greedy
 from rgalign.reasoner.model import Reasoner, load_saved
@@ -340,12 +340,14 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     scorer = Scorer(reasoner, prompter, dict(meta["features"]), reads_kb, budget, ranking)
     if ranking is None or not ranking.model.config.match:
         return scorer
-    compared = Compared(params.evaluation.untrained, reasoner_params.kind, prompter.features, scorer.kinds)
+    compared = Compared(params.evaluation.untrained, reasoner_params.compares, prompter.features, scorer.kinds)
+    (reading, reads), own = text_reader(recipe, main), {"drop": params.data.features.drop}
+    own |= {"ends": reads.ends, "positions": reads.positions}
     places = places_in(run / EMBEDDINGS, run / ALIGNED_EMBEDDINGS if serves_aligned else None)
     terms = run / (f"{ALIGNED_EMBEDDINGS}/match" if serves_aligned else "tables/match"), ranking.model.config.match
     scorer = replace(scorer, matcher=Matcher.load(*terms, compared, intents, places))
     if of_written(scorer.matcher.names):
-        reader = TextEmbedder(main, prompts.prompter(reasoner_params, meta, intents, main.tokenizer, **own))
+        reader = TextEmbedder(reads, prompts.prompter(reading.settings, meta, intents, reads.tokenizer, **own))
 
         def writes(frame: pd.DataFrame) -> WrittenQueries:
             seed = derived(params.run.seed, WRITTEN)
@@ -355,9 +357,9 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
         scorer = replace(scorer, writes=writes, title_embedder=reader)
     if TEXT not in compared.vector_sets:
         return scorer
-    texts = of_texts(Recipe(reasoner_params, params.data.features.drop, device), meta).settings
-    put = prompts.prompter(texts, meta, intents, main.tokenizer, embed=prompts.PROMPT, **own)
-    return replace(scorer, alone=(main, put))
+    texts = of_texts(reading, meta).settings
+    put = prompts.prompter(texts, meta, intents, reads.tokenizer, embed=prompts.PROMPT, **own)
+    return replace(scorer, alone=(reads, put))
 
 
 def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.DataFrame:

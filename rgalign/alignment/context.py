@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from rgalign.alignment.objectives import OBJECTIVES
 from rgalign.alignment.reward import REWARDS
 from rgalign.data import tables, vectors
-from rgalign.data.lists import Lists, QueryLists, with_queries
+from rgalign.data.lists import Lists, Match, QueryLists, with_queries
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
 from rgalign.errors import nearest, safe_repr
@@ -88,7 +88,7 @@ class Context:
         rankers_folder, embeddings = path("models/rankers") / QE_REC, path("tables/embeddings") / "prompt"
         shop = tables.excerpt(data, recipe.columns(data))
         parts = rankers.load_parts(*map(path, ("tables/encoded", "tables/match", "tables/exposure")))
-        compared = Compared(params.evaluation.untrained, params.reasoner.kind, recipe.columns(data), shop.kinds)
+        compared = Compared(params.evaluation.untrained, params.reasoner.compares, recipe.columns(data), shop.kinds)
         terms = path("tables/match"), params.ranker.match, compared
         matcher = Matcher.load(*terms, shop.intents, places_in(path("tables/embeddings")), parts.train)
         plain = cls(params, shop, parts, recipe, {}, path("models/reasoner"), rankers_folder, embeddings, matcher)
@@ -145,6 +145,13 @@ class Context:
         frame = pd.concat([self.sessions(lists) for lists in parts], ignore_index=True)
         how = {"seed": derived(self.params.run.seed, WRITTEN), "work": work}
         return build.written(self.recipe, self.main(), self.shop, self.params.ranker, frame, writer, **how)
+
+    def matched_queries(self, queries: Vectors) -> Match | None:
+        """The match terms of queries, which their ids say; None where none reads a query. queries: by `main`."""
+        if self.recipe.settings.reader is not None and self.params.ranker.match:
+            recipe, reads = build.text_reader(self.recipe, self.main())
+            queries = written.TextEmbedder(reads, recipe.prompter(self.shop, reads)).vectors(queries.ids.tolist())
+        return self.matcher.of_queries(queries)
 
     @property
     def run(self) -> Path:
@@ -213,7 +220,8 @@ class Context:
 
     def language_models(self, *names: str) -> dict[str, Reasoner]:
         """The run's language models by name; all of them where none is named."""
-        found = names or sorted(path.name for path in self.models.iterdir() if path.name != build.KB_LM)
+        others = build.KB_LM, build.READER
+        found = names or sorted(path.name for path in self.models.iterdir() if path.name not in others)
         return {name: load_saved(self.models / name, **self.recipe.loading) for name in found}
 
     def sessions(self, lists: Lists) -> pd.DataFrame:

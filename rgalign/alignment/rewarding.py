@@ -145,7 +145,7 @@ class QueryEmbedder:
         """The different texts that are not empty, as the reward model reads them."""
         reader = TextEmbedder(self.reasoner, self.context.recipe.prompter(self.context.shop, self.reasoner))
         vectors = reader.vectors(texts, progress=progress)
-        return Queries(vectors, self.context.matcher.of_queries(vectors))
+        return Queries(vectors, self.context.matched_queries(vectors))
 
 
 def train_models(context: Context, embedder: QueryEmbedder, candidates: pd.DataFrame, folder: Path) -> pd.DataFrame:

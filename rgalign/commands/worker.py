@@ -86,7 +86,7 @@ def reward(folder: Path, arguments: dict[str, Any]) -> dict[str, int]:
     """This process's share of the reward models (alignment.rewarding.train_models)."""
     context, _ = _context(arguments)
     candidates, embedded = pd.read_parquet(folder / "candidates.parquet"), vectors.load(folder / "queries")
-    queries = Queries(embedded, context.matcher.of_queries(embedded))
+    queries = Queries(embedded, context.matched_queries(embedded))
 
     def train_one(number: int, place: Path) -> pd.DataFrame:
         name, seed, sources = arguments["models"][number]

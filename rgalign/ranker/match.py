@@ -60,7 +60,7 @@ OfSet = Callable[[str], Vectors | WrittenQueries]  # set of vectors -> those of 
 class Compared:
     """What of a session and an intent a run's terms compare (evaluation.untrained).
 
-    kind     of the reasoner;  columns  feature columns that a prompt shows;  kinds  feature column -> kind
+    kind     reasoner.compares;  columns  feature columns that a prompt shows;  kinds  feature column -> kind
     """
 
     settings: Untrained
@@ -70,7 +70,10 @@ class Compared:
 
     @property
     def vector_sets(self) -> tuple[str, str]:
-        """The sets of vectors of sessions and of intents that raw_cosine reads. Without text columns: the prompt."""
+        """The sets of vectors of sessions and of intents that raw_cosine reads. Without text columns: the prompt. A
+        reader beside the LLM has made the set TEXT alone."""
+        if self.kind == "reader":
+            return TEXT, TEXT
         has_text = any(self.kinds[name] == "text" for name in self.columns)
         session = TEXT if has_text and self._cosine_session == TEXT else PROMPT
         return session, TEXT if self.settings.raw_cosine.intent == "title" else PROMPT
@@ -85,7 +88,7 @@ class Compared:
             whole = "the whole prompt" + (" (no column is text)" if asked == TEXT else "")
             rows[name] = {
                 "of a session": ", ".join(texts) if asked == TEXT and texts else whole,
-                "of an intent": getattr(self.settings, name).intent.replace("_", " "),
+                "of an intent": self._intent(name).replace("_", " "),
             }
         return pd.DataFrame(rows).T
 
@@ -107,7 +110,10 @@ class Compared:
     @property
     def _cosine_session(self) -> str:
         """An encoder reads the text columns alone, as it was trained to; an LLM's prompts are embedded already [C]."""
-        return self.settings.raw_cosine.session or (TEXT if self.kind == "encoder" else PROMPT)
+        return self.settings.raw_cosine.session or (PROMPT if self.kind == "causal" else TEXT)
+
+    def _intent(self, name: str) -> str:
+        return "title" if self.kind == "reader" and name == "raw_cosine" else getattr(self.settings, name).intent
 
     def _columns(self, session: str) -> list[str]:
         texts = [name for name in self.columns if self.kinds[name] == "text"]

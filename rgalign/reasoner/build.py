@@ -93,6 +93,7 @@ def fit(documents: Ids, *, dim: int, seed: int) -> Pipeline:
 
 
 MAIN, KB_LM = "main", "kb_lm"
+READER = "reader"  # the encoder that reads texts for the match terms (reasoner.reader)
 PROMPT_ALONE = "prompt_alone"  # vectors of the prompt, whatever reasoner.embed is
 TEXT = "text"  # vectors of the text columns alone and of titles alone (ranker.match)
 ADAPTER = "adapter_config.json"  # of a folder that holds an adapter alone
@@ -172,6 +173,9 @@ def build_models(
             put = {"drop": recipe.drop, "positions": positions(found.config)}
             prompter(settings, dataset.meta, dataset.intents, found.tokenizer, **put)  # raises where it cannot prompt
             name_source(folder / name, source, adapter=adapter, **how)
+    if settings.reader is not None:
+        look(settings.reader, kind="encoder", device=recipe.device)
+        name_source(folder / READER, settings.reader, kind="encoder", dtype="float32")
     for name, (source, seed, _) in wanted.items():
         if source != TINY and _is_warmed_up(settings, name):
             curves.append(_warm_up(recipe, dataset, folder / name, work / name, seed))
@@ -265,7 +269,8 @@ def _copy_aligned(recipe: Recipe, aligned: Path, main: Path, folder: Path) -> No
 
 def load_models(recipe: Recipe, folder: Path) -> dict[str, Reasoner]:
     """name -> the reasoner that `build_models` saved or named."""
-    return {path.name: load_saved(path, **recipe.loading) for path in sorted(folder.iterdir()) if path.is_dir()}
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name != READER]
+    return {path.name: load_saved(path, **recipe.loading) for path in folders}
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,6 +318,7 @@ def embedding(name: str, recipe: Recipe, models: Mapping[str, Reasoner], dataset
     # A control differs from its parent in one thing alone: except for these, it embeds what reasoner.embed says.
     own = {PROMPT_QUERY: PROMPT_QUERY, PROMPT_ALONE: PROMPT, "lsa": PROMPT, "mean": PROMPT, TEXT: PROMPT}
     if name == TEXT:
+        recipe, chosen = text_reader(recipe, main)
         recipe = of_texts(recipe, dataset.meta)
     put, words = recipe.prompter(dataset, chosen, texts=name != "no_text", embed=own.get(name)), None
     if name == "lsa":
@@ -327,7 +333,8 @@ def written(
 ) -> WrittenQueries | None:  # fmt: skip
     """The queries that a reasoner writes for these sessions (frame); None where no term of ranker.match reads them.
 
-    main  the run's reasoner before its alignment, which embeds them;  seed, work  see `reasoner.written.write`
+    main        the run's reasoner before its alignment: it embeds them, or the run's reader does
+    seed, work  see `reasoner.written.write`
     """
     if not {*WRITTEN_TERMS} & {*ranker.match}:
         return None
@@ -336,8 +343,19 @@ def written(
         how = {"seed": seed, "work": work and work / f"part-{number}"}
         queries.append(write(own[MAIN], recipe.prompter(dataset, writer), frame[rows], ranker.written, **how))
     queries = pd.concat(queries, ignore_index=True)
-    reader = TextEmbedder(main, recipe.prompter(dataset, main))
+    recipe, reads = text_reader(recipe, main)
+    reader = TextEmbedder(reads, recipe.prompter(dataset, reads))
     return WrittenQueries(queries, reader.vectors(queries["query"].tolist()), reader.intents(dataset.intents))
+
+
+def text_reader(recipe: Recipe, main: Reasoner) -> tuple[Recipe, Reasoner]:
+    """What reads texts for the match terms, and how: the run's reader, or `main`, its reasoner before the alignment."""
+    if recipe.settings.reader is None:
+        return recipe, main
+    as_encoder = {"kind": "encoder", "model": recipe.settings.reader, "embed": PROMPT, "instruction": None}
+    settings = recipe.settings.model_copy(update=as_encoder)
+    folder = Path(place_of(main)["folder"]).with_name(READER)
+    return replace(recipe, settings=settings), load_saved(folder, device=recipe.device)
 
 
 def of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:

@@ -67,11 +67,12 @@ def last_run(params: Params, run: Path) -> Path | None:
 
 
 def models(params: Params) -> dict[str, str]:
-    """{'model:<name or folder>': digest} of the pretrained models and the adapter that params name, without those that
-    are not on this machine: loading them says how to get them."""
+    """{'model:<name or folder>': digest} of the pretrained models, reader and adapter that params name, without those
+    that are not on this machine: loading them says how to get them."""
     reasoner = params.reasoner
     models = [reasoner.model, *(other.model for other in reasoner.others)]
-    names = [name for name in models if name != "tiny"] + ([reasoner.adapter] if reasoner.adapter else [])
+    names = [name for name in models if name != "tiny"]
+    names += [name for name in (reasoner.adapter, reasoner.reader) if name]
     places = {name: model_folder(name) for name in names}
     return {f"{MODEL}{name}": content(place) for name, place in places.items() if place is not None}
 
