@@ -9,6 +9,7 @@ Only text is YAML: params files, and `--set` on the command line. A Python value
 import difflib
 import json
 import os
+import platform
 import time
 import timeit
 from collections import Counter
@@ -238,20 +239,28 @@ REMOVED = {  # parameters of earlier versions, and what to do
 
 
 def quick_dtype(device: str) -> str:
-    """bfloat16 where the device multiplies in it and is quicker by it, else float32. A CPU is timed: some have the
-    instructions and are slower with them."""
+    """bfloat16 where the device multiplies in it and is quicker by it, else float32.
+
+    A CPU is timed: some have the instructions and are slower with them. Its answer is kept in $HF_HOME/rgalign, so that
+    it is the same for every stage of a run.
+    """
     import torch
+    from huggingface_hub.constants import HF_HOME
 
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if able else "float32"
+    known = Path(HF_HOME) / "rgalign" / f"dtype-{platform.node()}-torch-{torch.__version__}"
+    if not known.is_file():
 
-    def seconds(dtype: torch.dtype) -> float:
-        layer, rows = torch.nn.Linear(576, 1536, dtype=dtype), torch.ones(256, 576, dtype=dtype)  # as SmolLM2-135M has
-        with torch.inference_mode():
-            return min(timeit.repeat(lambda: layer(rows), timer=time.process_time, number=5, repeat=5))
+        def seconds(dtype: torch.dtype) -> float:
+            layer, rows = torch.nn.Linear(576, 1536, dtype=dtype), torch.ones(256, 576, dtype=dtype)  # of SmolLM2-135M
+            with torch.inference_mode():
+                return min(timeit.repeat(lambda: layer(rows), timer=time.process_time, number=5, repeat=5))
 
-    return "bfloat16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "float32"
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.write_text("bfloat16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "float32")
+    return known.read_text()
 
 
 def _nearest(key: str) -> str:

@@ -149,7 +149,10 @@ class Pretraining(Section):
 
 
 class Warmup(Section):
-    """Of a pretrained model: an adapter learns to write the transcripts' questions (reasoner/warmup.py) [C]."""
+    """Of a pretrained model: an adapter learns to write the transcripts' questions (reasoner/warmup.py) [C].
+
+    One process trains it, in the type of the weights, whatever run.launcher and alignment.engine say.
+    """
 
     epochs: Real = Field(0.0, ge=0, description="over the transcripts; 0: the model is taken as it is")
     learning_rate: Real = Field(4e-4, gt=0, description="AdamW; it rises, then falls as a cosine to zero")
@@ -241,11 +244,17 @@ class Reasoner(Section):
 
     @rule("warmup")
     def for_pretrained_models_that_write(warmup: Warmup, given: dict[str, Any]) -> str | None:
-        if warmup.epochs and (given.get("model") == "tiny" or given.get("kind") == "encoder"):
-            what = (
+        if not warmup.epochs:
+            return None
+        if given.get("model") == "tiny" or given.get("kind") == "encoder":
+            own = (
                 "an encoder writes nothing" if given.get("kind") == "encoder" else "tiny is trained here from the start"
             )
-            return f"epochs is {warmup.epochs:g}, and {what}: set it to 0"
+            return f"epochs is {warmup.epochs:g}, and {own}: set it to 0"
+        if given.get("quantize"):
+            return f"quantize is {given['quantize']}: packed weights take in no adapter; leave one of the two out"
+        if given.get("embed") == "prompt_query":
+            return "the query that is embedded would be written by what has read the user's own: set embed to prompt"
 
     @rule("embed")
     def an_encoder_writes_no_query(embed: str, given: dict[str, Any]) -> str | None:
@@ -334,10 +343,22 @@ class Params(Section):
         for name in ranker.models:
             if name.endswith("_match") and not ranker.match:
                 return f"{name} is a control of match terms, and ranker.match is empty: name some, or leave it out"
+            if reasoner is not None and name == "qe_rec/mean" and reasoner.pooling == "mean":
+                return "qe_rec/mean is qe_rec itself where reasoner.pooling is mean: leave it out of ranker.models"
+            if reasoner is not None and name == "qe_rec/prompt_query" and reasoner.warmup.epochs:
+                return (
+                    "qe_rec/prompt_query embeds queries of what has read the user's own (reasoner.warmup): leave it out"
+                )
             if "written_" in name and not {*WRITTEN_TERMS} & {*ranker.match}:
                 return f"{name} is a control of written queries, which no term of ranker.match reads: leave it out"
             if name.endswith("/word_match") and "word_overlap" not in ranker.match:
                 return f"{name} reads word_overlap, which is not in ranker.match: name it there, or leave the model out"
+
+    @rule("evaluation")
+    def a_reader_reads_texts(evaluation: Evaluation, given: dict[str, Any]) -> str | None:
+        reasoner, asked = given.get("reasoner"), evaluation.untrained.raw_cosine
+        if reasoner is not None and reasoner.reader and asked.session == "prompt":
+            return "untrained.raw_cosine.session is prompt, and reasoner.reader reads text columns and titles alone"
 
     @rule("alignment")
     def what_can_be_aligned(alignment: Alignment, given: dict[str, Any]) -> str | None:
@@ -373,6 +394,11 @@ class Params(Section):
         if reasoner is None or alignment is None:
             return None
         faults = [fault] if (fault := refused(gpu_only(reasoner, alignment), run.device)) else []
+        if reasoner.warmup.epochs and alignment.loop.rounds > 1:
+            faults.append(
+                "reasoner.warmup has read what users of train typed, and a second round would write for them by it: "
+                "set alignment.loop.rounds to 1"
+            )
         if run.launcher and alignment.loop.rounds > 1:
             faults.append("a launcher does one round: set alignment.loop.rounds to 1, or leave run.launcher out")
         if run.launcher and reasoner.embed == "prompt_query":

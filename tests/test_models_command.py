@@ -21,6 +21,15 @@ def test_a_model_is_found_by_folder_and_described(tmp_path, capsys):
     assert f"reasoner.dtype auto is {quick_dtype('auto')} here" in said
 
 
+def test_the_type_is_measured_once_and_then_the_same_for_every_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    first = quick_dtype("cpu")
+    assert first in ("float32", "bfloat16")
+    (kept,) = (tmp_path / "rgalign").iterdir()
+    kept.write_text("other")
+    assert quick_dtype("cpu") == "other"
+
+
 def test_a_model_that_is_not_here_is_named_with_how_to_get_it(capsys):
     assert main(["models", "nobody/nothing"]) == 1
     assert "hf download nobody/nothing" in capsys.readouterr().err

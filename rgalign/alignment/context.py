@@ -10,6 +10,7 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rgalign.ranker import store
 from rgalign.ranker import train as rankers
 from rgalign.ranker.fit import score, with_click
 from rgalign.ranker.match import PROMPT, WRITTEN, Compared, Matcher, Places, places_in, with_values
+from rgalign.ranker.match_terms import of_written
 from rgalign.ranker.towers import ThreeTower
 from rgalign.ranker.train import Parts
 from rgalign.reasoner import build, written
@@ -148,10 +150,17 @@ class Context:
 
     def matched_queries(self, queries: Vectors) -> Match | None:
         """The match terms of queries, which their ids say; None where none reads a query. queries: by `main`."""
-        if self.recipe.settings.reader is not None and self.params.ranker.match:
-            recipe, reads = build.text_reader(self.recipe, self.main())
-            queries = written.TextEmbedder(reads, recipe.prompter(self.shop, reads)).vectors(queries.ids.tolist())
+        if self.query_reader is not None:
+            queries = self.query_reader.vectors(queries.ids.tolist())
         return self.matcher.of_queries(queries)
+
+    @cached_property
+    def query_reader(self) -> written.TextEmbedder | None:
+        """What reads written queries beside the LLM (reasoner.reader), where a match term does; else None."""
+        if self.recipe.settings.reader is None or not of_written(self.params.ranker.match):
+            return None
+        recipe, reads = build.text_reader(self.recipe, None, self.models)
+        return written.TextEmbedder(reads, recipe.prompter(self.shop, reads))
 
     @property
     def run(self) -> Path:

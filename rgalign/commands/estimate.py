@@ -286,7 +286,7 @@ def describe(params: Params, card: str | None = None) -> str:
         return "the language model is tiny: seconds by stage above are all there is to say, and memory is small"
     folder = model_folder(reasoner.model)
     if folder is None:
-        return f"no estimate: {reasoner.model} is not on this machine (hf download {reasoner.model})"
+        return f"no estimate: {reasoner.model} is not on this machine (python -m rgalign models {reasoner.model})"
     from transformers import AutoConfig
 
     found, note = _card(card, params.run.device)

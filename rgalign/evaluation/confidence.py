@@ -55,17 +55,18 @@ def served_first(
     return pd.DataFrame(columns | {"ctr": found.estimate, "low": found.low, "high": found.high})
 
 
-def reliability(said: np.ndarray, happened: np.ndarray, *, bins: int = 10) -> pd.DataFrame:
-    """How often it happened, by how likely it was said to be: one row a bin of equal width.
+def reliability(predicted: np.ndarray, observed: np.ndarray, *, bins: int = 10) -> pd.DataFrame:
+    """What was observed, by what was predicted: one row a bin of equal width.
 
-    said      (rows,) 0..1;  happened  (rows,) 0 or 1, or the true probability
-    Columns: low, high, lists (rows in the bin), confidence, hit (means of `said` and `happened`; NaN of none), as
+    predicted  (rows,) 0..1; a row where it is NaN is left out;  observed  (rows,) 0 or 1, or the true probability
+    Columns: low, high, lists (rows in the bin), confidence, hit (means of predicted and observed; NaN of none), as
     judge_reward.expected_calibration_error reads them.
     """
-    said, happened = np.asarray(said, dtype=float), np.asarray(happened, dtype=float)
-    place = np.minimum((said * bins).astype(int), bins - 1)
+    predicted, observed = np.asarray(predicted, dtype=float), np.asarray(observed, dtype=float)
+    predicted, observed = predicted[known := ~np.isnan(predicted)], observed[known]
+    place = np.minimum((predicted * bins).astype(int), bins - 1)
     edges, count = np.linspace(0, 1, bins + 1), np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(place, values, minlength=bins) / count for values in (said, happened)]
+        means = [np.bincount(place, values, minlength=bins) / count for values in (predicted, observed)]
     columns = {"low": edges[:-1], "high": edges[1:], "lists": count, "confidence": means[0], "hit": means[1]}
     return pd.DataFrame(columns)

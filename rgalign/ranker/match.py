@@ -110,6 +110,8 @@ class Compared:
     @property
     def _cosine_session(self) -> str:
         """An encoder reads the text columns alone, as it was trained to; an LLM's prompts are embedded already [C]."""
+        if self.kind == "reader":
+            return TEXT
         return self.settings.raw_cosine.session or (PROMPT if self.kind == "causal" else TEXT)
 
     def _intent(self, name: str) -> str:

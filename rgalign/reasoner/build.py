@@ -1,6 +1,7 @@
 """What a run's params ask for: its language models, and one way of embedding for each set of vectors a ranker reads.
 
-models/reasoner/<name>/   a reasoner, or where it was taken from (reasoner.source): main, other-1, .., kb_lm
+models/reasoner/<name>/   a reasoner, or where it was taken from (source.json) and the adapters of its warm-up: main,
+                          other-1, .., kb_lm; reader, an encoder that reads texts for the match terms
 """
 
 import copy
@@ -150,7 +151,8 @@ def build_models(
 ) -> pd.DataFrame:
     """Build every model of the run and save it below `folder`, or name it there. Returns the curves of pre-training.
 
-    A pretrained model's folder, tokenizer and prompts are checked before anything is trained; its weights are not read.
+    A pretrained model's folder, tokenizer and prompts are checked before anything is trained; its weights are read for
+    a warm-up alone.
     vectors  the sets of vectors that will be asked for (ranker.variants)
     work     for checkpoints;  workers  tiny models trained at once, on a CPU
     aligned  reasoner of the run that this one continues: it becomes the main one, and keeps its tokenizer, to which new
@@ -236,7 +238,7 @@ def by_writer(
     if folded:
         of_train = sessions["split"].eq("train").to_numpy()
         fold[of_train] = folds_of(sessions["user_id"][of_train], recipe.settings.warmup, recipe.settings.seed)
-    for number in np.unique(fold):
+    for number in np.unique(fold) if len(fold) else [-1]:
         own = (
             {}
             if number < 0
@@ -348,14 +350,17 @@ def written(
     return WrittenQueries(queries, reader.vectors(queries["query"].tolist()), reader.intents(dataset.intents))
 
 
-def text_reader(recipe: Recipe, main: Reasoner) -> tuple[Recipe, Reasoner]:
-    """What reads texts for the match terms, and how: the run's reader, or `main`, its reasoner before the alignment."""
+def text_reader(recipe: Recipe, main: Reasoner | None, folder: Path | None = None) -> tuple[Recipe, Reasoner]:
+    """What reads texts for the match terms, and how: the run's reader, or `main`, its reasoner before the alignment.
+
+    folder  of the run's models; None: that which main was read from
+    """
     if recipe.settings.reader is None:
         return recipe, main
     as_encoder = {"kind": "encoder", "model": recipe.settings.reader, "embed": PROMPT, "instruction": None}
     settings = recipe.settings.model_copy(update=as_encoder)
-    folder = Path(place_of(main)["folder"]).with_name(READER)
-    return replace(recipe, settings=settings), load_saved(folder, device=recipe.device)
+    folder = Path(place_of(main)["folder"]).parent if folder is None else folder
+    return replace(recipe, settings=settings), load_saved(folder / READER, device=recipe.device)
 
 
 def of_texts(recipe: Recipe, meta: Mapping[str, Any]) -> Recipe:

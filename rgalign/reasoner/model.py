@@ -47,7 +47,6 @@ from rgalign.run.gguf import name_of
 from rgalign.seeding import seeded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTO = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,6 +306,8 @@ def load_saved(
         )
     found = load(**source, device=device)
     own = adapter and folder / adapter
+    if own and adapter != WARMED_UP and not own.is_dir():
+        raise ReasonerError(f"{folder} has no adapter {adapter}: run 02_reasoner again")
     if own and own.is_dir():
         found = replace(found, model=adapted(found.model, own, found.name, merge=not source["quantize"]))
     return read_from(found, folder) if adapter == WARMED_UP else found

@@ -32,10 +32,12 @@ def learn_queries(
     """A reasoner tuned to write these queries, and its curve: step, loss, seconds.
 
     prompts, queries  token ids (Prompter.sessions, Prompter.queries), end id last
-    head              how many first ids all prompts share: they are run once a step, and the loss is the same
+    head              how many first ids all prompts share: they are run once a batch, and the loss is the same. With
+                      noise on embeddings or dropout in the adapter, of which each row has its own, they are not
     """
+    noisy = schedule.neftune or (setup.lora is not None and setup.lora.dropout)
     collate = partial(right_padded, pad=reasoner.tokenizer.pad_token_id)
-    loss = partial(query_loss, head=head) if head >= SHORT else query_loss
+    loss = partial(query_loss, head=head) if head >= SHORT and not noisy else query_loss
     rows = documents(prompts, queries)
     task = Task(title, rows, collate, loss, weight=lambda row: len(row["input_ids"]) - row["prompt"])
     return fit(reasoner, task, schedule, setup, identity={"reasoner": fingerprint(reasoner)})

@@ -6,6 +6,7 @@ models/reasoner/<name>/adapter/   has read the questions of all users that may b
 """
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def write_adapters(
     seed: int,
     fold_seed: int,
 ) -> pd.DataFrame:
-    """Train a model's adapters and write them into its folder. Returns their curves, with a column adapter.
+    """Train a model's adapters, in this one process, and write them into its folder. Returns their curves, with a
+    column adapter.
 
     transcripts  that may be read;  sessions  of train, which some of them name: only then there are folds
     seed         of this model's training;  work  what a killed call has finished is kept there, for the same call
@@ -74,13 +76,14 @@ def write_adapters(
     make_shards(work, len(names), make, label=label)
     curves = []
     for number, name in enumerate(names):
-        (shard_path(work, number) / WARMED_UP).rename(folder / name)
+        shutil.copytree(shard_path(work, number) / WARMED_UP, folder / name)  # work stays whole for a call after a kill
         curves.append(pd.read_parquet(shard_path(work, number) / CURVE))
     return pd.concat(curves, ignore_index=True)
 
 
 def _fold_of_each(transcripts: pd.DataFrame, sessions: pd.DataFrame, settings: Warmup, seed: int) -> np.ndarray:
-    """(transcripts,) the fold of each one's user; -1 where it names no session, or there are no folds."""
+    """(transcripts,) the fold of each one's user; -1, which every adapter reads, where it names no session, or there
+    are no folds."""
     fold = np.full(len(transcripts), -1)
     if "session_id" in transcripts and settings.folds > 1:
         users = transcripts["session_id"].map(sessions.set_index("session_id")["user_id"])

@@ -3,6 +3,7 @@ artifacts of the run that it continues (`last:`)."""
 
 import functools
 import hashlib
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,9 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")  # weights that are never read
 def located(run: Path, name: str) -> Path | None:
     """Where an input or output of a manifest lies; None for data or a model that is not on this machine."""
     if name.startswith(MODEL):
-        return model_folder(name.removeprefix(MODEL))
+        with suppress(gguf.GgufError):
+            return model_folder(name.removeprefix(MODEL))
+        return None
     if name.startswith(LAST):
         return ROOT / name.removeprefix(LAST)
     if not name.startswith(DATA):
@@ -51,7 +54,13 @@ def last_run(params: Params, run: Path) -> Path | None:
             f"run.warm_start is {given}, where {ALIGNED} has not run; expected the folder of an aligned run "
             f"(python -m rgalign status {given})"
         )
-    here, there = params.data, load_run(last).data
+    before = load_run(last)
+    if before.reasoner.warmup.epochs:
+        raise ArtifactError(
+            f"run.warm_start is {given}, whose LLM has read in its warm-up what users of train typed, and would write "
+            "for them; expected a run with reasoner.warmup.epochs 0"
+        )
+    here, there = params.data, before.data
     expected = {  # which users the last two take depends on the data, which have grown since
         "seed": (here.seed == there.seed, f"{there.seed}, as there"),
         "dev_users": (here.dev_users <= there.dev_users, f"at most {there.dev_users}, as there"),

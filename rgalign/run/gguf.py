@@ -4,6 +4,7 @@ $HF_HOME/rgalign/<name>-<digest>/   weights as safetensors in float32, config, t
 """
 
 import copy
+import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,3 +84,7 @@ def _unpack(file: Path, folder: Path) -> None:
         temporary.mkdir()
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        for path in temporary.glob("*config.json"):  # another release of transformers is to give the same bytes
+            said = json.loads(path.read_text(encoding="utf-8"))
+            said.pop("transformers_version", None)
+            artifacts.write_text(path, json.dumps(said, indent=2, sort_keys=True) + "\n")

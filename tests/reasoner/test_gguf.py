@@ -117,6 +117,16 @@ def test_it_is_unpacked_once_and_again_where_the_file_is_another(file, cache, mo
     assert external_inputs.located(file.parent, f"model:{file}") == locate(str(file))
 
 
+def test_what_it_is_unpacked_to_names_no_release_of_transformers(file):
+    for path in locate(str(file)).glob("*config.json"):
+        assert "transformers_version" not in path.read_text()
+
+
+def test_a_status_asks_for_no_package_that_is_not_there(file, monkeypatch):
+    monkeypatch.setattr(packed, "find_spec", lambda name: None)
+    assert external_inputs.located(file.parent, f"model:{file}") is None
+
+
 def test_a_file_below_the_project_is_found_by_its_relative_path(file, monkeypatch):
     monkeypatch.setattr(packed, "ROOT", file.parent)
     assert packed.file_of("small.gguf") == file

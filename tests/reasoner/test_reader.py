@@ -18,7 +18,7 @@ from rgalign.reasoner.written import TextEmbedder
 from rgalign.run import external_inputs
 
 SMALL = {"hidden": 16, "layers": 1, "heads": 2, "min_count": 1}
-HEARD = Ranker(match=("raw_cosine", "written_cosine"), written={"samples": 2})
+READS = Ranker(match=("raw_cosine", "written_cosine"), written={"samples": 2})
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_texts_have_its_vectors_and_prompts_those_of_the_llm(run, encoder, shop,
 def test_written_queries_are_the_llms_and_their_vectors_the_readers(run, encoder, shop):
     recipe, _, models = run
     main = models["main"]
-    found = build.written(recipe, main, shop, HEARD, shop.sessions.head(4), main, seed=0)
+    found = build.written(recipe, main, shop, READS, shop.sessions.head(4), main, seed=0)
     assert set(found.queries["session_id"]) == set(shop.sessions["session_id"].head(4))
     reader = load(str(encoder), kind="encoder")
     embedder = TextEmbedder(reader, encoder_recipe(encoder).prompter(shop, reader))
@@ -85,6 +85,8 @@ def test_the_raw_cosine_compares_the_text_columns_with_titles():
     compared = Compared(Untrained(), "reader", ["story"], {"story": "text"})
     assert compared.vector_sets == (TEXT, TEXT)
     assert compared.reads().loc["raw_cosine"].tolist() == ["story", "title"]
+    asked = Untrained(raw_cosine={"session": "prompt"})  # the params refuse it beside a reader
+    assert Compared(asked, "reader", ["story"], {"story": "text"}).reads().loc["raw_cosine", "of a session"] == "story"
     assert Compared(Untrained(), "causal", ["story"], {"story": "text"}).vector_sets == ("prompt", "prompt")
 
 

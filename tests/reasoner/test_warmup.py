@@ -10,12 +10,14 @@ import pytest
 import small_models
 import torch
 from peft import PeftModel
-from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from rgalign.alignment.context import load_step
+from rgalign.params import ParamsError
+from rgalign.params import load as load_params
 from rgalign.params_schema import Params, Warmup
 from rgalign.params_schema import Reasoner as ReasonerSettings
+from rgalign.params_training import Ranker
 from rgalign.reasoner import build, warmup
 from rgalign.reasoner import query_loss as learning
 from rgalign.reasoner.batches import documents, right_padded
@@ -23,6 +25,7 @@ from rgalign.reasoner.model import ReasonerError, fingerprint, load, load_saved,
 from rgalign.reasoner.query_loss import learn_queries, query_log_probabilities, query_loss
 from rgalign.reasoner.tiny import build_tokenizer, count_words
 from rgalign.reasoner.trainer import Schedule, Setup
+from rgalign.reasoner.written import write
 
 HOW = Warmup(epochs=2, learning_rate=1e-2, documents_per_batch=8, folds=2)
 
@@ -231,6 +234,48 @@ def test_the_pooling_that_is_asked_for_is_that_of_every_vector(typed, model_fold
     assert load_step(tmp_path / "step", asked, main).pooling == "mean"
 
 
+def test_a_call_that_has_ended_can_be_made_again_with_the_work_it_left(typed, model_folder, tmp_path):
+    how = HOW.model_copy(update={"epochs": 0.2})
+    folder, curves = made(recipe(model_folder, how), typed, tmp_path)
+    before = adapters(folder)
+    shutil.rmtree(folder)  # what a kill of the notebook's next cell leaves: nothing of the output, all of the work
+    again, curves_again = made(recipe(model_folder, how), typed, tmp_path)
+    assert all(same(before[name], own) for name, own in adapters(again).items())
+    pd.testing.assert_frame_equal(curves, curves_again)
+
+
+def test_an_adapter_that_is_not_there_is_refused(run):
+    with pytest.raises(ReasonerError, match="has no adapter fold-7"):
+        load_saved(run[0] / "main", adapter="fold-7")
+
+
+def test_no_session_has_one_writer_and_no_query(run, typed, model_folder):
+    asked, main = recipe(model_folder), build.load_models(recipe(model_folder), run[0])["main"]
+    none = typed.sessions.head(0)
+    assert [rows.tolist() for rows, _ in build.by_writer(asked, {"main": main}, none)] == [[]]
+    terms = Ranker(match=("written_overlap",))
+    assert build.written(asked, main, typed, terms, none, main, seed=0).queries.empty
+
+
+def test_candidates_of_a_session_are_its_folds(run, typed, model_folder, tmp_path):
+    asked, main = recipe(model_folder), build.load_models(recipe(model_folder), run[0])["main"]
+    frame, terms = typed.sessions.head(12), Ranker(match=("written_overlap",), written={"samples": 3})
+    found = build.written(asked, main, typed, terms, frame, main, seed=0).queries
+    for rows, own in build.by_writer(asked, {"main": main}, frame):
+        alone = write(own["main"], asked.prompter(typed, main), frame[rows], terms.written, seed=0)
+        mine = found[found["session_id"].isin(frame["session_id"][rows])].reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine, alone.reset_index(drop=True))
+
+
+@pytest.mark.parametrize("noise", ["neftune", "dropout"])
+def test_with_noise_of_its_own_each_row_reads_the_head_by_itself(folder, tmp_path, monkeypatch, noise):
+    monkeypatch.setattr(learning, "_cache_of", lambda *_: pytest.fail("one draw of noise for all rows"))
+    lora = HOW.lora.model_copy(update={"dropout": 0.5 if noise == "dropout" else 0.0})
+    schedule = Schedule(0.3, 1e-3, 8, neftune=5.0 if noise == "neftune" else 0.0)
+    setup = Setup(tmp_path / "work", seed=0, lora=lora)
+    learn_queries(load(str(folder)), *random_documents(), schedule, setup, title="warm-up", head=8)
+
+
 def test_chats_of_no_session_need_no_folds(shop, model_folder, tmp_path):
     folder, _ = made(recipe(model_folder, HOW.model_copy(update={"epochs": 0.2})), shop, tmp_path)
     assert sorted(path.name for path in (folder / "main").iterdir()) == ["adapter", "source.json"]
@@ -251,8 +296,18 @@ def test_without_transcripts_it_is_refused(typed, model_folder, tmp_path):
         made(recipe(model_folder), replace(typed, transcripts=None), tmp_path)
 
 
-@pytest.mark.parametrize(("given", "says"), [({}, "tiny is trained here"), ({"kind": "encoder"}, "writes nothing")])
-def test_what_cannot_be_warmed_up_is_refused_by_name(given, says):
-    own = {"model": "tiny" if not given else "some-encoder", "warmup": {"epochs": 1.0}, **given}
-    with pytest.raises(ValidationError, match=says):
-        ReasonerSettings(**own)
+REFUSED = {
+    "tiny": ({"reasoner.model": "tiny"}, "tiny is trained here"),
+    "an encoder": ({"reasoner.kind": "encoder"}, "writes nothing"),
+    "packed weights": ({"reasoner.quantize": "8bit", "alignment.lora.rank": 4}, "take in no adapter"),
+    "a query that is embedded": ({"reasoner.embed": "prompt_query"}, "written by what has read the user's own"),
+    "its control": ({"ranker.models": ["qe_rec", "qe_rec/prompt_query"]}, "what has read the user's own"),
+    "a second round": ({"alignment.loop.rounds": 2}, "a second round would write for them"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_warmed_up_is_refused_by_name(kind):
+    given, says = REFUSED[kind]
+    with pytest.raises(ParamsError, match=says):
+        load_params("params/smoke.yaml", {"reasoner.model": "some", "reasoner.warmup.epochs": 1.0, **given})
