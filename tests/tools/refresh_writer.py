@@ -70,14 +70,9 @@ def queries(run: Path, typed: pd.DataFrame) -> pd.DataFrame:
     situation = centred_cosine(embedded(encoder, frame[text].tolist()), titles)
     scores = {"situation": situation, "typed question": centred_cosine(embedded(encoder, asked), titles)}
     other = np.random.default_rng(0).permutation(len(frame))
-    for when, adapter in WHEN.items():
-        writer = load_saved(run / "models/reasoner/main", device=params.run.device, adapter=adapter)
-        put = recipe.prompter(shop, writer)
-        how = {"max_new_tokens": put.max_new_tokens, "samples": SAMPLES, "seed": 0, "progress": False}
-        kept = run / f"work/written-{when}.parquet"  # half an hour's work on a busy machine
-        if not kept.is_file():
-            write_table(kept, generate.greedy_and_samples(writer, put, put.sessions(frame), **how))
-        written = pd.read_parquet(kept)
+    after = pd.read_parquet(run / "tables/queries.parquet")  # notebook 02's, by the same function
+    after["row"] = pd.Index(frame["session_id"]).get_indexer(after["session_id"])
+    for when, written in (("before", written_before(run, recipe, shop)), ("after", after)):
         greedy = written.loc[written["candidate"] < 0, "query"].tolist()
         scores[f"greedy query, {when}"] = centred_cosine(embedded(encoder, greedy), titles)
         scores[f"samples, {when}"] = centred_cosine(mean_of_samples(encoder, written, len(frame)), titles)
@@ -89,6 +84,18 @@ def queries(run: Path, typed: pd.DataFrame) -> pd.DataFrame:
     results.MODELS.update({name: name for name in scores})
     found = pd.concat([judge.scores(own.astype(np.float32), name) for name, own in scores.items()])
     return judged(found, [(name, "situation") for name in scores if name != "situation"], shop, parts)
+
+
+def written_before(run: Path, recipe: build.Recipe, shop: tables.Dataset) -> pd.DataFrame:
+    """What the LLM wrote before its warm-up for valid; kept in the run's work folder."""
+    kept = run / "work/written_before.parquet"
+    if not kept.is_file():
+        writer = load_saved(run / "models/reasoner/main", device=recipe.device, adapter=None)
+        put, sampling = recipe.prompter(shop, writer), recipe.settings.queries
+        how = {"samples": SAMPLES, "temperature": sampling.temperature, "top_p": sampling.top_p, "progress": False}
+        how |= {"max_new_tokens": put.max_new_tokens, "seed": recipe.settings.seed}
+        write_table(kept, generate.greedy_and_samples(writer, put, put.sessions(shop.sessions), **how))
+    return pd.read_parquet(kept)
 
 
 def judged(metrics: pd.DataFrame, pairs: list, shop: tables.Dataset, parts) -> pd.DataFrame:
