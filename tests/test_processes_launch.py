@@ -137,6 +137,7 @@ def test_a_launcher_that_is_not_there_is_told(reasoner, tmp_path):
 def test_a_reason_that_a_user_can_mend_comes_back(tmp_path):
     arguments = {"device": "cpu", "shards": str(tmp_path / "s"), "dtype": "float32", "options": {}}
     arguments["reasoner"] = {"folder": str(tmp_path / "none"), "adapter": None, "name": "n", "kind": "causal"}
+    arguments["reasoner"]["pooling"] = "last"
     pd.DataFrame({"id": ["a"], "tokens": [[3]]}).to_parquet(tmp_path / "sequences.parquet")
     with pytest.raises(ProcessesError, match=r"ReasonerError: model .* is not on this machine"):
         distributed.run("embed", tmp_path, TORCHRUN.format(1), arguments, device="cpu")

@@ -61,7 +61,8 @@ def test_candidates_are_of_train_and_development_sessions_with_a_click(context, 
 
 @pytest.mark.parametrize(("llms", "names", "samples"), [("all", ["main", "other-1"], 2), ("one", ["main"], 5)])
 def test_one_llm_writes_as_many_as_all_would(context, monkeypatch, tmp_path, llms, names, samples):
-    calls = spy(monkeypatch, rewarding.generation, "generate_candidates", None)
+    written = pd.DataFrame({"session_id": []}, dtype=object)
+    calls = spy(monkeypatch, rewarding.generation, "generate_candidates", written)
     rewarding.write_candidates(with_params(context, candidates__llms=llms), context.language_models(), tmp_path)
     (((models, prompters, _), how),) = calls
     assert [sorted(models), sorted(prompters), how["samples"]] == [names, names, samples]

@@ -89,9 +89,9 @@ def obeying(patch: pytest.MonkeyPatch, taught: dict[str, list]) -> None:
         taught["prompts"] += prompts
         taught["queries"] += [query for side in queries for query in side]
 
-    def noted_sft(reasoner, prompts, queries, *how):
+    def noted_sft(reasoner, prompts, queries, *how, **more):
         note(prompts, queries)
-        return sft(reasoner, prompts, queries, *how)
+        return sft(reasoner, prompts, queries, *how, **more)
 
     def noted_dpo(reasoner, pairs, *how, **reference):
         note(pairs.prompts, pairs.chosen, pairs.rejected)
