@@ -85,8 +85,9 @@ def run_command(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(f"data: {size_of(params.data)}")
         table = pipeline.plan(run, params, stages, forced=forced)
-        print(table.to_string(index=False))
-        print(f"about {table.seconds.sum():.0f} s in all, in {run}")
+        print(table.to_string(index=False, na_rep="?"))
+        unknown = " beside what the language model takes (?)" if table.seconds.isna().any() else " in all"
+        print(f"about {table.seconds.sum():.0f} s{unknown}, in {run}")
         print(estimate.describe(params, options.card))
         return 0
     if params.reasoner.model != "tiny":

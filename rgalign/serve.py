@@ -29,7 +29,7 @@ from rgalign.data.lists import Intents, Lists, with_match, with_queries, with_te
 from rgalign.data.schema import REQUIRED, YAML_FILE, as_types, read_yaml, to_frame
 from rgalign.data.vectors import Vectors
 from rgalign.errors import Report, UserError, count_rows, nearest
-from rgalign.evaluation import confidence as sureness
+from rgalign.evaluation.confidence import confidence as confidence_of
 from rgalign.params import ROOT, load_run
 from rgalign.ranker import store
 from rgalign.ranker.fit import score_kb
@@ -220,7 +220,7 @@ class Scorer:
         ids = sessions["session_id"].to_numpy()
         table = ranking.top(ids, scores, top)
         if confidence:
-            table["confidence"] = table["session_id"].map(dict(zip(ids, sureness.confidence(scores), strict=True)))
+            table["confidence"] = table["session_id"].map(dict(zip(ids, confidence_of(scores), strict=True)))
         return table
 
     def lists(self, frame: pd.DataFrame, vectors: Vectors, written: WrittenQueries | None = None) -> Lists:

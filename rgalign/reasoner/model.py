@@ -309,7 +309,7 @@ def load_saved(
     if own and adapter != WARMED_UP and not own.is_dir():
         raise ReasonerError(f"{folder} has no adapter {adapter}: run 02_reasoner again")
     if own and own.is_dir():
-        found = replace(found, model=adapted(found.model, own, found.name, merge=not source["quantize"]))
+        found = replace(found, model=adapted(found.model, own, found.name, merge=True))
     return read_from(found, folder) if adapter == WARMED_UP else found
 
 

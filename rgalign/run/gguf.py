@@ -52,7 +52,6 @@ def unpacked(file: Path, digest: str, cache: Path | None = None) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{folder.name}.lock"):
             if not folder.is_dir():
-                logger.warning("unpacking %s into %s, once", file.name, folder)
                 _unpack(file, folder)
     return folder
 
@@ -64,6 +63,7 @@ def _unpack(file: Path, folder: Path) -> None:
         raise GgufError(f"{file} is no GGUF file: it begins with {first!r}; expected b'GGUF'. Was it downloaded whole?")
     if find_spec("gguf") is None:
         raise GgufError(f"to unpack {file} needs the package gguf: pip install gguf")
+    logger.warning("unpacking %s into %s, once", file.name, folder)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -162,5 +162,5 @@ def test_the_model_of_a_package_that_is_not_there_is_named_with_its_command(monk
 
 
 def test_a_file_that_is_not_there_is_no_model():
-    with pytest.raises(ReasonerError, match=r"'gone\.gguf' is not on this machine"):
+    with pytest.raises(ReasonerError, match=r"'gone\.gguf' is not on this machine: there is no such file"):
         load("gone.gguf")
