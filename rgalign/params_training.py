@@ -308,6 +308,11 @@ class ClosedLoop(Section):
 
 class Alignment(Section):
     lora: Lora | None = Field(None, description="empty: all weights learn, as a tiny model may")
+    weights: Literal["none", "exposure"] = Field(
+        "none",
+        description="exposure: RG-SFT, RG-DPO and RG-CL draw sessions by the weights of their clicks, 1 / "
+        "the chance of being seen (ranker/exposure.py); the reward model has those of ranker.exposure [C]",
+    )
     engine: Engine = Engine()
     candidates: Candidates = Candidates()
     reward: Reward = Reward()

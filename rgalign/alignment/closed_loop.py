@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,13 @@ from rgalign.alignment.preferences import best_queries, preference_pairs
 from rgalign.alignment.rewarding import QueryEmbedder, Rewarder, fold_of, train_models, write_candidates
 from rgalign.alignment.sft import train_sft
 from rgalign.data import vectors
-from rgalign.data.lists import QueryIntents, QueryLists
+from rgalign.data.lists import Match, QueryIntents, QueryLists, with_match
 from rgalign.data.vectors import Vectors
 from rgalign.params_training import Contrastive
 from rgalign.ranker import store, train
 from rgalign.ranker.fit import gauc_of
 from rgalign.ranker.losses import Loss
+from rgalign.ranker.match_terms import of_written
 from rgalign.ranker.towers import ThreeTower, set_whitening
 from rgalign.ranker.train import loss_of
 from rgalign.ranker.variants import RANKERS
@@ -154,6 +156,23 @@ def finish_iteration(
     curves = _train_rankers(context, folder / "embeddings", folder / "rankers", work, refit_whitening=refit)
     state = context.reading(folder / "embeddings", folder / "rankers")
     return LoopIteration(reasoner, reads_kb, state, curves, **gauc(state), seconds=time.perf_counter() - began)
+
+
+def by_vectors_and_words(before: Context, aligned: Context) -> pd.DataFrame:
+    """What of the alignment reaches the ranking by the LM's vectors, and what by the queries that it writes.
+
+    Columns: vectors, words (whose the aligned rankers read: "before" or "aligned"), valid (GAUC, mean over ranker
+    seeds). The KB's vectors are the aligned ones. Empty where no match term reads a written query.
+    """
+    rows, terms = [], tuple(of_written(before.params.ranker.match))
+    lists = {"before": before.parts.valid, "aligned": aligned.parts.valid}
+    for vectors_of, words_of in product(lists, lists if terms else ()):
+        own = lists[vectors_of]
+        written = Match(lists[words_of].match.columns(terms), terms)
+        mixed = with_match(own, own.match.replaced(written))
+        found = [gauc_of(model, mixed, aligned.parts.intents).value for model in aligned.rankers.values()]
+        rows.append((vectors_of, words_of, np.mean(found)))
+    return pd.DataFrame(rows, columns=["vectors", "words", "valid"])
 
 
 def _train_rankers(

@@ -223,6 +223,18 @@ class Context:
         """Lists of train's part with a click, development users not among them: what the reasoner may learn from."""
         return with_click(self.parts.train)
 
+    def drawn(self, session_ids: Sequence[str], step: str) -> np.ndarray:
+        """(sessions,) rows of these sessions of train that a step learns from: each once or, by alignment.weights, as
+        many in all, drawn again and again in proportion to the weights of their clicks."""
+        if self.params.alignment.weights == "none":
+            return np.arange(len(session_ids))
+        lists = self.clicked_lists
+        if lists.weight is None:
+            raise ValueError("alignment.weights is exposure, and tables/exposure has no weights: run notebook 03 again")
+        weight = pd.Series(lists.weight.sum(dim=1).double().numpy(), lists.session_id)[list(session_ids)].to_numpy()
+        random = np.random.default_rng(derived(self.params.run.seed, f"sessions of {step}"))
+        return np.sort(random.choice(len(weight), len(weight), p=weight / weight.sum()))
+
     def main(self) -> Reasoner:
         """The reasoner before its alignment."""
         return self.language_models(MAIN)[MAIN]

@@ -47,6 +47,7 @@ def train_contrastive(
         given = {} if best is None else {"best": best}
         return context.tune_by_processes("cl", start, work, given=given, learners=lists)[:2]
     lists = context.clicked_lists if lists is None else lists
+    lists = lists.take(context.drawn(lists.session_id, "cl"))
     hard = hard_negatives(lists, context.mean_scores(lists), settings.hard)
     prompts, also = context.embedded_prompts(start, lists), other_clicks(lists)
     sessions = ClickedSessions(prompts, first_click(lists), hard, also)

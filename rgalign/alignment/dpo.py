@@ -44,6 +44,7 @@ def train_dpo(
         if monitor is not None:
             monitor.rows.update({int(step): row for step, row in found["looks"].items()})
         return aligned, curve, pd.read_parquet(work / "job" / "reference.parquet")
+    pairs = pairs.iloc[context.drawn(pairs["session_id"], "dpo")]
     given = to_pairs(pairs, context.prompts_by_session(start), context.recipe.prompter(context.shop, start))
     reference = reference_log_probabilities(start, given)
     setup = context.setup("dpo", work)

@@ -19,6 +19,7 @@ def train_sft(context: Context, start: Reasoner, best: pd.DataFrame, work: Path)
     """
     if context.recipe.launcher:
         return context.tune_by_processes("sft", start, work, given={"best": best})[:2]
+    best = best.iloc[context.drawn(best["session_id"], "sft")]
     prompts, put = context.prompts_by_session(start), context.recipe.prompter(context.shop, start)
     documents = [prompts[session] for session in best["session_id"]], put.queries(best["query"].tolist())
     settings, setup = context.params.alignment.sft, context.setup("sft", work)

@@ -26,6 +26,7 @@ from rgalign.shopworld.tables import World
 from rgalign.shopworld.traffic import selection
 
 FILE = "train.safetensors"
+WEIGHTED = "ranker.exposure is ips or alignment.weights is exposure"
 
 
 class ExposureError(UserError, ValueError):
@@ -70,9 +71,9 @@ def chance_shown(shop: Dataset, lists: Lists) -> np.ndarray:
     else:
         there = ", ".join(impressions.columns)
         raise ExposureError(
-            f"ranker.exposure is ips, and impressions of {shop.name!r} have no column selection (found: {there}); "
+            f"{WEIGHTED}, and impressions of {shop.name!r} have no column selection (found: {there}); "
             "expected selection = P(this intent anywhere in the list | session), as the policy that wrote the log drew "
-            "it. Add it where lists are logged, or set ranker.exposure to kb or shown"
+            "it. Add it where lists are logged, or set ranker.exposure to kb or shown and alignment.weights to none"
         )
     row, position = pd.Index(lists.session_id).get_indexer(impressions["session_id"]), impressions["position"]
     own, chance = (row >= 0) & (position < lists.candidates.shape[1]), np.full(lists.candidates.shape, np.nan)
@@ -90,17 +91,20 @@ def click_weights(clicked: np.ndarray, looked: np.ndarray, chance: np.ndarray, c
     return (weight / weight[clicked].mean()).astype(np.float32)
 
 
-def write(folder: Path, data: Path, train: Lists, how: Ranker, bias: Callable[[], np.ndarray]) -> pd.DataFrame:
+def write(
+    folder: Path, data: Path, train: Lists, how: Ranker, bias: Callable[[], np.ndarray], *, weighted: bool = False
+) -> pd.DataFrame:
     """Write tables/exposure of a run. Returns how much positions are looked at (empty: not known).
 
     data     its tables/dataset;  train  lists of train's part
     bias     () -> (positions,) a ranker's trained position bias, in nats: where no list is shuffled, exp(bias) relative
              to the first takes the place of `examination` [C]
+    weighted  the clicks' weights are asked for, whatever the rankers learn by (alignment.weights)
     Raises ExposureError where the data cannot support what a ranker asks for.
     """
     refuse_other_parts("exposure", train=train)
     folder.mkdir()
-    asked = {own.exposure for own in how.settings().values()} - {"shown"}
+    asked = {own.exposure for own in how.settings().values()} - {"shown"} | ({"ips"} if weighted else set())
     shop = tables.excerpt(data, ["shuffled"], splits=("train",), whole_lists="ips" in asked)
     for kind in sorted(asked):
         _refuse_sampled(shop.name, shop.meta, kind)
@@ -148,10 +152,10 @@ def _refuse_sampled(name: str, meta: Mapping, kind: str) -> None:
         wrong["position_is_real"] = False
     if wrong:
         found = ", ".join(f"{key}: {value}" for key, value in wrong.items())
-        expected, instead = "lists as they were shown", "kb or shown"
+        param, expected, instead = WEIGHTED, "lists as they were shown", "kb or shown and alignment.weights to none"
         if kind == "kb":
-            expected, instead = "lists as they were shown, or negatives drawn uniformly (popularity: 0)", "shown"
+            param, instead = "ranker.exposure is kb", "shown"
+            expected = "lists as they were shown, or negatives drawn uniformly (popularity: 0)"
         raise ExposureError(
-            f"ranker.exposure is {kind}, and dataset.yaml of {name!r} says {found}; expected {expected}. Set "
-            f"ranker.exposure to {instead}"
+            f"{param}, and dataset.yaml of {name!r} says {found}; expected {expected}. Set ranker.exposure to {instead}"
         )

@@ -316,7 +316,7 @@ SAMPLED = {"popularity": 9, "uniform": 2, "smoothing": 0.5}
         (
             {"sampled_negatives": SAMPLED},
             "ips",
-            r"ranker\.exposure is ips, and dataset\.yaml of 'shopworld' says sampled_neg",
+            r"ranker\.exposure is ips or alignment\.weights is exposure, and dataset\.yaml of 'shopworld' says",
         ),
         (
             {"sampled_negatives": SAMPLED},
