@@ -278,6 +278,17 @@ def cross_fitted(context: Context, sessions: Vectors, folds: Path, work: Path) -
 # trained. It shows what the clicks alone teach the two together; it is no upper bound.
 
 
+def align_vectors(
+    context: Context, start: Reasoner, best: pd.DataFrame, folder: Path, work: Path
+) -> tuple[Reasoner, pd.DataFrame]:
+    """RG-CL (`train_contrastive`), or where alignment.cl.ranker_learns `train_end_to_end`. folder: of the rankers that
+    learn with the reasoner; empty where they are frozen."""
+    folder.mkdir()
+    if context.params.alignment.cl.use and context.params.alignment.cl.ranker_learns:
+        return train_end_to_end(context, start, folder, work)
+    return train_contrastive(context, start, best, work)
+
+
 def train_end_to_end(context: Context, start: Reasoner, folder: Path, work: Path) -> tuple[Reasoner, pd.DataFrame]:
     """Instead of RG-CL (alignment.cl.ranker_learns): reasoner and the context's rankers are trained together.
 

@@ -297,6 +297,10 @@ class Context:
         """Write a step's reasoner; of one with an adapter, which belongs to models/reasoner/main, the adapter alone."""
         save(reasoner, folder)
 
+    def save_step(self, reasoner: Reasoner, folder: Path, *, start: Reasoner, before: Path) -> None:
+        """`save`, or a copy of `before` where the step is switched off, and `reasoner` is still `start`."""
+        copy_folder(before, folder) if reasoner is start else self.save(reasoner, folder)
+
     def load(self, folder: Path) -> Reasoner:
         """A step's reasoner; an adapter is not merged, so that the next step can go on training it."""
         return load_step(folder, self.recipe, self.main())

@@ -26,7 +26,7 @@ from rgalign.reasoner.embed import pool
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.prompts import PROMPT_QUERY
 from rgalign.reasoner.tiny import next_token_loss
-from rgalign.reasoner.trainer import Schedule, Setup, fit
+from rgalign.reasoner.trainer import Schedule, Setup, fit, no_curve
 from rgalign.run import distributed
 from rgalign.run.distributed import all_gather_with_grad, weighted_all_reduce
 
@@ -40,9 +40,13 @@ def train_contrastive(
     work   folder of checkpoints, gone at the end
     lists  to learn from, each with a click; None: context.clicked_lists
     Hard negatives are those of a session's shown intents with the highest scores of these rankers and no click [C].
+    Where the step is switched off: `start` and no curve.
     Where queries are embedded (reasoner.embed), they are those that `start` writes, throughout the step [C].
     """
     settings = context.params.alignment.cl
+    if not settings.use:
+        return start, no_curve()
+    best = best if context.writes else None
     if context.recipe.launcher:
         given = {} if best is None else {"best": best}
         return context.tune_by_processes("cl", start, work, given=given, learners=lists)[:2]
@@ -59,6 +63,24 @@ def train_contrastive(
             sessions = replace(sessions, query_prompts=context.prompts(start, lists))
     spaces = [RankingSpace.of(each, context.parts.intents, lists) for each in context.rankers.values()]
     return contrastive(start, sessions, spaces, settings, context.setup("cl", work))
+
+
+@torch.no_grad()
+def first_batch(
+    context: Context, reasoner: Reasoner, count: int = 32
+) -> tuple["RankingSpace", Tensor, dict[str, Tensor]]:
+    """The first sessions with a click, to look at the loss with: the space of the first ranker, the sessions' queries
+    in it (rows, dim), and their batch of `_collate`, all on the CPU but for the reasoner's own work."""
+    lists = context.clicked_lists
+    lists = lists.take(torch.arange(min(count, len(lists))))
+    ranker = copy.deepcopy(next(iter(context.rankers.values()))).to("cpu")
+    hard = hard_negatives(lists, context.mean_scores(lists), context.params.alignment.cl.hard)
+    prompts, clicked = context.embedded_prompts(reasoner, lists), first_click(lists)
+    sessions = ClickedSessions(prompts, clicked, hard, other_clicks(lists))
+    batch = {**_collate(sessions.rows(), reasoner.tokenizer.pad_token_id), "counted": torch.tensor(len(lists))}
+    _, vectors = prompt_vectors(reasoner, {name: value.to(reasoner.device) for name, value in batch.items()})
+    space = RankingSpace.of(ranker, context.parts.intents, lists)
+    return space, space.queries(vectors.float().cpu()), batch
 
 
 def first_click(lists: Lists) -> np.ndarray:

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from rgalign.alignment.context import Context
-from rgalign.alignment.logprobs import ROUNDING, Layout, batched, layout_for, query_tokens, rounding_of
+from rgalign.alignment.logprobs import ROUNDING, SEPARATE, Layout, batched, layout_for, query_tokens, rounding_of
 from rgalign.alignment.monitor import EarlyStopping, RewardHackingMonitor
 from rgalign.alignment.objectives import OBJECTIVES, PairLogProbabilities
+from rgalign.alignment.preferences import no_reference
 from rgalign.params_training import Dpo
 from rgalign.reasoner.batches import Task, documents
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.prompts import Prompter
-from rgalign.reasoner.trainer import Schedule, Setup, fit
+from rgalign.reasoner.trainer import Schedule, Setup, fit, no_curve
 
 AGAIN = "compute it again: reference_log_probabilities(reasoner, pairs)"
 
@@ -34,8 +35,11 @@ def train_dpo(
 
     work     folder of checkpoints, gone at the end
     monitor  evaluates the policy `alignment.dpo.looks` times and may stop training
+    Where the step is switched off, or there is no pair: `start`, no curve and no reference.
     """
     settings = context.params.alignment.dpo
+    if not planned_steps(settings, len(pairs)):
+        return start, no_curve(), no_reference()
     if not settings.looks:
         monitor = None
     if context.recipe.launcher:
@@ -52,6 +56,25 @@ def train_dpo(
         every = max(1, planned_steps(settings, len(given)) // settings.looks)
         setup = replace(setup, callbacks=[EarlyStopping(start, monitor, every)])
     return *dpo(start, given, settings, setup, reference=reference), reference
+
+
+def first_batch(
+    context: Context, policy: Reasoner, pairs: pd.DataFrame, reference: pd.DataFrame, count: int = 4
+) -> tuple[dict[str, Tensor], Layout]:
+    """The first pairs as a batch of `collate_pairs`, on the policy's device, to look at the loss with; and its layout.
+
+    reference  what `train_dpo` returned for these pairs
+    """
+    prompts, put = context.prompts_by_session(policy), context.recipe.prompter(context.shop, policy)
+    own, pad = to_pairs(pairs.head(count), prompts, put), policy.tokenizer.pad_token_id
+    log_p = reference[["reference_chosen", "reference_rejected"]].head(count).to_numpy().tolist()
+    rewards = zip(own.reward_chosen.tolist(), own.reward_rejected.tolist(), strict=True)
+    rows = [
+        {**both, "reference": each, "reward": reward}
+        for both, each, reward in zip(own.documents(), log_p, rewards, strict=True)
+    ]
+    batch = collate_pairs(rows, pad, SEPARATE)
+    return {name: value.to(policy.device) for name, value in batch.items()}, SEPARATE
 
 
 def planned_steps(settings: Dpo, pairs: int) -> int:

@@ -142,6 +142,29 @@ def length_effect(reward: np.ndarray, tokens: np.ndarray, session_id: Sequence[s
     return pd.DataFrame([(*found.mean(axis=0), len(found), overall)], columns=columns)
 
 
+# What a good judge has: question, limit, whether the figure should be at least or at most that [C].
+GOOD = {
+    "auc": ("right queries earn more than wrong ones (AUC)", 0.7, "at least"),
+    "seeds": ("another seed orders a session's queries alike (rank correlation)", 0.7, "at least"),
+    "empty words": ("a greeting or a please moves a reward (share of the way to another query)", 0.25, "at most"),
+    "length": ("longer queries earn more or less (size of the rank correlation)", 0.1, "at most"),
+    "calibration": ("what it says of its first intent differs from what happens (ECE)", 0.1, "at most"),
+    "query": ("another session's query puts the click lower (places)", 0.1, "at least"),
+}
+
+
+def verdict(found: Mapping[str, float]) -> pd.DataFrame:
+    """Is it a good judge? One row a question of GOOD: found, should be, holds (yes | no | not known, for NaN)."""
+    rows = []
+    for name, (question, limit, side) in GOOD.items():
+        value = float(found.get(name, np.nan))
+        holds = value >= limit if side == "at least" else value <= limit
+        rows.append(
+            (question, value, f"{side} {limit:g}", "not known" if np.isnan(value) else "yes" if holds else "no")
+        )
+    return pd.DataFrame(rows, columns=["question", "found", "should be", "holds"]).set_index("question")
+
+
 def _correlations(one: np.ndarray, other: np.ndarray, session_id: Sequence[str]) -> pd.DataFrame:
     """spearman and kendall (tau-b) of every session in which both have different values.
 

@@ -97,16 +97,36 @@ class RewardHackingMonitor:
     # the measurements, by step; a resumed training restores those from before it was killed
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
 
-    def __post_init__(self):
-        self.rows[0] = {**self.probe.measure(self.start), "kl": 0.0}
-
     def __call__(self, reasoner: Reasoner, step: int) -> bool:
+        if 0 not in self.rows:  # of a reasoner that training leaves alone
+            self.rows[0] = {**self.probe.measure(self.start), "kl": 0.0}
         self.rows[step] = {**self.probe.measure(reasoner), "kl": self._kl(reasoner)}
         return hacked(self.rows[0], self.rows[step], self.tolerance)
 
     def table(self) -> pd.DataFrame:
         """One row a measurement: step, the columns of `ProbeSet.measure`, and kl to the reference (nats a query)."""
-        return pd.DataFrame([{"step": step, **row} for step, row in sorted(self.rows.items())])
+        return pd.DataFrame([{"step": step, **row} for step, row in sorted(self.rows.items())], columns=self._columns)
+
+    def verdict(self, planned: int) -> str:
+        """Whether the reward was hacked, in a line. planned: how many steps were to be made."""
+        seen = self.table()
+        if len(seen) < 2:
+            return "So: nothing was evaluated; RG-DPO is switched off, has no pair, or alignment.dpo.looks is 0."
+        first, last = seen.iloc[0], seen.iloc[-1]
+        stopped = hacked(first, last, self.tolerance)
+        end = (
+            f"training was stopped at step {last.step:.0f} of {planned}"
+            if stopped
+            else f"all {planned} steps were made"
+        )
+        moved = ", ".join(
+            f"{name} {last[name] - first[name]:+.3f}" for name in ("reward", "ranking", "ihr@1") if name in seen
+        )
+        return f"So: the reward was {'' if stopped else 'not '}hacked, by the rule above; {end} ({moved})."
+
+    @property
+    def _columns(self) -> list[str]:
+        return ["step", *next(iter(self.rows.values()), {})]
 
     def _kl(self, reasoner: Reasoner) -> float:
         """Mean of log policy - log reference over one query a session, sampled from the policy."""

@@ -54,8 +54,11 @@ def best_of_n(
 
 
 def preference_pairs(context: Context, start: Reasoner, scored: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """RG-DPO's pairs for this reasoner, and what each filter left (`pairs`). Other sessions' candidates are ignored."""
+    """RG-DPO's pairs for this reasoner, and what each filter left (`pairs`); of none where the step
+    is switched off. Other sessions' candidates are ignored."""
     settings, lists = context.params.alignment.dpo, context.clicked_lists
+    if not settings.use:
+        return no_pairs()
     scored = scored[scored["session_id"].isin(lists.session_id.tolist())]
     prompter, prompts = context.recipe.prompter(context.shop, start), context.prompts_by_session(start)
     how = {"min_margin": settings.min_margin, "margin_quantile": settings.margin_quantile}

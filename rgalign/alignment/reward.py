@@ -44,20 +44,28 @@ Reward = Callable[[ThreeTower, QueryLists, QueryIntents, Tensor | None], Tensor]
 
 def over_list(ranker: ThreeTower, lists: QueryLists, intents: QueryIntents, exists: Tensor | None) -> Tensor:
     """log p(clicked) by the softmax of the whole ranker's scores over the shown list, without position bias [C]."""
-    scores = ranker(lists, intents).masked_fill(~lists.shown, -torch.inf)
-    return _of_clicked(scores.log_softmax(dim=1), lists)
+    return _of_clicked(list_scores(ranker, lists, intents, exists).log_softmax(dim=1), lists)
+
+
+def list_scores(ranker: ThreeTower, lists: QueryLists, intents: QueryIntents, exists: Tensor | None) -> Tensor:
+    """(lists, candidates) of the whole ranker; -inf where padded."""
+    return ranker(lists, intents).masked_fill(~lists.shown, -torch.inf)
 
 
 def over_kb(ranker: ThreeTower, lists: QueryLists, intents: QueryIntents, exists: Tensor | None) -> Tensor:
-    """log p(clicked) by the softmax of the query-intent branch alone, q.v / sqrt(dim), over the whole KB [C].
+    """log p(clicked) by the softmax of the query-intent branch alone, q.v / sqrt(dim), over the whole KB [C]."""
+    log_p = kb_scores(ranker, lists, intents, exists).log_softmax(dim=1)
+    return _of_clicked(log_p.gather(1, lists.candidates.long().clamp(min=0)), lists)
 
-    Intents that do not exist yet at a session's time are left out; exists None: all do.
+
+def kb_scores(ranker: ThreeTower, lists: QueryLists, intents: QueryIntents, exists: Tensor | None) -> Tensor:
+    """(lists, intents) of the query-intent branch alone; -inf for intents that do not exist yet at a session's time.
+
+    exists  (lists, intents) bool; None: all do
     """
     vectors, _ = ranker.intent(intents)
     scores = (ranker.query(lists) * ranker.config.dim**-0.5) @ vectors.T
-    if exists is not None:
-        scores = scores.masked_fill(~exists, -torch.inf)
-    return _of_clicked(scores.log_softmax(dim=1).gather(1, lists.candidates.long().clamp(min=0)), lists)
+    return scores if exists is None else scores.masked_fill(~exists, -torch.inf)
 
 
 def _of_clicked(log_p: Tensor, lists: Lists) -> Tensor:
@@ -130,6 +138,20 @@ class RewardModel:
                     exists = torch.from_numpy(self.intents.existing(timestamps[rows.numpy()])).to(device)
                 found.append(reward(self.ranker, asked.take(rows).to(device), intents, exists).cpu())
         return torch.cat(found).numpy()
+
+    @torch.no_grad()
+    def scores(self, asked: QueryLists, form: str) -> tuple[Tensor, Tensor, Tensor]:
+        """What a reward is made of: scores with the query and with the null query, and what was clicked (bool), each
+        (rows, candidates) in the form `list`, (rows, intents) in the form `kb`, where all intents exist."""
+        both, score_of = (asked, with_null_query(asked, self.null)), {"list": list_scores, "kb": kb_scores}[form]
+        device = next(self.ranker.parameters()).device
+        found = [score_of(self.ranker, each.to(device), self.intents.to(device), None).cpu() for each in both]
+        if form == "list":
+            return *found, asked.clicked
+        row, place = asked.clicked.nonzero().T
+        clicked = torch.zeros_like(found[0], dtype=torch.bool)
+        clicked[row, asked.candidates[row, place].long()] = True
+        return *found, clicked
 
     def probabilities(self, asked: QueryLists) -> np.ndarray:
         """p(candidate | x, q), (rows, candidates) float32: the softmax over the shown list; 0 where padded."""

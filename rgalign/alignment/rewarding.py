@@ -15,6 +15,7 @@ import pandas as pd
 
 from rgalign.alignment import candidates as generation
 from rgalign.alignment.context import MAIN, Context
+from rgalign.alignment.judge_reward import choose_form, right_over_wrong
 from rgalign.alignment.reward import (
     ALL,
     ONE,
@@ -26,7 +27,7 @@ from rgalign.alignment.reward import (
     train_reward_models,
 )
 from rgalign.data import vectors
-from rgalign.data.lists import Lists
+from rgalign.data.lists import Lists, QueryLists
 from rgalign.data.split import user_folds
 from rgalign.data.vectors import Vectors
 from rgalign.ranker.fit import with_click
@@ -56,7 +57,10 @@ def write_candidates(context: Context, models: dict[str, Reasoner], work: Path) 
 
     models  by name, the main one among them; with alignment.candidates.llms `one` it writes as many as all would
     work    of the stage: pretrained models and several processes write shards there, which survive a kill
+    Empty for an encoder, which writes nothing.
     """
+    if not context.writes:
+        return no_candidates()
     how = context.params.alignment.candidates
     samples = how.samples
     if how.llms == "one":
@@ -151,7 +155,9 @@ class QueryEmbedder:
 def train_models(context: Context, embedder: QueryEmbedder, candidates: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Train the run's reward model (ALL), one without each fold of users (alignment.reward.folds), and for comparison
     one of another seed and one on the main LLM's queries alone (ONE; where several wrote). Returns their learning
-    curves. Raises ValueError where all users of train fall into one fold."""
+    curves, empty for an encoder. Raises ValueError where all users of train fall into one fold."""
+    if not context.writes:
+        return pd.DataFrame(columns=["model", "seed", "epoch", "train_loss", "dev_gauc", "seconds"])
     how, first = context.params.alignment.reward, context.params.ranker.seeds[0]
     everyone = sorted(candidates["source"].unique())
     models = {(name, first): everyone for name in (ALL, *fold_names(context))}
@@ -211,6 +217,19 @@ def rewards_by_form(embedder: QueryEmbedder, folder: Path, candidates: pd.DataFr
     return {form: own.scored(candidates, form=form)["reward"].to_numpy() for form in REWARDS}
 
 
+def chosen_form(
+    embedder: QueryEmbedder, folder: Path, candidates: pd.DataFrame, right: np.ndarray
+) -> tuple[str, pd.DataFrame]:
+    """The form of reward, written into `folder`: alignment.reward.form, or where that is auto the better one on these
+    candidates of development users (judge_reward.choose_form), with the table that it was read from."""
+    context, rewards = embedder.context, rewards_by_form(embedder, folder, candidates)
+    form, table = context.params.alignment.reward.form, right_over_wrong(rewards, right, candidates["session_id"])
+    if form == "auto" and context.writes:
+        form, table = choose_form(rewards, right, candidates["session_id"].tolist(), dev=context.parts.dev)
+    save_form(folder, form)
+    return form, table
+
+
 def rewards_of_others(embedder: QueryEmbedder, folder: Path, candidates: pd.DataFrame) -> dict[str, np.ndarray]:
     """The rewards of the models trained for comparison (alignment.reward.compared)."""
     form, first = form_of(folder), embedder.context.params.ranker.seeds[0]
@@ -240,7 +259,7 @@ class Rewarder:
            (METHOD.md 2.3 [C]); empty: `model` scores them too, in-sample
     """
 
-    model: RewardModel
+    model: RewardModel | None  # None for an encoder, which writes nothing that could be scored
     embedder: QueryEmbedder
     form: str  # name of reward.REWARDS
     folds: tuple[RewardModel, ...] = ()
@@ -258,6 +277,8 @@ class Rewarder:
         params, intents = embedder.context.params, embedder.context.parts.intents
         first = params.ranker.seeds[0]
         seed = first if seed is None else seed
+        if not embedder.context.writes:
+            return cls(None, embedder, form)
         names = [name, *(fold_names(embedder.context) if (name, seed) == (ALL, first) else ())]
         on = {"device": params.run.device}
         model, *folds = (load_reward_model(folder / each / f"seed-{seed}", intents, **on) for each in names)
@@ -292,7 +313,15 @@ class Rewarder:
                 how = {"form": form or self.form, "timestamps": when[rows]}
                 found.append(score_candidates(model, some, lists.take(rows), queries, **how))
             tables.append(pd.concat(found).loc[own.index])
-        return pd.concat(tables, ignore_index=True)
+        return pd.concat(tables, ignore_index=True) if tables else candidates.assign(reward=np.nan)
+
+    def probabilities(self, lists: Lists, texts: Sequence[str]) -> np.ndarray:
+        """(lists, candidates): the softmax of each shown list, with one query a list (RewardModel.probabilities)."""
+        return self.model.probabilities(self.asked(lists, texts)) if len(texts) else np.zeros(lists.candidates.shape)
+
+    def asked(self, lists: Lists, texts: Sequence[str]) -> QueryLists:
+        """The lists, each with its query, as the reward model reads it."""
+        return self.embedder.queries(texts).conditioned(lists, texts)
 
     def _models(self, lists: Lists, asked: np.ndarray) -> list[tuple[RewardModel, np.ndarray]]:
         """The models that score those lists that are asked for (lists,), each with its rows, at least one."""

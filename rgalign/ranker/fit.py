@@ -32,6 +32,21 @@ class Fitted:
     best_epoch: int
 
 
+@torch.no_grad()
+def first_batch(
+    model: nn.Module, lists: Lists, intents: Intents, count: int = 64
+) -> tuple[Lists, Intents, Tensor, Tensor]:
+    """A batch to look at a loss with: the first lists with a click, the intents, and their scores (lists, candidates)
+    by the whole ranker and by its query branch; a two-tower has none, and gives its scores twice, whose KL is 0."""
+    device = next(model.parameters()).device
+    lists = with_click(lists)
+    lists, intents = lists.take(torch.arange(min(count, len(lists)))).to(device), intents.to(device)
+    if not hasattr(model, "query"):
+        return lists, intents, *[model(lists, intents)] * 2
+    scores, _, query = model(lists, intents, branches=True)
+    return lists, intents, scores, query
+
+
 def fit(
     model: nn.Module,
     train: Lists,

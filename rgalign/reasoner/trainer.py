@@ -157,6 +157,11 @@ def fit(
     return tuned(reasoner, model), curve[columns]
 
 
+def no_curve() -> pd.DataFrame:
+    """The curve of a step that is switched off."""
+    return pd.DataFrame(columns=["step", "loss", "seconds"])
+
+
 class StepTrainer(Trainer):
     """The task's loss over the micro-batches of a step; its other values are logged as means since the last log, with
     the seconds of all calls."""

@@ -199,7 +199,7 @@ def reliability(table: pd.DataFrame, error: float) -> Figure:
 def margins(pairs: pd.DataFrame) -> Figure:
     """Reward margins of the pairs that were kept. pairs: preferences.COLUMNS."""
     axes = panel((7, 2.8), "Reward margin of the pairs kept", "chosen minus rejected, nats", "pairs")
-    axes.hist(pairs["reward_chosen"] - pairs["reward_rejected"], 40, color=BEFORE, edgecolor="white")
+    axes.hist((pairs["reward_chosen"] - pairs["reward_rejected"]).astype(float), 40, color=BEFORE, edgecolor="white")
     return axes.figure
 
 
@@ -220,6 +220,9 @@ def step_rows(rows: pd.DataFrame) -> Figure:
 def rank_shift(ranks: Mapping[str, np.ndarray], title: str) -> Figure:
     """Histograms of the clicked intent's place, means marked. ranks: name -> (sessions,) places from 1."""
     axes = panel((7.5, 3.2), title, "place of the clicked intent in the ranking", "share of sessions")
+    if not any(map(len, ranks.values())):
+        axes.text(0.5, 0.5, "no query was written", ha="center")
+        return axes.figure
     bins = np.arange(0.5, max(float(np.nanmax(values)) for values in ranks.values()) + 1.5)
     weights = [np.full(len(values), 1 / len(values)) for values in ranks.values()]
     colours, hatches, lines = (BEFORE, AFTER, THIRD), ("", "//", ".."), ("-", "--", ":")

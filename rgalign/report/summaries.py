@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from timeit import timeit
 from typing import Any
 
@@ -10,14 +11,16 @@ import pandas as pd
 from scipy.stats import spearmanr
 from torch import nn
 
-from rgalign.alignment.context import Context
-from rgalign.alignment.judge_reward import expected_calibration_error
+from rgalign.alignment.context import MAIN, Context
+from rgalign.alignment.judge_reward import calibration, expected_calibration_error
 from rgalign.alignment.monitor import Hits, ProbeSet
+from rgalign.alignment.rewarding import Rewarder
 from rgalign.data.features import UNKNOWN
 from rgalign.data.lists import Intents, Lists
 from rgalign.data.schema import HIDDEN, masked, personal
 from rgalign.data.tables import Dataset
 from rgalign.data.vectors import Vectors
+from rgalign.evaluation import writing_checks
 from rgalign.evaluation.confidence import reliability
 from rgalign.evaluation.judge import IHR, Judge, QueryJudge, query_judge
 from rgalign.evaluation.metrics import gauc_of_lists
@@ -32,6 +35,7 @@ from rgalign.reasoner.embed import embed
 from rgalign.reasoner.generate import greedy_and_samples
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
+from rgalign.run.stages import OpenStage
 
 
 def wins_and_losses(metrics: pd.DataFrame, model: str, against: str, count: int = 5) -> pd.DataFrame:
@@ -259,6 +263,40 @@ def costs(steps: Mapping[str, Callable[[], object]], sessions: int) -> pd.DataFr
 FIGURES = ["ranking", "reward", "ihr@1", "ihr@3", "tokens", "distinct", "repeated", "seconds"]
 
 
+def probe_set(context: Context, rewards: Path, read: Context | None = None) -> ProbeSet:
+    """The sessions of valid that a step is measured on, with reward and IHR where the reasoner writes.
+
+    rewards  models/reward;  read  the context whose ranker and vectors are measured; None: this one
+    """
+    if not context.writes:
+        return ProbeSet.of(read or context)
+    hits = hits_by_click(context, context.main())
+    return ProbeSet.of(read or context, Rewarder.load(context, rewards), hits)
+
+
+def warned_after(stage: OpenStage, probe: ProbeSet, row: pd.Series, learnt: pd.DataFrame) -> pd.DataFrame:
+    """Can it still write? The warnings of notebook 05 or 06, none of a step that learnt nothing.
+
+    row  of the stage table;  learnt  the step's curve
+    """
+    if not probe.context.writes or learnt.empty:
+        return writing_checks.none()
+    chance = writing_checks.Chance.of(probe.context.shop, probe.valid.session_id)
+    return writing_checks.after_tuning(stage.stage.name, row, chance, stage.read("tables/writing.parquet"))
+
+
+def on_greedy_queries(rewarder: Rewarder, dev: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Of the main LLM's greedy queries for development users: the reward model's calibration, and the place of the
+    click in its list with the session's own query and with another session's. dev: scored candidates."""
+    context = rewarder.embedder.context
+    greedy = dev[(dev.source == MAIN) & (dev.candidate < 0)].dropna(subset="reward")
+    lists = context.rows_of(context.parts.dev, greedy.session_id)
+    texts = {"own query": greedy["query"], "another session's": greedy["query"].sample(frac=1, random_state=0)}
+    said = {name: rewarder.probabilities(lists, own.tolist()) for name, own in texts.items()}
+    reliable = calibration(said["own query"], lists.clicked.numpy())
+    return reliable, {name: places_of_click(own, lists) for name, own in said.items()}
+
+
 def hits_by_click(context: Context, reader: Reasoner) -> Hits:
     """IHR of valid's watched queries, against the clicked intents (METHOD.md 4).
 
@@ -284,6 +322,8 @@ def leads_to_click(context: Context, reader: Reasoner, candidates: pd.DataFrame)
 
     An intent that entered the KB after the session does not count.
     """
+    if candidates.empty:
+        return np.zeros(0, dtype=bool)
     similarity = np.nan_to_num(_judge_of(context, reader).similarity(candidates["query"].tolist()), nan=-1.0)
     when = context.shop.sessions.set_index("session_id")["timestamp"].loc[candidates["session_id"].tolist()]
     times = when.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT"))
@@ -297,14 +337,17 @@ def leads_to_click(context: Context, reader: Reasoner, candidates: pd.DataFrame)
 
 
 def row(step: str, figures: Mapping[str, float], seconds: float) -> pd.DataFrame:
-    """A step's row of the stage table: index step, columns FIGURES."""
-    values = {**dict.fromkeys(FIGURES, np.nan), **figures, "seconds": round(seconds, 1)}
+    """A step's row of the stage table: index step, columns FIGURES. seconds: NaN of a step that is switched off."""
+    values = {**dict.fromkeys(FIGURES, np.nan), **figures, "seconds": round(float(np.nan_to_num(seconds)), 1)}
     return pd.DataFrame([values], index=pd.Index([step], name="step"))[FIGURES]
 
 
 def before_and_after(probe: ProbeSet, models: Mapping[str, Reasoner], sessions: int = 6) -> pd.DataFrame:
-    """The same sessions' greedy queries by several reasoners, beside what was clicked: index session_id."""
+    """The same sessions' greedy queries by several reasoners, beside what was clicked: index session_id. Empty for an
+    encoder."""
     context, lists = probe.context, probe.valid
+    if not context.writes:
+        return pd.DataFrame(columns=["clicked", *models])
     titles = context.shop.intents["title"].fillna("").to_numpy(dtype=object)
     clicked = titles[np.take_along_axis(lists.candidates.numpy(), _first_click(lists), axis=1)[:, 0]]
     written = {name: probe.written(reasoner)["query"].to_numpy() for name, reasoner in models.items()}

@@ -146,8 +146,8 @@ class OpenStage:
             figure.savefig(temporary, format="png", dpi=120, metadata=metadata)
         return figure
 
-    def finish(self) -> pd.DataFrame:
-        """Check that every declared output is there, write the manifest entry, and list the artifacts.
+    def finish(self) -> None:
+        """Check that every declared output is there, write the manifest entry, and say so in a line.
         Raises ArtifactError naming all outputs that are missing."""
         if missing := [name for name in self.stage.writes if not (self.run / name).exists()]:
             raise ArtifactError(f"{self.stage.name} ends without {', '.join(missing)}: run its cells in order")
@@ -169,9 +169,8 @@ class OpenStage:
         }
         artifacts.record_stage(self.run, self.stage.name, entry)
         locks.release_stage(self.run)
-        places = [self.run / name for name in outputs]
-        files = [sum(p.is_file() for p in place.rglob("*")) if place.is_dir() else 1 for place in places]
-        return pd.DataFrame({"artifact": outputs, "files": files})
+        tables, figures = len(self.stage.writes), len(outputs) - len(self.stage.writes)
+        print(f"{self.stage.name} is done: {tables} tables or models and {figures} figures are in {self.run.name}/")
 
 
 def described(figure: Figure) -> str:
