@@ -59,21 +59,14 @@ def train_dpo(
 
 
 def first_batch(
-    context: Context, policy: Reasoner, pairs: pd.DataFrame, reference: pd.DataFrame, count: int = 4
+    context: Context, start: Reasoner, policy: Reasoner, pairs: pd.DataFrame, count: int = 4
 ) -> tuple[dict[str, Tensor], Layout]:
     """The first pairs as a batch of `collate_pairs`, on the policy's device, to look at the loss with; and its layout.
-
-    reference  what `train_dpo` returned for these pairs
-    """
-    prompts, put = context.prompts_by_session(policy), context.recipe.prompter(context.shop, policy)
-    own, pad = to_pairs(pairs.head(count), prompts, put), policy.tokenizer.pad_token_id
-    log_p = reference[["reference_chosen", "reference_rejected"]].head(count).to_numpy().tolist()
-    rewards = zip(own.reward_chosen.tolist(), own.reward_rejected.tolist(), strict=True)
-    rows = [
-        {**both, "reference": each, "reward": reward}
-        for both, each, reward in zip(own.documents(), log_p, rewards, strict=True)
-    ]
-    batch = collate_pairs(rows, pad, SEPARATE)
+    start: the reference."""
+    prompts, put = context.prompts_by_session(start), context.recipe.prompter(context.shop, start)
+    own = to_pairs(pairs.head(count), prompts, put)
+    rows = _rows(own, reference_log_probabilities(start, own, progress=False), fingerprint(start))
+    batch = collate_pairs(rows, policy.tokenizer.pad_token_id, SEPARATE)
     return {name: value.to(policy.device) for name, value in batch.items()}, SEPARATE
 
 

@@ -88,7 +88,8 @@ _STAGES = (
     ),
     declared(
         "06_rg_dpo",
-        reads=f"{LEARNT} tables/writing.parquet tables/candidates.parquet models/reward models/sft",
+        reads=f"{LEARNT} tables/writing.parquet tables/candidates.parquet tables/row_sft.parquet models/reward "
+        "models/sft",
         writes="tables/preferences.parquet tables/reference.parquet tables/dpo.parquet tables/dpo_watch.parquet "
         "tables/row_dpo.parquet tables/writing_dpo.parquet models/dpo",
         params=f"alignment.reward alignment.dpo {TUNED}",
