@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from transformers import Qwen3Config
 
@@ -190,7 +191,13 @@ def test_cards_and_models_that_nobody_knows(folder):
         estimate.describe(own, "H10")
     assert "is not on this machine" in estimate.describe(params(**{"reasoner.model": "nobody/nothing"}))
     assert "is tiny" in estimate.describe(load(ROOT / "params" / "smoke.yaml"))
-    assert "no estimate on a CPU" in estimate.describe(params(**{"reasoner.model": str(folder), "run.device": "auto"}))
+    small = Qwen3Config(
+        **{**QWEN3_4B, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 99}
+    )
+    small.save_pretrained(folder)
+    said = estimate.describe(params(**{"reasoner.model": str(folder), "run.device": "cpu"}))
+    assert "estimate for 1 x this CPU; at most" in said
+    assert "hours in all" in said
 
 
 def test_a_launcher_shares_out_time(folder):
@@ -235,3 +242,31 @@ def test_an_objective_or_reward_that_somebody_wrote_is_known_by_its_name(monkeyp
         "  alignment.dpo.objective is 'ipoo'; expected dpo | ipo | sft; did you mean 'ipo'?",
         "  alignment.reward.form is 'KB'; expected auto | list | kb; did you mean 'kb'?",
     ]
+
+
+def test_a_warm_up_and_written_queries_are_counted(size):
+    """400 sessions of train, 100 of valid, 100 of test; three folds read two thirds each, and one adapter reads all."""
+    own = {"reasoner.warmup": {"epochs": 2, "folds": 3}, "ranker.match": ["written_overlap"]}
+    found = estimate.work(params(**own, **{"ranker.written.samples": 5}), size, 600, (30, 10)).set_index("what")
+    assert found.loc["warm-up", ["read", "operations"]].tolist() == [2 * 3 * 400 * 40, 4 * size.trunk]
+    written = found.loc["write queries for the match terms"].set_index("stage")["written"]
+    assert written["02_reasoner"] == 500 * 5 * 10
+    assert written["08_closed_loop"] == 100 * 5 * 10, "train's queries stay those of the LM before the alignment"
+    plain = estimate.work(params(), size, 600)
+    assert not plain["what"].str.contains("warm-up|match terms").any()
+
+
+def test_a_prompt_is_as_long_as_the_tables_say(tmp_path):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    (folder / "dataset.yaml").write_text("name: log\nfeatures: {story: text, state: categorical}\n")
+    stories, asked = ["x" * 100, "x" * 300], ["y" * 16, "y" * 24]
+    pd.DataFrame({"session_id": ["a", "b"], "story": stories}).to_parquet(folder / "sessions.parquet")
+    pd.DataFrame({"session_id": ["a", "b"], "typed_query": asked}).to_parquet(folder / "transcripts.parquet")
+    found = estimate.mean_lengths(
+        params(**{"data": {"source": "folder", "path": str(folder)}, "reasoner.max_tokens": 512})
+    )
+    assert found is not None
+    assert found[0] == pytest.approx(200 / 4 + 40, abs=60 / 4), "and the instruction"
+    assert found[1] == 20 / 4 + 1
+    assert estimate.mean_lengths(params()) is None, "a simulated world has no tables yet"

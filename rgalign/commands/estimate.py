@@ -4,22 +4,25 @@ With P the parameters that a token is multiplied with (model_size.trunk) and T t
 reading 2PT; training all weights 6PT; a LoRA adapter 4PT, since frozen weights need no gradient; gradient checkpointing
 reads once more, 2PT (Kaplan et al. 2020, 2.1). Queries are written by steps, a token of every query of a batch: one
 takes as long as its weights and cache take to be moved, or its kernels to be launched. Time is that at UTILISATION of
-the card's peak [C]. Counts are upper bounds: every prompt has max_tokens, every session a click; but RG-DPO is taken to
-read a pair's prompt once where all attention is full, and an attention other than torch's (sdpa) reads it twice.
-Attention's own products, rankers and evaluation while training are left out. torch is imported late: most runs do
-without.
+the card's peak [C]. Counts are upper bounds: every session has a click, and every prompt max_tokens unless the tables
+are there to be counted; but RG-DPO is taken to read a pair's prompt once where all attention is full, and an attention
+other than torch's (sdpa) reads it twice. Attention's own products, rankers and evaluation while training are left out.
+A CPU has no data sheet: two layers of the model are timed on it. torch is imported late: most runs do without.
 """
 
+import copy
+import math
+import timeit
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from rgalign.data.schema import is_there
+from rgalign.data.schema import feature_kinds, is_there, typed_batches
 from rgalign.data.sources import size_of
 from rgalign.params import Params, ParamsError
 from rgalign.params_schema import gpu_only, refused
-from rgalign.params_training import STEPS, Alignment
+from rgalign.params_training import STEPS, WRITTEN_TERMS, Alignment
 from rgalign.reasoner.prompts import NEVER_ASKED, TINY
 from rgalign.run import artifacts, distributed
 from rgalign.run.external_inputs import model_folder
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 PLANNED_FOR = "H100"  # the card of an estimate where there is no CUDA and no --card
 UTILISATION = 0.4  # of a card's peak in bf16 and of its bandwidth [C]
 LAUNCHES = 0.7e-3  # seconds a layer and step of writing: its kernels, launched one by one; not measured [C]
+WRITTEN_ON_CPU = 3  # times what a read token takes: small products, the head and the cache; one CPU measured [C]
+CHARACTERS = 4  # a token of a prompt, where the model's own tokenizer is not asked [C]
 CACHE_MOVED = 3  # times a step: it is read for attention, and copied (read, written) to be a token longer
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED = 4  # bytes of a trained weight, of its gradient and of each of AdamW's two numbers: float32
@@ -135,11 +140,11 @@ def model_size(config: "PreTrainedConfig", *, kind: str = "causal") -> ModelSize
 
 @dataclass(frozen=True)
 class Card:
-    """One accelerator by its data sheet: dense bf16 operations a second, bytes a second, bytes."""
+    """One accelerator by its data sheet: dense bf16 operations a second, bytes a second, bytes. A CPU: as timed."""
 
     name: str
     operations: float
-    bandwidth: float
+    bandwidth: float | None  # None: of a CPU
     memory: float
 
 
@@ -161,14 +166,16 @@ CARDS = {  # in the order in which a device's name is searched for them
 }
 
 
-def work(params: Params, size: ModelSize, sessions: int) -> pd.DataFrame:
+def work(params: Params, size: ModelSize, sessions: int, lengths: tuple[int, int] | None = None) -> pd.DataFrame:
     """One row a use of the main model: stage, what, read (tokens), written (tokens), operations a read token.
 
     sessions  in all, by ShopWorld's weeks: four of six train, one valid, one test; all of train taken to have a click
+    lengths   tokens of a prompt and of a query, on the mean (`mean_lengths`); None: the most that params allow
     """
     train_valid, clicked = sessions * 5 // 6, sessions * 4 // 6
     test = sessions - train_valid
-    how, prompt, query = params.alignment, params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens
+    prompt, query = lengths or (params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens)
+    how, warmup, terms = params.alignment, params.reasoner.warmup, set(params.ranker.match) & set(WRITTEN_TERMS)
     forward = 2 * size.trunk
     learning = ((4 if how.lora else 6) + (2 if how.engine.gradient_checkpointing else 0)) * size.trunk
     drawn, models = how.candidates.samples + 1, 1 + len(params.reasoner.others)
@@ -185,8 +192,18 @@ def work(params: Params, size: ModelSize, sessions: int) -> pd.DataFrame:
     def embed(stage: str, what: str, count: int) -> None:
         add(stage, f"embed {what}", count * embedded, count * asked)
 
+    def write_terms(stage: str, count: int) -> None:
+        if terms:
+            samples = params.ranker.written.samples
+            add(stage, "write queries for the match terms", count * prompt, count * samples * query)
+
+    if warmup.epochs:  # each fold's adapter reads the other folds' questions, and one reads all
+        trained = int(clicked * warmup.epochs * max(1, warmup.folds))
+        add("02_reasoner", "warm-up", trained * (prompt + query), 0, 4 * size.trunk)
     embed("02_reasoner", "train and valid", train_valid)
+    write_terms("02_reasoner", train_valid)
     embed("09_evaluation", "test", test)
+    write_terms("09_evaluation", test)
     if how.loop.rounds:
         if writes := params.reasoner.kind == "causal":
             what = f"write {drawn} queries a session, by each of {models} models"
@@ -199,13 +216,16 @@ def work(params: Params, size: ModelSize, sessions: int) -> pd.DataFrame:
             add("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning)
         if writes and (how.sft.use or how.dpo.use):
             embed("07_rg_cl", "train and valid for the retraining", train_valid)
+            write_terms("07_rg_cl", train_valid - clicked)
         if how.cl.use:
             runs = 2 if repeats and how.cl.lm_weight else 1  # what is embedded, and what the language loss reads
             add("07_rg_cl", "RG-CL", int(clicked * how.cl.epochs) * (prompt + query) * runs, 0, learning)
             if repeats:
                 add("07_rg_cl", "write queries to embed", clicked * prompt, clicked * query)
         embed("08_closed_loop", "train and valid again", train_valid)
+        write_terms("08_closed_loop", train_valid - clicked)
         embed("09_evaluation", "test again", test)
+        write_terms("09_evaluation", test)
     table = pd.DataFrame(rows, columns=["stage", "what", "read", "written", "operations"])
     return table.sort_values("stage", kind="stable", ignore_index=True)
 
@@ -214,6 +234,10 @@ def seconds(table: pd.DataFrame, params: Params, size: ModelSize, card: Card, pr
     """(rows,) seconds of each row of `work` on so many cards; a step of writing is one token of each of its queries."""
     from rgalign.reasoner.generate import TOKENS_PER_BATCH
 
+    if card.bandwidth is None:
+        return (
+            table["read"].astype(float) * table["operations"] + WRITTEN_ON_CPU * 2 * size.trunk * table["written"]
+        ) / (card.operations * processes)
     document = params.reasoner.max_tokens + params.reasoner.queries.max_new_tokens
     together = max(1, TOKENS_PER_BATCH["cuda"] // document)
     cache = together * document * size.layers * size.cached * BYTES[params.reasoner.dtype]
@@ -289,33 +313,38 @@ def describe(params: Params, card: str | None = None) -> str:
         return f"no estimate: {reasoner.model} is not on this machine (python -m rgalign models {reasoner.model})"
     from transformers import AutoConfig
 
-    found, note = _card(card, params.run.device)
-    if found is None:
-        return note
     try:
-        size = model_size(AutoConfig.from_pretrained(folder, local_files_only=True), kind=reasoner.kind)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        size = model_size(config, kind=reasoner.kind)
     except (OSError, ValueError) as error:  # notebook 02 lists all that is wrong with a model
         return f"no estimate: {reasoner.model} has no config that can be read ({str(error).splitlines()[0]})"
+    found, note = _card(card, params.run.device)
+    if found is None and note:
+        return note
+    found = found or this_cpu(config, params)
     launcher = params.run.launcher or ""
     count = (distributed.planned(launcher) if launcher else 1) or 1
-    table = work(params, size, size_of(params.data).sessions)
+    table = work(params, size, size_of(params.data).sessions, mean_lengths(params))
     hours = seconds(table, params, size, found, count) / 3600
     shown = table[["stage", "what"]].assign(**{"million tokens": ((table["read"] + table["written"]) / 1e6).round(1)})
     held = memory(params, size, processes=count, sharded="fsdp" in launcher or "zero3" in launcher)
     parts, total = ", ".join(f"{name} {amount / GIB:.1f}" for name, amount in held.items()), sum(held.values())
-    verdict = "fits" if total < 0.9 * found.memory else "DOES NOT FIT"
+    unit, reached, verdict = "process", "", ""
+    if found.bandwidth is not None:
+        unit, reached = "card", f" at {UTILISATION:.0%} of its peak"
+        verdict = f" of {found.memory / GIB:.0f}: {'fits' if total < 0.9 * found.memory else 'DOES NOT FIT'}"
     lines = [
-        f"estimate for {count} x {found.name} at {UTILISATION:.0%} of its peak; at most (commands/estimate.py)",
+        f"estimate for {count} x {found.name}{reached}; at most (commands/estimate.py)",
         f"{params.reasoner.model}: {size.parameters:,} parameters, {size.trunk:,} without vocabulary",
         shown.assign(hours=hours.round(2)).to_string(index=False),
-        f"about {hours.sum():.1f} hours in all, and {hours.sum() * count:.1f} card-hours",
-        f"memory a card, GiB: {parts}; {total / GIB:.1f} of {found.memory / GIB:.0f}: {verdict}",
+        f"about {hours.sum():.1f} hours in all, and {hours.sum() * count:.1f} {unit}-hours",
+        f"memory a {unit}, GiB: {parts}; {total / GIB:.1f}{verdict}",
     ]
     return "\n".join([note, *lines] if note else lines)
 
 
 def _card(name: str | None, device: str) -> tuple[Card | None, str]:
-    """The card that an estimate is for, and a note; None where there is no estimate, and why."""
+    """The card that an estimate is for, and a note; None: it is for this CPU, or a note says why there is none."""
     import torch
 
     if name is not None:
@@ -330,4 +359,45 @@ def _card(name: str | None, device: str) -> tuple[Card | None, str]:
         return Card(here.name, known.operations, known.bandwidth, here.total_memory), ""
     if device == "cuda":
         return CARDS[PLANNED_FOR], f"no CUDA device is here: the estimate is for one {PLANNED_FOR} (--card for another)"
-    return None, "no estimate on a CPU: its peak is unknown. --card H100 says what a card would take"
+    return None, ""
+
+
+def this_cpu(config: "PreTrainedConfig", params: Params) -> Card:
+    """This CPU with run.threads: operations a second of two layers of the model, with random weights, forward."""
+    import torch
+    from transformers import AutoModel
+
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    text.num_hidden_layers, text.vocab_size, threads = 2, 64, torch.get_num_threads()
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:2]
+    torch.set_num_threads(params.run.threads)
+    try:
+        model = AutoModel.from_config(shallow, dtype=getattr(torch, params.reasoner.dtype)).eval()
+        ids = torch.ones((16, 64), dtype=torch.long)
+        with torch.inference_mode():
+            took = min(timeit.repeat(lambda: model(input_ids=ids), number=1, repeat=5))
+    finally:
+        torch.set_num_threads(threads)
+    weights = sum(each.numel() for each in model.parameters()) - model.get_input_embeddings().weight.numel()
+    return Card("this CPU", 2 * weights * ids.numel() / took, None, math.inf)
+
+
+def mean_lengths(params: Params) -> tuple[int, int] | None:
+    """Mean tokens of a prompt and of a typed question, from the tables of data.source folder; None of another."""
+    if params.data.source != "folder":
+        return None
+    folder, how = artifacts.data_path(str(params.data.path)), params.reasoner
+    kinds = feature_kinds(folder)
+    shown = [name for name in how.features or kinds if kinds[name] == "text"]
+    batch = next(typed_batches(folder, "sessions", 1000, shown), None) if shown else None
+    if batch is None:
+        return None
+    texts = batch.to_pandas().fillna("").agg(" ".join, axis=1).str.len().mean()
+    around = 40 + len(how.instruction or "") / CHARACTERS  # the chat template and the asking mark [C]
+    query = how.queries.max_new_tokens
+    if is_there(folder, "transcripts"):
+        typed = next(typed_batches(folder, "transcripts", 1000, ["typed_query"])).to_pandas()["typed_query"]
+        query = min(query, round(typed.str.len().mean() / CHARACTERS) + 1)
+    return min(how.max_tokens, round(texts / CHARACTERS + around)), query
