@@ -16,6 +16,10 @@ alignment, and what clicks the best three of the knowledge base would have had b
         --set 'ranker.match=[word_overlap, raw_cosine, memory, written_overlap, written_cosine]' \
         --set 'ranker.models=[qe_rec, qe_rec/no_match, qe_rec/word_match, qe_rec/no_written_match, \
         qe_rec/shuffled_written_match, qe_rec/shuffled_match]'
+
+python tests/tools/refresh_match.py --worlds RUN.. writes outputs/published/match-worlds: the same models in several
+simulated worlds, each row over the worlds (comparisons.comparisons_over_worlds) and each world's own, and the true CTR.
+They are of the command above with --through 03, --set 'reasoner.others=[]' and --set run.seed=41, then 42.
 """
 
 import sys
@@ -43,24 +47,34 @@ METRICS = ["gauc", "recall@3", "recall@3/kb"]
 SLICES = ["all", "cold", "tail", "head"]
 
 
-def compared(run: Path, *, replicates: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """QE-Rec against each model that the run has: values of all models, and paired differences, by slice."""
+def measured(run: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Session metrics of a run's valid split, its slices, and the name of its data."""
     shop, parts = tables.excerpt(run / "tables/dataset", [], splits=("valid",)), load_parts(run / "tables/encoded")
     aligned = run / "tables/aligned_valid_metrics.parquet"
     sessions = pd.read_parquet(aligned if aligned.is_file() else run / "tables/valid_metrics.parquet")
     train = slices.of_train((parts.train, parts.dev), parts.intents)
     masks = slices.session_slices(shop.sessions, shop.impressions, **train)
+    return sessions, masks, shop.name
+
+
+def pairs_of(sessions: pd.DataFrame) -> list[tuple[str, str]]:
+    """QE-Rec against each of AGAINST that the run has, and RGAlign-Rec where it is there."""
     there = set(sessions["model"])
     pairs = [("qe_rec", name) for name in AGAINST if name in there]
-    pairs += [("rgalign_rec", "qe_rec"), ("rgalign_rec", "qe_rec/no_match")] if "rgalign_rec" in there else []
-    rows = comparisons.comparisons(sessions, pairs, masks, seed=0, replicates=replicates)
-    values = results.results(sessions, masks, data=shop.name)
+    return pairs + ([("rgalign_rec", "qe_rec"), ("rgalign_rec", "qe_rec/no_match")] if "rgalign_rec" in there else [])
+
+
+def compared(run: Path, *, replicates: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """QE-Rec against each model that the run has: values of all models, and paired differences, by slice."""
+    sessions, masks, name = measured(run)
+    rows = comparisons.comparisons(sessions, pairs_of(sessions), masks, seed=0, replicates=replicates)
+    values = results.results(sessions, masks, data=name)
     found = values.groupby(["model", "metric", "slice"], sort=False, observed=True).agg(
         value=("value", "mean"), seeds=("seed", "nunique"), groups=("groups", "first")
     )
     kept = ["model", "against", "metric", "slice", "difference", "ci_low", "ci_high", "p_holm", "seeds"]
     return tuple(
-        table[table["metric"].isin(METRICS) & table["slice"].isin(SLICES)].assign(data=shop.name).round(4)
+        table[table["metric"].isin(METRICS) & table["slice"].isin(SLICES)].assign(data=name).round(4)
         for table in (found.reset_index(), rows[kept])
     )
 
@@ -73,9 +87,10 @@ def true_ctr(run: Path) -> pd.DataFrame:
     before, after = run / "tables/match", run / "tables/aligned_embeddings"
     parts, seed_of = load_parts(run / "tables/encoded", before), params.reasoner.seed
     own = {name: parts_of_variant(parts, name, run / "tables/embeddings", seed_of) for name in params.ranker.models}
-    moved = [vectors.load(after / side) for side in ("sessions", "intents")]
-    aligned = load_parts(run / "tables/encoded", after / "match")
-    own["rgalign_rec"] = with_vectors(aligned, "qe_rec", *moved, seed=seed_of)
+    if after.is_dir():
+        moved = [vectors.load(after / side) for side in ("sessions", "intents")]
+        aligned = load_parts(run / "tables/encoded", after / "match")
+        own["rgalign_rec"] = with_vectors(aligned, "qe_rec", *moved, seed=seed_of)
     for name, parts in own.items():
         assert list(parts.valid.session_id) == shop.sessions["session_id"].tolist()
         folder = run / "models" / ("aligned_rankers" if name == "rgalign_rec" else f"rankers/{name}")
@@ -108,6 +123,27 @@ def write_written(run: Path) -> None:
         table.round(4).to_csv(target / f"{name}.csv", index=False, lineterminator="\n")
 
 
+def write_worlds(runs: Sequence[Path]) -> None:
+    """Tables over the worlds of these runs, and of each: metric, slice, model, against; true_ctr with its world."""
+    target, rows, truths = TARGET.with_name("match-worlds"), [], []
+    for run in runs:
+        sessions, masks, _ = measured(run)
+        own = comparisons.comparisons(sessions, pairs_of(sessions), masks, seed=0)
+        own = own[own["metric"].isin([*METRICS, "ctr@3/kb"]) & own["slice"].isin(SLICES)]
+        rows.append(own.assign(world_seed=load_run(run).run.seed))
+        truths.append(true_ctr(run).assign(world_seed=load_run(run).run.seed))
+    worlds, ends = pd.concat(rows), ["difference", "ci_low", "ci_high", "p_holm"]
+    over = comparisons.comparisons_over_worlds(worlds.drop(columns=["worlds", "world_seeds", "p", "p_holm"]))
+    target.mkdir(parents=True, exist_ok=True)
+    key = ["model", "against", "metric", "slice"]
+    for name, table in {
+        "comparisons": over[[*key, *ends, "worlds", "world_seeds", "seeds"]],
+        "by_world": worlds[["world_seed", *key, *ends, "seeds"]],
+        "true_ctr": pd.concat(truths),
+    }.items():
+        table.round(4).to_csv(target / f"{name}.csv", index=False, lineterminator="\n")
+
+
 def write(runs: Sequence[Path], target: Path = TARGET) -> None:
     tables_of = zip(*map(compared, runs), strict=True)
     target.mkdir(parents=True, exist_ok=True)
@@ -120,5 +156,7 @@ def write(runs: Sequence[Path], target: Path = TARGET) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "--written":
         write_written(Path(sys.argv[2]))
+    elif sys.argv[1] == "--worlds":
+        write_worlds([Path(run) for run in sys.argv[2:]])
     else:
         write([Path(run) for run in sys.argv[1:]])
