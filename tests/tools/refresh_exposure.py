@@ -1,8 +1,8 @@
 """What QE-Rec learns by each loss of ranker.exposure, on valid of a finished simulated run; test is not read.
 
 python tests/tools/refresh_exposure.py RUN.. writes outputs/published/exposure-valid/worlds.csv. Each run is finished
-through notebook 03; the published table is of the worlds 41 and 42 of outputs/published/match-worlds, which no search has
-used; no match terms, ranker seeds 0 and 1. Settings are those of the run, found with the shown list alone.
+through notebook 03; the published table is of the worlds 41 and 42 of outputs/published/match-worlds, which no
+search has used; no match terms, ranker seeds 0 and 1. Settings are those of the run, found with the shown list alone.
 """
 
 import sys
