@@ -6,7 +6,14 @@ The published tables are of
 
     python -m rgalign run params/govuk2021-minilm.yaml --through 09
 
-and the same of params/govuk2021-opening-minilm.yaml.
+and the same of params/govuk2021-opening-minilm.yaml, and of the sets where nobody wrote a sentence, whose rows have the
+name of the run's folder (rows of other data sets stay in the tables):
+
+    python -m rgalign run params/msweb-minilm.yaml --run-dir msweb-minilm --through 03 \
+        --set 'ranker.match=[raw_cosine, word_overlap, memory]' --set 'alignment.loop.rounds=0' --set \
+        'ranker.models=[two_tower_text, qe_rec, qe_rec/no_match, qe_rec/word_match, qe_rec/shuffled_match]'
+
+and the same of params/cfpb2014-no-product.yaml and params/cfpb2014-minilm.yaml.
 
 python tests/tools/refresh_match.py --written RUN writes outputs/published/written-valid: the same of a simulated world
 whose ranker reads the queries that its reasoner writes, with RGAlign-Rec, each term alone before and after the
@@ -54,7 +61,7 @@ def measured(run: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     sessions = pd.read_parquet(aligned if aligned.is_file() else run / "tables/valid_metrics.parquet")
     train = slices.of_train((parts.train, parts.dev), parts.intents)
     masks = slices.session_slices(shop.sessions, shop.impressions, **train)
-    return sessions, masks, shop.name
+    return sessions, masks, shop.name if shop.name.startswith("govuk") else run.name
 
 
 def pairs_of(sessions: pd.DataFrame) -> list[tuple[str, str]]:
@@ -148,9 +155,12 @@ def write(runs: Sequence[Path], target: Path = TARGET) -> None:
     tables_of = zip(*map(compared, runs), strict=True)
     target.mkdir(parents=True, exist_ok=True)
     for name, parts in zip(("models", "comparisons"), tables_of, strict=True):
-        whole = pd.concat(parts)
+        whole, path = pd.concat(parts), target / f"{name}.csv"
         whole = whole[["data", *(column for column in whole if column != "data")]]
-        whole.to_csv(target / f"{name}.csv", index=False, lineterminator="\n")
+        if path.is_file():  # rows of other data sets stay
+            before = pd.read_csv(path)
+            whole = pd.concat([before[~before["data"].isin(whole["data"])], whole])
+        whole.to_csv(path, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
