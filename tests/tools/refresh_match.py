@@ -61,7 +61,7 @@ def measured(run: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     sessions = pd.read_parquet(aligned if aligned.is_file() else run / "tables/valid_metrics.parquet")
     train = slices.of_train((parts.train, parts.dev), parts.intents)
     masks = slices.session_slices(shop.sessions, shop.impressions, **train)
-    return sessions, masks, shop.name if shop.name.startswith("govuk") else run.name
+    return sessions, masks, run.name if shop.name in ("msweb", "cfpb2014") else shop.name
 
 
 def pairs_of(sessions: pd.DataFrame) -> list[tuple[str, str]]:
