@@ -4,7 +4,7 @@ Rewards are (rows,) in nats, a row a candidate; NaN (empty query, no click) is l
 queries inside their session, as best of N does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -14,7 +14,10 @@ from scipy import stats
 from rgalign.alignment.candidates import assert_sessions_of
 from rgalign.data.lists import Lists
 from rgalign.evaluation.confidence import reliability
+from rgalign.evaluation.judge import QueryJudge
 from rgalign.evaluation.metrics import gauc
+from rgalign.shopworld.tables import INTENT_IDS, ISSUE, OBJECT
+from rgalign.shopworld.vocabulary import ISSUES, THINGS
 
 # Rewrites that keep the meaning: {} is the query; `without` are words that are dropped [C].
 REWRITES: Mapping[str, Mapping[str, object]] = {
@@ -163,6 +166,78 @@ def verdict(found: Mapping[str, float]) -> pd.DataFrame:
             (question, value, f"{side} {limit:g}", "not known" if np.isnan(value) else "yes" if holds else "no")
         )
     return pd.DataFrame(rows, columns=["question", "found", "should be", "holds"]).set_index("question")
+
+
+# How good the queries of `ladder` are, by construction: those of equal height are not compared.
+RUNGS = {"wanted": 3, "other issue": 2, "other object": 2, "neither": 1, "empty": 0}
+STEPS = {"wanted_over_half": (3, 2), "half_over_neither": (2, 1), "neither_over_empty": (1, 0)}
+Judged = Callable[[Lists, list[str]], np.ndarray]  # lists, each with a query -> rewards (lists,), NaN where it has none
+
+
+def ladder(judges: Mapping[str, Judged], lists: Lists, intent_id: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
+    """Does it put made queries of known quality in order? ShopWorld only (after RAG-Zeval's ladder; [C]).
+
+    For each session with one click: a question about the clicked intent, one about its object with another issue, one
+    about another object with its issue, one about neither, and an empty query (RUNGS).
+    judges     name -> judge: Rewarder.of_texts of any form, `nearness` of a query judge
+    intent_id  of the KB, in its order
+    Columns: judge, accuracy (share of pairs of unequal quality in one session that are put right, ties one half; 0.5
+    would be a coin), the same of each of STEPS, pairs, left_out (a judge that gives an empty query no reward).
+    Raises ValueError for a KB that is not ShopWorld's.
+    """
+    number = pd.Index(INTENT_IDS).get_indexer(pd.Index(list(intent_id)))
+    if (number < 0).any():
+        raise ValueError(
+            f"{(number < 0).sum()} intents are not ShopWorld's (first: {list(intent_id)[int(np.argmin(number))]!r}); "
+            "the ladder's questions are made of its objects and issues"
+        )
+    lists = lists.take(np.flatnonzero(lists.clicked.sum(dim=1).numpy() == 1))
+    made = ladder_queries(number[clicked_row(lists)], seed=seed)
+    height, rows = np.array([RUNGS[name] for name in made]), []
+    for name, judge in judges.items():
+        found = np.stack([np.asarray(judge(lists, queries), dtype=float) for queries in made.values()], axis=1)
+        better, worse = np.nonzero(height[:, None] > height)
+        gap = found[:, better] - found[:, worse]  # (lists, pairs of rungs)
+        right = np.where(np.isnan(gap), np.nan, (np.sign(gap) + 1) / 2)
+        steps = [right[:, (height[better] == high) & (height[worse] == low)] for high, low in STEPS.values()]
+        known = np.isfinite(right)
+        rows.append((name, *map(_mean, (right, *steps)), known.sum(), (~known).sum()))
+    return pd.DataFrame(rows, columns=["judge", "accuracy", *STEPS, "pairs", "left_out"])
+
+
+def ladder_queries(wanted: np.ndarray, *, seed: int) -> dict[str, list[str]]:
+    """Name of RUNGS -> a question for each wanted intent (sessions,), in the words of ShopWorld's customers."""
+    rng, count = np.random.default_rng(seed), len(wanted)
+    thing, issue = OBJECT[wanted], ISSUE[wanted]
+    other_thing = (thing + rng.integers(1, len(THINGS), size=count)) % len(THINGS)
+    other_issue = (issue + rng.integers(1, len(ISSUES), size=count)) % len(ISSUES)
+    word, question = rng.random(count), rng.random(count)  # which wording: the same on all rungs of a session
+
+    def asked(things: np.ndarray, issues: np.ndarray) -> list[str]:
+        rows = zip(things, issues, word, question, strict=True)
+        return [_nth(ISSUES[s].asked, q).format(_nth(THINGS[o].asked, w)) for o, s, w, q in rows]
+
+    about = [(thing, issue), (thing, other_issue), (other_thing, issue), (other_thing, other_issue)]
+    return dict(zip(RUNGS, [*(asked(*each) for each in about), [""] * count], strict=True))
+
+
+def nearness(judge: QueryJudge) -> Judged:
+    """A query judge as a rival of the reward model: similarity of a query with the session's first clicked intent."""
+    return lambda lists, queries: judge.similarity(queries)[np.arange(len(lists)), clicked_row(lists)]
+
+
+def clicked_row(lists: Lists) -> np.ndarray:
+    """(lists,) row in the KB of the first clicked intent of each list, which has one."""
+    place = lists.clicked.int().argmax(dim=1, keepdim=True)
+    return lists.candidates.long().gather(1, place)[:, 0].numpy()
+
+
+def _nth(choices: Sequence[str], share: float) -> str:
+    return choices[int(share * len(choices))]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def _correlations(one: np.ndarray, other: np.ndarray, session_id: Sequence[str]) -> pd.DataFrame:

@@ -49,14 +49,17 @@ def query_loss(model: nn.Module, batch: Mapping[str, Tensor], *, head: int = 0) 
     return -query_log_probabilities(model, batch, head=head).sum() / tokens, {}
 
 
-def query_log_probabilities(model: nn.Module, batch: Mapping[str, Tensor], *, head: int = 0) -> Tensor:
+def query_log_probabilities(
+    model: nn.Module, batch: Mapping[str, Tensor], *, head: int = 0, cache: DynamicCache | None = None
+) -> Tensor:
     """(rows,) float32: log p(query | prompt) in nats, summed over the query's tokens, the end token included.
 
     batch  ids (rows, longest), prompt (rows,), length (rows,), see `right_padded`
     head   first tokens of all rows that are the same and shorter than any prompt: they are run once
+    cache  of the head, where the caller has run it already (`prefix_cache`)
     """
     ids, more = batch["ids"], {}
-    cache = _cache_of(model, ids[:1, :head]) if head else None
+    cache = prefix_cache(model, ids[:1, :head]) if head and cache is None else cache
     if cache is not None:
         ids, more = ids[:, head:], {"past_key_values": expanded(cache, len(ids)), "use_cache": True}
     before = head if more else 0
@@ -65,7 +68,7 @@ def query_log_probabilities(model: nn.Module, batch: Mapping[str, Tensor], *, he
     return token_log_probabilities(model, ids, asked, **more).sum(dim=1)
 
 
-def _cache_of(model: nn.Module, ids: Tensor) -> DynamicCache | None:
+def prefix_cache(model: nn.Module, ids: Tensor) -> DynamicCache | None:
     """Keys and values of these tokens (1, tokens); None where a model keeps others, or none (checkpointing)."""
     cache = getattr(model(input_ids=ids, use_cache=True, logits_to_keep=1), "past_key_values", None)
     return cache if has_plain_cache(cache, (DynamicLayer,)) else None

@@ -1,9 +1,12 @@
 """Each question about the reward model against scikit-learn, scipy or arithmetic."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import small_rewards as shop
+import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
@@ -13,12 +16,17 @@ from rgalign.alignment.judge_reward import (
     calibration,
     choose_form,
     expected_calibration_error,
+    ladder,
+    ladder_queries,
     length_effect,
+    nearness,
     optimism,
     rewritten,
     right_over_wrong,
     stability,
 )
+from rgalign.evaluation.judge import tfidf_judge
+from rgalign.shopworld import world
 
 RNG = np.random.default_rng(0)
 SESSION = np.repeat([f"dev{i}" for i in range(20)], 6)
@@ -122,3 +130,87 @@ def test_optimism_by_hand():
     found = optimism(np.array([1.0, 0.0, 2.0, 1.0, 9.0]), np.array([0.2, 0.4, 0.5, 0.1, np.nan]), list("aabbb"))
     assert found["all"].tolist()[:2] == pytest.approx([1.0, 0.3])
     assert found["best"].tolist() == pytest.approx([1.5, 0.45, 0.35])
+
+
+SHOPWORLD = [f"kb_{number:03d}" for number in range(96)]  # object * 8 + issue
+
+
+def one_click(clicked, *, twice=0):
+    """Dev lists of three candidates each, the clicked one in the middle; the last `twice` have two clicks."""
+    clicked = np.asarray(clicked)
+    own = shop.lists("dev", len(clicked))
+    candidates = np.stack([(clicked + 1) % 96, clicked, (clicked + 2) % 96], axis=1)
+    is_clicked = np.tile([False, True, False], (len(clicked), 1))
+    is_clicked[len(clicked) - twice :, 0] = True
+    return replace(own, candidates=torch.tensor(candidates), clicked=torch.tensor(is_clicked))
+
+
+def test_the_ladder_asks_what_its_rungs_say():
+    wanted = np.array([0, 95, 9])  # late parcel, fraud of a warranty, missing refund: words.yaml
+    made = ladder_queries(wanted, seed=3)
+    parcel, warranty = ("parcel", "package", "box", "delivery"), ("warranty", "repair", "guarantee", "servicing")
+    late, fraud = (
+        ("so long", "when will", "still waiting", "too slow", "hurry"),
+        ("else", "scam", "not make", "hacked", "fake"),
+    )
+
+    def has(query, words):
+        return any(word in query for word in words)
+
+    assert has(made["wanted"][0], parcel)
+    assert has(made["wanted"][0], late)
+    assert has(made["other issue"][0], parcel)
+    assert not has(made["other issue"][0], late)
+    assert has(made["other object"][1], fraud)
+    assert not has(made["other object"][1], warranty)
+    assert not has(made["neither"][1], fraud)
+    assert not has(made["neither"][1], warranty)
+    assert made["empty"] == ["", "", ""]
+
+
+def test_a_judge_by_truth_has_the_whole_ladder_a_constant_half_and_the_opposite_none():
+    lists = one_click(np.random.default_rng(0).integers(96, size=40), twice=3)
+    quality = {}
+    for height, rungs in enumerate([["empty"], ["neither"], ["other issue", "other object"], ["wanted"]]):
+        for rung in rungs:
+            made = ladder_queries(lists.candidates[:37, 1].numpy(), seed=0)[rung]
+            quality |= {(row, query): height for row, query in enumerate(made)}
+
+    def truth(own, queries):
+        return np.array([quality[key] for key in enumerate(queries)])
+
+    judges = {
+        "truth": truth,
+        "constant": lambda own, queries: np.zeros(len(own)),
+        "opposite": lambda own, queries: -truth(own, queries),
+        "no reward for nothing": lambda own, queries: np.where([q == "" for q in queries], np.nan, truth(own, queries)),
+    }
+    table = ladder(judges, lists, SHOPWORLD).set_index("judge")
+    assert table["accuracy"].tolist() == [1.0, 0.5, 0.0, 1.0]
+    assert table.loc["constant", ["wanted_over_half", "half_over_neither", "neither_over_empty"]].tolist() == [0.5] * 3
+    # of five queries ten pairs less the one of equal quality; two clicks have no one wanted intent
+    assert table["pairs"].tolist() == [37 * 9] * 3 + [37 * 5]
+    assert table["left_out"].tolist() == [0, 0, 0, 37 * 4]
+    assert np.isnan(table.loc["no reward for nothing", "neither_over_empty"])
+
+
+def test_the_ladder_reads_steps_by_hand():
+    lists = one_click([5])
+    rewards = {"wanted": 2.0, "other issue": 3.0, "other object": 1.0, "neither": 1.0, "empty": -1.0}
+    made = {queries[0]: rewards[rung] for rung, queries in ladder_queries(np.array([5]), seed=0).items()}
+    row = ladder({"hand": lambda own, queries: np.array([made[q] for q in queries])}, lists, SHOPWORLD).iloc[0]
+    # wanted: one of two; halves over neither: one and a tie; all over empty: 4
+    assert row["wanted_over_half"] == 0.5
+    assert row["half_over_neither"] == 0.75
+    assert row["neither_over_empty"] == 1.0
+    assert row["accuracy"] == pytest.approx((1 + 1.5 + 1 + 4) / 9)
+
+
+def test_words_of_the_kb_climb_the_ladder_and_another_shop_is_refused():
+    kb = world.generate(seed=0, sessions=20, users=10).intents
+    lists = one_click(np.arange(0, 96, 3))
+    row = ladder({"TF-IDF": nearness(tfidf_judge(kb))}, lists, kb["intent_id"].tolist()).iloc[0]
+    assert row["accuracy"] > 0.6
+    assert row["left_out"] == 32 * 4, "an empty query has no similarity"
+    with pytest.raises(ValueError, match=r"1 intents are not ShopWorld's \(first: 'guide'\)"):
+        ladder({}, lists, [*SHOPWORLD[:-1], "guide"])

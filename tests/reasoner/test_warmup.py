@@ -269,7 +269,7 @@ def test_candidates_of_a_session_are_its_folds(run, typed, model_folder, tmp_pat
 
 @pytest.mark.parametrize("noise", ["neftune", "dropout"])
 def test_with_noise_of_its_own_each_row_reads_the_head_by_itself(folder, tmp_path, monkeypatch, noise):
-    monkeypatch.setattr(learning, "_cache_of", lambda *_: pytest.fail("one draw of noise for all rows"))
+    monkeypatch.setattr(learning, "prefix_cache", lambda *_: pytest.fail("one draw of noise for all rows"))
     lora = HOW.lora.model_copy(update={"dropout": 0.5 if noise == "dropout" else 0.0})
     schedule = Schedule(0.3, 1e-3, 8, neftune=5.0 if noise == "neftune" else 0.0)
     setup = Setup(tmp_path / "work", seed=0, lora=lora)
