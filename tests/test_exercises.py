@@ -36,9 +36,10 @@ def test_a_notebook_ends_with_two_or_three_exercises_and_where_to_read_on(path):
     assert len(questions) in (2, 3)
     assert len(solutions(path)) == text.count("<details>") == len(questions)
     assert "**Read on:**" in text
-    following = re.findall(r"\*\*Next:\*\* `(\w+)`", text)
-    sequence = [own.stem for own in NOTEBOOKS]
-    assert following == sequence[sequence.index(path.stem) + 1 :][:1]
+    sequence, links = [own.stem for own in NOTEBOOKS], r"\*\*{}:\*\* \[`(\w+)`\]\(\1\.ipynb\)"
+    place = sequence.index(path.stem)
+    assert re.findall(links.format("Next"), text) == sequence[place + 1 :][:1]
+    assert re.findall(links.format("Previous"), text) == sequence[:place][-1:]
 
 
 @by_name

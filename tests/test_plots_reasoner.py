@@ -59,15 +59,14 @@ def test_the_shift_of_places_gives_mean_and_share_in_the_top_three():
 
 def test_step_rows_leave_out_what_nobody_knows():
     rows = pd.DataFrame({"ranking": [0.6, 0.7], "reward": np.nan}, index=["before", "cl"])
-    (axes,) = drawn(plots.step_rows(rows))
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["before", "cl"]
+    (axes,) = drawn(plots.step_rows(rows, {"ranking": 0.01}))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["before", "RG-CL"]
 
 
 def test_every_other_figure_is_drawn():
     pairs = pd.DataFrame({"reward_chosen": [0.5, 0.4], "reward_rejected": [0.0, -0.3]})
     table = pd.DataFrame({"lists": [0, 3, 9], "confidence": [np.nan, 0.4, 0.9], "hit": [np.nan, 0.5, 1.0]})
-    turns = pd.DataFrame({"round": [0, 1], "dev": [0.6, 0.7], "valid": [0.6, 0.65]})
-    for figure in (plots.margins(pairs), plots.reliability(table, 0.1), plots.rounds(turns)):
+    for figure in (plots.margins(pairs), plots.reliability(table, 0.1)):
         (axes,) = drawn(figure)
         assert axes.get_title()
         assert axes.get_xlabel()

@@ -9,7 +9,6 @@ import pytest
 import refresh_results
 from refresh_results import PAGES, PUBLISHED, RUNS, STUDY, SWEPT_FILES, TABLES, marks, with_tables
 
-from rgalign.data import tables
 from rgalign.evaluation.results import conform
 from rgalign.params import ROOT, Params, flat, load
 
@@ -111,25 +110,3 @@ def test_files_and_commands_that_a_page_names_exist(page):
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     for target in re.findall(r"^make (\w+)", text, re.M):
         assert target in targets
-
-
-def test_ten_lines_make_a_data_set_of_a_csv(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows = [
-        {"session_id": f"s{s}", "user_id": f"u{s % 7}", "time": f"2025-03-{s + 1:02d}", "status": "late"}
-        | {
-            "last_search": "refund",
-            "intent_id": f"i{i}",
-            "title": f"Intent {i}",
-            "position": i,
-            "clicked": int(i == s % 3),
-        }
-        for s in range(20)
-        for i in range(3)
-    ]
-    pd.DataFrame(rows).to_csv("clicks.csv", index=False)
-    (block,) = re.findall(r"```python\n(.*?read_csv.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    assert len([line for line in block.splitlines() if line and "import" not in line]) <= 10
-    exec(block, {})
-    tables.check(tmp_path / "data/mine")  # raises where there is a fault
-    assert set(tables.read(tmp_path / "data/mine").sessions["split"]) == {"train", "valid"}

@@ -5,6 +5,7 @@ holds PUBLISHED and sweep.json themselves (outputs/published/), and these tables
 """
 
 import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 
 from rgalign.evaluation import metrics, results
 from rgalign.evaluation.comparisons import INTERVALS, PAIR, by_world
-from rgalign.params import load_run
+from rgalign.params import ROOT, load_run
 from rgalign.run import artifacts
 from rgalign.run.artifacts import ArtifactError
 from rgalign.run.plan import EVALUATION, STAGES, stage_params
@@ -68,6 +69,15 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); delete it and give the sweep's command again") from None
     return swept
+
+
+def or_published(folder: Path) -> Path:
+    """The folder; one without runs gets the tables of the published study first, so that they can be read at once."""
+    published = ROOT / "outputs" / "published" / "study"
+    if not any(folder.glob("*/params.yaml")) and not is_published(folder) and is_published(published):
+        for name in (*PUBLISHED, SWEEP):
+            shutil.copyfile(published / name, folder / name)
+    return folder
 
 
 def is_published(folder: Path) -> bool:

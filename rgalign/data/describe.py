@@ -1,6 +1,6 @@
 """What a data set looks like: small tables for notebook 01's figures and for reading."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,31 @@ def overview(dataset: Dataset) -> pd.DataFrame:
     columns |= {"clicks": ("clicks", "sum"), "lists without a click": ("none", "sum")}
     table = lists.groupby("split").agg(**columns, **{"lists with only clicks": ("all", "sum")})
     return table.reindex([s for s in ("train", "valid", "test") if s in table.index]).astype(int)
+
+
+RULES = {  # those of ShopWorld that decide what can be learnt (shopworld/tables.py)
+    "active_true": "the open clause tells the session's own object and issue",
+    "active_object": ".. its object, and any issue",
+    "active_issue": ".. any object, and its issue (else anything at all)",
+    "wording": "how often each of a concept's four synonyms is used",
+    "positions": "intents in a list",
+    "explored": ".. of which drawn at random, so that every intent is shown at times",
+    "shuffled_share": "share of the lists whose order is random",
+    "examination_decay": "a: position p = 1, 2, .. is looked at with the chance p^-a",
+    "attracts_true": "chance of a click on the session's own intent, once looked at",
+    "attracts_issue": ".. on another intent with its issue",
+    "attracts_object": ".. on another intent of its object",
+    "attracts_other": ".. on any other",
+    "late_intents": "intents that enter in the last two weeks",
+    "weekly_traffic": "share of the sessions in each of the six weeks",
+}
+
+
+def rules(meta: Mapping) -> pd.DataFrame:
+    """The simulator's rules in words, from dataset.yaml; empty for data that nobody simulated."""
+    known = meta.get("world", {}).get("rules", {})
+    rows = {name: (known[name], words) for name, words in RULES.items() if name in known}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "what it says"])
 
 
 def features(dataset: Dataset) -> pd.DataFrame:

@@ -123,6 +123,14 @@ def _least(clip: float | None) -> float:
     return 1 / (LARGEST if clip is None else min(clip, LARGEST))
 
 
+def log_of(dataset: Dataset) -> tuple[Log | None, str]:
+    """The log that estimates can be made from; or None, and why these data have none."""
+    try:
+        return Log.of(dataset), ""
+    except ValueError as error:
+        return None, str(error)
+
+
 def estimates(
     log: Log, target: np.ndarray, predicted: np.ndarray | None = None, *, clip: float | None = None
 ) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from rgalign.run.artifacts import ArtifactError
 from rgalign.run.stages import OpenStage
 from rgalign.seeding import derived
 from rgalign.serve import ENCODED, Ranking, Scorer, load
+from rgalign.shopworld.text import explained
 
 SAMPLES = 4  # queries drawn a reasoner, beside the greedy one
 BASELINE = "two_tower_text"
@@ -45,6 +46,7 @@ class Explorer:
     sessions: pd.DataFrame
     clicked: Mapping[str, set[str]]
     seed: int
+    simulated: bool = False  # by ShopWorld, whose rules are known
 
     @classmethod
     def of(cls, stage: OpenStage) -> "Explorer":
@@ -64,8 +66,8 @@ class Explorer:
         own = context.shop.sessions[context.shop.sessions.split == "valid"]
         rewarder = Rewarder.load(context, stage.path("models/reward")) if rewards else None
         sessions = tables.sessions(stage.path("tables/dataset"), own.session_id[own.session_id.isin(clicks.index)])
-        seed = derived(stage.params.run.seed, "tour")
-        return cls(scorers, baseline, rewarder, context.parts.valid, sessions, clicks.to_dict(), seed)
+        seed, simulated = derived(stage.params.run.seed, "tour"), "world" in context.shop.meta
+        return cls(scorers, baseline, rewarder, context.parts.valid, sessions, clicks.to_dict(), seed, simulated)
 
     @property
     def kinds(self) -> Mapping[str, str]:
@@ -100,6 +102,13 @@ class Explorer:
         scorer = self.scorers["qe_rec"]
         (ids,) = scorer.prompter.sessions(row)
         return scorer.reasoner.tokenizer.decode(ids)
+
+    def decoded(self, row: pd.DataFrame) -> pd.DataFrame:
+        """The prompt column by column: column, value, and what it tells: by ShopWorld's rules, else its kind."""
+        known = [name for name in self.typed if not row[name].isna().iloc[0]]
+        values = {name: str(row[name].iloc[0]) for name in known}
+        tells = [explained(name, values[name]) if self.simulated else self.kinds[name] for name in known]
+        return pd.DataFrame({"value": values.values(), "what it tells": tells}, index=pd.Index(known, name="column"))
 
     def queries(self, row: pd.DataFrame, *, rewarded: bool = True) -> pd.DataFrame:
         """What is written for a session: written (before | after the alignment), query, drawn, reward (nats).

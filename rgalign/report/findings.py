@@ -3,11 +3,8 @@
 import pandas as pd
 
 from rgalign.evaluation.metrics import LABELS
-from rgalign.evaluation.results import MODELS, UNTRAINED
-
-
-def name_of(model: str) -> str:
-    return MODELS.get(model, model)
+from rgalign.evaluation.results import UNTRAINED
+from rgalign.report.plots import name_of
 
 
 def compared(table: pd.DataFrame, model: str, against: str, where: str, metric: str = "gauc") -> str:
@@ -27,10 +24,10 @@ def compared(table: pd.DataFrame, model: str, against: str, where: str, metric: 
 def best(results: pd.DataFrame, where: str) -> str:
     """Which model has the highest GAUC, and which of those without training. results: model, metric, value"""
     mean = results[results["metric"] == "gauc"].groupby("model")["value"].mean()
-    groups = {"of the trained models": mean[~mean.index.isin([*UNTRAINED, "oracle", "oracle_discrete"])]}
-    groups |= {"of those without training": mean[mean.index.isin(UNTRAINED)]}
-    said = [f"{of} {name_of(own.idxmax())} ({own.max():.3f})" for of, own in groups.items() if len(own)]
-    return f"So: {where} the highest GAUC has, {' and, '.join(said)}."
+    groups = {"among the trained models": mean[~mean.index.isin([*UNTRAINED, "oracle", "oracle_discrete"])]}
+    groups |= {"among those without training": mean[mean.index.isin(UNTRAINED)]}
+    said = [f"{name_of(own.idxmax())} ({own.max():.3f}) {of}" for of, own in groups.items() if len(own)]
+    return f"So: {where} the highest GAUC is that of {', and of '.join(said)}."
 
 
 def groups(table: pd.DataFrame, what: str = "slices") -> str:
@@ -75,3 +72,65 @@ def optimism(table: pd.DataFrame) -> str:
         f"So: the best queries by in-sample rewards promise {promised:.3f} nats; models that were not trained on these "
         f"users give the same queries {kept:.3f} ({kept - promised:+.3f})."
     )
+
+
+def hits(rates: pd.DataFrame, queries: int) -> str:
+    """How often a greedy query leads to the click. rates: summaries.hit_rates"""
+    if rates.empty:
+        return "So: an encoder writes nothing that could hit."
+    first, third = rates.iloc[0]
+    return f"So: of {queries:,} greedy queries {first:.1%} lead to the clicked intent first, {third:.1%} among three."
+
+
+def left_to_win(means: pd.DataFrame) -> str:
+    """How far the best model is from the oracle. means: columns model, value (GAUC)"""
+    value = means.set_index("model")["value"]
+    if "oracle" not in value:
+        return "So: what is left to win is unknown; nobody knows the truth of these data."
+    own = value.drop(["oracle", "oracle_discrete"])
+    gaps = [f"{value[name] - own.max():+.3f}" for name in ("oracle_discrete", "oracle")]
+    best = f"{name_of(own.idxmax())} ({own.max():.3f})"
+    return f"So: to {best} a perfect reader of the columns adds {gaps[0]}, one who reads the texts as well {gaps[1]}."
+
+
+def ctr(table: pd.DataFrame) -> str:
+    """What each arm earns, and the ceiling. table: simulated.Simulation.true_ctr"""
+    if table.empty:
+        return "So: nothing can be simulated; nobody knows the truth of these data."
+    value = table["true CTR@3"]
+    *arms, _, ceiling = [f"{number:.3f} ({name})" for name, number in value.items()]
+    return f"So: the true CTR@3 is {', '.join(arms)}; nothing can pass {ceiling}."
+
+
+def lifts(found: pd.DataFrame) -> str:
+    """What the experiment finds of the last arm. found: summaries.lifts"""
+    if found.empty:
+        return "So: no experiment, since nobody can be asked what they would have clicked."
+    row = found[found["method"] == "plain"].iloc[-1]
+    clear = row.relative_low > 0 or row.relative_high < 0
+    interval = f"{row.relative:+.1%} [{row.relative_low:.1%}, {row.relative_high:.1%}]"
+    return (
+        f"So: {name_of(row.treatment)} over {name_of(row.control)}: lift {interval}, where {row.truth:+.1%} is true; "
+        f"{'significant' if clear else 'not significant'}."
+    )
+
+
+def alarms(table: pd.DataFrame, promised: float = 0.05) -> str:
+    """Which tests are wrong more often than they promise. table: summaries.rejections"""
+    if table.empty:
+        return "So: no test was simulated."
+    wrong = table[table["low"] > promised]
+    named = ", ".join(f"{row.test} ({row.share:.1%})" for row in wrong.itertuples())
+    return f"So: wrong more often than {promised:.0%}: {named or 'none'}; the others keep to it."
+
+
+def estimates(judged: pd.DataFrame, has_log: bool) -> str:
+    """Whether a log can tell the last two arms apart. judged: Simulation.over_logs"""
+    pair = judged[judged["against"].notna() & (judged["estimator"] == "dr")] if len(judged) else judged
+    if pair.empty:
+        return "So: how good the estimates are is unknown without a truth." if has_log else "So: there is no such log."
+    row = pair.iloc[-1]
+    can = abs(row.truth) > 1.96 * row.standard_deviation
+    pair, spread = f"{name_of(row.ranker)} and {name_of(row.against)}", f"{row.standard_deviation:.4f}"
+    found = f"one week's log has a standard deviation of {spread} (DR)"
+    return f"So: {pair} truly differ by {row.truth:+.4f} in CTR@3; {found}, so it {'can' if can else 'cannot'} tell."

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from rgalign.evaluation.bootstrap import Interval
 from rgalign.evaluation.metrics import LABELS
+from rgalign.evaluation.results import MODELS
 from rgalign.experiment.ab_test import Monitored
 
 MODEL_STYLE = {  # colour, marker
@@ -29,6 +30,7 @@ MODEL_STYLE = {  # colour, marker
     "oracle_discrete": ("#777777", "<"),
     "oracle": ("#000000", ">"),
 }
+NAMES = {"all": "reads every LLM", "one": "reads the main LLM alone"}  # reward models
 REWARD_STYLE = {"all": ("#009E73", "o"), "one": ("#56B4E9", "s")}  # reward models, by their LLMs
 SPLIT_STYLE = {"train": ("#56B4E9", ""), "valid": ("#E69F00", "//"), "test": ("#000000", "xx")}
 
@@ -88,7 +90,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     """Training loss and development GAUC by epoch. curves: columns model, seed, epoch, train_loss, dev_gauc."""
     figure, (left, right) = panels_of(2, columns=2, width=9, height=3)
     for (model, seed), part in curves.groupby(["model", "seed"], sort=False):
-        label = model if seed == curves[curves.model == model].seed.iloc[0] else None
+        label = name_of(model) if seed == curves[curves.model == model].seed.iloc[0] else None
         for axes, column in ((left, "train_loss"), (right, "dev_gauc")):
             axes.plot(part.epoch, part[column], markersize=4, label=label, alpha=0.8, **_style(model))
     left.set(title="Training loss", xlabel="epoch", ylabel="loss (nats a list)")
@@ -106,7 +108,7 @@ def search_results(trials: pd.DataFrame) -> Figure:
         axes.plot(part.valid_gauc, np.full(len(part), row), linestyle="", alpha=0.7, **_style(model))
         best = part.valid_gauc.max()
         axes.annotate(f"best {best:.3f}", (best, row), xytext=(4, 6), textcoords="offset points", fontsize=8)
-    axes.set_yticks(range(len(models)), models)
+    axes.set_yticks(range(len(models)), map(name_of, models))
     axes.set_ylim(-0.5, len(models) - 0.3)
     axes.margins(x=0.15)
     return axes.figure
@@ -114,8 +116,9 @@ def search_results(trials: pd.DataFrame) -> Figure:
 
 def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """Each model's metrics, one dot a ranker seed and a bar at their mean. results: columns model, metric, value."""
-    figure, panels = panels_of(len(metrics), columns=len(metrics), width=3.2 * len(metrics) + 1.5, height=2.8)
     names = list(dict.fromkeys(results.model))[::-1]
+    width, height = 3.2 * len(metrics) + 1.5, 1 + 0.34 * len(names)
+    figure, panels = panels_of(len(metrics), columns=len(metrics), width=width, height=height)
     for axes, metric in zip(panels, metrics, strict=True):
         for row, model in enumerate(names):
             style = _style(model)
@@ -123,11 +126,14 @@ def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
             axes.plot(values, np.full(len(values), row), linestyle="", alpha=0.6, **style)
             axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=style["color"], linewidth=2)
             axes.annotate(f"{values.mean():.3f}", (values.mean(), row + 0.32), ha="center", fontsize=8)
-        axes.set_yticks(range(len(names)), names if axes is panels[0] else [])
+        axes.set_yticks(range(len(names)), map(name_of, names) if axes is panels[0] else [])
         axes.set_ylim(-0.5, len(names) - 0.2)
         axes.margins(x=0.12)
         axes.set_xlabel(LABELS.get(metric, metric))
-    panels[0].set_title("Models on the same sessions (dot: ranker seed, bar: mean)", loc="left")
+    seeds = results.groupby("model")["seed"].nunique().max() if "seed" in results else 1
+    panels[0].set_title(
+        "Models on the same sessions" + (" (dot: ranker seed, bar: mean)" if seeds > 1 else ""), loc="left"
+    )
     return figure
 
 
@@ -164,20 +170,14 @@ def gain_by_distance(comparisons: pd.DataFrame) -> Figure:
 
 
 def distance_to_oracle(values: pd.DataFrame) -> Figure:
-    """GAUC of every model on one line, from chance to the oracle. values: columns model, value."""
-    axes = panel((9, 2.6), "How far from what can be known", "GAUC on the test split")
-    axes.axhline(0, color="#BBBBBB", zorder=0)
-    offsets = (10, -10, 36, -36)  # in points: neighbours on the line have labels at different heights
-    for i, (model, value) in enumerate(values.sort_values("value")[["model", "value"]].itertuples(index=False)):
-        axes.plot(value, 0, markersize=9, **_style(model))
-        height = offsets[i % 4]
-        line = {"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.8} if abs(height) > 10 else None
-        axes.annotate(
-            f"{model}\n{value:.3f}", (value, 0), xytext=(0, height), textcoords="offset points", fontsize=8,
-            ha="center", va="bottom" if i % 2 == 0 else "top", arrowprops=line, zorder=3,
-        )  # fmt: skip
-    axes.set_ylim(-1, 1)
-    axes.set_yticks([])
+    """GAUC of every model, the best at the top: how far each is from the oracle. values: columns model, value."""
+    ordered = values.sort_values("value", kind="stable").reset_index(drop=True)
+    axes = panel((8, 0.9 + 0.28 * len(ordered)), "How far from what can be known", "GAUC on the test split")
+    for row, model, value in ordered[["model", "value"]].itertuples():
+        axes.plot([ordered["value"].min(), value], [row, row], color="#DDDDDD", linewidth=1, zorder=0)
+        axes.plot(value, row, markersize=8, **_style(model))
+        axes.annotate(f"{value:.3f}", (value, row), xytext=(8, -3), textcoords="offset points", fontsize=8)
+    axes.set_yticks(ordered.index, map(name_of, ordered["model"]))
     axes.margins(x=0.08)
     return axes.figure
 
@@ -265,6 +265,8 @@ def served_first(curves: Mapping[str, pd.DataFrame]) -> Figure:
 
     curves  truth, debiased or both -> its table; the band is the 95 % interval
     """
+    if not curves:
+        return nothing("neither the truth nor propensities: what these sessions bring is unknown")
     axes = panel((6, 3.4), "CTR@3 where the most confident are served first", "share of the sessions served", "CTR@3")
     for name, curve in curves.items():
         colour, line = (TRUTH, "--") if name == "truth" else ("#0072B2", "-")
@@ -281,6 +283,8 @@ def off_policy(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
 
     table  of evaluation.over_logs, without differences; labels: ranker -> what the figure calls it
     """
+    if table.empty:
+        return nothing("no truth: how good the estimates are is unknown")
     rankers = [name for name in labels if name in set(table.ranker)]
     place = np.arange(len(rankers))
     axes = panel((8, 1.2 + 1.1 * len(rankers)), "CTR@3 from the log of another ranker")
@@ -305,6 +309,14 @@ def panel(size: tuple[float, float], title: str = "", xlabel: str = "", ylabel: 
     return axes
 
 
+def nothing(why: str) -> Figure:
+    """A figure that says why there is none."""
+    axes = panel((6, 1))
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, ha="center", va="center")
+    return axes.figure
+
+
 def panels_of(panels: int, *, columns: int = 1, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure in the style of this module and its axes, row by row."""
     shape = {"nrows": -(-panels // columns), "ncols": columns, "figsize": (width, height)}
@@ -324,6 +336,12 @@ def _style(model: str) -> dict[str, str]:
     """A control (qe_rec/no_text) has its parent's colour and a marker of its own."""
     colour, marker = (MODEL_STYLE | REWARD_STYLE).get(model.split("/")[0], ("#CC79A7", "D"))
     return {"color": colour, "marker": "X" if "/" in model else marker}
+
+
+def name_of(model: str) -> str:
+    """What a figure calls a model: its label, and of a reward model what it reads."""
+    kind = model.rpartition("/")[2] if model.startswith("fold-") else model
+    return MODELS.get(model, NAMES.get(kind, model)) + (f", without {model.split('/')[0]}" if kind != model else "")
 
 
 def short(value: object, length: int = 18) -> str:

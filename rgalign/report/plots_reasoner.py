@@ -56,15 +56,18 @@ def pretraining(curves: pd.DataFrame) -> Figure:
     return axes.figure
 
 
-def reading(similarity: pd.DataFrame) -> Figure:
-    """What the last token knows as a prompt is read. similarity: columns token, similarity to the pooled vector."""
-    axes = panel((11, 3.2), "Each token's state against the pooled vector", "", "cosine (centred)")
-    place = np.arange(len(similarity))
-    last = place == place[-1]
-    axes.bar(place[~last], similarity.similarity[~last], color="#56B4E9")
-    axes.bar(place[last], similarity.similarity[last], color="#000000", label="last token: what is pooled")
-    axes.set_xticks(place, [short(str(t).strip() or "⏎", 24) for t in similarity.token], rotation=90, fontsize=6.5)
-    axes.legend(frameon=False)
+def reading(similarity: pd.DataFrame, most: int = 12) -> Figure:
+    """What the last token knows as a prompt is read, over its last tokens. similarity: columns token, similarity to the
+    pooled vector, of all tokens; the mean of the earlier ones is the first bar."""
+    last, earlier = similarity.tail(most), similarity.similarity[:-most]
+    labels = [short(str(token).strip() or "⏎", 24) for token in last.token]
+    values = last.similarity.tolist()
+    if len(earlier):
+        labels, values = [f"mean of the {len(earlier)} before", *labels], [earlier.mean(), *values]
+    axes = panel((7, 0.8 + 0.25 * len(values)), "Each token's state against the pooled vector", "cosine (centred)")
+    colours = ["#56B4E9"] * (len(values) - 1) + ["#000000"]
+    axes.barh(np.arange(len(values))[::-1], values, color=colours)
+    axes.set_yticks(np.arange(len(values))[::-1], labels, fontsize=8)
     return axes.figure
 
 
@@ -120,6 +123,7 @@ def _box(axes: Axes, left: float, width: float, colour: str, title: str, lines: 
 
 # The alignment: the reward, the curves of the steps, what they change.
 
+STEPS = {"sft": "RG-SFT", "dpo": "RG-DPO", "cl": "RG-CL"}  # rows of the stage table
 BEFORE, AFTER, THIRD = "#0072B2", "#D55E00", "#009E73"
 CURVE_LABELS = {
     **LABELS,
@@ -160,7 +164,7 @@ def curve(table: pd.DataFrame, columns: Sequence[str], title: str) -> Figure:
         axes.set(xlabel="optimiser step", title=CURVE_LABELS.get(name, name))
     if not there:
         panels[0].text(0.5, 0.5, "this step is switched off", ha="center")
-    figure.suptitle(title)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
     return figure
 
 
@@ -203,17 +207,20 @@ def margins(pairs: pd.DataFrame) -> Figure:
     return axes.figure
 
 
-def step_rows(rows: pd.DataFrame) -> Figure:
-    """What each step changed. rows: index step, columns ranking, reward, ihr@1, distinct, of those there are."""
+def step_rows(rows: pd.DataFrame, errors: Mapping[str, float | pd.Series]) -> Figure:
+    """What each step changed. rows: index step, columns ranking, reward, ihr@1, distinct, of those there are.
+
+    errors  name of a column -> half the width of a 95 % interval of each of its values
+    """
     there = [name for name in ("ranking", "reward", "ihr@1", "distinct") if name in rows and rows[name].notna().any()]
     figure, panels = _grid(len(there), most=2, width=5)
     place = np.arange(len(rows))
     for axes, name in zip(panels, there, strict=False):
-        axes.plot(place, rows[name], color=BEFORE, marker="o")
+        axes.errorbar(place, rows[name], yerr=errors.get(name), color=BEFORE, marker="o", linestyle="", capsize=3)
         _spread(axes, name)
-        axes.set_xticks(place, rows.index)
+        axes.set_xticks(place, [STEPS.get(step, step) for step in rows.index])
         axes.set(title=CURVE_LABELS.get(name, name))
-    figure.suptitle("Step by step, on valid")
+    figure.suptitle("Step by step, on valid (bars: 95 %)", x=0.01, ha="left", weight="bold")
     return figure
 
 
@@ -236,16 +243,6 @@ def rank_shift(ranks: Mapping[str, np.ndarray], title: str) -> Figure:
         axes.axvline(mean, ymax=0.7, color=colour, lw=1.4, ls=line)
     axes.set_ylim(top=axes.get_ylim()[1] * 1.3)  # space for the legend
     axes.legend(frameon=False, loc="upper right")
-    return axes.figure
-
-
-def rounds(table: pd.DataFrame) -> Figure:
-    """GAUC of each iteration of the loop. table: columns round, dev, valid; round 0 is QE-Rec before the alignment."""
-    axes = panel((6, 3), "The closed loop, round by round", "round (0: QE-Rec, no alignment)", "GAUC")
-    axes.plot(table["round"], table["dev"], color=BEFORE, marker="o", label="development users")
-    axes.plot(table["round"], table["valid"], color=AFTER, marker="s", label="valid")
-    axes.set_xticks(table["round"])
-    axes.legend(frameon=False)
     return axes.figure
 
 

@@ -36,6 +36,7 @@ from rgalign.reasoner.generate import greedy_and_samples
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
 from rgalign.run.stages import OpenStage
+from rgalign.shopworld.world import oracle_scores
 
 
 def wins_and_losses(metrics: pd.DataFrame, model: str, against: str, count: int = 5) -> pd.DataFrame:
@@ -389,6 +390,30 @@ def scores_of(
     else:
         found = (bench.with_vectors(name, *vectors, train, seed) if vectors else bench).over_kb(model)
     return np.where(bench.exists, found, -np.inf)
+
+
+def oracles(bench: Judge, shop: Dataset) -> list[pd.DataFrame]:
+    """session_metrics of the simulator's two oracles; none where the data have no truth. shop: with its truth"""
+    if shop.truth is None:
+        return []
+    truth = shop.truth.set_index("session_id").loc[list(bench.lists.session_id)].reset_index()
+    kinds = {"oracle_discrete": "discrete", "oracle": "all"}
+    return [bench.scores(oracle_scores(shop.meta, truth, which), name) for name, which in kinds.items()]
+
+
+def neighbours_agree(embedded: Vectors, sessions: pd.DataFrame, dataset: Dataset) -> tuple[float, float]:
+    """Share of sessions whose nearest other session, by the cosine of their vectors less the mean, clicked on the same
+    category; and the share that pairs drawn at random would have. sessions: each with a click"""
+    first = dataset.impressions[dataset.impressions.clicked == 1].drop_duplicates("session_id")
+    category = dataset.intents.set_index("intent_id").category.astype(object).fillna("none")
+    own = category[first.set_index("session_id").intent_id[sessions.session_id]].to_numpy()
+    vectors = embedded.rows(sessions.session_id).astype(np.float32)
+    vectors = vectors - vectors.mean(axis=0)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    cosine = vectors @ vectors.T
+    np.fill_diagonal(cosine, -np.inf)
+    shares = pd.Series(own).value_counts(normalize=True)
+    return float((own[cosine.argmax(axis=1)] == own).mean()), float((shares**2).sum())
 
 
 def sample_ratios(experiment: Experiment, arms: Sequence[str]) -> pd.DataFrame:

@@ -39,7 +39,7 @@ JUDGED = "evaluation.gauc_group evaluation.gauc_weight evaluation.bootstrap eval
 COMPARED = "evaluation.untrained reasoner.kind reasoner.features data.features.drop"
 ALIGNED = "reasoner ranker data.features.drop evaluation.ihr_judge run"
 # and every one that tunes the reasoner
-TUNED = f"alignment.lora alignment.engine alignment.loop.look_sessions {ALIGNED}"
+TUNED = f"alignment.lora alignment.weights alignment.engine alignment.loop.look_sessions {ALIGNED}"
 RETRAINED = "alignment.loop.ranker alignment.loop.learning_rate alignment.loop.patience"
 
 EVALUATION = "09_evaluation"  # writes the three long tables that studies and reports are made from
@@ -66,7 +66,7 @@ _STAGES = (
         reads="tables/dataset tables/encoded tables/embeddings tables/queries.parquet",
         writes="models/rankers tables/match tables/exposure tables/search.parquet tables/learning_curves.parquet "
         "tables/valid_metrics.parquet",
-        params=f"ranker run {COMPARED} {JUDGED}",
+        params=f"ranker run alignment.weights {COMPARED} {JUDGED}",
         seconds=(8, 3),
     ),
     declared(

@@ -11,7 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rgalign.shopworld.tables import ISSUE, KB, OBJECT, TextTables, draw
-from rgalign.shopworld.vocabulary import BRANDS, ELSEWHERE_CLAUSES, ELSEWHERE_WORDS, ISSUES, ITEMS, LOOKS, THINGS, WORDS
+from rgalign.shopworld.vocabulary import (
+    ACTIVE,
+    BRANDS,
+    COLUMNS,
+    ELSEWHERE_CLAUSES,
+    ELSEWHERE_WORDS,
+    ISSUES,
+    ITEMS,
+    LOOKS,
+    THINGS,
+    WORDS,
+)
 
 CLAUSES, SYNONYMS = 3, 4  # of a text; of a concept
 CLAUSE, BETWEEN_CLAUSES = "state filler thing issue", " ; "
@@ -89,6 +100,34 @@ def _worded(clause: dict[str, np.ndarray], grammar: str, choices: dict) -> pa.Ar
         for part in grammar.split(" ")
     )
     return join(*parts)
+
+
+TELLS = {  # group of a column -> what it tells of the session's intent
+    "object": "moves a little with the object", "issue": "moves a little with the issue",
+    "both": "moves a little with object and issue", "code": "a code that moves with the single intent alone",
+}  # fmt: skip
+
+
+def explained(column: str, value: str) -> str:
+    """What a ShopWorld session's value tells of its intent, for people to read; of the event text clause by clause."""
+    if column == "event_text":
+        return "; ".join(map(_clause, value.split(BETWEEN_CLAUSES)))
+    if column == "help_page":
+        return "the page read last: often the intent, its object or its issue"
+    if column == "item_title":
+        return "brand, look and kind of an item; the kind moves with the object"
+    groups = {own.name: own.group for own in COLUMNS}
+    return TELLS.get(groups.get(column, ""), "nothing: noise, as in every log")
+
+
+def _clause(clause: str) -> str:
+    """`open on web cashback wrong` -> `STILL OPEN: coin balance, wrong (cashback, wrong)`."""
+    state, *_, thing, issue = clause.split(" ")
+    things = [own.title for own in THINGS if thing in own.seen]
+    issues = [own.name for own in ISSUES if issue in own.seen]
+    if not things or not issues:
+        return clause
+    return f"{'STILL OPEN' if state in ACTIVE else 'over'}: {things[0]}, {issues[0]} ({thing}, {issue})"
 
 
 def log_likelihood(texts: Texts, tables: TextTables) -> np.ndarray:

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import small_run
 
-from rgalign.alignment import closed_loop, preferences, reward, rewarding
+from rgalign.alignment import closed_loop, judge_reward, preferences, reward, rewarding
 from rgalign.alignment.context import Context
+from rgalign.report import findings, plots_reasoner
+from rgalign.report import summaries as look
 from rgalign.run.artifacts import digest
 
 BOTH = ["main", "other-1"]
@@ -245,3 +247,33 @@ def test_the_table_of_an_encoder_has_the_same_columns(context, rewarded):
     none = rewarding.no_candidates()
     assert list(none) == list(rewarded[0])
     assert none.empty
+
+
+def test_every_table_of_notebook_04_is_there_for_an_encoder_and_empty(context, tmp_path):
+    reasoner = context.params.reasoner.model_copy(update={"kind": "encoder"})
+    own = replace(context, params=context.params.model_copy(update={"reasoner": reasoner}))
+    embedder = rewarding.QueryEmbedder(own, context.main())
+    candidates = rewarding.write_candidates(own, {}, tmp_path)
+    right = look.leads_to_click(own, embedder.reasoner, candidates)
+    assert rewarding.train_models(own, embedder, candidates, tmp_path).empty
+    rewarding.chosen_form(embedder, tmp_path, candidates, right)
+    rewarder = rewarding.Rewarder.load(own, tmp_path)
+    scored = rewarder.scored(candidates)
+    assert list(scored) == list(rewarding.no_candidates())
+    dev = scored.assign(right=right)
+    rewards, ids = dev.reward.to_numpy(), dev.session_id.tolist()
+    assert rewarder.of_texts(own.rows_of(own.parts.dev, dev.session_id), []).tolist() == []
+    reliable, places = look.on_greedy_queries(rewarder, dev)
+    assert not reliable["lists"].sum()
+    assert [len(each) for each in places.values()] == [0, 0]
+    plots_reasoner.rank_shift(places, "nobody's")
+    plots_reasoner.queries_by_reward(dev)
+    plots_reasoner.reliability(reliable, judge_reward.expected_calibration_error(reliable))
+    judge_reward.right_over_wrong({"it": rewards}, right, ids)
+    judge_reward.stability(rewards, {"please": rewards}, ids)
+    judge_reward.length_effect(rewards, dev.tokens.to_numpy(), ids)
+    findings.optimism(judge_reward.optimism(rewards, rewards, ids))
+    assert rewarding.rewards_of_others(embedder, tmp_path, dev) == {}
+    assert preferences.best_queries(own, scored).empty
+    assert look.probe_set(own, tmp_path).reward is None
+    assert look.before_and_after(look.probe_set(own, tmp_path), {"a": None}).empty

@@ -13,7 +13,6 @@ from pathlib import Path
 import nbformat
 
 from rgalign.commands import pipeline
-from rgalign.commands.study import PUBLISHED, SWEEP
 from rgalign.params import ROOT, load
 from rgalign.run.stages import Stage
 
@@ -46,13 +45,8 @@ def benchmarks() -> None:
 
 
 def study() -> None:
-    """Execute 90 over the runs that a sweep left in outputs/study, or else over the tables that were published of them,
-    and put its outputs into notebooks/."""
-    folder = ROOT / "outputs/study"
-    if not any(folder.glob("*/params.yaml")):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (*PUBLISHED, SWEEP):
-            shutil.copyfile(ROOT / "outputs/published/study" / name, folder / name)
+    """Execute 90 over the runs that a sweep left in outputs/study, or else over the tables that were published, and put
+    its outputs into notebooks/."""
     _outside_the_sequence("90_ablation", "outputs/study")
 
 
@@ -103,10 +97,12 @@ def _keep(executed: Path, target: Path, *, injected: bool) -> None:
 def _last_words(outputs: list) -> list:
     """Outputs with each stream in one piece, and of a progress bar its last state alone: hundreds are no reading.
 
-    A library's warning that names a folder of this machine is left out.
+    A library's warning that names a folder of this machine is left out, and so is a bar that was a widget.
     """
     kept = []
     for output in outputs:
+        if output.output_type == "display_data" and "%|" in output.get("data", {}).get("text/plain", ""):
+            continue
         if output.get("name") == "stderr" and str(ROOT) in output.text:
             continue
         if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
