@@ -136,6 +136,12 @@ def check_command(options: argparse.Namespace) -> int:
     return 1 if report.errors else 0
 
 
+def import_command(options: argparse.Namespace) -> int:
+    from rgalign.commands import import_log
+
+    return import_log.import_command(options)
+
+
 def models_command(options: argparse.Namespace) -> int:
     from rgalign.commands import models
 
@@ -215,6 +221,15 @@ def _parser() -> argparse.ArgumentParser:
 
     models = command("models", models_command, "where a language model lies, and what it is; fetches smollm2")
     models("names", nargs="+", metavar="MODEL", help="as reasoner.model: smollm2, a hub name, a folder, a .gguf file")
+
+    imports = command("import", import_command, "make a data set folder and params of a log: a row an answer shown")
+    imports("log", help="a .csv, .tsv, .jsonl or .parquet")
+    imports("folder", metavar="DIR", help="the data set folder to write; params/<its name>.yaml is written too")
+    imports("--column", action="append", default=[], metavar="ROLE=NAME", help="for example title=answer_text")
+    imports("--feature", action="append", default=[], metavar="NAME=KIND", help="categorical, numeric, text or history")
+    imports("--drop", action="append", default=[], metavar="NAME", help="leave this column out")
+    imports("--time-unit", metavar="UNIT", help="of times that are numbers: s, ms, us or ns since 1970")
+    imports("--yes", action="store_true", help="write; without it what would be written is printed")
 
     check = command("check", check_command, "list every fault of a data set folder")
     check("folder")
