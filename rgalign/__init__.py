@@ -1,5 +1,7 @@
 """RGAlign-Rec: ranking-guided alignment of latent queries for zero-query intent prediction (arXiv 2602.12968)."""
 
+__version__ = "0.2.0"
+
 
 def load(run_dir, **how):
     """A finished run, ready to rank sessions it has never seen: rgalign.serve.load, which says more."""

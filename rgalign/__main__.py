@@ -1,6 +1,7 @@
 """The command line: python -m rgalign new | run | sweep | status | score | report | compare | models | .."""
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import rgalign
 from rgalign.commands import runs as run_folders
 from rgalign.errors import UserError
 from rgalign.params import ROOT, find, load, parse_assignments
@@ -26,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] in MOVED:
         parser.error(f"{given[0]} is another command now: {MOVED[given[0]]}")
+    (known,) = (action.choices for action in parser._actions if action.choices)
+    if given and not given[0].startswith("-") and given[0] not in known:
+        near = difflib.get_close_matches(given[0], known, 1) or ["one of " + ", ".join(known)]
+        parser.error(f"{given[0]} is not a command; did you mean {near[0]}?")
     options = parser.parse_args(given)
     try:
         with _stopped_in_order():
@@ -170,6 +176,7 @@ def world_command(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rgalign", description="RGAlign-Rec, stage by stage.")
+    parser.add_argument("--version", action="version", version=f"rgalign {rgalign.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Callable[[argparse.Namespace], int], summary: str) -> Callable[..., Any]:

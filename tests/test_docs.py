@@ -6,6 +6,7 @@ import tomllib
 
 import yaml
 
+import rgalign
 from rgalign.__main__ import _parser
 from rgalign.params import ROOT
 
@@ -26,7 +27,7 @@ def test_every_file_that_the_glossary_names_is_there():
 
 def test_the_version_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == VERSION
+    assert citation["version"] == rgalign.__version__ == VERSION
     assert re.search(r"^## (\S+)", CHANGELOG, re.M)[1] == VERSION
 
 

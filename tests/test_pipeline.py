@@ -1,22 +1,26 @@
 """The pipeline on toy notebooks: what is run, what is skipped, and how a failure is told."""
 
 import json
+import logging
+import os
+import platform
+import subprocess
 
 import nbformat
-import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+import rgalign
 from rgalign.__main__ import main
 from rgalign.commands import pipeline
 from rgalign.params import ROOT, load
-from rgalign.run import artifacts
+from rgalign.run import artifacts, locks
 from rgalign.run.stages import Stage
 
 TOY = Stage("01_toy", reads=(), writes=("tables/toy.txt",), params=("run.seed",))
 FINISH = """
 from pathlib import Path
-from rgalign.run import artifacts
+from rgalign.run import artifacts, locks
 artifacts.write_text(Path(run_dir) / "tables/toy.txt", "toy")
 artifacts.record_stage(Path(run_dir), "01_toy", {
     "params": {"run.seed": 0}, "code": {}, "inputs": {}, "seconds": 1, "peak_memory_mb": 1,
@@ -46,7 +50,7 @@ def test_a_stage_runs_once_and_is_then_skipped(toy, tmp_path, capsys):
     execute()
     execute()
     printed = capsys.readouterr().out.splitlines()
-    assert printed == ["01_toy: has not run", "01_toy: done, 1 s, 1 MiB", "01_toy: unchanged, skipped"]
+    assert printed == ["toy: running, about 5 s left", "toy: done in 1 s, 1 MiB", "toy: unchanged, skipped"]
     folder = tmp_path / "run" / "notebooks"
     assert sorted(p.name for p in folder.iterdir()) == ["01_toy.html", "01_toy.ipynb"]
     executed = json.loads((folder / "01_toy.ipynb").read_text())
@@ -113,7 +117,7 @@ def test_a_stage_killed_between_its_entry_and_its_notebook_runs_again(toy, tmp_p
     (folder / "01_toy.ipynb").rename(folder / ".01_toy.part.ipynb")
     capsys.readouterr()
     execute()
-    assert capsys.readouterr().out.splitlines()[0] == f"01_toy: {pipeline.INTERRUPTED}"
+    assert capsys.readouterr().out.splitlines()[0] == f"toy: running ({pipeline.INTERRUPTED}), about 5 s left"
     assert sorted(path.name for path in folder.iterdir()) == ["01_toy.html", "01_toy.ipynb"]
 
 
@@ -127,7 +131,7 @@ def test_what_a_killed_run_left_goes_and_a_page_that_it_did_not_write_comes(toy,
         (run / left).mkdir(parents=True)
     capsys.readouterr()
     execute()
-    assert capsys.readouterr().out.splitlines() == ["01_toy: unchanged, skipped"]
+    assert capsys.readouterr().out.splitlines() == ["toy: unchanged, skipped"]
     assert (run / "notebooks/01_toy.html").read_bytes() == page
     assert not [path for path in run.rglob("*") if ".part" in path.name]
 
@@ -175,7 +179,71 @@ def test_status_of_no_run_says_how_to_start_one(capsys, tmp_path):
     assert "python -m rgalign run" in capsys.readouterr().err
 
 
+def test_an_unknown_command_names_the_nearest_one_and_the_version_is_told(capsys):
+    for given, said in {"stauts": "stauts is not a command; did you mean status?", "xyz": "one of new, run,"}.items():
+        with pytest.raises(SystemExit) as ended:
+            main([given, "outputs/x"])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"rgalign {rgalign.__version__}\n"
+
+
+def test_a_log_has_no_carriage_return_and_a_bar_a_minute(tmp_path):
+    with pipeline._log_file(tmp_path / "x.log") as path:
+        logger = logging.getLogger("papermill")
+        for step in range(50):
+            logger.warning(f"\rtraining: {step}/50")
+        logger.warning("\rtraining: 50/50\nthe loss rises\n")
+        logger.info("a table")
+    lines = [line.split(" ", 2)[2] for line in path.read_text().splitlines()]
+    assert lines == ["training: 0/50", "the loss rises", "a table"]
+
+
+def test_a_stage_that_takes_long_says_so_where_there_is_no_terminal(toy, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "MINUTE", 0.2)
+    toy("import time; time.sleep(1)", FINISH)()
+    assert "toy: has been running for " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(5.4, "5 s"), (89, "89 s"), (150, "2 min"), (5400, "1.5 hours")])
+def test_a_time_is_told_as_people_say_it(seconds, said):
+    assert pipeline.span(seconds) == said
+
+
+def test_titles_are_the_words_of_the_field_and_places_those_of_the_run():
+    params = load("params/smoke.yaml")
+    labels = [pipeline.label(stage, params) for stage in pipeline.chosen("04")]
+    assert labels[0] == "[4/10] reward model"
+    assert labels[1:4] == ["[5/10] RG-SFT", "[6/10] RG-DPO", "[7/10] RG-CL"]
+    assert labels[-1] == "[10/10] A/B test"
+    none = load("params/smoke.yaml", {"alignment.loop.rounds": 0})
+    assert pipeline.label(pipeline.stage_named("09"), none) == "[4/5] evaluation"
+    assert pipeline.label(pipeline.stage_named("91"), params) == "benchmarks"
+
+
+def test_status_says_who_runs_what(tmp_path):
+    artifacts.write_text(tmp_path / "params.yaml", (ROOT / "params/smoke.yaml").read_text())
+    with locks.locked(tmp_path, "python -m rgalign run params/smoke.yaml"):
+        line = pipeline.status(tmp_path)[1]
+        assert line.startswith("running: python -m rgalign run params/smoke.yaml since ")
+        locks.hold_stage(tmp_path, "01_data")
+        table, line = pipeline.status(tmp_path)
+        assert table.state.head(2).tolist() == ["running", "has not run"]
+        assert line.startswith("running: 01_data since ")
+        assert line.endswith(f"by process {os.getpid()} on {platform.node()}; next: 02_reasoner")
+        locks.release_stage(tmp_path)
+    assert pipeline.status(tmp_path)[1].startswith("nothing is running; next: 01_data")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = {"process": gone.pid, "machine": platform.node(), "since": "?", "doing": "03_rankers"}
+    locks.owner_file(tmp_path / locks.STAGE).write_text(json.dumps(left))  # of a killed process
+    assert pipeline.status(tmp_path)[1].startswith("nothing is running")
+
+
 def test_status_lists_every_stage(capsys, tmp_path):
     artifacts.write_text(tmp_path / "params.yaml", (ROOT / "params/smoke.yaml").read_text())
-    assert isinstance(pipeline.status(tmp_path), pd.DataFrame)
-    assert list(pipeline.status(tmp_path).state) == ["has not run"] * len(pipeline.chosen())
+    table, line = pipeline.status(tmp_path)
+    assert list(table.state) == ["has not run"] * len(pipeline.chosen())
+    assert line == f"nothing is running; next: 01_data (python -m rgalign run {tmp_path / 'params.yaml'})"

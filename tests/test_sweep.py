@@ -61,7 +61,7 @@ def test_what_is_the_same_runs_once_and_ends_with_the_same_bytes_as_run_alone(fi
     assert swept(files, out) == 0
     assert [stage for run, stage in executed if run == "b-s1"] == ["03_rankers"]
     assert len(executed) == 3 + 3 + 1 + 1
-    assert "02_reasoner: has not run; copied from a-s1" in capsys.readouterr().out
+    assert "[2/10] reasoner: copied from a-s1" in capsys.readouterr().out
     alone = tmp_path / "alone"
     assert swept(files[1:], alone, seeds="1,") == 0
     assert digests(out / "b-s1") == digests(alone / "b-s1")

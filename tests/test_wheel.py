@@ -63,9 +63,9 @@ def test_new_makes_a_folder_in_which_run_and_jupyterlab_find_what_they_need(inst
         assert run([sys.executable, "-c", where], folder, installed).split() == [str(installed), str(shop)]
     settings = [word for each in SMALL for word in ("--set", each)]
     said = run([*rgalign, "run", "params/smoke.yaml", "--through", "01", *settings], shop, installed)
-    assert "01_data: done" in said
+    assert "[1/10] data: done in" in said
     again = run([*rgalign, "run", "params/smoke.yaml", "--through", "01", *settings], shop, installed)
-    assert "01_data: unchanged, skipped" in again
+    assert "[1/10] data: unchanged, skipped" in again
     code = json.loads((shop / "outputs/smoke/manifest.json").read_text())["stages"]["01_data"]["code"]
     assert {"notebooks/01_data.ipynb", "rgalign/params.py"} <= set(code)
     assert not (installed / "outputs").exists()

@@ -7,9 +7,12 @@ execution is there, every code cell has run, and none shows an error.
 
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -29,7 +32,7 @@ from rgalign.errors import UserError
 from rgalign.params import ROOT, Params, load_run
 from rgalign.run import artifacts, locks, notebook_files
 from rgalign.run.plan import STAGES, Stage, needed
-from rgalign.run.stages import PARAMETERS, reason_to_run
+from rgalign.run.stages import FIRST, PARAMETERS, reason_to_run
 
 IMPORTS = ("pandas", "matplotlib.pyplot", "torch", "transformers.trainer", "peft")
 LONGEST = 70  # bytes of the folder that holds the sockets' folder: a socket's whole path has 103 (macOS; Linux: 107)
@@ -101,12 +104,14 @@ def _private_folder() -> Iterator[Path]:
         spec = Path(folder) / "kernels" / "python3" / "kernel.json"
         spec.parent.mkdir(parents=True)
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-        # threads that spin while they wait make two of them seventy times slower beside a busy process
-        env = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
+        # threads that spin while they wait make two of them seventy times slower beside a busy process; and nobody
+        # watches the bars of a notebook that papermill executes
+        env = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"), "TQDM_MININTERVAL": str(MINUTE)}
         spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))
         yield Path(folder)
 
 
+MINUTE = 60
 START = 600  # seconds at most for a kernel and what it imports, on a busy machine
 INTERRUPTED = "was interrupted before its notebook was written"
 
@@ -186,38 +191,86 @@ def execute(
     with locks.locked(run, command), own as started:
         left = {path.name for path in artifacts.sweep_run(run)}
         stages = [stage for stage in stages if needed(stage, params)]
-        for stage in stages:
-            copy = run / "notebooks" / f"{stage.name}.ipynb"
-            interrupted = artifacts.temporary_of(copy).name in left
-            why = "forced" if forced else reason_to_run(run, stage, params) or (INTERRUPTED if interrupted else None)
+        copies = {stage.name: run / "notebooks" / f"{stage.name}.ipynb" for stage in stages}
+        recorded = artifacts.read_manifest(run)["stages"].keys() & copies.keys()
+        interrupted = {name for name in recorded if artifacts.temporary_of(copies[name]).name in left}
+        for name in interrupted:
+            artifacts.forget_stage(run, name)
+        planned = plan(run, params, stages, forced=forced).seconds
+        for number, stage in enumerate(stages):
+            copy, name = copies[stage.name], label(stage, params)
+            why = "forced" if forced else reason_to_run(run, stage, params)
             if why is None:
-                print(f"{stage.name}: unchanged, skipped", flush=True)
+                print(f"{name}: unchanged, skipped", flush=True)
                 if copy.exists() and not copy.with_suffix(".html").exists():  # killed just before
                     _export_html(copy)
                 continue
-            print(f"{stage.name}: {why}", flush=True)
-            if interrupted:
-                artifacts.forget_stage(run, stage.name)
+            why = INTERRUPTED if stage.name in interrupted else why
+            rest = planned[number:].sum(skipna=False)  # NaN where nobody knows
+            reason, remaining = "" if why == FIRST else f" ({why})", f", about {span(rest)} left" if rest > 0 else ""
+            print(f"{name}: running{reason}{remaining}", flush=True)
             more = kernels is not None or stage is not stages[-1]
-            _execute_stage(run, stage, dict(parameters), partial(started.one, more=more))
+            with _every_minute(name):
+                _execute_stage(run, stage, dict(parameters), partial(started.one, more=more))
             entry = artifacts.read_manifest(run)["stages"][stage.name]
-            print(f"{stage.name}: done, {entry['seconds']:.0f} s, {entry['peak_memory_mb']:,} MiB", flush=True)
+            print(f"{name}: done in {span(entry['seconds'])}, {entry['peak_memory_mb']:,} MiB", flush=True)
 
 
-def status(run: Path) -> pd.DataFrame:
-    """One row a stage: state, seconds, peak memory, when. Raises ArtifactError where there is no run."""
+def label(stage: Stage, params: Params) -> str:
+    """'[4/10] reward model': its place in a run of these params."""
+    names = [each.name for each in STAGES.values() if each.in_sequence and needed(each, params)]
+    place = f"[{names.index(stage.name) + 1}/{len(names)}] " if stage.name in names else ""
+    return f"{place}{stage.title}"
+
+
+def span(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3.5 hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * MINUTE else f"{seconds / 3600:.1f} hours"
+
+
+@contextmanager
+def _every_minute(name: str) -> Iterator[None]:
+    """A line a minute that the stage still runs, where there is no terminal: there papermill shows a bar."""
+    over, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(MINUTE):
+            print(f"{name}: has been running for {span(time.monotonic() - began)}", flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    if not sys.stderr.isatty():
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def status(run: Path) -> tuple[pd.DataFrame, str]:
+    """One row a stage (state, seconds, peak memory, when), and a line: what is running, and what comes next. Raises
+    ArtifactError where there is no run."""
     if not (run / "params.yaml").exists():
         raise artifacts.ArtifactError(f"no run in {run}; start one: python -m rgalign run PARAMS")
     params = load_run(run)
     entries = artifacts.read_manifest(run)["stages"]
-    rows = []
+    owner, rows = locks.at_work(run), []
     for stage in STAGES.values():
         if not needed(stage, params) or (not stage.in_sequence and stage.name not in entries):
             continue
-        why = reason_to_run(run, stage, params)
-        entry = entries.get(stage.name, {})
+        at_work = owner.get("doing") == stage.name
+        why = "running" if at_work else reason_to_run(run, stage, params)
+        entry = entries.get(stage.name, {}) if not at_work else {"started": owner.get("since")}
         rows.append((stage.name, why or "done", *(entry.get(k) for k in ("seconds", "peak_memory_mb", "started"))))
-    return pd.DataFrame(rows, columns=["stage", "state", "seconds", "peak MiB", "started"])
+    table = pd.DataFrame(rows, columns=["stage", "state", "seconds", "peak MiB", "started"])
+    waiting = [name for name, state in zip(table.stage, table.state, strict=True) if state not in ("done", "running")]
+    following = f"next: {waiting[0]}" if waiting else "no stage is left"
+    if not owner:
+        how = f" (python -m rgalign run {artifacts.portable(run / 'params.yaml')})" if waiting else ""
+        return table, f"nothing is running; {following}{how}"
+    who = f"process {owner.get('process', '?')} on {owner.get('machine', '?')}"
+    return table, f"running: {owner.get('doing', '?')} since {owner.get('since', '?')}, by {who}; {following}"
 
 
 def _execute_stage(run: Path, stage: Stage, parameters: dict[str, Any], a_kernel: Callable[[], Any]) -> None:
@@ -294,12 +347,33 @@ def _explain(stage: Stage, error: Exception, copy: Path, log: Path) -> str:
     return "\n".join([f"notebooks/{stage.name}.ipynb failed{where}", f"  {what}", *kept, advice])
 
 
+class _OneBarAMinute(logging.Filter):
+    """Of progress bars, which write their line again and again, a log has the newest state, a minute apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        lines = record.getMessage().split("\n")
+        bars = [line.rpartition("\r")[2] for line in lines if "\r" in line]
+        if not bars:
+            return True
+        kept = [line for line in lines if "\r" not in line]
+        if record.created >= self.last + MINUTE:
+            self.last = record.created
+            kept.append(bars[-1])
+        record.msg, record.args = "\n".join(kept).strip(), ()
+        return bool(record.msg)
+
+
 @contextmanager
 def _log_file(path: Path):
     """papermill's log, with the kernel's own output, in a file of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.addFilter(_OneBarAMinute())
     logger = logging.getLogger("papermill")
     propagate, level = logger.propagate, logger.level
     logger.addHandler(handler)

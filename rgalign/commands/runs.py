@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from rgalign.params import NEW_FOLDER, PACKAGE, ROOT, load_run
@@ -19,13 +20,20 @@ def print_results(run: Path) -> None:
     paths = pages.write(run)
     results = pages.results_table(pages.read(run, "results"))
     print(results.rename(index=pages.MODELS, columns=pages.LABELS).round(4).to_string(na_rep=""))
-    print("\n".join(str(path) for path in paths))
+    print(f"the same as a model card: {paths[1]}\nOpen: {clickable(paths[0])}")
+
+
+def clickable(path: Path) -> str:
+    """The path, which a terminal that knows links opens at a click."""
+    path = path.resolve()
+    return f"\033]8;;{path.as_uri()}\033\\{path}\033]8;;\033\\" if sys.stdout.isatty() else str(path)
 
 
 def status_command(options: argparse.Namespace) -> int:
     from rgalign.commands import pipeline
 
-    print(pipeline.status(run_of(options.run)).to_string(index=False, na_rep="-"))
+    table, line = pipeline.status(run_of(options.run))
+    print(f"{table.to_string(index=False, na_rep='-')}\n{line}")
     return 0
 
 

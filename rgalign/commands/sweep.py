@@ -30,7 +30,7 @@ from rgalign.params import ROOT, Params, ParamsError, find, load, load_run
 from rgalign.run import artifacts, locks
 from rgalign.run.artifacts import ArtifactError
 from rgalign.run.plan import STAGES, Stage, maker, needed, reads_of, stage_params
-from rgalign.run.stages import change_since, changed_file, reason_to_run, write_params
+from rgalign.run.stages import FIRST, change_since, changed_file, reason_to_run, write_params
 
 CONNECT = 20  # seconds for a dask scheduler to answer
 SHARED = "shared_from"  # note in a manifest entry: the run whose notebook was executed
@@ -285,7 +285,8 @@ def _execute_run(run: Run, stages: Sequence[Stage], kernels: Kernels) -> None:
                 pipeline.execute(run.folder, [stage], run.parameters, run.params, forced=False, kernels=kernels)
             else:
                 copy_stage(run.folder, stage, run.params, other)
-                print(f"{stage.name}: {why}; copied from {other.name}", flush=True)
+                reason = "" if why == FIRST else f"{why}; "
+                print(f"{pipeline.label(stage, run.params)}: {reason}copied from {other.name}", flush=True)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pandas as pd
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import Pipeline, make_pipeline
+from transformers.utils import logging as transformers_logging
 
 from rgalign.data import shards, tables
 from rgalign.data.schema import YAML_FILE, Table, is_there, read_yaml
@@ -184,12 +185,13 @@ def build_models(
     own = {name: made_by for name, (source, *made_by) in wanted.items() if source == TINY}
     if not own:
         return pd.concat([pd.DataFrame({"model": [], "step": [], "loss": []}), *curves], ignore_index=True)
-    shared = {"recipe": recipe, "dataset": dataset, "words": _vocabulary(recipe, dataset)}
+    workers = min(workers, len(own))  # two bars at once would write over each other
+    shared = {"recipe": recipe, "dataset": dataset, "words": _vocabulary(recipe, dataset), "progress": workers == 1}
     jobs = [
         {**shared, "seed": seed, "size": size, "work": work / name, "kb_only": name == KB_LM, "folder": folder / name}
         for name, (seed, size) in own.items()
     ]
-    found = each(_train_tiny, jobs, total=len(jobs), workers=min(workers, len(jobs)), title="language models")
+    found = each(_train_tiny, jobs, total=len(jobs), workers=workers, title="language models")
     return pd.concat([*curves, *(curve.assign(model=name) for name, curve in zip(own, found, strict=True))])
 
 
@@ -396,7 +398,7 @@ def _vocabulary(recipe: Recipe, dataset: Dataset):
     return build_tokenizer(counts | Counter(dict.fromkeys(instruction, min_count)), min_count=min_count)
 
 
-def _train_tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder: Path) -> pd.DataFrame:
+def _train_tiny(recipe, dataset, words, seed, size, work, progress: bool, kb_only: bool, folder: Path) -> pd.DataFrame:
     reasoner = tiny(words, hidden=size.hidden, layers=size.layers, heads=size.heads, seed=seed)
     how, known = recipe.settings.pretraining, _known_intents(dataset)
     repeats = KB_ALONE_REPEATS if kb_only else how.kb_repeats
@@ -406,7 +408,9 @@ def _train_tiny(recipe, dataset, words, seed, size, work, kb_only: bool, folder:
     how = how.model_copy(update={"prompt_weight": weight})
     prompts = prompts + put.intents(known) * repeats
     asked = asked + put.queries(intent_texts(known)) * repeats
-    trained, curve = pretrain(reasoner, prompts, asked, how, Setup(folder=work, seed=seed))
+    trained, curve = pretrain(reasoner, prompts, asked, how, Setup(folder=work, seed=seed, progress=progress))
+    if not progress:
+        transformers_logging.disable_progress_bar()  # of this worker's process, which would write to the terminal
     save(trained, folder)
     return curve.drop(columns="seconds")  # they differ from run to run
 

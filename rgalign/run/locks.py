@@ -47,12 +47,41 @@ def hold_stage(run: Path, stage: str) -> None:
     """A stage is open in this process, until `release_stage` or the process's end. Raises ArtifactError where another
     process has one open here, or runs stages here and did not start this one."""
     path = (run / RUN).resolve()
-    if path not in _held and path.exists() and _owner(path).get("process") != os.getppid():
+    if path.exists() and not of_this_run(run):
         _acquire(path, stage)
         _release(path)
     path = (run / STAGE).resolve()
     if path not in _held:
         _acquire(path, stage)
+
+
+def of_this_run(run: Path) -> bool:
+    """Whether it is this process that runs stages in `run`, or the one that started it: no notebook opened by hand."""
+    path = (run / RUN).resolve()
+    return path in _held or _owner(path).get("process") == os.getppid()
+
+
+def at_work(run: Path) -> dict:
+    """Who has a stage open in `run`, else who runs stages there (process, machine, since, doing); empty: nobody. What a
+    killed process of this machine left counts as nobody. Nothing is locked."""
+    for path in (run / STAGE, run / RUN):
+        owner = _owner(path)
+        if owner and (owner.get("machine") != platform.node() or _lives(owner.get("process"))):
+            return owner
+    return {}
+
+
+def _lives(process: object) -> bool:
+    """Whether this number is that of a process of this machine."""
+    if type(process) is not int or process <= 0:
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True  # somebody else's
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def release_stage(run: Path) -> None:

@@ -3,6 +3,7 @@
 A new stage is one entry in STAGES; nothing else lists them.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,12 @@ class Stage:
     in_sequence: bool = True  # False: runs only when it is asked for by name
     models: bool = False  # reads the language models outside the run directory that the params name
     aligns: bool = False  # part of the alignment, which a run may do without (alignment.loop.rounds 0)
+
+    @property
+    def title(self) -> str:
+        """What the terminal calls it: reward model, RG-SFT, .."""
+        words = self.name.partition("_")[2].replace("_", " ")
+        return {"ab test": "A/B test"}.get(words, re.sub("^rg (.*)", lambda found: f"RG-{found[1].upper()}", words))
 
 
 def declared(name: str, *, reads: str = "", writes: str = "", params: str = "", given: str = "", **more: Any) -> Stage:

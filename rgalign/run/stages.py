@@ -22,6 +22,7 @@ from rgalign.run import artifacts, external_inputs, locks, notebook_files
 from rgalign.run.artifacts import ArtifactError
 from rgalign.run.plan import STAGES, Stage, maker, needed, reads_of, stage_params
 
+FIRST = "has not run"  # the reason of a stage's first execution
 SHOWN = 3  # changed params named in a reason to run
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
 
@@ -30,7 +31,7 @@ def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
     """Why a stage must run, or None where params, inputs, code and outputs are those of its manifest entry."""
     entry = artifacts.read_manifest(run)["stages"].get(stage.name)
     if entry is None:
-        return "has not run"
+        return FIRST
     return change_since(entry, run, stage, params) or changed_file(run, "output", entry["outputs"])
 
 

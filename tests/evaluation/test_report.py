@@ -227,7 +227,7 @@ def test_the_model_card_can_be_read_by_a_hub_and_says_what_was_measured(run):
 def test_the_command_prints_the_table_and_where_to_read(run, capsys):
     assert main(["report", str(run)]) == 0
     told = capsys.readouterr().out
-    assert str(run / "report.html") in told
+    assert told.splitlines()[-1] == f"Open: {run / 'report.html'}"
     assert "RGAlign-Rec" in told
 
 

@@ -145,7 +145,7 @@ def _stage_begins(process: subprocess.Popen, stage: str) -> bool:
     said, ends = "", time.monotonic() + LONGEST
     while time.monotonic() < ends:
         said += _printed(process)
-        if any(line.startswith(f"{stage}: ") for line in said.splitlines()):
+        if f"] {STAGES[stage].title}: " in said:
             return True
         if process.poll() is not None:
             return False
@@ -155,9 +155,9 @@ def _stage_begins(process: subprocess.Popen, stage: str) -> bool:
 
 def _is_over(process: subprocess.Popen, stage: str) -> bool:
     """The run has ended, or says that it has come to a later stage."""
-    names = [each.name for each in SEQUENCE]
-    later = tuple(f"{name}: " for name in names[names.index(stage) + 1 :])
-    return process.poll() is not None or any(line.startswith(later) for line in _printed(process).splitlines())
+    later = [f"] {each.title}: " for each in SEQUENCE if each.name > stage]
+    said = _printed(process)
+    return process.poll() is not None or any(title in said for title in later)
 
 
 def _printed(process: subprocess.Popen) -> str:
