@@ -241,7 +241,14 @@ class Sft(Section):
 
 class Dpo(Section):
     use: bool = Field(True, description="False switches this step off")
-    objective: str = Field("dpo", description="a name of alignment.objectives.OBJECTIVES")
+    objective: str = Field(
+        "dpo", description="a name of alignment.objectives.OBJECTIVES, or of LIST_OBJECTIVES there, which read lists"
+    )
+    list_size: int = Field(
+        6,
+        ge=2,
+        description="queries of a session that a list objective reads: best, worst, others evenly between by rank [C]",
+    )
     beta: Real = Field(0.3, gt=0, description="with small ones the policy drifts from its reference [C]")
     sft_weight: Real = Field(1.0, ge=0, description="of the chosen queries' -log p per token beside it [C]")
     length_normalised: bool = False

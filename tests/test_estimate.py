@@ -239,7 +239,8 @@ def test_an_objective_or_reward_that_somebody_wrote_is_known_by_its_name(monkeyp
             load("params/smoke.yaml", {"alignment.dpo.objective": "ipoo", "alignment.reward.form": "KB"})
         )
     assert str(error.value).splitlines()[1:] == [
-        "  alignment.dpo.objective is 'ipoo'; expected dpo | ipo | sft; did you mean 'ipo'?",
+        "  alignment.dpo.objective is 'ipoo'; expected dpo | ipo | sft | irpo | plackett_luce | rebel; "
+        "did you mean 'ipo'?",
         "  alignment.reward.form is 'KB'; expected auto | list | kb; did you mean 'kb'?",
     ]
 

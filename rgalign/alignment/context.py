@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from rgalign.alignment.objectives import OBJECTIVES
+from rgalign.alignment.objectives import LIST_OBJECTIVES, OBJECTIVES
 from rgalign.alignment.reward import REWARDS
 from rgalign.data import tables, vectors
 from rgalign.data.lists import Lists, Match, QueryLists, with_queries
@@ -50,7 +50,7 @@ from rgalign.seeding import derived
 def unknown_names(alignment: Alignment) -> list[str]:
     """Errors in the names of the objective and of the form of reward; empty where both are registered."""
     asked = {"dpo.objective": alignment.dpo.objective, "reward.form": alignment.reward.form}
-    known = {"dpo.objective": [*OBJECTIVES], "reward.form": ["auto", *REWARDS]}
+    known = {"dpo.objective": [*OBJECTIVES, *LIST_OBJECTIVES], "reward.form": ["auto", *REWARDS]}
     return [
         f"alignment.{key} is {safe_repr(name)}; expected {' | '.join(known[key])}{nearest(name, known[key])}"
         for key, name in asked.items()

@@ -10,6 +10,7 @@ import pandas as pd
 
 from rgalign.alignment.candidates import assert_sessions_of, nonempty
 from rgalign.alignment.context import Context
+from rgalign.alignment.objectives import LIST_OBJECTIVES
 from rgalign.data.lists import Lists
 from rgalign.reasoner.model import Reasoner
 from rgalign.reasoner.prompts import Prompter
@@ -19,6 +20,7 @@ COLUMNS = [
     *("prompt", "chosen", "rejected", "reward_chosen", "reward_rejected", "source_chosen", "source_rejected"),
     "session_id",  # TRL leaves it alone
 ]
+BETWEEN = ["between", "reward_between"]  # of lists: texts and rewards of the queries between chosen and rejected
 
 
 def best_queries(context: Context, scored: pd.DataFrame) -> pd.DataFrame:
@@ -54,14 +56,15 @@ def best_of_n(
 
 
 def preference_pairs(context: Context, start: Reasoner, scored: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """RG-DPO's pairs for this reasoner, and what each filter left (`pairs`); of none where the step
-    is switched off. Other sessions' candidates are ignored."""
+    """RG-DPO's pairs for this reasoner, or a list objective's lists, and what each filter left (`pairs`); of none where
+    the step is switched off. Other sessions' candidates are ignored."""
     settings, lists = context.params.alignment.dpo, context.clicked_lists
     if not settings.use:
         return no_pairs()
     scored = scored[scored["session_id"].isin(lists.session_id.tolist())]
     prompter, prompts = context.recipe.prompter(context.shop, start), context.prompts_by_session(start)
     how = {"min_margin": settings.min_margin, "margin_quantile": settings.margin_quantile}
+    how |= {"size": settings.list_size} if settings.objective in LIST_OBJECTIVES else {}
     return pairs(scored, prompts, prompter, train=lists, **how)
 
 
@@ -83,6 +86,7 @@ def pairs(
     train: Lists,
     min_margin: float = 0.0,
     margin_quantile: float = 0.5,
+    size: int | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Preference pairs (COLUMNS), a session's best query against its worst, and what each filter left.
 
@@ -91,6 +95,8 @@ def pairs(
     train            the lists whose sessions these must be: development users and other parts are refused
     min_margin       nats; a pair's margin exceeds it [C]
     margin_quantile  of all margins so far; pairs below are left out; 0.5: the upper half stays [C]
+    size             None: pairs; of lists: queries of a session at most, so many less two in the columns BETWEEN, at
+                     ranks evenly between best and worst
     Columns of the second: filter, of (queries | pairs), left.
     `prompt` is text from which `prompter`'s tokenizer makes the prompt's ids again (`prompt_text`); chosen and rejected
     are the queries as written. Raises ValueError for sessions without a prompt.
@@ -108,7 +114,7 @@ def pairs(
     ranked = kept.assign(ids=ids[kept.index]).sort_values("reward", ascending=False, kind="stable")
     kept = kept[~ranked.duplicated(["session_id", "ids"])[kept.index]]
     left.append(("different in its session", "queries", len(kept)))
-    found = _best_and_worst(kept)
+    found = _best_and_worst(kept, size)
     left.append(("best against worst", "pairs", len(found)))
     margin = found["reward_chosen"] - found["reward_rejected"]
     found, margin = found[margin > min_margin], margin[margin > min_margin]
@@ -117,19 +123,33 @@ def pairs(
         found = found[margin >= np.quantile(margin, margin_quantile)]
     left.append((f"margin from quantile {margin_quantile:g}", "pairs", len(found)))
     texts = {session: prompt_text(prompter, prompts[session]) for session in found["session_id"].unique()}
-    found = found.assign(prompt=found["session_id"].map(texts))[COLUMNS].reset_index(drop=True)
+    columns = COLUMNS if size is None else [*COLUMNS, *BETWEEN]
+    found = found.assign(prompt=found["session_id"].map(texts))[columns].reset_index(drop=True)
     return found, pd.DataFrame(left, columns=["filter", "of", "left"])
 
 
-def _best_and_worst(kept: pd.DataFrame) -> pd.DataFrame:
-    """A row a session with two queries or more: its best (the first of equals) and its worst (the last of equals)."""
+def _best_and_worst(kept: pd.DataFrame, size: int | None) -> pd.DataFrame:
+    """A row a session with two queries or more: its best (the first of equals) and its worst (the last of equals); with
+    a size, the columns BETWEEN too."""
     ranked = kept.assign(session=pd.factorize(kept["session_id"])[0])
     ranked = ranked.sort_values(["session", "reward"], ascending=[True, False], kind="stable")
     rank = ranked.groupby("session").cumcount()
     last = ranked.groupby("session")["reward"].transform("size") - 1
     worst = ranked[(rank == last) & (last > 0)]
     found = worst.merge(ranked[rank == 0], on=["session", "session_id"], suffixes=("_rejected", "_chosen"))
-    return found.rename(columns={"query_chosen": "chosen", "query_rejected": "rejected"})
+    found = found.rename(columns={"query_chosen": "chosen", "query_rejected": "rejected"})
+    if size is None:
+        return found
+    lists = {session: (own["query"].tolist(), own["reward"].tolist()) for session, own in ranked.groupby("session")}
+    for name, part in zip(BETWEEN, (0, 1), strict=True):
+        own = [lists[session][part] for session in found["session"]]
+        found[name] = [[values[place] for place in _places(len(values), size)[1:-1]] for values in own]
+    return found
+
+
+def _places(count: int, size: int) -> list[int]:
+    """Ranks of at most `size` of so many queries, the best and the worst among them, evenly apart."""
+    return np.linspace(0, count - 1, min(count, size)).round().astype(int).tolist()
 
 
 def prompt_text(prompter: Prompter, ids: Sequence[int]) -> str:

@@ -279,16 +279,24 @@ def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool
 
 
 def tokens_of_pair(params: Params, size: ModelSize) -> int:
-    """Tokens that RG-DPO reads for a pair, at most (alignment.logprobs)."""
-    prompt, query = params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens
-    return prompt + 2 * query + 1 if size.full_attention else 2 * (prompt + query)
+    """Tokens that RG-DPO reads for a pair, or for a list, at most (alignment.logprobs)."""
+    prompt, query, many = params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens, queries_of_row(params)
+    return prompt + many * (query + 1) - 1 if size.full_attention else many * (prompt + query)
+
+
+def queries_of_row(params: Params) -> int:
+    """Queries that RG-DPO reads of a session, at most."""
+    from rgalign.alignment.objectives import LIST_OBJECTIVES
+
+    how = params.alignment.dpo
+    return how.list_size if how.objective in LIST_OBJECTIVES else 2
 
 
 def widest_step(params: Params, size: ModelSize, processes: int) -> tuple[int, int]:
     """Tokens, and queries' tokens, that a process runs at once at most; not of the same step where pairs have more."""
     how, query = params.alignment, params.reasoner.queries.max_new_tokens
     document = (params.reasoner.max_tokens + query, query)
-    wide = {"sft": document, "dpo": (tokens_of_pair(params, size), 2 * query), "cl": document}
+    wide = {"sft": document, "dpo": (tokens_of_pair(params, size), queries_of_row(params) * query), "cl": document}
     rows = {"sft": how.sft.documents_per_batch, "dpo": how.dpo.pairs_per_batch, "cl": how.cl.documents_per_batch}
     found = [(0, 0)]
     for name in STEPS if how.loop.rounds else ():
