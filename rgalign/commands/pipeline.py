@@ -389,10 +389,9 @@ def _log_file(path: Path):
 
 
 def _export_html(notebook: Path) -> None:
-    from nbconvert import HTMLExporter
+    from rgalign.report import offline
 
-    html, _ = HTMLExporter().from_filename(str(notebook))  # embed_images would close <details> too early
-    artifacts.write_text(notebook.with_suffix(".html"), html)
+    artifacts.write_text(notebook.with_suffix(".html"), offline.page(notebook))
 
 
 def estimate(stage: Stage, params: Params, entries: Mapping[str, Any]) -> float:
