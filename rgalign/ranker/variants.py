@@ -96,11 +96,14 @@ def pairs(models: Sequence[str], simple: str | None = None) -> list[tuple[str, s
     """(model, against) for each of `models`, in order; against popularity where its counterpart is not trained.
 
     QE-Rec is compared with three_tower_no_query too, where it is trained: the difference is what e_q adds.
+    RGAlign-Rec is compared with two_tower_text too, the strongest model without a language model.
     simple  the best model without training (results.best_untrained): both of the headline are compared with it too
     """
     found = [(name, own if (own := RANKERS[name].against) in models else "popularity") for name in models]
     if {"qe_rec", "three_tower_no_query"} <= {*models}:  # before its own pair, which stays the headline
         found.insert([name for name, _ in found].index("qe_rec"), ("qe_rec", "three_tower_no_query"))
+    if {"rgalign_rec", "two_tower_text"} <= {*models}:  # before its own pair, which stays the headline
+        found.insert([name for name, _ in found].index("rgalign_rec"), ("rgalign_rec", "two_tower_text"))
     more = [(name, simple) for name in reversed(headline(models)) if name in RANKERS] if simple else []
     return [*found, *(pair for pair in more if pair not in found)]
 

@@ -250,3 +250,75 @@ def test_slices_are_those_of_one_pair(run):
     compared_with_word_overlap(run, 0.01)
     pd.testing.assert_frame_equal(pd.DataFrame(pages.contents(run)["slices"]), pd.DataFrame(before))
     assert {row["against"] for row in before} == {"qe_rec"}
+
+
+def decided(run: Path) -> tuple[dict, str]:
+    """The values of the four lines on top, and what they say."""
+    html = pages.write(run)[0].read_text(encoding="utf-8")
+    lines = html[html.index('<dl class="decision">') : html.index("</dl>")]
+    return pages.contents(run)["decision"], " ".join(re.sub(r"<[^>]+>", " ", lines).split())
+
+
+def with_rows(run: Path, table: str, change) -> None:
+    write_table(run / f"tables/{table}.parquet", change(pd.read_parquet(run / f"tables/{table}.parquet")))
+
+
+def test_the_last_model_is_set_against_the_best_simple_one_by_valid(run):
+    """By test, raw_cosine would be taken; by valid, two-tower + text is the best of those that are there."""
+    found, said = decided(run)
+    results = pd.read_parquet(run / "tables/results.parquet").query("slice == 'all' and metric == 'gauc'")
+    test = results.query("split == 'test'").groupby("model").value.mean()
+    assert (found["model"], found["against"]) == ("rgalign_rec", "two_tower_text")
+    assert found["difference"] == pytest.approx(test["rgalign_rec"] - test["two_tower_text"])
+    assert f"{found['lists']:,} lists with a click" in said
+    assert "One simulated world" in said
+
+
+@pytest.mark.parametrize(("low", "word", "colour"), [(0.01, "better", "gain"), (-0.05, "worse", "loss")])
+def test_a_loss_against_the_best_simple_model_is_as_visible_as_a_gain(run, low, word, colour):
+    compared_with_word_overlap(run, low)
+    with_rows(run, "results", lambda t: t.assign(value=t.value.where((t.model != "word_overlap"), 0.95)))
+    html = pages.write(run)[0].read_text(encoding="utf-8")
+    top = html[html.index("<dt>Does it work?") : html.index("<dt>Where?")]
+    assert f'<dd class="{colour}">RGAlign-Rec against word overlap (TF-IDF cosine)' in top
+    assert f"{word}, GAUC {low + 0.01:+.4f}" in top
+
+
+def test_few_lists_are_said_in_red_and_slices_of_few_are_not_named(run):
+    assert 'role="alert"' not in pages.write(run)[0].read_text(encoding="utf-8")
+    with_rows(run, "results", lambda t: t.assign(groups=(t.groups // 20).astype(t.groups.dtype)))
+    html = pages.write(run)[0].read_text(encoding="utf-8")
+    assert re.search(r'role="alert"><strong>\d+ lists are few', html)
+    found, said = decided(run)
+    assert found["lists"] < pages.FEW_LISTS
+    large = [
+        row for row in pages.contents(run)["slices"] if row["lists"] >= pages.SLICE_LISTS and row["slice"] != "all"
+    ]
+    assert (found["best"] is None) == (not large)
+    for row in (found["best"], found["worst"]):
+        assert row is None or row["lists"] >= pages.SLICE_LISTS
+    assert ("No slice has 100 lists" in said) == (not large)
+
+
+def test_a_log_is_not_called_a_world_and_without_an_experiment_nothing_is_known_online(run):
+    with_rows(run, "results", lambda t: t.assign(world_seed=pd.NA))
+    with_rows(run, "comparisons", lambda t: t.assign(world_seeds="")[~t.metric.str.startswith("ctr")])
+    (run / "tables/experiment.parquet").unlink(missing_ok=True)
+    html = pages.write(run)[0].read_text(encoding="utf-8")
+    assert "in one world" not in html
+    said = decided(run)[1]
+    assert "One log" in said
+    assert "Cannot be known from this log" in said
+
+
+def test_a_difference_that_is_no_number_is_in_no_table_and_a_tiny_one_is_no_zero(run):
+    with_rows(
+        run,
+        "comparisons",
+        lambda t: t.assign(
+            difference=t.difference.mask(t.slice == "cold"), ci_low=t.ci_low.mask(t.slice == "tail", 2e-5)
+        ),
+    )
+    html = pages.write(run)[0].read_text(encoding="utf-8")
+    assert "[, ]" not in html
+    assert "[+2e-05, " in html, "not [+0.0000, .."
