@@ -44,7 +44,7 @@ def test_groups_that_gain_lose_or_say_nothing_are_counted_and_losers_named():
 def test_what_a_confident_half_brings_is_claimed_only_where_intervals_are_apart():
     curve = pd.DataFrame({"share": [0.5, 1.0], "ctr": [0.3, 0.2], "low": [0.28, 0.18], "high": [0.32, 0.22]})
     assert "it knows where it is good" in findings.served(curve)
-    assert "does not show it" in findings.served(curve.assign(low=0.1))
+    assert "that is not shown" in findings.served(curve.assign(low=0.1))
     assert "unknown" in findings.served(pd.DataFrame())
 
 

@@ -148,11 +148,12 @@ def length_effect(reward: np.ndarray, tokens: np.ndarray, session_id: Sequence[s
 # What a good judge has: question, limit, whether the figure should be at least or at most that [C].
 GOOD = {
     "auc": ("right queries earn more than wrong ones (AUC)", 0.7, "at least"),
-    "seeds": ("another seed orders a session's queries alike (rank correlation)", 0.7, "at least"),
-    "empty words": ("a greeting or a please moves a reward (share of the way to another query)", 0.25, "at most"),
-    "length": ("longer queries earn more or less (size of the rank correlation)", 0.1, "at most"),
-    "calibration": ("what it says of its first intent differs from what happens (ECE)", 0.1, "at most"),
-    "query": ("another session's query puts the click lower (places)", 0.1, "at least"),
+    "seeds": ("another seed ranks alike (rank correlation)", 0.7, "at least"),
+    "empty words": ("empty words move it (1: as another query)", 0.25, "at most"),
+    "length": ("length moves it (rank correlation)", 0.1, "at most"),
+    "calibration": ("what it says differs from what happens (ECE)", 0.1, "at most"),
+    "made queries": ("made queries in the right order (share of pairs)", 0.7, "at least"),
+    "query": ("another's query lowers the click (places)", 0.1, "at least"),
 }
 
 

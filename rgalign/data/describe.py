@@ -25,21 +25,21 @@ def overview(dataset: Dataset) -> pd.DataFrame:
     return table.reindex([s for s in ("train", "valid", "test") if s in table.index]).astype(int)
 
 
-RULES = {  # those of ShopWorld that decide what can be learnt (shopworld/tables.py)
-    "active_true": "the open clause tells the session's own object and issue",
+RULES = {  # of ShopWorld's (shopworld/tables.py), those that decide what can be learnt; a table shows 50 characters
+    "active_true": "open clause: the session's own object and issue",
     "active_object": ".. its object, and any issue",
-    "active_issue": ".. any object, and its issue (else anything at all)",
-    "wording": "how often each of a concept's four synonyms is used",
+    "active_issue": ".. any object, and its issue (else anything)",
+    "wording": "share of each of a concept's four synonyms",
     "positions": "intents in a list",
-    "explored": ".. of which drawn at random, so that every intent is shown at times",
+    "explored": ".. of which drawn at random from all others",
     "shuffled_share": "share of the lists whose order is random",
-    "examination_decay": "a: position p = 1, 2, .. is looked at with the chance p^-a",
-    "attracts_true": "chance of a click on the session's own intent, once looked at",
+    "examination_decay": "a: place p = 1, 2, .. is looked at with p^-a",
+    "attracts_true": "click on the session's own intent, once seen",
     "attracts_issue": ".. on another intent with its issue",
     "attracts_object": ".. on another intent of its object",
     "attracts_other": ".. on any other",
     "late_intents": "intents that enter in the last two weeks",
-    "weekly_traffic": "share of the sessions in each of the six weeks",
+    "weekly_traffic": "share of the sessions in each of six weeks",
 }
 
 

@@ -1,5 +1,8 @@
 """What a table says, in a line that begins with "So:". The notebooks print it beneath the table."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import pandas as pd
 
 from rgalign.evaluation.metrics import LABELS
@@ -46,7 +49,7 @@ def served(curve: pd.DataFrame) -> str:
     said = [f"{row.ctr:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in (half, whole)]
     clear = half.low > whole.high
     return f"So: the surer half brings {said[0]}, all sessions {said[1]}; " + (
-        "it knows where it is good." if clear else "the intervals overlap, so this log does not show it."
+        "it knows where it is good." if clear else "the intervals overlap, so that is not shown."
     )
 
 
@@ -134,3 +137,9 @@ def estimates(judged: pd.DataFrame, has_log: bool) -> str:
     pair, spread = f"{name_of(row.ranker)} and {name_of(row.against)}", f"{row.standard_deviation:.4f}"
     found = f"one week's log has a standard deviation of {spread} (DR)"
     return f"So: {pair} truly differ by {row.truth:+.4f} in CTR@3; {found}, so it {'can' if can else 'cannot'} tell."
+
+
+def places(found: Mapping[str, np.ndarray]) -> str:
+    """Where the click stands before the first and after the last step. found: name -> (sessions,) places from 1"""
+    first, *_, last = [f"{np.nanmean(own):.2f} ({name})" for name, own in found.items()]
+    return f"So: the click's mean place goes from {first} to {last}; the top of the list is 1."

@@ -139,7 +139,8 @@ def models(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
 def differences(comparisons: pd.DataFrame, title: str) -> Figure:
     """Paired differences with their 95 % intervals. comparisons: columns label, difference, ci_low, ci_high."""
-    axes = panel((7, 0.9 + 0.32 * len(comparisons)), title, "difference (95 % interval); right of zero: better")
+    lines = comparisons.label.str.count("\n").max() + 1 if len(comparisons) else 1
+    axes = panel((7, 0.9 + (0.12 + 0.2 * lines) * len(comparisons)), title, "difference (95 %); right of zero: better")
     rows = np.arange(len(comparisons))[::-1]
     axes.errorbar(comparisons.difference, rows, xerr=_to_ends(comparisons), fmt="o", color="#0072B2", capsize=3)
     axes.axvline(0, color="#000000", linewidth=0.8, linestyle="--")

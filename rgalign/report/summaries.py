@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from rgalign.alignment.context import MAIN, Context
-from rgalign.alignment.judge_reward import calibration, expected_calibration_error
+from rgalign.alignment.judge_reward import calibration, expected_calibration_error, ladder, nearness
 from rgalign.alignment.monitor import Hits, ProbeSet
 from rgalign.alignment.rewarding import Rewarder
 from rgalign.data.features import UNKNOWN
@@ -27,7 +27,7 @@ from rgalign.evaluation.metrics import gauc_of_lists
 from rgalign.evaluation.results import MODELS
 from rgalign.experiment.ab_test import Lift, guardrails, lift, rejected_by_look, sample_ratio
 from rgalign.experiment.online import Audience, Experiment
-from rgalign.ranker.fit import score
+from rgalign.ranker.fit import score, with_click
 from rgalign.ranker.match import log_clicks
 from rgalign.ranker.towers import ThreeTower, TwoTower
 from rgalign.ranker.train import Parts
@@ -296,6 +296,17 @@ def on_greedy_queries(rewarder: Rewarder, dev: pd.DataFrame) -> tuple[pd.DataFra
     said = {name: rewarder.probabilities(lists, own.tolist()) for name, own in texts.items()}
     reliable = calibration(said["own query"], lists.clicked.numpy())
     return reliable, {name: places_of_click(own, lists) for name, own in said.items()}
+
+
+def made_queries(rewarder: Rewarder) -> pd.DataFrame:
+    """judge_reward.ladder of the reward model, and of the judge of IHR, for development users; empty where the data are
+    not ShopWorld's or the reasoner writes nothing."""
+    context = rewarder.embedder.context
+    if not context.writes or "world" not in context.shop.meta:
+        return pd.DataFrame(columns=["judge", "accuracy"])
+    words = nearness(_judge_of(context, rewarder.embedder.reasoner))
+    judges = {"the reward model": rewarder.of_texts, "words in common": words}
+    return ladder(judges, with_click(context.parts.dev), context.parts.intents.intent_id)
 
 
 def hits_by_click(context: Context, reader: Reasoner) -> Hits:

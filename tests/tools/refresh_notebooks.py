@@ -95,9 +95,9 @@ def _keep(executed: Path, target: Path, *, injected: bool) -> None:
 
 
 def _last_words(outputs: list) -> list:
-    """Outputs with each stream in one piece, and of a progress bar its last state alone: hundreds are no reading.
+    """Outputs with each stream in one piece and without progress bars, which are no reading once they have ended.
 
-    A library's warning that names a folder of this machine is left out, and so is a bar that was a widget.
+    A library's warning that names a folder of this machine is left out.
     """
     kept = []
     for output in outputs:
@@ -111,8 +111,9 @@ def _last_words(outputs: list) -> list:
             kept.append(output)
     for output in kept:
         if output.output_type == "stream":
-            output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n"))
-    return kept
+            lines = [line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n")]
+            output.text = "\n".join(line for line in lines if "%|" not in line)
+    return [output for output in kept if output.output_type != "stream" or output.text.strip()]
 
 
 if __name__ == "__main__":
