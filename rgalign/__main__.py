@@ -232,10 +232,11 @@ def _parser() -> argparse.ArgumentParser:
     imports = command("import", import_command, "make a data set folder and params of a log: a row an answer shown")
     imports("log", help="a .csv, .tsv, .jsonl or .parquet")
     imports("folder", metavar="DIR", help="the data set folder to write; params/<its name>.yaml is written too")
-    imports("--column", action="append", default=[], metavar="ROLE=NAME", help="for example title=answer_text")
+    imports("--column", action="append", default=[], metavar="ROLE=NAME", help="title=answer_text; region= for none")
     imports("--feature", action="append", default=[], metavar="NAME=KIND", help="categorical, numeric, text or history")
     imports("--drop", action="append", default=[], metavar="NAME", help="leave this column out")
     imports("--time-unit", metavar="UNIT", help="of times that are numbers: s, ms, us or ns since 1970")
+    imports("--time-format", metavar="FORMAT", help="of times that are not as 2026-01-31 18:05: %%d.%%m.%%Y %%H:%%M")
     imports("--yes", action="store_true", help="write; without it what would be written is printed")
 
     check = command("check", check_command, "list every fault of a data set folder")

@@ -4,7 +4,6 @@ A row of the log is one answer that was shown in one session. Every column gets 
 what was guessed is printed, and nothing is written until the user agrees.
 """
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from rgalign.data import tables
+from rgalign.data.checks import EPOCH, UNITS
+from rgalign.data.dataset_yaml import RESERVED
 from rgalign.data.schema import KINDS, MAIL, PHONE, is_personal
 from rgalign.data.tables import Dataset, TableError
 from rgalign.errors import nearest, safe_repr
+from rgalign.run import artifacts
 
-# role -> names that say it, without case and punctuation; of several columns the one that comes first here
+# role -> names that say it, without case and punctuation; of several columns the role's own name is taken
 ROLES = {
-    "session_id": ("sessionid", "session", "visitid", "visit", "impressionid", "requestid", "searchid", "queryid"),
+    "session_id": ("sessionid", "session", "visitid", "visit", "requestid", "request", "searchid", "queryid"),
     "user_id": ("userid", "user", "memberid", "member", "customerid", "customer", "accountid", "visitorid", "uid"),
     "timestamp": ("timestamp", "time", "datetime", "eventtime", "ts", "shownat", "createdat", "date"),
     "intent_id": ("intentid", "intent", "itemid", "item", "answerid", "articleid", "docid", "documentid", "faqid"),
@@ -35,17 +36,20 @@ ROLES = {
     "shuffled": ("shuffled", "randomized", "randomised"),
     "region": ("region", "country", "market", "locale"),
     "split": ("split", "fold"),
-    "typed_query": ("typedquery", "typed", "query", "usertyped", "message"),
+    "typed_query": ("typedquery", "typed", "usertyped"),
 }
 NEEDED = ("session_id", "clicked")
 OF_INTENT = ("title", "description", "category")
+TIME = "\0time"  # a column of the log while it is imported; no file has such a name
+ZONE = re.compile(r":.*(?:Z|[+-]\d\d:?\d\d)$")
+WORDY = "search|query|text|message|comment"  # in the name of a column of words
 FEATURE, LEFT_OUT = "feature", "left out"
-UNITS = {"s": 1e9, "ms": 1e12, "us": 1e15, "ns": 1e18}  # unit -> about what 2001 and later is in it
 YEARS = (1990, 2100)
+CHANCE = 1e-6  # below it a value that is there with clicks alone, or never with one, is no coincidence [C]
 MANY, FEW = 50, 20  # distinct values of a categorical at most; sessions below which nothing is concluded from counts
 SUSPECT, OWN_VALUE = 0.9, 0.9  # share of clicks that a column foretells; of sessions with a value of their own
 MISSING = ("", "null", "none", "nan", "na", "n/a")
-TRUE, FALSE = ("1", "1.0", "true", "t", "yes", "y"), ("0", "0.0", "false", "f", "no", "n", *MISSING)
+TRUE, FALSE = ("1", "1.0", "true", "t", "yes", "y"), ("0", "0.0", "false", "f", "no", "n")
 
 
 @dataclass
@@ -56,225 +60,223 @@ class Asked:
     kinds: Mapping[str, str] = field(default_factory=dict)  # feature column -> kind
     drop: Sequence[str] = ()
     time_unit: str | None = None
+    time_format: str | None = None
 
 
 @dataclass
 class Plan:
     """What `import` would write: a role or a kind for each column, and all that was mended, left out or is wrong."""
 
-    log: pd.DataFrame  # strings or numbers, lists of a history; missing is NA
     roles: dict[str, str]  # role -> column
-    columns: pd.DataFrame  # column, becomes, example: one row a column, in the log's order
+    columns: pd.DataFrame  # column, becomes: one row a column
     notes: list[str]
     dataset: Dataset
-
-
-def read_log(path: Path) -> pd.DataFrame:
-    """The log's rows: .csv, .tsv and .txt (as text), .jsonl, .parquet. Raises TableError."""
-    if not path.is_file():
-        raise TableError(f"there is no file {path}; expected a log: one row for each answer that was shown")
-    kind = path.suffix.lower()
-    try:
-        if kind in (".parquet", ".pq"):
-            frame = pd.read_parquet(path)
-        elif kind in (".jsonl", ".ndjson"):
-            frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-        elif kind in (".csv", ".tsv", ".txt"):
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                head = file.read(20_000)
-            separator = "\t" if kind == ".tsv" else _separator(head)
-            how = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-            frame = pd.read_csv(path, **how, index_col=False, on_bad_lines="error")
-        else:
-            raise TableError(f"{path} ends in {kind or 'nothing'}; expected .csv, .tsv, .txt, .jsonl or .parquet")
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path} is no UTF-8 at byte {error.start:,}; save it as UTF-8") from None
-    except pd.errors.EmptyDataError:
-        raise TableError(f"{path} is empty; expected a line of column names, then one line for each answer") from None
-    except (ValueError, OSError, pa.ArrowException, csv.Error) as error:  # ParserError is a ValueError
-        if isinstance(error, TableError):
-            raise
-        raise TableError(f"{path} cannot be read as {kind}: {' '.join(str(error).split())}") from None
-    frame.columns = [str(name).strip() for name in frame.columns]
-    twice = sorted({name for name in frame.columns if list(frame.columns).count(name) > 1})
-    if twice or not len(frame):
-        wrong = f"has {', '.join(map(safe_repr, twice))} more than once" if twice else "has no rows"
-        raise TableError(f"{path} {wrong}; expected column names that differ, and one row for each answer shown")
-    for name in frame:
-        if pd.api.types.is_string_dtype(frame[name]):
-            words = frame[name].astype("string").str.strip()
-            frame[name] = words.mask(words.str.lower().isin(MISSING))
-    return frame
-
-
-def _separator(head: str) -> str:
-    try:
-        return csv.Sniffer().sniff(head, delimiters=",;\t|").delimiter
-    except csv.Error:
-        return ","
 
 
 def plan(log: pd.DataFrame, name: str, asked: Asked | None = None) -> Plan:
     """How a log becomes tables. Raises TableError with all that is wrong with it."""
     asked = asked or Asked()
     faults, notes = _of_what_was_asked(log, asked), []
-    roles = {} if faults else _roles(log, asked, faults)
-    for role in NEEDED:
-        if role not in roles and not faults:
-            faults.append(f"no column is {role}: --column {role}=NAME; columns: {', '.join(log)}")
-    if not faults and not {"intent_id", "title"} & set(roles):
-        faults.append(f"no column says which answer was shown: --column title=NAME; columns: {', '.join(log)}")
-    if faults:
-        _refuse(faults)
-    session, answer = log[roles["session_id"]].astype("string"), log[roles.get("intent_id", roles.get("title"))]
-    answer = answer.astype("string")
-    for what, values in ((roles["session_id"], session), (answer.name, answer)):
-        if values.isna().any():
-            faults.append(f"column {what}: {_rows(values.isna())} empty; expected a value in each row")
+    roles = _roles(log, asked, faults)
+    lost = [f"{role}: --column {role}=NAME" for role in NEEDED if role not in roles]
+    if not {"intent_id", "title"} & set(roles):
+        lost.append("intent_id or title, what was shown: --column title=NAME")
+    if lost:
+        _refuse([*faults, *(f"no column is {one}; columns: {', '.join(log)}" for one in lost)])
+    log = _in_order(log, roles, asked, faults, notes)
+    session, answer = (_text(log[roles[r]]).fillna("") for r in ("session_id", _key(roles)))
+    log[session.name], log[answer.name] = session, answer
+    for values in (session, answer):
+        if (empty := values.str.strip() == "").any():
+            faults.append(f"column {values.name}: {_rows(empty)} empty; expected a value in each row")
     clicked = _flags(log[roles["clicked"]], faults)
     shuffled = _flags(log[roles["shuffled"]], faults) if "shuffled" in roles else None
-    times = _times(log, roles, asked.time_unit, faults, notes)
     twice = pd.DataFrame({"session": session, "answer": answer}).duplicated(keep=False)
     if twice.any():
-        faults.append(f"{_rows(twice)} the same answer twice in one session; expected each answer once a session")
+        faults.append(f"{_rows(twice)} an intent twice in one session; expected each once in a session")
     position = _positions(log, roles, session, faults, notes)
-    if faults:
-        _refuse(faults)
+    faults += _varying_roles(log, roles, session)
+    if "timestamp" not in roles and "split" not in roles:
+        faults.append("no column is timestamp, and none split: --column timestamp=NAME")
     becomes = {column: role for role, column in roles.items()}
-    kinds = {}
-    for column in (column for column in log if column not in becomes):
-        kind, why = _feature(log, column, roles, clicked.astype(bool), asked, notes)
+    kinds, clicks = {}, clicked.astype(bool)
+    for column in (column for column in log if column not in (*becomes, TIME)):
+        kind, why = _feature(log, column, roles, clicks, asked, notes)
         becomes[column] = f"{FEATURE}, {kind}" if kind else f"{LEFT_OUT}: {why}"
         if kind:
             kinds[column] = kind
+        elif column in asked.kinds:
+            faults.append(f"--feature {column}: it {why}")
     if not kinds:
-        raise TableError(
+        faults.append(
             "no column is left that says something of a session before its list is shown; expected at least one "
             f"(--feature NAME=KIND): {'; '.join(f'{name} is {what}' for name, what in becomes.items())}"
         )
+    if faults:
+        _refuse(faults)
     first = ~session.duplicated()
-    sessions = pd.DataFrame({"session_id": session, "user_id": _of(log, roles, "user_id", session), "timestamp": times})
+    sessions = pd.DataFrame({"session_id": session, "user_id": _of(log, roles, "user_id", session)})
+    sessions["timestamp"] = log[TIME] if TIME in log else pd.Series(pd.NaT, log.index, dtype="datetime64[us]")
     sessions["region"], sessions["split"] = (_of(log, roles, each) for each in ("region", "split"))
+    for role in ("user_id", "typed_query"):
+        if role in roles and (held := _holds_personal(_text(log[roles[role]])[first].dropna()).sum()):
+            what = "holds e-mail addresses or telephone numbers"
+            notes.append(f"{roles[role]} {what} in {held:,} sessions: hash ids, take them out of texts")
     if shuffled is not None:
         sessions["shuffled"] = shuffled
     for column, kind in kinds.items():
-        sessions[column] = pd.to_numeric(log[column]) if kind == "numeric" else log[column]
-    varying = [name for name in sessions if name != "session_id" and _varying(sessions[name], session)]
-    if varying:
-        notes.append(
-            f"{', '.join(varying)} differ inside some sessions, which have one value: that of the session's first row"
-        )
-    kept = sessions[first].sort_values("timestamp", kind="stable") if "timestamp" in roles else sessions[first]
+        sessions[column] = _numbers(log[column])[0].convert_dtypes() if kind == "numeric" else log[column]
+    if "region" in roles:
+        kinds["region"] = "categorical"
+    kept = sessions[first]
     intents, ids = _intents(log, roles, answer)
     for role in OF_INTENT:
         if role in roles and (different := _varying(log[roles[role]], answer)):
-            notes.append(f"{roles[role]} differs for {different:,} answers: each has that of its first row")
+            notes.append(f"{roles[role]} differs for {different:,} answers: each has that of its last row")
     impressions = pd.DataFrame(
         {"session_id": session, "intent_id": answer.map(ids), "position": position, "clicked": clicked.astype("int8")}
     )
     for role in ("propensity", "selection"):
         if role in roles:
-            impressions[role] = pd.to_numeric(log[roles[role]])
+            impressions[role] = _numbers(log[roles[role]])[0]
     typed = None
     if "typed_query" in roles:
         typed = pd.DataFrame({"session_id": session, "typed_query": log[roles["typed_query"]]})
-        typed = typed.dropna().drop_duplicates("session_id")
-    examples = [next((safe_repr(value) for value in log[column].dropna().head(1)), "(empty)") for column in log]
-    columns = pd.DataFrame({"column": list(log), "becomes": [becomes[name] for name in log], "example": examples})
+        typed = typed.dropna().drop_duplicates("session_id").reset_index(drop=True)
+    shown = [name if name.isprintable() and len(name) <= 40 else safe_repr(name) for name in becomes]
+    columns = pd.DataFrame({"column": shown, "becomes": becomes.values()})  # no values: they may be personal
     meta = {"name": name, "features": kinds, "position_is_real": "position" in roles}
-    order = kept["session_id"].tolist()
-    place = impressions["session_id"].map(pd.Series(range(len(order)), order))
-    impressions = impressions.iloc[np.lexsort([impressions["position"], place])]
     tables_of = (frame.reset_index(drop=True) for frame in (intents, kept, impressions))
-    return Plan(log, roles, columns, notes, Dataset(name, kinds, meta, *tables_of, typed))
+    return Plan(roles, columns, notes, Dataset(name, kinds, meta, *tables_of, typed))
 
 
 def write(planned: Plan, folder: Path) -> None:
-    """Write the tables, if `check` passes them; all of the folder or nothing. Raises TableError, FileExistsError."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TableError(f"{folder} is there already and is not empty; expected a new folder: name another")
-    tables.write(planned.dataset, folder)
-    report = tables.check(folder)
-    if report.errors:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
-        raise TableError(f"{report}\nSo {folder} was not written: mend the log, or say more of its columns")
+    """Write the tables, if `check` passes them; all of the folder or nothing. Raises TableError."""
+    if folder.exists() or folder.is_symlink():
+        raise TableError(f"{folder} is there already; expected a new folder: name another")
+    with artifacts.atomic(folder) as fresh:
+        tables.write(planned.dataset, fresh)
+        report = tables.check(fresh)
+        if report.errors:
+            _refuse([f"{where} {what}" for where, what in report.errors])
 
 
 def _of_what_was_asked(log: pd.DataFrame, asked: Asked) -> list[str]:
-    named = [*asked.roles.values(), *asked.kinds, *asked.drop]
+    named = [*filter(None, asked.roles.values()), *asked.kinds, *asked.drop]
     faults = [f"there is no column {safe_repr(each)}{nearest(each, log)}" for each in named if each not in log]
     unknown = [each for each in asked.roles if each not in ROLES]
     faults += [f"{each} is no role{nearest(each, ROLES)}: {', '.join(ROLES)}" for each in unknown]
     for column, kind in asked.kinds.items():
+        if column in RESERVED:
+            faults.append(
+                f"--feature {column}: a table has a column of this name already; name it otherwise in the log"
+            )
         if kind not in KINDS:
             faults.append(f"--feature {column}={kind}: expected one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
-    if asked.time_unit is not None and asked.time_unit not in UNITS:
-        faults.append(f"--time-unit is {asked.time_unit}; expected one of {', '.join(UNITS)}")
+    if asked.time_unit is not None and asked.time_unit not in EPOCH:
+        faults.append(f"--time-unit is {asked.time_unit}; expected one of {', '.join(EPOCH)}")
     return faults
 
 
 def _roles(log: pd.DataFrame, asked: Asked, faults: list[str]) -> dict[str, str]:
-    """role -> column: as asked, else the first of ROLES' names that a column has; `clicked` also by its values."""
+    """role -> column: as asked, else by ROLES' names; `clicked` also by its values. A fault where several could be."""
     taken = {*asked.roles.values(), *asked.kinds, *asked.drop}
     plain = {column: re.sub(r"[^a-z0-9]", "", column.lower()) for column in log if column not in taken}
-    roles = dict(asked.roles)
+    roles = {role: column for role, column in asked.roles.items() if column in log}
     for role, names in ROLES.items():
-        if role in roles:
+        if role in asked.roles:
             continue
-        found = sorted((names.index(name), column) for column, name in plain.items() if name in names)
-        if len(found) > 1 and found[0][0] == found[1][0]:
-            both = ", ".join(column for _, column in found)
-            faults.append(f"several columns could be {role}: {both}; say which: --column {role}={found[0][1]}")
-        elif found:
-            roles[role] = found[0][1]
-            del plain[found[0][1]]
+        found = [column for column, name in plain.items() if name == names[0]]
+        found = found or [column for column, name in plain.items() if name in names]
+        if len(found) > 1:
+            both = " or ".join(map(safe_repr, found))
+            faults.append(f"{role} may be {both}; say which: --column {role}=NAME")
+        if found:
+            roles[role] = found[0]
+            del plain[found[0]]
     if "clicked" not in roles:
-        two = [column for column in plain if {*log[column].dropna().astype("string").str.lower()} == {"0", "1"}]
+        two = [
+            column for column in plain if {*_text(log[column]).dropna().str.lower()} in ({"0", "1"}, {"true", "false"})
+        ]
+        session = log[roles["session_id"]] if "session_id" in roles else pd.Series(0, log.index)
+        two = [column for column in two if _varying(log[column], session)]
         if len(two) == 1:
             roles["clicked"] = two[0]
+        elif two:
+            faults.append(f"clicked may be {' or '.join(map(safe_repr, two))}; say which: --column clicked=NAME")
     return roles
 
 
 def _flags(values: pd.Series, faults: list[str]) -> pd.Series:
-    """(rows,) 1 and 0 of what says yes or no; empty is no."""
-    words = values.astype("string").str.lower().fillna("")
+    """(rows,) 1 and 0 of what says yes or no."""
+    words = _text(values).str.strip().str.lower().fillna("")
     wrong = ~words.isin([*TRUE, *FALSE])
     if wrong.any():
-        shown = ", ".join(map(safe_repr, values[wrong].unique()[:3]))
-        faults.append(f"column {values.name}: {_rows(wrong)} neither yes nor no (first: {shown}); expected 1 or 0")
+        shown = ", ".join(map(safe_repr, words[wrong].unique()[:3]))
+        faults.append(f"column {values.name}: {_rows(wrong)} neither yes nor no: {shown}; expected 1 or 0")
     return words.isin(TRUE).astype("int8")
 
 
-def _times(log: pd.DataFrame, roles: Mapping, unit: str | None, faults: list[str], notes: list[str]) -> pd.Series:
+def _in_order(log: pd.DataFrame, roles: Mapping, asked: Asked, faults: list[str], notes: list[str]) -> pd.DataFrame:
+    """The log without rows that repeat another, by time, session and position: no table depends on the file's order.
+
+    Its column TIME is the session's time, the earliest of its rows.
+    """
+    again = pd.DataFrame({column: _text(log[column]).fillna("") for column in log}).duplicated()
+    if again.any():
+        notes.append(f"{again.sum():,} rows repeat another one in every column: each is kept once")
+    log = log[~again].copy()
+    keys = [roles["session_id"], *([roles["position"]] if "position" in roles else [])]
+    by = pd.DataFrame({"session": _text(log[keys[0]]), "position": _numbers(log[keys[-1]])[0]}, log.index)
+    if "timestamp" in roles:
+        times = _times(log[roles["timestamp"]], asked, faults, notes)
+        log[TIME] = times.groupby(by["session"]).transform("min")
+        if (moved := (log[TIME] != times) & times.notna()).any():
+            count = by["session"][moved].nunique()
+            notes.append(f"{roles['timestamp']} differs inside {count:,} sessions: each has the earliest of its times")
+        by.insert(0, "time", log[TIME])
+    by = by if "position" in roles else by.drop(columns="position")
+    return log.loc[by.sort_values(list(by), kind="stable").index]
+
+
+def _times(column: pd.Series, asked: Asked, faults: list[str], notes: list[str]) -> pd.Series:
     """(rows,) UTC without zone. Numbers count from 1970 in a unit that is asked for, or told by their size."""
-    if "timestamp" not in roles:
-        notes.append("no column is timestamp: sessions cannot be split by time, so split must say train, valid or test")
-        return pd.Series(pd.NaT, log.index, dtype="datetime64[us]")
-    column = log[roles["timestamp"]]
-    numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.notna().any() and not pd.api.types.is_datetime64_any_dtype(column):
-        size = float(numbers.abs().median())
-        told = unit or next((name for name, scale in UNITS.items() if scale * 0.5 <= size <= scale * 5), None)
-        if told is None:
+    nothing = pd.Series(pd.NaT, column.index, dtype="datetime64[us]")
+    numbers, words = _numbers(column)
+    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_object_dtype(column):
+        moments = pd.to_datetime(column, errors="coerce", utc=True)
+    elif numbers.notna().any() and not words.any() and asked.time_format is None:
+        units = [asked.time_unit] if asked.time_unit else EPOCH
+        told = [unit for unit in units if numbers.dropna().between(*EPOCH[unit], inclusive="left").all()]
+        if not told:
             faults.append(
-                f"column {column.name}: numbers like {numbers.iloc[0]:g} are no time since 1970 that is known; "
-                f"expected seconds (about 1.7e9): say --time-unit {' | '.join(UNITS)}, or write dates"
+                f"column {column.name}: numbers from {numbers.min():.12g} to {numbers.max():.12g} are no times since "
+                f"1970 in one unit; expected {' | '.join(units)}, or --time-format"
             )
-            return pd.Series(pd.NaT, log.index, dtype="datetime64[us]")
-        notes.append(f"{column.name} counts {told} since 1970" + ("" if unit else ", by its size (--time-unit)"))
-        moments = pd.to_datetime(numbers, unit=told, errors="coerce")
+            return nothing
+        moments = pd.to_datetime(numbers, unit=told[0]).dt.tz_localize("UTC")
+        notes.append(
+            f"{column.name} is read as {UNITS[told[0]]} since 1970: {moments.min():%Y-%m-%d %H:%M} to "
+            f"{moments.max():%Y-%m-%d %H:%M}"
+        )
     else:
-        if (slashed := column.astype("string").str.contains(r"^\d{1,2}[/.]\d{1,2}[/.]\d{4}")).any():
-            notes.append(f"{column.name}: {safe_repr(column[slashed.fillna(False)].iloc[0])} is read as month/day/year")
-        moments = pd.to_datetime(column, errors="coerce", utc=True, format="mixed").dt.tz_localize(None)
-    wrong = moments.isna() & column.notna()
-    far = moments.notna() & ~moments.dt.year.between(YEARS[0], YEARS[1] - 1)
-    for rows, what in ((wrong, "no date"), (far, f"before {YEARS[0]} or after {YEARS[1]}"), (column.isna(), "empty")):
+        text = _text(column).str.strip()
+        moments = pd.to_datetime(text.astype(object), errors="coerce", utc=True, format=asked.time_format or "ISO8601")
+        zoned = text.str.contains(ZONE) & text.notna()
+        if zoned.any() and not zoned[text.notna()].all():
+            faults.append(f"column {column.name}: {_rows(zoned)} with a zone, others without; expected all or none")
+        elif zoned.any():
+            notes.append(f"{column.name} has time zones: it is kept in UTC")
+    wrong, far = moments.isna() & column.notna(), moments.notna() & ~moments.dt.year.between(YEARS[0], YEARS[1] - 1)
+    dates = asked.time_format or "2026-01-31 18:05, or --time-format"
+    for rows, what in (
+        (wrong, f"no date like {dates}"),
+        (far, f"before {YEARS[0]} or after {YEARS[1]}"),
+        (column.isna(), "empty"),
+    ):
         if rows.any():
-            faults.append(f"column {column.name}: {_rows(rows)} {what} (first: {safe_repr(column[rows].iloc[0])})")
-    return moments.astype("datetime64[us]")
+            faults.append(f"column {column.name}: {_rows(rows)} {what}: {safe_repr(column[rows].iloc[0])}")
+    return moments.dt.tz_localize(None).astype("datetime64[us]")
 
 
 def _positions(log: pd.DataFrame, roles: Mapping, session: pd.Series, faults: list[str], notes: list[str]) -> pd.Series:
@@ -282,59 +284,114 @@ def _positions(log: pd.DataFrame, roles: Mapping, session: pd.Series, faults: li
     if "position" not in roles:
         notes.append("no column is position: the order of rows is taken, and no position bias is learnt from it")
         return session.groupby(session).cumcount().astype("int16")
-    given = pd.to_numeric(log[roles["position"]], errors="coerce")
-    if given.isna().any():
-        faults.append(f"column {roles['position']}: {_rows(given.isna())} no number; expected the place in the list")
+    given = _numbers(log[roles["position"]])[0]
+    if (wrong := given.isna() | (given % 1 != 0)).any():
+        shown = safe_repr(log[roles["position"]][wrong].iloc[0])
+        faults.append(f"column {roles['position']}: {_rows(wrong)} no whole number: {shown}; expected 1, 2, 3, ..")
         return given
     twice = pd.DataFrame({"session": session, "position": given}).duplicated(keep=False)
     if twice.any():
         faults.append(f"column {roles['position']}: {_rows(twice)} the place of another answer of its session")
     found = given.groupby(session).rank(method="first").sub(1)
-    if (found != given).any():
-        begins = f" (they begin at {given.min():g})" if given.min() else ""
-        notes.append(f"{roles['position']} is counted again from 0 at the top{begins}, without gaps")
+    if (found + 1 == given).all():
+        notes.append(f"{roles['position']} begins at 1; in the tables it begins at 0")
+    elif (found != given).any():
+        odd = session[found != given].nunique()
+        notes.append(
+            f"{roles['position']} does not count from 0 (or from 1 throughout) without gaps in {odd:,} of "
+            f"{session.nunique():,} sessions: it is counted again, in the same order"
+        )
     return found.astype("int16")
+
+
+def _key(roles: Mapping) -> str:
+    """The role that says which intent was shown."""
+    return "intent_id" if "intent_id" in roles else "title"
+
+
+def _varying_roles(log: pd.DataFrame, roles: Mapping, session: pd.Series) -> list[str]:
+    """Faults: of what a session has once, columns that differ inside sessions."""
+    once = (roles[role] for role in ("user_id", "region", "split", "typed_query", "shuffled") if role in roles)
+    return [
+        f"column {column} differs inside {count:,} sessions; expected one value in each"
+        for column in once
+        if (count := _varying(log[column], session))
+    ]
 
 
 def _feature(
     log: pd.DataFrame, column: str, roles: Mapping, clicked: pd.Series, asked: Asked, notes: list[str]
 ) -> tuple[str, str]:
     """(kind, "") of a column that says something of a session before its list is shown; ("", why) of another."""
-    values, session = log[column], log[roles["session_id"]].astype("string")
-    answer = log[roles.get("intent_id", roles.get("title"))].astype("string")
-    if column in asked.kinds:
-        return asked.kinds[column], ""
+    values, words, session = log[column], _text(log[column]).str.strip(), log[roles["session_id"]]
     if column in asked.drop:
         return "", "as asked"
-    if values.isna().all():
-        return "", "empty"
-    words = values.dropna().astype("string")
-    if is_personal(column):
-        return "", "personal, by its name"
-    if words.head(1000).map(lambda one: bool(MAIL.search(one) or PHONE.fullmatch(one))).mean() > 0.5:
-        return "", "personal: e-mail addresses or telephone numbers"
-    if clicked.sum() >= FEW and not values.notna()[~clicked].any():
-        return "", "filled in clicked rows alone: known after the click"
     if different := _varying(values, session):
+        answer = log[roles[_key(roles)]]
         return "", f"varies inside {different:,} sessions" + ("" if _varying(values, answer) else ": of the answer")
-    first, with_click = ~session.duplicated(), session.isin(session[clicked])
-    there, without = values.notna()[first & with_click], values.notna()[first & ~with_click]
-    if min(len(there), len(without)) >= FEW and not without.any() and there.mean() > SUSPECT:
-        return "", "filled in sessions with a click alone: known after it"
-    of_answer = [log[roles[role]].astype("string") for role in ("intent_id", "title", "category") if role in roles]
-    chosen = clicked & values.notna()
+    if column in asked.kinds:
+        wrong = asked.kinds[column] == "numeric" and _numbers(values)[1].any()
+        return ("", "has words that are no numbers") if wrong else (asked.kinds[column], "")
+    each, first = words[~session.duplicated()].dropna(), ~session.duplicated()
+    if column in RESERVED:
+        return "", "has a name that the tables have"
+    if each.nunique() < 2 and len(each) in (0, first.sum()):
+        return "", "empty" if each.empty else "has one value"
+    personal = _holds_personal(each)
+    if is_personal(column) or personal.mean() > 0.5:
+        why = "by its name" if is_personal(column) else "e-mail addresses or telephone numbers"
+        return "", f"personal, {why} (--feature {column}=KIND keeps it)"
+    if leak := _leak(log, words.fillna(""), roles, clicked):
+        return "", f"{leak}: known after the click (--feature {column}=KIND keeps it)"
+    if personal.any():
+        notes.append(f"{column} holds e-mail addresses or telephone numbers in {personal.sum():,} sessions")
+    chosen = clicked & words.notna()
+    _note_foretelling(column, words[chosen], _text(log[roles[_key(roles)]])[chosen], notes)
+    return _kind(column, values[first].dropna(), each)
+
+
+def _holds_personal(words: pd.Series) -> pd.Series:
+    """(rows,) True where a text holds an e-mail address or a telephone number."""
+    return words.map({one: bool(MAIL.search(one) or PHONE.search(one)) for one in words.unique()}).astype(bool)
+
+
+def _leak(log: pd.DataFrame, words: pd.Series, roles: Mapping, clicked: pd.Series) -> str:
+    """How a column of the session says that there was a click, or which one; "" where it does not.
+
+    A value, emptiness among them, that is there with clicks alone or never with one is found where that is no chance.
+    """
+    session = log[roles["session_id"]]
+    any_click, first = clicked.groupby(session).transform("any"), ~session.duplicated()
+    share = any_click[first].mean()
+    if 0 < share < 1:
+        by_value = any_click[first].groupby(words[first].to_numpy(dtype=object))
+        count, clicks = by_value.size(), by_value.sum()
+        always, never = (clicks == count) & (share**count < CHANCE), (clicks == 0) & ((1 - share) ** count < CHANCE)
+        for found, where in ((always, "where something was clicked"), (never, "where nothing was clicked")):
+            if found.any():
+                return f"is {safe_repr(found.idxmax(), 20) if found.idxmax() else 'empty'} only {where}"
+    chosen = clicked & (words != "")
+    of_answer = [_text(log[roles[role]]) for role in ("intent_id", "title", "category") if role in roles]
     if chosen.sum() >= FEW and any((words[chosen] == one[chosen]).mean() > SUSPECT for one in of_answer):
-        return "", "is the clicked answer's own: known after the click"
-    _note_foretelling(column, words[chosen], answer[chosen], notes)
-    if values.dropna().map(lambda one: isinstance(one, list | np.ndarray)).all():
-        return "history", ""
-    each = words[first[words.index]]
-    distinct = each.nunique()
-    if pd.to_numeric(each, errors="coerce").notna().all() and distinct > FEW:
+        return "is the clicked answer's own"
+    return ""
+
+
+def _kind(column: str, values: pd.Series, words: pd.Series) -> tuple[str, str]:
+    """The kind of a feature by its name and its values of the sessions (words: the same as text), or why it is none."""
+    listed = values.map(lambda one: isinstance(one, list | np.ndarray))
+    if listed.any() or pd.api.types.is_object_dtype(values):
+        flat = all(isinstance(entry, str | int | np.integer) for one in values[listed] for entry in one)
+        return ("history", "") if listed.all() and flat else ("", "is nested")
+    distinct = words.nunique()
+    if pd.api.types.is_datetime64_any_dtype(values) or words.str.fullmatch(r"\d{4}-\d\d-\d\d([T ].*)?").all():
+        return "", "a time: make a number or a word of it"
+    spelt = words.str.match(r"[+-]?0\d").any()  # "007" is a name
+    if not spelt and not _numbers(values)[1].any() and (distinct > FEW or not words.isin([*TRUE, *FALSE]).all()):
         return "numeric", ""
-    if each.str.split().str.len().mean() >= 2 and distinct > FEW:
+    if re.search(WORDY, column.lower()) or (words.str.split().str.len().mean() >= 2 and distinct > FEW):
         return "text", ""
-    if distinct > OWN_VALUE * len(each) and len(each) >= FEW:
+    if distinct > OWN_VALUE * len(words) and len(words) >= FEW:
         return "", "nearly every session has a value of its own"
     return "categorical", ""
 
@@ -352,44 +409,57 @@ def _note_foretelling(column: str, value: pd.Series, answer: pd.Series, notes: l
 
 
 def _intents(log: pd.DataFrame, roles: Mapping, answer: pd.Series) -> tuple[pd.DataFrame, dict[str, str]]:
-    """(the table of intents, answer -> intent_id): ids as given, else numbers in the order of their first row."""
-    first = ~answer.duplicated()
-    table = pd.DataFrame({"intent_id": answer[first]})
-    ids = {one: one for one in table["intent_id"]}
-    if "intent_id" not in roles:
-        width = len(str(len(table)))
-        ids = {one: f"i{number:0{width}d}" for number, one in enumerate(table["intent_id"], start=1)}
-        table["intent_id"] = table["intent_id"].map(ids)
+    """(the table of intents as they were last shown, answer -> intent_id): ids as given, else numbers by title."""
+    last = log[~answer.duplicated(keep="last")].assign(**{TIME: answer}).sort_values(TIME)
+    keys = last[TIME].tolist()
+    width = len(str(len(keys)))
+    ids = {one: one if "intent_id" in roles else f"i{number:0{width}d}" for number, one in enumerate(keys, start=1)}
+    table = pd.DataFrame({"intent_id": [ids[key] for key in keys]}, last.index)
     for role in OF_INTENT:
-        table[role] = log[roles[role]][first] if role in roles else pd.Series(pd.NA, table.index, dtype="string")
-    table["title"] = table["title"].fillna(answer[first])
+        table[role] = _of(last, roles, role)
+    table["title"] = table["title"].fillna(last[TIME])
     return table.assign(valid_from=pd.Series(pd.NaT, table.index, dtype="datetime64[us]")), ids
 
 
 def _of(log: pd.DataFrame, roles: Mapping, role: str, otherwise: pd.Series | None = None) -> pd.Series:
-    if role in roles:
-        found = log[roles[role]].astype("string")
-        return found if otherwise is None else found.fillna(otherwise)
-    return pd.Series(pd.NA, log.index, dtype="string") if otherwise is None else otherwise
+    found = _text(log[roles[role]]) if role in roles else pd.Series(pd.NA, log.index, dtype="string")
+    return found if otherwise is None else found.fillna(otherwise)
 
 
-def _comparable(values: pd.Series) -> pd.Series:
-    return values.map(lambda one: str(one) if isinstance(one, list | np.ndarray) else one).astype("string").fillna("")
+def _text(values: pd.Series) -> pd.Series:
+    """Values as strings; lists and structures as Python writes them."""
+    if pd.api.types.is_object_dtype(values):
+        values = values.map(lambda one: str(list(one)) if isinstance(one, np.ndarray) else one)
+    return values.astype("string")
+
+
+def _numbers(values: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """(numbers, whether it is a word that is none); what spells an empty value is missing."""
+    words = _text(values).str.strip()
+    words = words.mask(words.str.lower().isin(MISSING))
+    numbers = pd.to_numeric(words.astype(object), errors="coerce")
+    return numbers, numbers.isna() & words.notna()
 
 
 def _varying(values: pd.Series, group: pd.Series) -> int:
     """Groups in which the values differ."""
-    return int((_comparable(values).groupby(group).nunique() > 1).sum())
+    codes = pd.Series(pd.factorize(_text(values).fillna(""))[0], values.index).groupby(_text(group))
+    return int((codes.min() != codes.max()).sum())
 
 
 def _rows(wrong: pd.Series) -> str:
-    """'3 rows (first: line 5) have'; a line counts from 1, the header's."""
-    rows = np.flatnonzero(wrong.to_numpy(bool))
+    """'3 rows (first: row 5) have'; rows count from 1, without the names."""
+    rows = wrong.index[wrong.to_numpy(bool)]
     return (
-        f"{len(rows):,} row{'s' * (len(rows) != 1)} (first: line {rows[0] + 2:,}) {'is' if len(rows) == 1 else 'are'}"
+        f"{len(rows):,} row{'s' * (len(rows) != 1)} (first: row {min(rows) + 1:,}) {'is' if len(rows) == 1 else 'are'}"
     )
 
 
+def printable(text: str) -> str:
+    """Lines for a terminal: what a log's names hold of control characters is escaped."""
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+
+
 def _refuse(faults: Sequence[str]) -> None:
-    lines = "\n".join(f"  {fault}" for fault in faults)
+    lines = printable("\n".join(f"  {fault}" for fault in faults))
     raise TableError(f"the log cannot be imported; nothing was written:\n{lines}")
