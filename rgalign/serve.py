@@ -7,7 +7,7 @@ scorer.queries(sessions)    # the question that the reasoner expects of the user
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from timeit import timeit
 from typing import Any
@@ -23,8 +23,8 @@ from rgalign.alignment.context import load_step
 from rgalign.data import candidates, shards
 from rgalign.data import vectors as stored
 from rgalign.data.checks import check_frame
-from rgalign.data.encode import IMPRESSION_COLUMNS, encode_intents, encode_lists, session_columns
-from rgalign.data.features import FeatureSpace
+from rgalign.data.encode import IMPRESSION_COLUMNS, as_table, encode_intents, encode_lists, session_columns
+from rgalign.data.features import FeatureSpace, Rows
 from rgalign.data.lists import Intents, Lists, with_match, with_queries, with_texts
 from rgalign.data.schema import REQUIRED, YAML_FILE, as_types, read_yaml, to_frame
 from rgalign.data.vectors import Vectors
@@ -89,19 +89,25 @@ class Ranking:
         correction = candidates.correction_of(seen, len(kb), sampled)
         return cls(store.load(folder, device=device), space, kb, intents, correction)
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns of `sessions` that the ranker reads, session_id and features."""
         return tuple(name for name in session_columns(self.space) if name != "user_id")
 
-    @property
-    def seen(self) -> dict[str, tuple[str, ...]]:
+    @cached_property
+    def seen(self) -> dict[str, frozenset[str]]:
         """Categorical column -> the values that training knew."""
-        return {field.name: field.values for field in self.space.fields if field.kind == "categorical"}
+        return {field.name: frozenset(field.values) for field in self.space.fields if field.kind == "categorical"}
 
-    def lists(self, sessions: pd.DataFrame, vectors: Vectors | None) -> Lists:
+    @cached_property
+    def shown(self) -> dict[str, np.ndarray]:
+        """What a ranking shows of the intents: column -> (intents,) values."""
+        return {name: self.kb[name].to_numpy(dtype=object) for name in ("intent_id", "title")}
+
+    def lists(self, sessions: Rows, vectors: Vectors | None) -> Lists:
         """Sessions, encoded, with their vectors where the ranker reads them; they were shown nothing yet."""
-        known = sessions[list(self.columns)].assign(user_id="")  # a ranker reads no user id
+        known = as_table(sessions, self.columns)
+        known = known.append_column("user_id", pa.repeat("", len(known)))  # a ranker reads no user id
         lists = encode_lists(self.space, known, NO_IMPRESSIONS, self.kb, "test")
         return lists if vectors is None else with_queries(lists, vectors.rows(lists.session_id))
 
@@ -119,13 +125,10 @@ class Ranking:
         """session_id, rank (from 1), intent_id, title, score: the k best of each session, or all that exist; equal
         scores in the order of the knowledge base."""
         order = np.argsort(-scores, axis=1, kind="stable")[:, : k or None]
-        rows, many = order.shape
-        places = np.tile(np.arange(1, many + 1), rows)
-        table = pd.DataFrame({"session_id": np.repeat(session_ids, many), "rank": places})
-        for name in ("intent_id", "title"):
-            table[name] = self.kb[name].to_numpy(dtype=object)[order.ravel()]
-        table["score"] = np.take_along_axis(scores, order, axis=1).ravel()
-        return table[np.isfinite(table["score"])].reset_index(drop=True)
+        best = np.take_along_axis(scores, order, axis=1)
+        row, place = np.nonzero(np.isfinite(best))
+        kb = {name: values[order[row, place]] for name, values in self.shown.items()}
+        return pd.DataFrame({"session_id": session_ids[row], "rank": place + 1, **kb, "score": best[row, place]})
 
 
 def refuse(report: Report, what: str) -> None:
@@ -137,18 +140,19 @@ def refuse(report: Report, what: str) -> None:
 def checked_intents(more: pd.DataFrame, kb: pd.DataFrame) -> pd.DataFrame:
     """New intents in intents.parquet's columns and types; description, category and valid_from may be missing.
     Raises ScoreError with every fault: those that `check` finds in intents.parquet, and ids that the KB has."""
-    report, frame = check_frame(more, "intents", ("intent_id", "title"), kinds={})
+    report, found = check_frame(more, "intents", ("intent_id", "title"), kinds={})
     ids = more["intent_id"] if isinstance(more, pd.DataFrame) and list(more.columns).count("intent_id") == 1 else []
     known = np.isin([str(one) for one in ids], kb["intent_id"].astype(str))
     if known.any():
         report.error("intents.intent_id", count_rows(known, "is in the knowledge base already"))
     refuse(report, "these intents cannot be added")
+    frame = to_frame(found)
     missing = {name: pd.array([None] * len(frame), dtype=pd.ArrowDtype(kind)) for name, kind in INTENT_TYPES.items()}
     return frame.assign(**{name: empty for name, empty in missing.items() if name not in frame})[list(INTENT_TYPES)]
 
 
 def embedded(
-    reasoner: Reasoner, prompter: Prompter, frame: pd.DataFrame, tokens_per_batch: int | None, *, progress: bool = False
+    reasoner: Reasoner, prompter: Prompter, frame: Rows, tokens_per_batch: int | None, *, progress: bool = False
 ) -> Vectors:
     """The vectors of these sessions by a reasoner and what the prompter shows it."""
     prompts = embedded_sessions(reasoner, prompter, prompter.sessions(frame), progress=progress)
@@ -186,7 +190,7 @@ class Scorer:
     ranking: Ranking | None = None
     matcher: Matcher | None = None
     alone: tuple[Reasoner, Prompter] | None = None
-    writes: Callable[[pd.DataFrame], WrittenQueries] | None = None
+    writes: Callable[[Rows], WrittenQueries] | None = None
     title_embedder: TextEmbedder | None = None
 
     def score(
@@ -215,7 +219,7 @@ class Scorer:
         read = dict.fromkeys([*(self.prompter.features if shown else ()), *ranking.columns])
         frame = self._checked(sessions, read, once=True)
         vectors = self._embedded(frame, progress) if vectors is None else vectors
-        when = frame["timestamp"].to_numpy(dtype="datetime64[us]") if "timestamp" in frame else None
+        when = frame["timestamp"].to_numpy() if "timestamp" in frame.column_names else None
         scores = ranking.scores(self.lists(frame, vectors, written), when)
         ids = sessions["session_id"].to_numpy()
         table = ranking.top(ids, scores, top)
@@ -223,7 +227,7 @@ class Scorer:
             table["confidence"] = table["session_id"].map(dict(zip(ids, confidence_of(scores), strict=True)))
         return table
 
-    def lists(self, frame: pd.DataFrame, vectors: Vectors, written: WrittenQueries | None = None) -> Lists:
+    def lists(self, frame: Rows, vectors: Vectors, written: WrittenQueries | None = None) -> Lists:
         """Checked sessions as the ranker reads them: encoded, with their vectors and match terms."""
         lists = self._ranking().lists(frame, vectors)
         if self.matcher is None:
@@ -287,10 +291,10 @@ class Scorer:
             raise ArtifactError(why)
         return self.ranking
 
-    def _embedded(self, frame: pd.DataFrame, progress: bool) -> Vectors:
+    def _embedded(self, frame: Rows, progress: bool) -> Vectors:
         return embedded(self.reasoner, self.prompter, frame, self.tokens_per_batch, progress=progress)
 
-    def _checked(self, sessions: pd.DataFrame, features: Iterable[str], *, once: bool = False) -> pd.DataFrame:
+    def _checked(self, sessions: pd.DataFrame, features: Iterable[str], *, once: bool = False) -> pa.Table:
         """The columns needed, in the data set's types, and the timestamp where there is one. once: a session may not
         come twice."""
         seen = {} if self.ranking is None else self.ranking.seen
@@ -349,9 +353,10 @@ def load(run_dir: str | Path, *, aligned: bool | None = None, seed: int | None =
     if of_written(scorer.matcher.names):
         reader = TextEmbedder(reads, prompts.prompter(reading.settings, meta, intents, reads.tokenizer, **own))
 
-        def writes(frame: pd.DataFrame) -> WrittenQueries:
+        def writes(frame: Rows) -> WrittenQueries:
             seed = derived(params.run.seed, WRITTEN)
-            queries = write(reasoner, prompter, frame, params.ranker.written, seed=seed)
+            rows = to_frame(frame) if isinstance(frame, pa.Table) else frame
+            queries = write(reasoner, prompter, rows, params.ranker.written, seed=seed)
             return WrittenQueries(queries, reader.vectors(queries["query"].tolist()))
 
         scorer = replace(scorer, writes=writes, title_embedder=reader)
@@ -369,7 +374,7 @@ def latency(scorer: Scorer, sessions: pd.DataFrame, *, warm: int = 5) -> pd.Data
     one = [sessions.iloc[[row]] for row in range(len(sessions))]
     lists = scorer.lists(sessions, vectors)
     steps = {
-        "ranks the KB": lambda row: ranking.top([""], ranking.scores(lists.take([row])), 3),
+        "ranks the KB": lambda row: ranking.top(np.array([""]), ranking.scores(lists.take([row])), 3),
         "score(), embedded before": lambda row: scorer.score(one[row], vectors=vectors),
         "score(), all of it": lambda row: scorer.score(one[row]),
     }

@@ -136,7 +136,7 @@ def check_column(
         report.error_rows(where, empty, "is empty", f"; {NEVER_EMPTY[where]}")
     if where in KEYS and len(values):
         source.ids[table] = as_type(values, STRING).combine_chunks()
-    if where in (*KEYS, "truth.session_id") and not repeats:
+    if where in (*KEYS, "truth.session_id") and not repeats and len(values) > 1:
         keys = pd.Series(as_type(values, STRING).to_pandas(types_mapper=pd.ArrowDtype))
         again = keys[(keys.duplicated() & ~np.asarray(empty)).to_numpy(dtype=bool)]
         report.error_values(where, again, "repeats an id", "; expected each once")

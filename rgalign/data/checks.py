@@ -4,6 +4,7 @@ in pandas. Both check types by `check_columns` and values by check_values.check_
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from rgalign.data.schema import (
     is_text,
     is_there,
     location,
-    to_frame,
 )
 from rgalign.errors import SHOWN, Report, count_rows, nearest, safe_repr
 
@@ -119,11 +119,12 @@ def check_columns(
     there     all column names, also of columns that `file` does not have: a missing one may be misspelt among them
     A column without a single value may have any type.
     """
-    known = {*needed, *REQUIRED[name], *OPTIONAL.get(name, {})}
-    for column in dict.fromkeys(column for column in there if there.count(column) > 1):
-        report.error(f"{name}.{column}", f"is there {there.count(column)} times; expected once")
+    known, times = {*needed, *REQUIRED[name], *OPTIONAL.get(name, {})}, Counter(there)
+    for column, count in times.items():
+        if count > 1:
+            report.error(f"{name}.{column}", f"is there {count} times; expected once")
     unknown = [column for column in there if column not in known]
-    for column in (column for column in needed if column not in there):
+    for column in (column for column in needed if column not in times):
         why = f", yet {YAML_FILE} declares it ({features[column]})" if column in features else ""
         if column in ("description", "category", "timestamp", "region", "split", "valid_from") and not why:
             why = "; expected it, even if all its values are empty"
@@ -132,7 +133,7 @@ def check_columns(
         report.error("transcripts", "has neither session_id nor features; expected one of them beside typed_query")
     right = set()
     for column in file.schema_arrow.names:
-        if column not in known or there.count(column) > 1:
+        if column not in known or times[column] > 1:
             continue
         found, expected = file.schema_arrow.field(column).type, _expected(name, column, features.get(column))
         if TYPES[expected](found.value_type if pa.types.is_dictionary(found) else found):
@@ -262,28 +263,30 @@ def check_frame(
     kinds: Mapping[str, str],
     repeats: bool = False,
     seen: Mapping[str, Collection[str]] | None = None,
-) -> tuple[Report, pd.DataFrame]:
-    """The report on a frame's rows, and its known columns in the types that the project works with.
+) -> tuple[Report, pa.Table]:
+    """The errors of a frame's rows (no notes), and its known columns in the types that the project works with.
 
     name     sessions | intents: the table whose rules hold
     needed   columns that must be there; the table's other columns are checked where they are
     kinds    feature column -> kind (dataset.yaml)
     repeats  an id may come twice
     seen     categorical column -> the values that training knew, as text: yes and no in another spelling is an error
-    Where the report has errors the frame is empty.
+    Where the report has errors the table is empty.
     """
     report, needed = Report(Path(name)), list(dict.fromkeys(needed))
     if not isinstance(frame, pd.DataFrame):
         report.error(name, f"is a {type(frame).__name__}; expected a pandas DataFrame with {', '.join(needed)}")
-        return report, pd.DataFrame()
+        return report, pa.table({})
     names = [str(column) for column in frame.columns]
+    times, place = Counter(names), {column: at for at, column in enumerate(names)}
     features = {column: kind for column, kind in kinds.items() if column in needed} if name == "sessions" else {}
+    known = {**REQUIRED[name], **OPTIONAL.get(name, {})}
     # of what a log has and a ranker does not read, only the time of a session has a use here
-    others = ["timestamp"] if name == "sessions" else [*REQUIRED[name], *OPTIONAL.get(name, {})]
+    others = ["timestamp"] if name == "sessions" else known
     arrays = {}
     for column in dict.fromkeys([*needed, *others]):
-        if names.count(column) == 1:
-            values = frame.iloc[:, names.index(column)]
+        if times[column] == 1:
+            values = frame.iloc[:, place[column]]
             try:
                 arrays[column] = pa.array(values, from_pandas=True)
             except CONVERSION_ERRORS as error:
@@ -293,16 +296,16 @@ def check_frame(
     if not len(frame):
         report.error(name, "has no row; expected at least one")
     right = check_columns(report, name, file, features, [c for c in needed if c not in broken], names)
-    source = Source({name: file}, {name: right}, features, {})
+    source, loaded = Source({name: file}, {name: right}, features, {}), {}
     for column in (column for column in arrays if column in right):
         if (values := source.load(report, name, column)) is not None:
-            check_values.check_column(report, source, name, column, values, repeats=repeats)
+            loaded[column] = values
+            # of a value in words alone nothing can be wrong but its type: a note at most, which nobody is shown here
+            if features.get(column) not in ("categorical", "text") or column in known:
+                check_values.check_column(report, source, name, column, values, repeats=repeats)
             if column in (seen or {}):
-                _check_spelling(report, f"{name}.{column}", values, set(seen[column]))
-    if report.errors:
-        return report, pd.DataFrame()
-    types = as_types(pa.table({column: source.load(report, name, column) for column in arrays}), name, features)
-    return report, to_frame(types)
+                _check_spelling(report, f"{name}.{column}", values, frozenset(seen[column]))
+    return report, as_types(pa.table({} if report.errors else loaded), name, features)
 
 
 def _unreadable(values: pd.Series, error: Exception) -> str:
@@ -314,7 +317,7 @@ def _unreadable(values: pd.Series, error: Exception) -> str:
     return f"holds {what}; expected one type in all rows"
 
 
-def _check_spelling(report: Report, where: str, values: pa.ChunkedArray, seen: set[str]) -> None:
+def _check_spelling(report: Report, where: str, values: pa.ChunkedArray, seen: frozenset[str]) -> None:
     """true and false where training had 1 and 0, or the other way round: every value would be unknown, silently."""
     spelt_out = seen <= YES_NO
     if not seen or pa.types.is_null(values.type) or not (spelt_out or pa.types.is_boolean(values.type)):

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from rgalign.errors import nearest, safe_repr
 
 Rows = pd.DataFrame | pa.Table | pa.RecordBatch
+FEW = 8  # rows of one request
 MISSING, UNKNOWN, FIRST = 0, 1, 2  # ids: no value, a value that is not in the vocabulary, the first value of it
 
 
@@ -290,6 +291,8 @@ def as_keys(array: pa.Array) -> tuple[np.ndarray, list[str | None]]:
 
     A whole number has one spelling (1, 1.0): an integer column with gaps is float in pandas.
     """
+    if len(array) <= FEW:  # keys may repeat; a dictionary costs more than these rows
+        return np.arange(len(array)), [*map(_key, array.to_pylist()), None]
     encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     keys = [_key(value) for value in encoded.dictionary.to_pylist()]
     codes = pc.fill_null(encoded.indices.cast(pa.int64()), len(keys)).to_numpy(zero_copy_only=False)

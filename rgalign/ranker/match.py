@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_array, eye_array
 
 from rgalign.data import tables, vectors
+from rgalign.data.features import Rows, column_of
 from rgalign.data.lists import Intents, Lists, Match, with_match
 from rgalign.data.vectors import Vectors
 from rgalign.errors import UserError
@@ -92,11 +93,11 @@ class Compared:
             }
         return pd.DataFrame(rows).T
 
-    def words(self, frame: pd.DataFrame, titles: Mapping[str, str]) -> list[str]:
+    def words(self, frame: Rows, titles: Mapping[str, str]) -> list[str]:
         """The words of sessions that word_overlap compares. titles: intent_id -> title, for histories."""
         return session_texts(frame, self._columns(self.settings.word_overlap.session), self.kinds, titles)
 
-    def is_read(self, frame: pd.DataFrame, titles: Mapping[str, str]) -> np.ndarray:
+    def is_read(self, frame: Rows, titles: Mapping[str, str]) -> np.ndarray:
         """(rows,) bool: there is something that the session's vector of raw_cosine stands for."""
         columns = self.columns if self.vector_sets[0] == PROMPT else self._columns(TEXT)
         return np.array([bool(text) for text in session_texts(frame, columns, self.kinds, titles)], bool)
@@ -211,13 +212,13 @@ class Matcher:
                 save_file(arrays, temporary / f"{name}.safetensors")
             save_values(temporary, parts)
 
-    def sessions(self, frame: pd.DataFrame, of_set: OfSet, lists: Lists | None = None) -> Sessions:
+    def sessions(self, frame: Rows, of_set: OfSet, lists: Lists | None = None) -> Sessions:
         """What the terms read of these sessions (the columns that are compared).
 
         of_set  set of vectors -> those of the sessions
         lists   of train, row by row, whose users' own sessions memory leaves out; None: it leaves out none
         """
-        ids = frame["session_id"].tolist()
+        ids = column_of(frame, "session_id").to_pylist()
         return Sessions(
             self.compared.words(frame, self.titles),
             of_set(self.compared.vector_sets[0]).rows(ids).astype(np.float32),
@@ -366,7 +367,7 @@ def known_in_train(sessions: pd.DataFrame, intents: pd.DataFrame) -> np.ndarray:
 
 
 def session_texts(
-    frame: pd.DataFrame, columns: Sequence[str], kinds: Mapping[str, str], titles: Mapping[str, str]
+    frame: Rows, columns: Sequence[str], kinds: Mapping[str, str], titles: Mapping[str, str]
 ) -> list[str]:
     """The values of these columns in one line, as in a prompt; a text without its column's name."""
     rows = verbalize.Serialiser("lines", titles).sessions(frame, columns, kinds)

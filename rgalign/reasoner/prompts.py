@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from rgalign.data.features import column_of
+from rgalign.data.features import Rows, column_of
 from rgalign.data.schema import CHARACTERS_A_TOKEN, personal
 from rgalign.errors import count_rows, nearest, safe_repr
 from rgalign.params_schema import Reasoner
@@ -135,7 +135,7 @@ class Prompter:
                 "the session; raise max_tokens or shorten the instruction"
             )
 
-    def sessions(self, frame: pd.DataFrame) -> list[list[int]]:
+    def sessions(self, frame: Rows) -> list[list[int]]:
         """Whole prompts, one a row, of at most max_tokens ids and at least one."""
         return self._prompts(self._serialiser.sessions(frame, self.features, self.kinds))
 
