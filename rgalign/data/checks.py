@@ -278,7 +278,7 @@ def check_frame(
         report.error(name, f"is a {type(frame).__name__}; expected a pandas DataFrame with {', '.join(needed)}")
         return report, pa.table({})
     names = [str(column) for column in frame.columns]
-    times, place = Counter(names), {column: at for at, column in enumerate(names)}
+    times, series = Counter(names), dict(zip(names, (values for _, values in frame.items()), strict=True))
     features = {column: kind for column, kind in kinds.items() if column in needed} if name == "sessions" else {}
     known = {**REQUIRED[name], **OPTIONAL.get(name, {})}
     # of what a log has and a ranker does not read, only the time of a session has a use here
@@ -286,11 +286,10 @@ def check_frame(
     arrays = {}
     for column in dict.fromkeys([*needed, *others]):
         if times[column] == 1:
-            values = frame.iloc[:, place[column]]
             try:
-                arrays[column] = pa.array(values, from_pandas=True)
+                arrays[column] = pa.array(series[column], from_pandas=True)
             except CONVERSION_ERRORS as error:
-                report.error(f"{name}.{column}", _unreadable(values, error))
+                report.error(f"{name}.{column}", _unreadable(series[column], error))
     file = InMemory(pa.table(arrays))
     broken = {where.rpartition(".")[2] for where, _ in report.errors}
     if not len(frame):
