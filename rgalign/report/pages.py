@@ -14,11 +14,12 @@ from PIL import Image
 
 from rgalign.data.schema import masked
 from rgalign.evaluation import writing_checks
-from rgalign.evaluation.comparisons import PAIR, holm, verdict
+from rgalign.evaluation.comparisons import PAIR, holm
 from rgalign.evaluation.metrics import LABELS, gap_closed
-from rgalign.evaluation.results import MODELS, UNTRAINED, best_untrained
+from rgalign.evaluation.results import MODELS
 from rgalign.params import Params, dump, load_run
 from rgalign.params_training import STEPS
+from rgalign.report import decision
 from rgalign.run import artifacts
 from rgalign.run.plan import EVALUATION, STAGES, maker, stage_params
 from rgalign.run.stages import params_changes
@@ -30,10 +31,7 @@ PAPER = [  # METHOD.md 5: published figures, on private data; the abstract does 
     ("RGAlign-Rec in all", {"gauc": "+0.12 % (3.52 % of the error)", "recall@3": "+0.56 %", "ndcg@3": "+0.35 %"}),
 ]
 OURS = [("qe_rec", "two_tower_text"), ("rgalign_rec", "qe_rec")]  # the pairs that the paper has too
-SIMPLE = (*UNTRAINED, "two_tower", "two_tower_text")  # what a shop could have without a language model
-FEW_LISTS, SLICE_LISTS = 500, 100  # below: a red line; a slice is too small to be named
 EXAMPLES = 12
-UNDECIDED = "does not differ demonstrably from"
 
 
 def write(run: Path) -> tuple[Path, Path]:
@@ -46,7 +44,7 @@ def write(run: Path) -> tuple[Path, Path]:
         pages = Environment(
             loader=loader, autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        pages.filters["masked"] = masked
+        pages.filters |= {"masked": masked, "interval": decision.interval, "css": decision.css}
         for name, form in (("figure", "{:.4f}"), ("signed", "{:+.4f}"), ("percent", "{:+.1%}")):
             pages.filters[name] = partial(_number, form)
         artifacts.write_text(path, pages.get_template(f"{path.name}.j2").render(values))
@@ -54,11 +52,7 @@ def write(run: Path) -> tuple[Path, Path]:
 
 
 def _number(form: str, value: float) -> str:
-    if pd.isna(value):
-        return ""
-    if form == "{:+.4f}" and 0 < abs(value) < 5e-5:  # +0.0000 would say that there is no difference
-        form = "{:+.0e}"
-    return form.format(value).replace("%", " %")
+    return "" if pd.isna(value) else form.format(value).replace("%", " %")
 
 
 def contents(run: Path) -> dict[str, Any]:
@@ -91,13 +85,12 @@ def contents(run: Path) -> dict[str, Any]:
         "names": MODELS,
         "columns": {name: label for name, label in LABELS.items() if name in table},
         "results": table,
-        "decision": decision(results, compared, online),
-        "few_lists": FEW_LISTS,
-        "simple": _simple(results, compared),
+        "decision": decision.decide(run, params, results, compared, online),
+        "limits": {"lists": decision.FEW, "slice": decision.SLICE},
         "verdicts": gauc_differences(compared).to_dict("records"),
         "differences": by_pair.to_dict("records"),
         "slices": _slices(compared, results),
-        "no_gain": labelled[~labelled.says.str.startswith("gain")].to_dict("records"),
+        "no_gain": labelled[labelled.says != "gain"].sort_values("says", kind="stable").to_dict("records"),
         "compared": len(labelled),
         "paper": PAPER,
         "ours": [
@@ -136,52 +129,13 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
 
 def on_test(compared: pd.DataFrame) -> pd.DataFrame:
     """The comparisons rows of the test split, with what each `says`: gain, loss or not significant."""
-    known = compared[(compared.split == "test") & compared.difference.notna()]
-    return known.assign(says=_says(known))
-
-
-def _says(rows: pd.DataFrame) -> list[str]:
-    """What each comparisons row shows, in words (comparisons.verdict); a log is no world among others."""
-    says, world = [verdict(row) for row in rows.itertuples()], rows.world_seeds.fillna("").astype(str)
-    return [what if of else what.replace(" (in one world)", "") for what, of in zip(says, world, strict=True)]
+    known = compared[(compared.split == "test") & compared.difference.notna()]  # a slice may be empty
+    return known.assign(says=lambda t: [decision.shown(row) for row in t.itertuples()])
 
 
 def gauc_differences(compared: pd.DataFrame) -> pd.DataFrame:
     """Of `on_test`'s rows those of GAUC on the whole split, one a pair of models."""
     return compared[(compared.metric == "gauc") & (compared.slice == "all")]
-
-
-def decision(results: pd.DataFrame, compared: pd.DataFrame, online: dict) -> dict[str, Any]:
-    """What a decision needs: the last model against the best simple one (SIMPLE, by GAUC on valid), and how sure.
-
-    model, against  their names;  row  their comparison in GAUC on test, None where notebook 09 made none
-    difference  of GAUC on test;  lists  that it is a mean over;  worlds  None of a log;  seeds  of the rankers
-    best, worst  slices of SLICE_LISTS lists or more, None where there is none
-    ctr  the experiment's row (notebook 10), debiased  rows of the debiased CTR@3 where there is no experiment, or None
-    """
-    gauc = results[(results.slice == "all") & (results.metric == "gauc")]
-    on_valid, on_test = (gauc[gauc.split == split].groupby("model")["value"].mean() for split in ("valid", "test"))
-    trained = [name for name in MODELS if name in on_test and "/" not in name and not name.startswith("oracle")]
-    model, simple = trained[-1], [name for name in SIMPLE if name in on_test and name != trained[-1]]
-    chosen = on_valid.reindex(simple).dropna()
-    against = str(chosen.idxmax()) if len(chosen) else simple[-1]
-    pair = compared[(compared.model == model) & (compared.against == against) & (compared.slice == "all")]
-    rows = pair.set_index("metric", drop=False).to_dict("index")
-    large = [row for row in _slices(compared, results) if row["lists"] >= SLICE_LISTS and row["slice"] != "all"]
-    own = gauc[(gauc.model == model) & (gauc.split == "test")]
-    return {
-        "model": model,
-        "against": against,
-        "row": rows.get("gauc"),
-        "difference": on_test[model] - on_test[against],
-        "lists": int(own.groups.max()),
-        "seeds": int(own.seed.nunique()),
-        "world": own.world_seed.notna().any(),
-        "best": max(large, key=lambda row: row["difference"], default=None),
-        "worst": min(large, key=lambda row: row["difference"], default=None),
-        "ctr": online.get((model, against)) or online.get((model, "qe_rec")),
-        "debiased": rows.get("ctr@3/kb"),
-    }
 
 
 def figures(run: Path) -> list[dict[str, str]]:
@@ -193,26 +147,6 @@ def figures(run: Path) -> list[dict[str, str]]:
         data = base64.b64encode(path.read_bytes()).decode()
         found.append({"stage": path.parent.name, "name": path.stem.replace("_", " "), "alt": alt, "data": data})
     return found
-
-
-def _simple(results: pd.DataFrame, compared: pd.DataFrame) -> dict[str, Any] | None:
-    """The best model without training: its name, how it was chosen (its GAUC on valid), and the rows of the trained
-    models that are compared with it, the last first; None where no such comparison was made.
-
-    outcome  beats | loses to | UNDECIDED
-    """
-    name = best_untrained(results)
-    gauc = gauc_differences(compared)
-    rows = gauc[(gauc.against == name) & ~gauc.model.str.contains("/")]
-    if name is None or rows.empty:
-        return None
-    rows = rows.sort_values("model", ascending=False, key=lambda column: column.map(list(MODELS).index))
-    outcome = {"gain": "beats", "loss": "loses to"}
-    rows = rows.assign(outcome=[outcome.get(says.split()[0], UNDECIDED) for says in rows.says])
-    valid = results[(results.split == "valid") & (results.slice == "all") & (results.metric == "gauc")]
-    known = [other for other in UNTRAINED if other in set(valid.model)]
-    on_valid = valid[valid.model == name].value.mean()
-    return {"name": name, "of": known, "on_valid": on_valid, "rows": rows.to_dict("records")}
 
 
 def _by_kind(results: pd.DataFrame) -> dict[str, float]:
@@ -234,7 +168,7 @@ def _slices(compared: pd.DataFrame, results: pd.DataFrame) -> list[dict]:
     place = list(MODELS).index
     last = gauc[gauc.model == max(gauc.model, key=place)]
     last = last[last.against == max(last.against, key=place)]  # not the best model without training
-    last = last.assign(p_holm=holm(last.p)).assign(says=_says)
+    last = last.assign(p_holm=holm(last.p)).assign(says=lambda t: [decision.shown(row) for row in t.itertuples()])
     groups = results[(results.metric == "gauc") & (results.split == "test")].groupby(["model", "slice"])["groups"].max()
     return last.assign(lists=[groups[row.model, row.slice] for row in last.itertuples()]).to_dict("records")
 

@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -14,9 +16,10 @@ from scipy.stats import norm
 
 from rgalign.__main__ import main
 from rgalign.evaluation.comparisons import holm
-from rgalign.evaluation.results import MODELS
+from rgalign.evaluation.results import MODELS, conform
 from rgalign.params import ROOT, load_run
-from rgalign.report import pages
+from rgalign.report import decision, pages
+from rgalign.report.decision import SESSIONS
 from rgalign.run import stages
 from rgalign.run.artifacts import ArtifactError, write_table
 from rgalign.run.plan import STAGES, stage_params
@@ -37,7 +40,21 @@ def run(tmp_path) -> Path:
     for name in ("params.yaml", "manifest.json"):
         shutil.copy(PUBLISHED / name, tmp_path / "run" / name)
     made_now(tmp_path / "run")
+    with_sessions(tmp_path / "run", {"two_tower_text": 0.5, "rgalign_rec": 0.6})
     return tmp_path / "run"
+
+
+def with_sessions(run: Path, gauc: dict[str, float], users: int = 40) -> None:
+    """Session metrics that the published run does not keep: two sessions a user, with these means and some noise that
+    the models do not share."""
+    noise = np.random.default_rng(0).normal(0, 0.02, (len(gauc), 2 * users))
+    ids = [f"s{number}" for number in range(2 * users)]
+    fixed = {"session_id": ids, "user_id": [f"u{number // 2}" for number in range(2 * users)], "gauc_weight": 6.0}
+    rows = [
+        pd.DataFrame(fixed | {"model": name, "seed": 0, "split": "test", "gauc": mean + own})
+        for (name, mean), own in zip(gauc.items(), noise, strict=True)
+    ]
+    write_table(run / SESSIONS, conform(pd.concat(rows), "session_metrics"))
 
 
 def made_now(run: Path) -> None:
@@ -50,10 +67,10 @@ def made_now(run: Path) -> None:
 
 
 def compared_with_word_overlap(run: Path, low: float) -> None:
-    """Word overlap is the best on valid, and RGAlign-Rec differs from it by low + 0.01 [low, low + 0.02]."""
+    """Word overlap is the best simple model on valid; RGAlign-Rec differs by low + 0.01 [low, low + 0.02]."""
     results, compared = (pd.read_parquet(run / f"tables/{name}.parquet") for name in ("results", "comparisons"))
     of_popularity = results[results.model == "popularity"]
-    more = of_popularity.assign(model="word_overlap", value=0.7)
+    more = of_popularity.assign(model="word_overlap", value=0.88)
     write_table(run / "tables/results.parquet", pd.concat([results, more]))
     own = compared[(compared.model == "rgalign_rec") & (compared.against == "qe_rec")]
     p = 2 * norm.sf(abs(low + 0.01) / (0.02 / 3.92))
@@ -124,7 +141,7 @@ def test_the_gap_is_that_to_the_oracle(run):
 
 def test_every_comparison_that_shows_no_gain_is_listed(run):
     compared = pd.read_parquet(run / "tables/comparisons.parquet").query("split == 'test'")
-    compared = compared[compared.metric.isin(pages.LABELS)]
+    compared = compared[compared.metric.isin(pages.LABELS)].dropna(subset="difference")
     worst = compared.index[compared.metric.eq("gauc") & compared.slice.eq("tail")][0]
     compared.loc[worst, ["difference", "ci_low", "ci_high", "p_holm"]] = [-0.2, -0.3, -0.1, 0.001]
     write_table(run / "tables/comparisons.parquet", compared)
@@ -136,8 +153,8 @@ def test_every_comparison_that_shows_no_gain_is_listed(run):
     assert f"{len(losses)} of them are losses" in text
     listed = [row for row in page.rows if len(row) == 5 and row[3].endswith("]") and row[2] in pages.LABELS.values()]
     assert len(listed) == len(negative)
-    assert {row[4] for row in listed[: len(losses)]} == {"loss (in one world)"}, "losses come first"
-    assert ["-0.2000 [-0.3000, -0.1000]", "loss (in one world)"] in [row[3:] for row in listed[: len(losses)]]
+    assert {row[4] for row in listed[: len(losses)]} == {"loss"}, "losses come first"
+    assert ["-0.2000 [-0.3000, -0.1000]", "loss"] in [row[3:] for row in listed[: len(losses)]]
 
 
 def test_a_table_of_slices_is_one_family(run):
@@ -231,18 +248,129 @@ def test_the_command_prints_the_table_and_where_to_read(run, capsys):
     assert "RGAlign-Rec" in told
 
 
+def lines_of(run: Path) -> dict[str, str]:
+    """The four lines as a reader sees them, question -> text."""
+    html = pages.write(run)[0].read_text(encoding="utf-8")
+    found = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)
+    return {question: unescape(re.sub(r"<[^>]*>", " ", text)).strip() for question, text in found}
+
+
 @pytest.mark.parametrize(
-    ("low", "outcome", "colour"),
-    [(0.01, "beats", "gain"), (-0.05, "loses to", "loss"), (-0.01, "does not differ demonstrably from", "soft")],
+    ("low", "answer", "says"),
+    [
+        (0.01, "Yes. RGAlign-Rec ranks better than", "gain"),
+        (-0.05, "No. RGAlign-Rec ranks worse than", "loss"),
+        (-0.01, "Not shown. RGAlign-Rec does not differ significantly from", "not significant"),
+    ],
 )
-def test_the_best_model_without_training_stands_at_the_top(run, low, outcome, colour):
+def test_the_first_line_is_the_best_trained_model_against_the_best_simple_one(run, low, answer, says):
     compared_with_word_overlap(run, low)
     html, card = (path.read_text(encoding="utf-8") for path in pages.write(run))
-    top = html[: html.index('id="results"')]
-    assert "without training</strong> is <strong>word overlap (TF-IDF cosine)</strong>, chosen by GAUC on valid" in top
-    told = f"<strong>RGAlign-Rec {outcome} it</strong>: GAUC {low + 0.01:+.4f} [{low:+.4f}, {low + 0.02:+.4f}]"
-    assert f'<li class="{colour}">{told}' in top
-    assert f"RGAlign-Rec {outcome} it: GAUC {low + 0.01:+.4f}" in card
+    told = f"{answer} word overlap (TF-IDF cosine), the best simple model by GAUC on valid: "
+    told += f"{low + 0.01:+.4f} [{low:+.4f}, {low + 0.02:+.4f}] GAUC ({says}), on 1,726 lists of 40 users"
+    assert told in html[: html.index('id="results"')]
+    assert f'<span class="{says if says != "not significant" else "soft"}">{told}' in html, (
+        "a loss is as large as a gain"
+    )
+    assert f"Does it work? {told}" in card
+
+
+@pytest.mark.parametrize(("ours", "answer"), [(0.6, "Yes."), (0.4, "No.")])
+def test_a_pair_that_is_no_neighbour_is_compared_from_the_sessions(run, ours, answer):
+    with_sessions(run, {"two_tower_text": 0.5, "rgalign_rec": ours})
+    sessions = pd.read_parquet(run / SESSIONS)
+    mean = sessions.groupby("model")["gauc"].mean()
+    lines = lines_of(run)
+    assert lines["Does it work?"].startswith(answer)
+    assert (
+        f"two-tower + text, the best simple model by GAUC on valid: {mean.rgalign_rec - mean.two_tower_text:+.4f} ["
+        in (lines["Does it work?"])
+    )
+    assert "One simulated world, one ranker seed" in lines["How sure is that?"]
+
+
+def test_the_second_line_has_the_best_and_the_worst_slice_that_is_large_enough(run):
+    compared_with_word_overlap(run, 0.01)
+    results, compared = (pd.read_parquet(run / f"tables/{name}.parquet") for name in ("results", "comparisons"))
+    own = (compared.against == "word_overlap") & (compared.metric == "gauc") & (compared.split == "test")
+    for name, difference, groups in (
+        ("tail", 0.9, 99),
+        ("head", 0.5, 100),
+        ("cold", -0.5, 100),
+        ("region=sg", -0.9, 99),
+    ):
+        here = own & (compared.slice == name)
+        compared.loc[here, ["difference", "ci_low", "ci_high", "p"]] = [
+            difference,
+            difference - 0.1,
+            difference + 0.1,
+            0,
+        ]
+        results.loc[(results.slice == name) & (results.metric == "gauc"), "groups"] = groups
+    for name, table in (("results", results), ("comparisons", compared)):
+        write_table(run / f"tables/{name}.parquet", table)
+    where = lines_of(run)["Where?"]
+    assert "Best: head, +0.5000 [+0.4000, +0.6000] GAUC (gain, 100 lists)." in where
+    assert "Worst: cold, -0.5000 [-0.6000, -0.4000] GAUC (loss, 100 lists)." in where
+
+
+def test_the_last_line_is_the_experiment_or_the_log_or_says_that_nobody_knows(run):
+    assert lines_of(run)["And online?"] == decision.NOT_YET
+    results = pd.read_parquet(run / "tables/results.parquet")
+    write_table(run / "tables/results.parquet", results.assign(world_seed=pd.NA))
+    assert lines_of(run)["And online?"].startswith("Cannot be known from this log")
+    assert "One log, one ranker seed" in lines_of(run)["How sure is that?"]
+    assert "world" not in " ".join(lines_of(run).values())
+    sessions = pd.read_parquet(run / SESSIONS)
+    clicks = sessions.gauc.where(sessions.model == "two_tower_text", sessions.gauc / 2)
+    write_table(run / SESSIONS, sessions.assign(**{"ctr@3/kb": clicks}))
+    mean = sessions.assign(clicks=clicks).groupby("model").clicks.mean()
+    estimated = f"{mean.rgalign_rec / mean.two_tower_text - 1:+.1%}".replace("%", " %")
+    assert f"estimated from the log's propensities: {estimated} [" in lines_of(run)["And online?"]
+    row = {"treatment": "rgalign_rec", "control": "qe_rec", "method": "plain", "relative": -0.27}
+    write_table(run / "tables/experiment.parquet", pd.DataFrame([row | {"relative_low": -0.4, "relative_high": -0.1}]))
+    html = pages.write(run)[0].read_text(encoding="utf-8")
+    told = '<span class="loss">CTR@3 of RGAlign-Rec over QE-Rec: -27.0 % [-40.0 %, -10.0 %] (loss).'
+    assert told in html
+    assert '<td class="loss">-27.0 % [-40.0 %, -10.0 %]</td>' in html, "and in the table of the paper"
+
+
+def test_a_small_run_has_a_banner_that_says_how_small_it_is(run):
+    assert 'class="banner"' not in pages.write(run)[0].read_text(encoding="utf-8")
+    results = pd.read_parquet(run / "tables/results.parquet")
+    for groups, few in ((decision.FEW - 1, True), (decision.FEW, False)):
+        write_table(run / "tables/results.parquet", results.assign(groups=groups))
+        html, card = (path.read_text(encoding="utf-8") for path in pages.write(run))
+        assert (f"Do not decide by this page: {groups} lists of 40 users were judged" in html) == few
+        assert ("Do not decide by this page" in card) == few
+
+
+@pytest.mark.parametrize("low", [3e-5, -3e-5, 4e-9])
+def test_an_end_of_an_interval_that_is_not_zero_does_not_look_like_zero(low):
+    told = decision.interval({"difference": 1e-4, "ci_low": low, "ci_high": 3e-4})
+    ends = [float(text) for text in re.findall(r"[+-][\d.]+", told)]
+    assert len(ends) == 3
+    assert all(ends)
+    assert decision.interval({"difference": 0.05, "ci_low": 0.0, "ci_high": 0.1}) == "+0.0500 [+0.0000, +0.1000]"
+
+
+def test_empty_slices_are_left_out_and_long_tables_are_folded(run):
+    compared = pd.read_parquet(run / "tables/comparisons.parquet")
+    cold = compared.slice == "cold"
+    compared.loc[cold, ["difference", "ci_low", "ci_high", "relative", "p", "p_holm"]] = np.nan
+    write_table(run / "tables/comparisons.parquet", compared)
+    page = page_of(run)
+    assert not [row for row in page.rows if "cold" in row[:2]]
+    assert ("details", "open", None) not in page.attributes
+    assert not [cell for row in page.rows for cell in row if "[, ]" in cell]
+
+
+def test_a_run_without_a_trained_model_says_so(run):
+    results = pd.read_parquet(run / "tables/results.parquet")
+    write_table(run / "tables/results.parquet", results[~results.model.isin(["qe_rec", "rgalign_rec"])])
+    assert decision.decide(run, load_run(run), pages.read(run, "results"), None, {})["lines"] == {
+        "Does it work?": [("soft", "Not known: the run has no trained model.")]
+    }
 
 
 def test_slices_are_those_of_one_pair(run):
@@ -250,75 +378,3 @@ def test_slices_are_those_of_one_pair(run):
     compared_with_word_overlap(run, 0.01)
     pd.testing.assert_frame_equal(pd.DataFrame(pages.contents(run)["slices"]), pd.DataFrame(before))
     assert {row["against"] for row in before} == {"qe_rec"}
-
-
-def decided(run: Path) -> tuple[dict, str]:
-    """The values of the four lines on top, and what they say."""
-    html = pages.write(run)[0].read_text(encoding="utf-8")
-    lines = html[html.index('<dl class="decision">') : html.index("</dl>")]
-    return pages.contents(run)["decision"], " ".join(re.sub(r"<[^>]+>", " ", lines).split())
-
-
-def with_rows(run: Path, table: str, change) -> None:
-    write_table(run / f"tables/{table}.parquet", change(pd.read_parquet(run / f"tables/{table}.parquet")))
-
-
-def test_the_last_model_is_set_against_the_best_simple_one_by_valid(run):
-    """By test, raw_cosine would be taken; by valid, two-tower + text is the best of those that are there."""
-    found, said = decided(run)
-    results = pd.read_parquet(run / "tables/results.parquet").query("slice == 'all' and metric == 'gauc'")
-    test = results.query("split == 'test'").groupby("model").value.mean()
-    assert (found["model"], found["against"]) == ("rgalign_rec", "two_tower_text")
-    assert found["difference"] == pytest.approx(test["rgalign_rec"] - test["two_tower_text"])
-    assert f"{found['lists']:,} lists with a click" in said
-    assert "One simulated world" in said
-
-
-@pytest.mark.parametrize(("low", "word", "colour"), [(0.01, "better", "gain"), (-0.05, "worse", "loss")])
-def test_a_loss_against_the_best_simple_model_is_as_visible_as_a_gain(run, low, word, colour):
-    compared_with_word_overlap(run, low)
-    with_rows(run, "results", lambda t: t.assign(value=t.value.where((t.model != "word_overlap"), 0.95)))
-    html = pages.write(run)[0].read_text(encoding="utf-8")
-    top = html[html.index("<dt>Does it work?") : html.index("<dt>Where?")]
-    assert f'<dd class="{colour}">RGAlign-Rec against word overlap (TF-IDF cosine)' in top
-    assert f"{word}, GAUC {low + 0.01:+.4f}" in top
-
-
-def test_few_lists_are_said_in_red_and_slices_of_few_are_not_named(run):
-    assert 'role="alert"' not in pages.write(run)[0].read_text(encoding="utf-8")
-    with_rows(run, "results", lambda t: t.assign(groups=(t.groups // 20).astype(t.groups.dtype)))
-    html = pages.write(run)[0].read_text(encoding="utf-8")
-    assert re.search(r'role="alert"><strong>\d+ lists are few', html)
-    found, said = decided(run)
-    assert found["lists"] < pages.FEW_LISTS
-    large = [
-        row for row in pages.contents(run)["slices"] if row["lists"] >= pages.SLICE_LISTS and row["slice"] != "all"
-    ]
-    assert (found["best"] is None) == (not large)
-    for row in (found["best"], found["worst"]):
-        assert row is None or row["lists"] >= pages.SLICE_LISTS
-    assert ("No slice has 100 lists" in said) == (not large)
-
-
-def test_a_log_is_not_called_a_world_and_without_an_experiment_nothing_is_known_online(run):
-    with_rows(run, "results", lambda t: t.assign(world_seed=pd.NA))
-    with_rows(run, "comparisons", lambda t: t.assign(world_seeds="")[~t.metric.str.startswith("ctr")])
-    (run / "tables/experiment.parquet").unlink(missing_ok=True)
-    html = pages.write(run)[0].read_text(encoding="utf-8")
-    assert "in one world" not in html
-    said = decided(run)[1]
-    assert "One log" in said
-    assert "Cannot be known from this log" in said
-
-
-def test_a_difference_that_is_no_number_is_in_no_table_and_a_tiny_one_is_no_zero(run):
-    with_rows(
-        run,
-        "comparisons",
-        lambda t: t.assign(
-            difference=t.difference.mask(t.slice == "cold"), ci_low=t.ci_low.mask(t.slice == "tail", 2e-5)
-        ),
-    )
-    html = pages.write(run)[0].read_text(encoding="utf-8")
-    assert "[, ]" not in html
-    assert "[+2e-05, " in html, "not [+0.0000, .."
