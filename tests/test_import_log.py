@@ -246,6 +246,13 @@ def test_columns_known_after_the_click_that_vary_or_are_personal_are_left_out_an
     assert not out & set(tables_of(tmp_path)["sessions"])
 
 
+def test_a_region_is_a_feature(tmp_path):
+    assert run(log_of().rename(columns={"status": "country"}), tmp_path) == 0
+    kinds = yaml.safe_load((tmp_path / "shop/dataset.yaml").read_text())["features"]
+    assert kinds == {"region": "categorical"}
+    assert set(tables_of(tmp_path)["sessions"].region) == {"open", "late", "lost"}
+
+
 def test_a_feature_that_is_asked_for_stays(tmp_path):
     log = log_of(any_dwell=lambda s, *_: 10 + s if s % 3 else None, level=lambda s, *_: s % 4)
     assert run(log, tmp_path, "--feature", "any_dwell=numeric", "--feature", "level=categorical") == 0
@@ -348,6 +355,11 @@ BAD = {
         "\n".join([*RAGGED[:5], RAGGED[5] + ",more", *RAGGED[6:]]),
         ["1 rows have not the 9 columns", "row 6 has 10"],
     ),
+    "an open quote": (
+        "\n".join([*RAGGED[:30], RAGGED[30].replace(",lost", ',"lost'), *RAGGED[31:]]),
+        ["row 30", "never closed"],
+    ),
+    "UTF-16": (log_of().to_csv(index=False).encode("utf-16"), ["no UTF-8"]),
     "two names alike": (log_of().assign(x=1).rename(columns={"x": "status "}), ["'status' more than once"]),
     "no click": (log_of().drop(columns="clicked"), ["no column is clicked", "--column clicked=NAME"]),
     "no session": (log_of().drop(columns="session_id"), ["no column is session_id", "--column session_id=NAME"]),

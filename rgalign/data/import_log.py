@@ -99,7 +99,7 @@ def plan(log: pd.DataFrame, name: str, asked: Asked | None = None) -> Plan:
     if "timestamp" not in roles and "split" not in roles:
         faults.append("no column is timestamp, and none split: --column timestamp=NAME")
     becomes = {column: role for role, column in roles.items()}
-    kinds, clicks = {}, clicked.astype(bool)
+    kinds, clicks = {"region": "categorical"} if "region" in roles else {}, clicked.astype(bool)
     for column in (column for column in log if column not in (*becomes, TIME)):
         kind, why = _feature(log, column, roles, clicks, asked, notes)
         becomes[column] = f"{FEATURE}, {kind}" if kind else f"{LEFT_OUT}: {why}"
@@ -124,10 +124,8 @@ def plan(log: pd.DataFrame, name: str, asked: Asked | None = None) -> Plan:
             notes.append(f"{roles[role]} {what} in {held:,} sessions: hash ids, take them out of texts")
     if shuffled is not None:
         sessions["shuffled"] = shuffled
-    for column, kind in kinds.items():
+    for column, kind in ((column, kind) for column, kind in kinds.items() if column != "region"):
         sessions[column] = _numbers(log[column])[0].convert_dtypes() if kind == "numeric" else log[column]
-    if "region" in roles:
-        kinds["region"] = "categorical"
     kept = sessions[first]
     intents, ids = _intents(log, roles, answer)
     for role in OF_INTENT:

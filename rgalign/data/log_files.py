@@ -42,8 +42,12 @@ def read_log(path: Path) -> pd.DataFrame:
 
 def _read_text(path: Path) -> pa.Table:
     """Delimited text in UTF-8, with the line `sep=;` before the names that spreadsheets write. Raises TableError."""
+    wrong, quotes = [], 0
     with path.open("rb") as file:
-        wrong = [number for number, line in enumerate(file, start=1) if "\ufffd" in line.decode(errors="replace")]
+        for number, line in enumerate(file, start=1):
+            quotes += line.count(b'"')
+            if "\ufffd" in line.decode(errors="replace"):
+                wrong.append(number)
     with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
         first = file.readline()
         stated = first.rstrip("\r\n")[4:5] if first.lower().startswith("sep=") else ""
@@ -69,6 +73,9 @@ def _read_text(path: Path) -> pa.Table:
         first = ", ".join(f"row {row.number} has {row.actual_columns}" for row in ragged[:3])
         few = f"{len(ragged):,} rows have not the {ragged[0].expected_columns} columns of the first line"
         raise TableError(f"{path}: {few} (first: {first}); is a quotation mark missing?")
+    last = table.slice(max(len(table) - 1, 0)).to_pylist()
+    if quotes % 2 and any("\n" in (value or "") for row in last for value in row.values()):
+        raise TableError(f"{path}: a quotation mark is never closed: row {len(table):,} takes in all that follows")
     return table
 
 
