@@ -92,7 +92,7 @@ def _rows(run: Path, params: Params, sessions: pd.DataFrame, compared: pd.DataFr
     """Comparisons rows of the pair, by slice: the run's own where it compared them, else made from its sessions."""
     own = compared[(compared.model == pair[0]) & (compared.against == pair[1])]
     if len(own):
-        return own
+        return own.assign(p_holm=own.p)  # one comparison, chosen on valid: not one of the table's many
     names = [*COLUMNS["session_metrics"], *(name for name in ("gauc", CTR) if name in sessions)]
     how, masks = {"seed": params.run.seed, "replicates": params.evaluation.bootstrap}, None
     if (run / DATASET).is_dir():  # the slices of notebook 09

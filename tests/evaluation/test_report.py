@@ -289,6 +289,15 @@ def test_a_pair_that_is_no_neighbour_is_compared_from_the_sessions(run, ours, an
     assert "One simulated world, one ranker seed" in lines["How sure is that?"]
 
 
+def test_a_loss_of_the_first_line_is_not_hidden_by_the_number_of_other_pairs(run):
+    compared_with_word_overlap(run, -0.05)
+    compared = pd.read_parquet(run / "tables/comparisons.parquet")
+    own = (compared.against == "word_overlap") & (compared.slice == "all")
+    compared.loc[own, ["p", "p_holm"]] = [0.02, 0.14]
+    write_table(run / "tables/comparisons.parquet", compared)
+    assert lines_of(run)["Does it work?"].startswith("No. RGAlign-Rec ranks worse than word overlap")
+
+
 def test_the_second_line_has_the_best_and_the_worst_slice_that_is_large_enough(run):
     compared_with_word_overlap(run, 0.01)
     results, compared = (pd.read_parquet(run / f"tables/{name}.parquet") for name in ("results", "comparisons"))
