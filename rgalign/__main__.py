@@ -108,6 +108,12 @@ def run_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def fork_command(options: argparse.Namespace) -> int:
+    from rgalign.commands import fork
+
+    return fork.fork_command(options)
+
+
 def sweep_command(options: argparse.Namespace) -> int:
     """Run each params file with each seed, then notebook 90 over all that has finished."""
     run_folders.refuse_without_notebooks()
@@ -211,6 +217,11 @@ def _parser() -> argparse.ArgumentParser:
 
     status = command("status", run_folders.status_command, "state, seconds and memory of each stage of a run")
     status("run", help="for example outputs/quickstart")
+
+    fork = command("fork", fork_command, "copy a run under a new name with changed params; what stays valid is kept")
+    fork("run", help="for example outputs/quickstart")
+    fork("new", metavar="NEW", help="a name (it lies beside RUN), or a path; a folder that does not exist yet")
+    fork("--set", action="append", default=[], metavar="KEY=VALUE", help="change one parameter")
 
     score = command("score", run_folders.score_command, "rank the intents for a table of sessions with a finished run")
     score("run", help="for example outputs/quickstart")

@@ -21,10 +21,22 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 PATIENCE = 300_000  # ms: a kernel that imports torch, on two cores that other tests keep busy
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the tour was not opened in a browser"),
-]
+
+def make_lab(*given: str) -> list[str]:
+    """The words of what `make lab` would execute."""
+    command = ["make", "--dry-run", "--no-print-directory", "lab", "PYTHON=python", *given]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_make_lab_opens_the_tour_at_the_root_with_the_params_asked_for(monkeypatch):
+    for name in ("RGALIGN_PARAMS", "PARAMS", "MAKEFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    (url,) = (word.partition("=")[2] for word in make_lab() if word.startswith("--LabApp.default_url="))
+    assert (ROOT / url.removeprefix("/lab/tree/")).is_file(), "from the root, where the server's files begin"
+    assert make_lab()[0] == "RGALIGN_PARAMS=params/quickstart.yaml"
+    assert make_lab("PARAMS=params/class.yaml")[0] == "RGALIGN_PARAMS=params/class.yaml"
+    monkeypatch.setenv("RGALIGN_PARAMS", "params/study.yaml")
+    assert make_lab()[0] == "RGALIGN_PARAMS=params/study.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +97,8 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
     raise AssertionError(f"no JupyterLab at {address}:\n{log.read_text()}")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the tour was not opened in a browser")
 def test_the_tour_runs_and_its_explorer_answers(lab, notebook):
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

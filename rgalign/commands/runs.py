@@ -134,7 +134,7 @@ def new_command(options: argparse.Namespace) -> int:
     folder = Path(options.folder)
     print(f"{make(folder)} notebooks, the params and docs: {folder}\n\n  cd {folder}")
     print("  python -m rgalign run params/quickstart.yaml   # a simulated shop; your own logs: docs/own-logs.md")
-    print("  jupyter lab notebooks")
+    print("  jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb")
     return 0
 
 

@@ -58,19 +58,21 @@ def find_cached_stage(run: Path, stage: Stage, params: Params) -> Path | None:
 
 
 def copy_stage(run: Path, stage: Stage, params: Params, other: Path) -> None:
-    """Copy the outputs and pages of a stage of `other` into this run, its manifest entry last.
+    """Copy the outputs and pages of a stage of `other` into this run, its manifest entry last. A page is never linked:
+    somebody may edit the executed notebook, and a notebook run by hand has none.
 
     Raises ArtifactError where an output turns out not to be what the manifest says.
     """
     entry = artifacts.read_manifest(other)["stages"][stage.name]
     write_params(run, params)
     shutil.rmtree(run / "figures" / stage.name, ignore_errors=True)  # of an earlier execution, with other params
-    for name in (*entry["outputs"], *_pages(stage)):
+    for name in (*entry["outputs"], *(page for page in _pages(stage) if (other / page).is_file())):
+        link = _link if name in entry["outputs"] else shutil.copyfile
         with artifacts.atomic(run / name) as temporary:
             if (other / name).is_dir():
-                shutil.copytree(other / name, temporary, copy_function=_link)
+                shutil.copytree(other / name, temporary, copy_function=link)
             else:
-                _link(other / name, temporary)
+                link(other / name, temporary)
             if name in entry["outputs"] and artifacts.digest(temporary) != entry["outputs"][name]:
                 raise ArtifactError(f"{other / name} is not what its manifest says: run {stage.name} there again")
     artifacts.record_stage(run, stage.name, {**entry, SHARED: entry.get(SHARED, other.name)})

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rgalign.errors import UserError
-from rgalign.params import PACKAGE, ROOT
+from rgalign.params import PACKAGE, ROOT, find
 
 # What made an artifact: code, package versions, device, memory.
 ROOTS = {"rgalign": PACKAGE, "benchmarks": ROOT}  # packages whose code makes artifacts, and the folders they lie in
@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-MANIFEST = "manifest.json"
+MANIFEST, PARAMS = "manifest.json", "params.yaml"
 TEMPORARY = ".part"
 FOLDERS = ("tables", "models", "figures", "notebooks")  # folders of a run directory
 VERSION = 1  # of the run directory's layout; a run of another version is not read
@@ -253,8 +253,14 @@ def data_path(path: str) -> Path:
 
 
 def run_directory(run_dir: str | Path, params_file: str | Path) -> Path:
-    """The run directory as given (relative: from the project's root), else outputs/<name of the params file>."""
-    return (ROOT / run_dir) if str(run_dir) else ROOT / "outputs" / Path(params_file).stem
+    """The run directory as given (relative: from the project's root); else that whose own params.yaml is the params
+    file; else outputs/<name of the params file>."""
+    if str(run_dir):
+        return ROOT / run_dir
+    name = Path(params_file)
+    if name.name == PARAMS and (own := find(name).parent) and (own / MANIFEST).is_file():
+        return own
+    return ROOT / "outputs" / name.stem
 
 
 def portable(path: Path) -> str:

@@ -4,6 +4,10 @@ A notebook opens its stage, reads and writes through it, and ends it with `finis
 
 import datetime
 import difflib
+import itertools
+import json
+import os
+import shlex
 import shutil
 import sys
 import time
@@ -17,14 +21,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
-from rgalign.params import Params, dump, load
+from rgalign.errors import UserError
+from rgalign.params import Params, dump, flat, load, load_run
 from rgalign.run import artifacts, external_inputs, locks, notebook_files
 from rgalign.run.artifacts import ArtifactError
-from rgalign.run.plan import STAGES, Stage, maker, needed, reads_of, stage_params
+from rgalign.run.plan import EVALUATION, STAGES, Stage, maker, needed, reads_of, stage_params
 
 FIRST = "has not run"  # the reason of a stage's first execution
 SHOWN = 3  # changed params named in a reason to run
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
+SHIPPED = "params/quickstart.yaml"  # what the shipped notebooks' parameters cells name
+OWN_PARAMS = "RGALIGN_PARAMS"  # environment variable: what notebooks opened by hand take in its place
 
 
 def reason_to_run(run: Path, stage: Stage, params: Params) -> str | None:
@@ -191,9 +198,14 @@ def open_stage(
     """Check params and inputs of a stage and open it. Called by the notebook's second code cell.
 
     Raises ParamsError for faults in the params, ArtifactError where an input is missing, was altered, or was made
-    with other params; the message says which notebook to run.
+    with other params (the message says which notebook to run), and where a notebook that no run has started would
+    change the params of a finished run (the message says how to copy it).
     """
-    _refuse_unknown_parameters()
+    injected = _refuse_unknown_parameters()
+    own = os.environ.get(OWN_PARAMS)
+    if own and str(params_file) == SHIPPED and "params_file" not in injected:
+        print(f"params: {own} ({OWN_PARAMS})")
+        params_file = own
     stage = STAGES[name]
     params = load(params_file, overrides)
     if not needed(stage, params):
@@ -203,9 +215,15 @@ def open_stage(
     run.mkdir(parents=True, exist_ok=True)
     if stage.writes:
         locks.hold_stage(run, name)
-    artifacts.sweep(*(run / name for name in stage.writes))
-    command = f"python -m rgalign run {params_file}" + (f" --run-dir {run_dir}" if str(run_dir) else "")
-    inputs = _checked_inputs(run, stage, params, command)
+    try:
+        if not locks.of_this_run(run):
+            _refuse_other_params(run, params, overrides or {})
+        artifacts.sweep(*(run / name for name in stage.writes))
+        command = f"python -m rgalign run {params_file}" + (f" --run-dir {run_dir}" if str(run_dir) else "")
+        inputs = _checked_inputs(run, stage, params, command)
+    except UserError:
+        locks.release_stage(run)  # what the message advises needs it
+        raise
     if stage.models:
         inputs |= external_inputs.models(params)
     write_params(run, params)
@@ -215,6 +233,23 @@ def open_stage(
     threadpool_limits(params.run.threads)
     code = artifacts.code_in_use(stage.name)
     return OpenStage(stage, run, params, inputs, code, datetime.datetime.now(datetime.UTC))
+
+
+def _refuse_other_params(run: Path, params: Params, overrides: Mapping[str, Any]) -> None:
+    """Raises ArtifactError where a run has its results already and these params are not those it was made with."""
+    if EVALUATION not in artifacts.read_manifest(run)["stages"]:
+        return
+    changes = params_changes(flat(load_run(run)), flat(params))
+    if not changes:
+        return
+    new = next(name for number in itertools.count(2) if not (name := run.with_name(f"{run.name}-{number}")).exists())
+    values = [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
+    raise ArtifactError(
+        f"{artifacts.portable(run)} is finished, and was made with other params ({changes}). A notebook opened by hand "
+        "does not change them: its models and its params would no longer agree. Try them in a copy:\n"
+        f"  python -m rgalign fork {artifacts.portable(run)} {new.name} {' '.join(values) or '--set KEY=VALUE'}\n"
+        f'and then here: params_file = "{artifacts.portable(new / "params.yaml")}", run_dir = "", overrides = {{}}'
+    )
 
 
 def write_params(run: Path, params: Params) -> None:
@@ -248,15 +283,16 @@ def _checked_inputs(run: Path, stage: Stage, params: Params, command: str) -> di
     return inputs
 
 
-def _refuse_unknown_parameters() -> None:
-    """Raises ArtifactError for a misspelt `-p` name and for a lost `parameters` tag: papermill only warns of them, and
-    runs with the cell's defaults."""
+def _refuse_unknown_parameters() -> set[str]:
+    """What papermill gave. Raises ArtifactError for a misspelt `-p` name and for a lost `parameters` tag: papermill
+    only warns of these, and runs with the cell's defaults."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    cells = shell.user_ns.get("In", []) if shell else []
+    cells, injected = shell.user_ns.get("In", []) if shell else [], set()
     for place, source in enumerate(cells):
         if not source.startswith("# Parameters"):  # the line papermill puts on top of what it injects
             continue
         given = notebook_files.assigned(source)
+        injected |= given
         for name in sorted(given - set(PARAMETERS)):
             near = difflib.get_close_matches(name, PARAMETERS, 1) or [", ".join(PARAMETERS)]
             raise ArtifactError(f"{name} is not a parameter of this notebook; did you mean {near[0]}?")
@@ -267,3 +303,4 @@ def _refuse_unknown_parameters() -> None:
                 f"the notebook assigns {', '.join(lost)} below what papermill was given, which then has no effect: tag "
                 "the cell that assigns it `parameters` again"
             )
+    return injected

@@ -10,6 +10,7 @@ import small_run
 from scipy.spatial.distance import cdist
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from rgalign.commands.fork import fork
 from rgalign.data import shards, tables, vectors
 from rgalign.evaluation import results
 from rgalign.params_training import Memory as MemorySettings
@@ -197,7 +198,7 @@ def test_terms_go_with_the_vectors_through_the_alignment_to_the_test_week_and_to
     """The aligned ranker reads terms over the aligned vectors: in notebooks 08, 09 and 10, and when it is served."""
     source, overrides = aligned_run
     run, asked = tmp_path / "run", {**overrides, "ranker.models": ["qe_rec"], "ranker.match": list(EVERY)}
-    shutil.copytree(source, run)
+    fork(source, run, small_run.small(asked))
     last = {}
     for name in STAGES:
         if name[:2] in ("02", "03", "04", "05", "06", "07", "08", "09", "10"):
