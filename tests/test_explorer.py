@@ -75,6 +75,53 @@ def test_a_word_where_a_number_belongs_is_told(tour):
         explorer.session(explorer.sessions.session_id[0], {"user_id": "x"})
 
 
+def test_the_tours_customer_comes_first_and_every_session_can_be_chosen(tour):
+    explorer, box = tour["explorer"], widget(tour["explorer"])
+    assert box.session.value == explorer.sessions.session_id[0] == tour["chosen"]
+    assert sorted(box.session.options) == sorted(explorer.sessions.session_id)
+    assert len(box.session.options) == len(explorer.clicked.keys() & set(explorer.lists.session_id))
+
+
+def test_a_categorical_column_offers_what_training_knew_and_refuses_the_rest(tour):
+    explorer = tour["explorer"]
+    name, values = next((name, values) for name, values in explorer.allowed.items() if len(values) > 1)
+    train = explorer.scorers["qe_rec"].ranking.seen[name]
+    field = widget(explorer).features[name]
+    offered = {value for _, value in field.options}
+    assert set(train) <= offered
+    assert offered - set(train) <= {"", field.value}
+    session = explorer.sessions.session_id[0]
+    with pytest.raises(ValueError, match=f"{name} is one of {values[0]}.*; found 'never seen'"):
+        explorer.session(session, {name: "never seen"})
+    assert explorer.session(session, {name: values[1]})[name].item() == values[1]
+
+
+def test_terms_add_up_to_the_score_that_is_served(tour, ranked, tmp_path):
+    assert tour["explorer"].terms(tour["row"]).empty, "its rankers read no match terms"
+    run, asked = (
+        shutil.copytree(ranked, tmp_path / "run"),
+        {"alignment.loop.rounds": 0, "ranker.match": ["word_overlap"]},
+    )
+    for name in ("02_reasoner", "03_rankers", "09_evaluation"):
+        play(name, run, asked)
+    last = play("00_tour", run, asked)
+    explorer, row = last["explorer"], last["row"]
+    table, served = explorer.terms(row), explorer.scorers["qe_rec"].score(row, top=5)
+    assert list(table) == ["title", "interaction", "word_overlap", "score"]
+    assert table.title.tolist() == served.title.tolist()
+    assert table[["interaction", "word_overlap"]].sum(axis=1).tolist() == pytest.approx(served.score.tolist(), abs=1e-4)
+    assert table.word_overlap.nunique() > 1
+    assert "add up from" in explorer.page(row.session_id[0])
+
+
+def test_it_says_while_it_works_and_is_silent_after(tour):
+    box, said = widget(tour["explorer"]), []
+    box.busy.observe(lambda change: said.append(change["new"]), "value")
+    box.session.value = box.session.options[1]
+    assert "at work" in said[0]
+    assert said[-1] == box.busy.value == ""
+
+
 def test_a_run_without_alignment_has_its_tour_too(ranked, tmp_path):
     run = shutil.copytree(ranked, tmp_path / "run")
     none = {"alignment.loop.rounds": 0}

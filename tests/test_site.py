@@ -16,7 +16,18 @@ from rgalign.params import ROOT
 pytestmark = pytest.mark.slow
 
 NEEDED = ("sphinx", "myst_nb", "furo")
-NAMES = ("METHOD", "results", "running", "ARCHITECTURE", "READING", "own-logs", "glossary", "reliability", "site/index")
+NAMES = (
+    "METHOD",
+    "results",
+    "running",
+    "ARCHITECTURE",
+    "READING",
+    "own-logs",
+    "glossary",
+    "reliability",
+    "site/index",
+    "site/api",
+)
 PAGES = ("README", "CHANGELOG", "CONTRIBUTING", *(f"docs/{name}" for name in NAMES))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -3,6 +3,7 @@
 make site: sphinx-build with this folder's settings over the project's root.
 """
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,14 +11,17 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # for docs/site/api.md
 META = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 project = "RGAlign-Rec"
 release = version = META["version"]
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+autodoc_typehints = "none"  # docstrings say shapes and units
 root_doc = "docs/site/index"
 include_patterns = [
     "docs/site/index.md",
+    "docs/site/api.md",
     "docs/*.md",
     "notebooks/*.ipynb",
     "README.md",
@@ -42,7 +46,14 @@ html_math_renderer = "mathml"
 
 def setup(app) -> None:
     """Formulae as MathML, which browsers draw themselves: no script, no font from elsewhere."""
+    app.connect("autodoc-process-docstring", _as_written)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+
+
+def _as_written(_app, _what, _name, _obj, _options, lines: list[str]) -> None:
+    """Docstrings are plain text with aligned columns, no markup: the first line, then a literal block."""
+    rest = [f"   {line}" for line in lines[1:]]
+    lines[1:] = ["", ".. code-block:: text", "", *rest, ""] if any(line.strip() for line in rest) else [""]
 
 
 def _inline(writer, node) -> None:

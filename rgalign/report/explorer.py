@@ -36,7 +36,8 @@ class Explorer:
     scorers   name of the ranker -> its scorer: qe_rec, and rgalign_rec where the run has an alignment
     baseline  two_tower_text, None where the run has not trained it
     rewarder  None where no reward model was trained, or the reasoner writes nothing
-    sessions  of the valid split, each with a click, all their columns; clicked  session_id -> the ids it clicked on
+    sessions  of the valid split, each with a click, all their columns; first the one that the tour follows, whose click
+              rose most by the last ranker. clicked  session_id -> the ids it clicked on
     """
 
     scorers: Mapping[str, Scorer]
@@ -65,7 +66,12 @@ class Explorer:
         clicks = shown[shown.clicked == 1].groupby("session_id")["intent_id"].apply(set)
         own = context.shop.sessions[context.shop.sessions.split == "valid"]
         rewarder = Rewarder.load(context, stage.path("models/reward")) if rewards else None
-        sessions = tables.sessions(stage.path("tables/dataset"), own.session_id[own.session_id.isin(clicks.index)])
+        ids = own.session_id[own.session_id.isin(clicks.index)]
+        on_valid = stage.read("tables/aligned_valid_metrics.parquet" if aligned else "tables/valid_metrics.parquet")
+        place = on_valid[on_valid.session_id.isin(ids)].pivot_table("mrr/kb", "session_id", "model")
+        tours = (place[list(scorers)[-1]] - place["qe_rec" if aligned else "popularity"]).idxmax()
+        ids = sorted(ids, key=lambda name: name != tours)  # the rest as it was
+        sessions = tables.sessions(stage.path("tables/dataset"), ids)
         seed, simulated = derived(stage.params.run.seed, "tour"), "world" in context.shop.meta
         return cls(scorers, baseline, rewarder, context.parts.valid, sessions, clicks.to_dict(), seed, simulated)
 
@@ -78,10 +84,17 @@ class Explorer:
         """Columns of the prompt that people can type: all but histories."""
         return [name for name in self.scorers["qe_rec"].prompter.features if self.kinds[name] != "history"]
 
+    @property
+    def allowed(self) -> dict[str, list[str]]:
+        """Categorical columns that can be typed -> the values that training knew, in order."""
+        seen = self.scorers["qe_rec"].ranking.seen
+        return {name: sorted(seen[name]) for name in self.typed if name in seen}
+
     def session(self, session_id: str, changed: Mapping[str, str] | None = None) -> pd.DataFrame:
         """One row of sessions, with some features changed to what was typed; nothing typed: missing.
 
-        Raises ValueError for an unknown session or column, and for what is no number where one is expected.
+        Raises ValueError for an unknown session or column, for what is no number where one is expected, and for a value
+        that training did not know.
         """
         row = self.sessions[self.sessions.session_id == session_id].reset_index(drop=True)
         if row.empty:
@@ -93,6 +106,8 @@ class Explorer:
             if text and self.kinds.get(name) == "numeric":
                 values[name] = pd.to_numeric(text, errors="coerce")
                 faults += [f"{name} is a number; found {text!r}"] if pd.isna(values[name]) else []
+            elif text and text not in (known := self.allowed.get(name, [text])):
+                faults.append(f"{name} is one of {', '.join(known[:20])}{', ..' * (len(known) > 20)}; found {text!r}")
         if faults:
             raise ValueError("; ".join(faults))
         return row.assign(**values)
@@ -142,6 +157,22 @@ class Explorer:
         shown = {MODELS[name]: table.title + marks[name] for name, table in tables.items()}
         return pd.DataFrame(shown).set_axis(pd.RangeIndex(1, max(map(len, shown.values())) + 1, name="rank"))
 
+    def terms(self, row: pd.DataFrame, k: int = 5) -> pd.DataFrame:
+        """What the scores of the last ranker's k best intents add up from: title, interaction (of the towers, and the
+        intent's bias), a column a match term, score. Without a row where the ranker reads no match terms."""
+        scorer = list(self.scorers.values())[-1]
+        ranking, names = scorer.ranking, list(scorer.ranking.model.config.match)
+        columns = ["title", "interaction", *names, "score"]
+        if not names:
+            return pd.DataFrame(columns=columns)
+        lists, match = scorer.lists(row, scorer.embed(row)), ranking.model.match.cpu()
+        scores = ranking.scores(lists, row.timestamp.to_numpy("datetime64[us]"))[0]
+        best = np.argsort(-scores, kind="stable")[:k]
+        parts = (match.standardised(lists.match.columns(names)[0, best]) * match.weight).detach().numpy()
+        found = pd.DataFrame(parts, columns=names).assign(title=ranking.kb.title.to_numpy()[best], score=scores[best])
+        table = found.assign(interaction=scores[best] - parts.sum(axis=1))[columns]
+        return table.set_axis(pd.RangeIndex(1, len(best) + 1, name="rank"))
+
     def page(self, session_id: str, changed: Mapping[str, str] | None = None) -> str:
         """All of it as HTML. changed: a click belongs to the session as it was, so no rewards and no marks then."""
         row = self.session(session_id, changed)
@@ -151,38 +182,58 @@ class Explorer:
             written = self.queries(row, rewarded=not changed)
             parts.append(f"<p><b>It writes</b></p>{written.round(2).to_html(index=False, na_rep='')}")
         parts.append(f"<p><b>The rankers show</b> (✓: clicked)</p>{ranking.to_html()}")
+        if len(terms := self.terms(row)):
+            parts.append(f"<p><b>What the last ranker's scores add up from</b></p>{terms.round(2).to_html()}")
         return "".join(parts)
 
 
-def widget(explorer: Explorer, most: int = 200):
-    """The explorer to click through: a session to choose, features to change. An ipywidgets box.
+def widget(explorer: Explorer, most: int | None = None):
+    """The explorer to click through: a session to choose or to search for, features to change. An ipywidgets box.
 
-    Its parts by name: box.session, box.features (by column), box.page. most: sessions to choose from
+    Its parts by name: box.session, box.features (by column), box.busy, box.page. most: sessions to choose from
     """
     import ipywidgets  # late: a page without it is static
 
-    session = ipywidgets.Dropdown(options=explorer.sessions.session_id.tolist()[:most], description="session")
-    fields = {name: ipywidgets.Text(description=name, continuous_update=False) for name in explorer.typed}
-    page, known = ipywidgets.HTML(), {}
+    whole = {"style": {"description_width": "initial"}, "layout": {"width": "97%"}}  # labels are not cut
+    ids = explorer.sessions.session_id.tolist()[:most]
+    hint = {"placeholder": "type a part of an id", "ensure_option": True, "continuous_update": False}
+    session = ipywidgets.Combobox(options=ids, value=ids[0], description="session", **hint, **whole)
+    fields = {
+        name: ipywidgets.Dropdown(description=name, **whole)
+        if name in explorer.allowed
+        else ipywidgets.Text(description=name, continuous_update=False, **whole)
+        for name in explorer.typed
+    }
+    page, busy, known = ipywidgets.HTML(), ipywidgets.HTML(), {}
 
     def fill(_change=None) -> None:
+        if session.value not in ids:  # while it is being typed
+            return
         row = explorer.session(session.value).iloc[0]
         for name, field in fields.items():
             field.unobserve_all("value")
-            field.value = known[name] = "" if pd.isna(row[name]) else str(row[name])
+            known[name] = "" if pd.isna(row[name]) else str(row[name])
+            if name in explorer.allowed:
+                values = dict.fromkeys(["", known[name], *explorer.allowed[name]])
+                field.options = [(value or "(empty)", value) for value in values]
+            field.value = known[name]
             field.observe(show, "value")
         show()
 
     def show(_change=None) -> None:
-        changed = {name: field.value for name, field in fields.items() if field.value != known[name]}
+        busy.value = "<p><b>The models are at work ..</b></p>"
         try:
+            changed = {name: field.value for name, field in fields.items() if field.value != known[name]}
             page.value = explorer.page(session.value, changed)
         except ValueError as error:
             page.value = f"<p>{escape(str(error))}</p>"
+        finally:
+            busy.value = ""
 
     session.observe(fill, "value")
     fill()
-    typed = ipywidgets.Accordion([ipywidgets.VBox(list(fields.values()))], titles=["change what the shop knows"])
-    box = ipywidgets.VBox([session, typed, page])
-    box.session, box.features, box.page = session, fields, page
+    typed = [session, ipywidgets.HTML("What the shop knows; change it:"), *fields.values()]
+    columns = [ipywidgets.VBox(typed, layout={"width": "38%"}), ipywidgets.VBox([busy, page], layout={"width": "60%"})]
+    box = ipywidgets.HBox(columns)
+    box.session, box.features, box.busy, box.page = session, fields, busy, page
     return box
