@@ -99,11 +99,6 @@ class Ranking:
         """Categorical column -> the values that training knew."""
         return {field.name: frozenset(field.values) for field in self.space.fields if field.kind == "categorical"}
 
-    @cached_property
-    def shown(self) -> dict[str, np.ndarray]:
-        """What a ranking shows of the intents: column -> (intents,) values."""
-        return {name: self.kb[name].to_numpy(dtype=object) for name in ("intent_id", "title")}
-
     def lists(self, sessions: Rows, vectors: Vectors | None) -> Lists:
         """Sessions, encoded, with their vectors where the ranker reads them; they were shown nothing yet."""
         known = as_table(sessions, self.columns)
@@ -127,7 +122,7 @@ class Ranking:
         order = np.argsort(-scores, axis=1, kind="stable")[:, : k or None]
         best = np.take_along_axis(scores, order, axis=1)
         row, place = np.nonzero(np.isfinite(best))
-        kb = {name: values[order[row, place]] for name, values in self.shown.items()}
+        kb = {name: self.kb[name].to_numpy(dtype=object)[order[row, place]] for name in ("intent_id", "title")}
         return pd.DataFrame({"session_id": session_ids[row], "rank": place + 1, **kb, "score": best[row, place]})
 
 

@@ -287,7 +287,9 @@ def check_frame(
     for column in dict.fromkeys([*needed, *others]):
         if times[column] == 1:
             try:
-                arrays[column] = pa.array(series[column], from_pandas=True)
+                values = series[column].array  # arrow asks a series for many attributes before it finds its array
+                known_to_arrow = hasattr(values, "__arrow_array__")
+                arrays[column] = pa.array(values if known_to_arrow else series[column], from_pandas=True)
             except CONVERSION_ERRORS as error:
                 report.error(f"{name}.{column}", _unreadable(series[column], error))
     file = InMemory(pa.table(arrays))
