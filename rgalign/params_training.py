@@ -280,7 +280,7 @@ class Grpo(Section):
     )
     normaliser: Literal["tokens", "length"] = Field(
         "tokens",
-        description="what a step's loss is divided by: its tokens (DAPO), or max_new_tokens a query (Dr. GRPO)",
+        description="what a loss is divided by: the step's tokens (DAPO), or max_new_tokens a query (Dr. GRPO)",
     )
     steps: int = Field(300, ge=1, description="rounds of drawing")
     inner_steps: int = Field(1, ge=1, description="optimiser steps a round; with 1 the policy is the one that drew")
@@ -368,9 +368,7 @@ class Alignment(Section):
     def in_place_of_rg_dpo(grpo: Grpo, given: dict[str, Any]) -> str | None:
         dpo, reward = given.get("dpo"), given.get("reward")
         if grpo.use and dpo is not None and not dpo.use:
-            return (
-                "use is true, and GRPO stands in RG-DPO's place, which alignment.dpo.use switches off: set it to true"
-            )
+            return "use is true, and GRPO takes the place of RG-DPO, which is off: set alignment.dpo.use to true"
         needs = grpo.use and grpo.advantage == "canon" and grpo.metric == "other_reward"
         if needs and reward is not None and not reward.compared:
             return "metric is other_reward, of the reward model that alignment.reward.compared trains: set it to true"

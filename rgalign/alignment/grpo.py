@@ -53,7 +53,7 @@ def rloo(reward: np.ndarray, *_) -> np.ndarray:
 
 def canon(reward: np.ndarray, metric: np.ndarray, between: float) -> np.ndarray:
     """By halves of the group, low and high in a metric (CANON, arXiv 2509.23962): between * (reward less the other
-    half's mean) + (1 - between) * (reward less its own half's). between 0.5 and even halves are `dr`; the authors' is 1.
+    half's mean) + (1 - between) * (reward less its own half's). 0.5 and even halves are `dr`; the authors take 1.
 
     Equal metrics: in order of drawing, which is by chance.
     """
@@ -72,15 +72,17 @@ ADVANTAGES: dict[str, Callable[..., np.ndarray]] = {"dr": dr, "group": group, "r
 def clipped_losses(
     log_p: Tensor, old: Tensor, reference: Tensor, advantage: Tensor, *, low: float, high: float, kl_weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each token: -min(ratio A, clip(ratio) A) + kl_weight * KL; whether the clip counts; and KL to the reference.
+    """Of each token: -min(ratio A, clip(ratio) A) + kl_weight * ratio * KL; whether the clip counts; the KL.
 
     log_p, old, reference, advantage  of one shape: nats of the policy, of the policy that drew, of the reference
-    KL is Schulman's k3, exp(d) - d - 1 with d = log reference - log policy: never negative, unbiased for draws of policy
+    KL, to the reference, is Schulman's k3, exp(d) - d - 1 with d = log reference - log policy: never negative, and unbiased on-policy. The
+    ratio, 1 on-policy, makes its gradient that of KL(policy, reference): by itself it has that of KL(reference, policy)
+    (DeepSeek-AI 2025, arXiv 2512.02556; TRL's default).
     """
     ratio, away = (log_p - old).exp(), reference - log_p
     free, bounded = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage
     k3 = away.exp() - away - 1
-    return -torch.minimum(free, bounded) + kl_weight * k3, free > bounded, k3
+    return -torch.minimum(free, bounded) + kl_weight * ratio * k3, free > bounded, k3
 
 
 def next_kl_weight(weight: float, kl: float, settings: Grpo) -> float:
@@ -136,16 +138,15 @@ def grpo(
     """
     pad = reasoner.tokenizer.pad_token_id
     tried = [{"documents": documents([ids] * 2, [ids[:2], ids[:3]])} for ids in map(list, prompts[:2])]
-    rollouts = Rollouts(
-        reasoner, prompter, settings, setup.seed, most, judge, others, layout_for(reasoner.model, tried, pad=pad)
-    )
+    layout = layout_for(reasoner.model, tried, pad=pad)
+    rollouts = Rollouts(reasoner, prompter, settings, setup.seed, most, judge, others, layout)
     task = Task(
         "GRPO",
         [{"input_ids": list(map(int, ids)), "prompt": len(ids), "session": row} for row, ids in enumerate(prompts)],
-        lambda rows: collate_groups(rows, pad, rollouts.layout),
-        lambda model, batch: grpo_loss(model, batch, layout=rollouts.layout, settings=settings),
+        lambda rows: collate_groups(rows, pad, layout),
+        lambda model, batch: grpo_loss(model, batch, layout=layout, settings=settings),
         weight=lambda row: 1,
-        width=rollouts.layout.width,
+        width=layout.width,
         of_step=lambda rows: {"divisor": divisor(rows, settings, most)},
         draw=rollouts,
         in_turn=settings.inner_steps,
@@ -182,10 +183,8 @@ class Rollouts:
             return self.rows
         drawn = self.draw(model, rows, number)
         sessions = np.repeat([row["session"] for row in rows], self.settings.samples)
-        reward = np.nan_to_num(self.judge(sessions, drawn["query"].tolist())).astype(
-            float
-        )  # empty: the null query's, 0
-        reward = reward.reshape(len(rows), -1)
+        reward = np.nan_to_num(self.judge(sessions, drawn["query"].tolist()))  # an empty query has the null query's: 0
+        reward = reward.astype(float).reshape(len(rows), -1)
         metric = self.metric(drawn, sessions, number).reshape(reward.shape)
         advantage = ADVANTAGES[self.settings.advantage](reward, metric, self.settings.between)
         prompts, ids = [row["input_ids"] for row in rows], drawn["ids"].tolist()

@@ -210,9 +210,8 @@ def draws(
     written = _write(reasoner, prompter, prompts, choose, samples=samples, max_new_tokens=max_new_tokens, **how)
     for draw, padded, log_probability in written:
         ids = [token for token in padded if token >= 0]
-        rows.append(
-            (draw // samples, ids, prompter.text(ids), log_probability, float(entropy[draw, : len(ids)].mean()))
-        )
+        mean = float(entropy[draw, : len(ids)].mean())
+        rows.append((draw // samples, ids, prompter.text(ids), log_probability, mean))
     return pd.DataFrame(rows, columns=["row", "ids", "query", "log_probability", "entropy"])
 
 
