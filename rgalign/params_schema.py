@@ -329,6 +329,15 @@ class Params(Section):
     evaluation: Evaluation = Evaluation()
     run: RunConfig = Field(RunConfig(), validate_default=True)
 
+    @rule("run")
+    def grpo_is_one_process(run: RunConfig, given: dict[str, Any]) -> str | None:
+        alignment = given.get("alignment")
+        if run.launcher is not None and alignment is not None and alignment.grpo.use:
+            return (
+                "launcher is given, and GRPO draws from the model that it trains, in one process: leave run.launcher "
+                "out, or set alignment.grpo.use to false"
+            )
+
     @rule("ranker")
     def an_encoder_writes_no_query(ranker: Ranker, given: dict[str, Any]) -> str | None:
         reasoner, terms = given.get("reasoner"), [term for term in WRITTEN_TERMS if term in ranker.match]

@@ -262,6 +262,41 @@ class Dpo(Section):
     tolerance: Real = Field(0.005, ge=0, description="GAUC on valid that may be lost while the reward rises [C]")
 
 
+class Grpo(Section):
+    """GRPO on the reward model's reward, in RG-DPO's place; its looks and tolerance are those of alignment.dpo.
+
+    Shao et al. 2024 for the method; every default that names no source is a choice [C].
+    """
+
+    use: bool = Field(False, description="True: the step of alignment.dpo is GRPO")
+    advantage: Literal["dr", "group", "rloo", "canon"] = Field(
+        "dr", description="of a query in its group (alignment.grpo.ADVANTAGES); dr: reward less the group's mean"
+    )
+    metric: Literal["tokens", "entropy", "other_reward", "random"] = Field(
+        "tokens", description="what canon divides a group by: length, entropy, the other seed's reward, or chance"
+    )
+    between: Share = Field(
+        1.0, description="of canon: weight of the comparison with the other half; the rest is with its own half"
+    )
+    normaliser: Literal["tokens", "length"] = Field(
+        "tokens",
+        description="what a loss is divided by: the step's tokens (DAPO), or max_new_tokens a query (Dr. GRPO)",
+    )
+    steps: int = Field(300, ge=1, description="rounds of drawing")
+    inner_steps: int = Field(1, ge=1, description="optimiser steps a round; with 1 the policy is the one that drew")
+    sessions_per_step: int = Field(32, ge=1)
+    samples: int = Field(8, ge=2, description="queries a session and round, at temperature 1 (Rank-R1, RAG-Zeval: 8)")
+    clip_low: Real = Field(0.2, gt=0, lt=1, description="the ratio of policy to the one that drew counts from 1 - this")
+    clip_high: Real = Field(0.28, gt=0, description="and up to 1 + this (DAPO, CANON: 0.28)")
+    kl_weight: Real = Field(0.02, ge=0, description="of KL to the reference at the start; 0: none")
+    kl_target: Real | None = Field(
+        2.0, gt=0, description="nats a query that kl_weight is steered to, between 1e-4 and 10; empty: it stays"
+    )
+    kl_rate: Real = Field(0.1, gt=0, description="a round multiplies kl_weight by exp(kl_rate (KL / kl_target - 1))")
+    learning_rate: Real = Field(1e-4, gt=0, description="of all weights; with LoRA 1e-5 (Rank-R1)")
+    weight_decay: Real = WEIGHT_DECAY
+
+
 class Contrastive(Section):
     use: bool = Field(True, description="False switches this step off")
     similarity: Literal["ranker", "cosine", "dot"] = Field(
@@ -325,8 +360,18 @@ class Alignment(Section):
     reward: Reward = Reward()
     sft: Sft = Sft()
     dpo: Dpo = Dpo()
+    grpo: Grpo = Grpo()
     cl: Contrastive = Contrastive()
     loop: ClosedLoop = ClosedLoop()
+
+    @rule("grpo")
+    def in_place_of_rg_dpo(grpo: Grpo, given: dict[str, Any]) -> str | None:
+        dpo, reward = given.get("dpo"), given.get("reward")
+        if grpo.use and dpo is not None and not dpo.use:
+            return "use is true, and GRPO takes the place of RG-DPO, which is off: set alignment.dpo.use to true"
+        needs = grpo.use and grpo.advantage == "canon" and grpo.metric == "other_reward"
+        if needs and reward is not None and not reward.compared:
+            return "metric is other_reward, of the reward model that alignment.reward.compared trains: set it to true"
 
     @rule("loop")
     def what_goes_with_a_ranker_that_learns(loop: ClosedLoop, given: dict[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rgalign.alignment.context import MAIN, QE_REC, RGALIGN_REC, Context, copy_folder
 from rgalign.alignment.contrastive import digest_of, effective_rank, prompt_vectors, train_contrastive
-from rgalign.alignment.dpo import train_dpo
+from rgalign.alignment.dpo import planned_steps, train_dpo
 from rgalign.alignment.monitor import ProbeSet, RewardHackingMonitor
 from rgalign.alignment.preferences import best_queries, preference_pairs
 from rgalign.alignment.rewarding import QueryEmbedder, Rewarder, fold_of, train_models, write_candidates
@@ -97,10 +97,10 @@ def next_iteration(context: Context, before: LoopIteration, form: str, folder: P
             reasoner, _ = train_sft(context, reasoner, best, work / "sft")
         if how.dpo.use:
             pairs, _ = preference_pairs(context, reasoner, scored)
-            if len(pairs):
+            if planned_steps(how.dpo, len(pairs), how.grpo):
                 probe, tolerance = ProbeSet.of(last, rewarder), how.dpo.tolerance
                 monitor = RewardHackingMonitor(probe, reasoner, tolerance) if how.dpo.looks else None
-                reasoner, _, _ = train_dpo(context, reasoner, pairs, work / "dpo", monitor)
+                reasoner, _, _ = train_dpo(context, reasoner, pairs, work / "dpo", monitor, rewarder)
     made = work / "retrained"
     retrain_rankers(last, before.reasoner, reasoner, made / "embeddings", made / "rankers", work / "retrain")
     reader = kb_reader(before.reasoner, reasoner)

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from rgalign.alignment.context import Context
+from rgalign.alignment.grpo import train_grpo
 from rgalign.alignment.logprobs import ROUNDING, SEPARATE, Layout, batched, layout_for, query_tokens, rounding_of
 from rgalign.alignment.monitor import EarlyStopping, RewardHackingMonitor
 from rgalign.alignment.objectives import LIST_OBJECTIVES, OBJECTIVES, ListLogProbabilities, PairLogProbabilities
 from rgalign.alignment.preferences import BETWEEN, COLUMNS, no_reference
-from rgalign.params_training import Dpo
+from rgalign.alignment.rewarding import Rewarder
+from rgalign.params_training import Dpo, Grpo
 from rgalign.reasoner.batches import Task, documents
 from rgalign.reasoner.model import Reasoner, fingerprint
 from rgalign.reasoner.prompts import Prompter
@@ -29,17 +31,26 @@ AGAIN = "compute it again: reference_log_probabilities(reasoner, pairs)"
 
 
 def train_dpo(
-    context: Context, start: Reasoner, pairs: pd.DataFrame, work: Path, monitor: RewardHackingMonitor | None = None
+    context: Context,
+    start: Reasoner,
+    pairs: pd.DataFrame,
+    work: Path,
+    monitor: RewardHackingMonitor | None = None,
+    rewarder: Rewarder | None = None,
 ) -> tuple[Reasoner, pd.DataFrame, pd.DataFrame]:
-    """RG-DPO of a run on these pairs (preferences.preference_pairs). Returns reasoner, curve and reference.
+    """RG-DPO of a run on these pairs (preferences.preference_pairs), or GRPO in its place (alignment.grpo.use), which
+    reads no pair and has no reference table. Returns reasoner, curve and reference.
 
-    work     folder of checkpoints, gone at the end
-    monitor  evaluates the policy `alignment.dpo.looks` times and may stop training
+    work      folder of checkpoints, gone at the end
+    monitor   evaluates the policy `alignment.dpo.looks` times and may stop training
+    rewarder  of GRPO; None: the monitor's, or the run's own
     Where the step is switched off, or there is no pair: `start`, no curve and no reference.
     """
-    settings = context.params.alignment.dpo
-    if not planned_steps(settings, len(pairs)):
+    settings, on_policy = context.params.alignment.dpo, context.params.alignment.grpo
+    steps = planned_steps(settings, len(pairs), on_policy)
+    if not steps:
         return start, no_curve(), no_reference()
+    rewarder = rewarder or (monitor and monitor.probe.reward)
     if not settings.looks:
         monitor = None
     if context.recipe.launcher:
@@ -48,13 +59,15 @@ def train_dpo(
         if monitor is not None:
             monitor.rows.update({int(step): row for step, row in found["looks"].items()})
         return aligned, curve, pd.read_parquet(work / "job" / "reference.parquet")
+    setup = context.setup("grpo" if on_policy.use else "dpo", work)
+    if monitor is not None:
+        setup = replace(setup, callbacks=[EarlyStopping(start, monitor, max(1, steps // settings.looks))])
+    if on_policy.use:
+        rewarder = rewarder or Rewarder.load(context, context.run / "models" / "reward")
+        return *train_grpo(context, start, rewarder, setup), no_reference()
     pairs = pairs.iloc[context.drawn(pairs["session_id"], "dpo")]
     given = to_pairs(pairs, context.prompts_by_session(start), context.recipe.prompter(context.shop, start))
     reference = reference_log_probabilities(start, given)
-    setup = context.setup("dpo", work)
-    if monitor is not None:
-        every = max(1, planned_steps(settings, len(given)) // settings.looks)
-        setup = replace(setup, callbacks=[EarlyStopping(start, monitor, every)])
     return *dpo(start, given, settings, setup, reference=reference), reference
 
 
@@ -70,8 +83,10 @@ def first_batch(
     return {name: value.to(policy.device) for name, value in batch.items()}, SEPARATE
 
 
-def planned_steps(settings: Dpo, pairs: int) -> int:
-    """Optimiser steps of RG-DPO on so many pairs."""
+def planned_steps(settings: Dpo, pairs: int, grpo: Grpo | None = None) -> int:
+    """Optimiser steps of RG-DPO on so many pairs, or of GRPO where it takes its place."""
+    if settings.use and grpo is not None and grpo.use:
+        return grpo.steps * grpo.inner_steps
     if not settings.use or not pairs:
         return 0
     return max(1, round(settings.epochs * -(-pairs // settings.pairs_per_batch)))

@@ -41,12 +41,15 @@ class Layout:
         return (wide * (place < end[..., None])).flatten(0, 1)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, rows: Sequence[dict], pad: int, what: str) -> Tensor:
-        """(queries, rows) on the CPU, of the model in eval mode; in halves where memory is short, as the log says."""
+    def evaluate(self, model: nn.Module, rows: Sequence[dict], pad: int, what: str, width: int | None = None) -> Tensor:
+        """(queries, rows) on the CPU, of the model in eval mode; in halves where memory is short, as the log says.
+        width: (queries, rows, width) by token."""
         device = next(model.parameters()).device
 
         def run(part: Sequence[dict]) -> Tensor:
             batch = {name: value.to(device) for name, value in self.collate(part, pad).items()}
+            if width is not None:
+                return self.by_token(model, batch, width).view(-1, len(part), width).cpu()
             return self.log_probabilities(model, batch).view(-1, len(part)).cpu()
 
         with evaluating(model):

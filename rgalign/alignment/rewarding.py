@@ -257,12 +257,14 @@ class Rewarder:
 
     folds  the models that score train's sessions, each those of its own fold of users, without whom it was trained
            (METHOD.md 2.3 [C]); empty: `model` scores them too, in-sample
+    folder the models' own
     """
 
     model: RewardModel | None  # None for an encoder, which writes nothing that could be scored
     embedder: QueryEmbedder
     form: str  # name of reward.REWARDS
     folds: tuple[RewardModel, ...] = ()
+    folder: Path | None = None
 
     @classmethod
     def load(cls, context: Context, folder: Path) -> "Rewarder":
@@ -282,7 +284,12 @@ class Rewarder:
         names = [name, *(fold_names(embedder.context) if (name, seed) == (ALL, first) else ())]
         on = {"device": params.run.device}
         model, *folds = (load_reward_model(folder / each / f"seed-{seed}", intents, **on) for each in names)
-        return cls(model, embedder, form, tuple(folds))
+        return cls(model, embedder, form, tuple(folds), folder)
+
+    @property
+    def of_another_seed(self) -> "Rewarder":
+        """The model of the second seed, trained for comparison (alignment.reward.compared)."""
+        return Rewarder.of(self.embedder, self.folder, self.form, seed=self.embedder.context.params.ranker.seeds[0] + 1)
 
     @property
     def in_sample(self) -> "Rewarder":

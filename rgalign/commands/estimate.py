@@ -210,7 +210,13 @@ def work(params: Params, size: ModelSize, sessions: int, lengths: tuple[int, int
             add("04_reward_model", what, 2 * clicked * prompt * models, clicked * drawn * query * models)
         if writes and how.sft.use:
             add("05_rg_sft", "RG-SFT", int(clicked * how.sft.epochs) * (prompt + query), 0, learning)
-        if writes and how.dpo.use:
+        if writes and how.dpo.use and how.grpo.use:
+            groups, query_tokens = how.grpo.steps * how.grpo.sessions_per_step, how.grpo.samples * (query + 1)
+            add("06_rg_dpo", "write groups of queries", groups * prompt, groups * how.grpo.samples * query)
+            add("06_rg_dpo", "reference", groups * (prompt + query_tokens))
+            add("06_rg_dpo", "rewards", groups * query_tokens)
+            add("06_rg_dpo", "GRPO", groups * how.grpo.inner_steps * (prompt + query_tokens), 0, learning)
+        elif writes and how.dpo.use:
             pairs, both = int(clicked * (1 - how.dpo.margin_quantile)), tokens_of_pair(params, size)
             add("06_rg_dpo", "reference", pairs * both)
             add("06_rg_dpo", "RG-DPO", int(pairs * how.dpo.epochs) * both, 0, learning)
@@ -279,16 +285,18 @@ def memory(params: Params, size: ModelSize, *, processes: int = 1, sharded: bool
 
 
 def tokens_of_pair(params: Params, size: ModelSize) -> int:
-    """Tokens that RG-DPO reads for a pair, or for a list, at most (alignment.logprobs)."""
+    """Tokens that RG-DPO reads for a pair or a list, or GRPO for a group, at most (alignment.logprobs)."""
     prompt, query, many = params.reasoner.max_tokens, params.reasoner.queries.max_new_tokens, queries_of_row(params)
     return prompt + many * (query + 1) - 1 if size.full_attention else many * (prompt + query)
 
 
 def queries_of_row(params: Params) -> int:
-    """Queries that RG-DPO reads of a session, at most."""
+    """Queries that RG-DPO, or GRPO in its place, reads of a session, at most."""
     from rgalign.alignment.objectives import LIST_OBJECTIVES
 
     how = params.alignment.dpo
+    if params.alignment.grpo.use:
+        return params.alignment.grpo.samples
     return how.list_size if how.objective in LIST_OBJECTIVES else 2
 
 
@@ -298,6 +306,7 @@ def widest_step(params: Params, size: ModelSize, processes: int) -> tuple[int, i
     document = (params.reasoner.max_tokens + query, query)
     wide = {"sft": document, "dpo": (tokens_of_pair(params, size), queries_of_row(params) * query), "cl": document}
     rows = {"sft": how.sft.documents_per_batch, "dpo": how.dpo.pairs_per_batch, "cl": how.cl.documents_per_batch}
+    rows |= {"dpo": how.grpo.sessions_per_step} if how.grpo.use else {}
     found = [(0, 0)]
     for name in STEPS if how.loop.rounds else ():
         at_once = -(-rows[name] // processes)

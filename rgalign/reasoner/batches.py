@@ -139,6 +139,8 @@ class Task:
              of rows that count
     width    (row) -> tokens of its widest document, and documents in a row
     of_step  (rows of a step) -> what each of its micro-batches must know of all of them; None: nothing
+    draw     (model, rows of a step, its number from 0) -> the rows that the step learns from instead: on-policy
+    in_turn  steps that learn from one drawing, between which no checkpoint is made
     """
 
     title: str
@@ -148,6 +150,8 @@ class Task:
     weight: Callable[[dict], int] | None = None
     width: Callable[[dict], tuple[int, int]] = tokens_of
     of_step: Callable[[list], dict[str, Tensor]] | None = None
+    draw: Callable[[nn.Module, list, int], list] | None = None
+    in_turn: int = 1
 
 
 @dataclass(frozen=True)

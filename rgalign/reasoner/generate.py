@@ -177,13 +177,48 @@ def sample(
     def choose(logits: Tensor, draws: Tensor, step: int) -> Tensor:
         return _invert((logits / temperature).softmax(-1), uniform[draws, step].to(logits.device), top_p)
 
-    return _write(reasoner, prompter, prompts, choose, samples=samples, max_new_tokens=max_new_tokens, **how)
+    written = _write(reasoner, prompter, prompts, choose, samples=samples, max_new_tokens=max_new_tokens, **how)
+    return _table(written, samples, prompter)
+
+
+def draws(
+    reasoner: Reasoner,
+    prompter: Prompter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
+    numbers: Sequence[int],
+    **how: Any,
+) -> pd.DataFrame:
+    """The draws that `sample` makes of the model as it is (temperature 1), one row each, though some are equal.
+
+    Columns: row, ids (tokens as they were drawn, the end id last unless the query was cut), query, log_probability
+    (nats, sum over these tokens), entropy (nats, of the choice of a token, mean over these tokens). Sorted by row and
+    number of the draw. The other arguments, and errors: see `sample`.
+    """
+    uniform = torch.from_numpy(_uniform(seed, numbers, samples, max_new_tokens))
+    entropy = torch.zeros_like(uniform)
+
+    def choose(logits: Tensor, drawn: Tensor, step: int) -> Tensor:
+        probability = logits.softmax(-1)
+        entropy[drawn, step] = torch.special.entr(probability).sum(-1).cpu()
+        return _invert(probability, uniform[drawn, step].to(logits.device), 1.0)
+
+    rows = []
+    written = _write(reasoner, prompter, prompts, choose, samples=samples, max_new_tokens=max_new_tokens, **how)
+    for draw, padded, log_probability in written:
+        ids = [token for token in padded if token >= 0]
+        mean = float(entropy[draw, : len(ids)].mean())
+        rows.append((draw // samples, ids, prompter.text(ids), log_probability, mean))
+    return pd.DataFrame(rows, columns=["row", "ids", "query", "log_probability", "entropy"])
 
 
 def greedy(reasoner: Reasoner, prompter: Prompter, prompts: Sequence[Sequence[int]], **how: Any) -> pd.DataFrame:
     """The query of each prompt that takes the likeliest token at every step. how: max_new_tokens, tokens_per_batch and
     progress; these, columns and errors: see `sample`."""
-    return _write(reasoner, prompter, prompts, lambda logits, *_: logits.argmax(-1), **how)
+    return _table(_write(reasoner, prompter, prompts, lambda logits, *_: logits.argmax(-1), **how), 1, prompter)
 
 
 def greedy_and_samples(
@@ -257,8 +292,8 @@ def _write(
     max_new_tokens: int = 24,
     tokens_per_batch: int | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
-    """Runs the batches and gathers what they wrote: see `sample` for the columns."""
+) -> list[tuple[int, list[int], float]]:
+    """Runs the batches: (number of the draw, its tokens, -1 behind the end, log-probability), in order."""
     if reasoner.kind != "causal":
         raise ReasonerError(f"{reasoner.name} is an encoder: it embeds, it cannot write queries; load a causal LM")
     model, written = reasoner.model, []
@@ -281,7 +316,7 @@ def _write(
             for rows, lines in retry_smaller(write, batch, "queries"):
                 written += lines
                 bar.update(len(rows))
-    return _table(sorted(written), samples, prompter)
+    return sorted(written)
 
 
 def _decode(

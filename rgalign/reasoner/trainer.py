@@ -132,7 +132,7 @@ def fit(
         check(model)
     wrapped = loss_as_forward(model, task.loss) if distributed.several() else nullcontext()
     with borrowed_state(), wrapped:
-        arguments = _arguments(len(task.rows), reasoner.device, schedule, setup)
+        arguments = _arguments(task, reasoner.device, schedule, setup)
         callbacks = [MarkComplete(), *setup.callbacks]
         trainer = StepTrainer(task, engine.tokens_per_batch, model, arguments, callbacks=callbacks)
         trainer.remove_callback(PrinterCallback)
@@ -187,11 +187,14 @@ class StepTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, StepRows], num_items_in_batch=None) -> Tensor:
         """The step's loss. A step that runs out of memory is repeated in smaller micro-batches from the same random
         state, as if `tokens_per_batch` had been that small. Later steps begin with the smaller ones."""
-        on_cuda, loss = self.args.device.type == "cuda", None
+        on_cuda, loss, rows = self.args.device.type == "cuda", None, inputs["step"].rows
+        if self.task.draw:
+            with kept_random_states():
+                rows = self.task.draw(model, rows, self.state.global_step)
         states = torch.get_rng_state(), torch.cuda.get_rng_state(self.args.device) if on_cuda else None
         while loss is None:
             self.step_values = defaultdict(list)
-            loss = self._attempt(model, inputs["step"].rows)
+            loss = self._attempt(model, rows)
             if loss is None:
                 model.zero_grad()  # of the micro-batches that did fit
                 empty_cache()
@@ -318,12 +321,12 @@ class ProgressBar(TrainerCallback):
         self.bar.close()
 
 
-def _arguments(documents: int, device: torch.device, schedule: Schedule, setup: Setup) -> TrainingArguments:
+def _arguments(task: Task, device: torch.device, schedule: Schedule, setup: Setup) -> TrainingArguments:
     engine = setup.engine
     if engine.optimizer in OPTIMIZERS and device.type != "cuda":
         raise TrainingError(f"alignment.engine.optimizer {engine.optimizer} runs on CUDA alone; found {device}")
-    steps = max(1, round(schedule.epochs * -(-documents // schedule.documents_per_batch)))
-    logged, more = max(1, steps // LOGS), {}
+    steps = max(1, round(schedule.epochs * -(-len(task.rows) // schedule.documents_per_batch)))
+    logged, more = task.in_turn * max(1, steps // task.in_turn // LOGS), {}
     if engine.gradient_checkpointing:
         more |= {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}}
     if engine.optimizer in OPTIMIZERS:

@@ -99,7 +99,7 @@ _STAGES = (
         "models/sft",
         writes="tables/preferences.parquet tables/reference.parquet tables/dpo.parquet tables/dpo_watch.parquet "
         "tables/row_dpo.parquet tables/writing_dpo.parquet models/dpo",
-        params=f"alignment.reward alignment.dpo {TUNED}",
+        params=f"alignment.reward alignment.dpo alignment.grpo {TUNED}",
         seconds=(10, 1.5),
         aligns=True,
     ),
