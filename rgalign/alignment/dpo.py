@@ -50,7 +50,8 @@ def train_dpo(
     steps = planned_steps(settings, len(pairs), on_policy)
     if not steps:
         return start, no_curve(), no_reference()
-    rewarder = rewarder or (monitor and monitor.probe.reward)
+    if on_policy.use and rewarder is None:
+        rewarder = monitor.probe.reward if monitor else Rewarder.load(context, context.run / "models" / "reward")
     if not settings.looks:
         monitor = None
     if context.recipe.launcher:
@@ -63,7 +64,6 @@ def train_dpo(
     if monitor is not None:
         setup = replace(setup, callbacks=[EarlyStopping(start, monitor, max(1, steps // settings.looks))])
     if on_policy.use:
-        rewarder = rewarder or Rewarder.load(context, context.run / "models" / "reward")
         return *train_grpo(context, start, rewarder, setup), no_reference()
     pairs = pairs.iloc[context.drawn(pairs["session_id"], "dpo")]
     given = to_pairs(pairs, context.prompts_by_session(start), context.recipe.prompter(context.shop, start))

@@ -75,9 +75,9 @@ def clipped_losses(
     """Of each token: -min(ratio A, clip(ratio) A) + kl_weight * ratio * KL; whether the clip counts; the KL.
 
     log_p, old, reference, advantage  of one shape: nats of the policy, of the policy that drew, of the reference
-    KL, to the reference, is Schulman's k3, exp(d) - d - 1 with d = log reference - log policy: never negative, and unbiased on-policy. The
-    ratio, 1 on-policy, makes its gradient that of KL(policy, reference): by itself it has that of KL(reference, policy)
-    (DeepSeek-AI 2025, arXiv 2512.02556; TRL's default).
+    KL, to the reference, is Schulman's k3, exp(d) - d - 1 with d = log reference - log policy: never negative, and
+    unbiased on-policy. The ratio, 1 on-policy, makes its gradient that of KL(policy, reference) in place of
+    KL(reference, policy) (DeepSeek-AI 2025, arXiv 2512.02556; TRL's default).
     """
     ratio, away = (log_p - old).exp(), reference - log_p
     free, bounded = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage
