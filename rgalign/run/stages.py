@@ -28,7 +28,7 @@ from rgalign.run.artifacts import ArtifactError
 from rgalign.run.plan import EVALUATION, STAGES, Stage, maker, needed, reads_of, stage_params
 
 FIRST = "has not run"  # the reason of a stage's first execution
-SHOWN = 3  # changed params named in a reason to run
+SHOWN = 3  # changed params and files named in a reason to run
 PARAMETERS = ("params_file", "run_dir", "overrides")  # the whole of a notebook's parameters cell
 SHIPPED = "params/quickstart.yaml"  # what the shipped notebooks' parameters cells name
 OWN_PARAMS = "RGALIGN_PARAMS"  # environment variable: what notebooks opened by hand take in its place
@@ -48,7 +48,8 @@ def change_since(entry: Mapping[str, Any], run: Path, stage: Stage, params: Para
     if changes := params_changes(entry["params"], stage_params(stage, params)):
         return f"params changed: {changes}"
     if changed := [name for name, was in entry["code"].items() if artifacts.code_digest(name) != was]:
-        return f"code changed: {', '.join(changed)}"
+        more = [f"and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+        return f"code changed: {', '.join([*changed[:SHOWN], *more])}"
     new = [name for name in stage.given if name not in entry["inputs"] and (run / name).exists()]
     return f"input {', '.join(new)} is new" if new else changed_file(run, "input", entry["inputs"])
 
