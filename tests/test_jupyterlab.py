@@ -119,6 +119,6 @@ def test_the_tour_runs_and_its_explorer_answers(lab, notebook):
         choice.fill(page.locator(".jp-OutputArea datalist option").nth(1).get_attribute("value"))
         choice.press("Enter")
         expect(shown).not_to_have_text(before, timeout=PATIENCE)
-        page.get_by_text("figures/00_tour/idea.png").first.wait_for(state="attached")
+        page.get_by_text("00_tour is done").first.wait_for(state="attached")
         assert errors.count() == 0, errors.all_inner_texts()
         browser.close()

@@ -304,7 +304,7 @@ def test_rg_dpo_is_monitored_in_later_rounds_too(context, monkeypatch, tmp_path,
     )
     first, monitors = closed(own, tmp_path), []
 
-    def spy(context, reasoner, pairs, work, monitor):
+    def spy(context, reasoner, pairs, work, monitor, rewarder):
         monitors.append((reasoner, monitor))
         return reasoner, None, None
 
