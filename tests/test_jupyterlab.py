@@ -50,18 +50,19 @@ def notebook(aligned_run, tmp_path_factory) -> Path:
         cell |= {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {}
         if "parameters" in cell["metadata"].get("tags", []):
             cell["source"] = "\n".join(f"{name} = {value!r}" for name, value in given.items())
-    path = tmp_path_factory.mktemp("lab") / "tour.ipynb"
+    path = tmp_path_factory.mktemp("lab") / "notebooks" / "00_tour.ipynb"
+    path.parent.mkdir()
     path.write_text(json.dumps(tour), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
 def lab(notebook):
-    """The address of a JupyterLab over the notebook's folder."""
+    """The address of a JupyterLab as `make lab` starts it, over the folder that holds notebooks/."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    home = notebook.parent
+    home = notebook.parents[1]
     tracker = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     tracker.parent.mkdir(parents=True)
     tracker.write_text('{"windowingMode": "none"}')  # else what is out of sight is not in the page at all
@@ -69,7 +70,7 @@ def lab(notebook):
         "ip": "127.0.0.1", "port": port, "open_browser": False, "allow_root": True, "root_dir": home,
         "port_retries": 0,
     }  # fmt: skip
-    command = [sys.executable, "-m", "jupyter", "lab", "--IdentityProvider.token=", "--ServerApp.password="]
+    command = [sys.executable, *make_lab()[2:], "--IdentityProvider.token=", "--ServerApp.password="]
     command += [f"--LabApp.user_settings_dir={home / 'settings'}"]
     command += [f"--ServerApp.{name}={value}" for name, value in settings.items()]
     folders = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
@@ -77,7 +78,7 @@ def lab(notebook):
     with (home / "lab.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=home)
         try:
-            address = f"http://127.0.0.1:{port}/lab"
+            address = f"http://127.0.0.1:{port}/"
             _wait_for(address, server, home / "lab.log")
             yield address
         finally:
@@ -99,12 +100,12 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the tour was not opened in a browser")
-def test_the_tour_runs_and_its_explorer_answers(lab, notebook):
+def test_the_tour_runs_and_its_explorer_answers(lab, aligned_run):
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(PATIENCE)
-        page.goto(f"{lab}/tree/{notebook.name}?reset")
+        page.goto(lab)  # which opens the tour
         page.locator(".jp-Notebook h1").first.wait_for()
         page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for()  # a kernel that listens
         page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -120,5 +121,6 @@ def test_the_tour_runs_and_its_explorer_answers(lab, notebook):
         choice.press("Enter")
         expect(shown).not_to_have_text(before, timeout=PATIENCE)
         page.get_by_text("00_tour is done").first.wait_for(state="attached")
+        assert (aligned_run[0] / "figures/00_tour/idea.png").is_file()
         assert errors.count() == 0, errors.all_inner_texts()
         browser.close()
