@@ -314,6 +314,7 @@ def test_rg_dpo_is_monitored_in_later_rounds_too(context, monkeypatch, tmp_path,
     if looks:
         assert monitor.start is reasoner
         assert monitor.probe.context.rankers_folder == first.state.rankers_folder
-        assert np.isfinite([monitor.rows[0]["ranking"], monitor.rows[0]["reward"]]).all()
+        monitor(reasoner, 1)
+        assert np.isfinite([[row["ranking"], row["reward"]] for row in (monitor.rows[0], monitor.rows[1])]).all()
     else:
         assert monitor is None
