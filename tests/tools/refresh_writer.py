@@ -86,13 +86,13 @@ def queries(run: Path, typed: pd.DataFrame, *, aligned: bool = False) -> pd.Data
     other = np.random.default_rng(0).permutation(len(frame))
     after = pd.read_parquet(run / "tables/queries.parquet")  # notebook 02's, by the same function
     after["row"] = pd.Index(frame["session_id"]).get_indexer(after["session_id"])
-    writers = {"before": written_before(run, recipe, shop), "after": after}
-    last = "after"
     if aligned:
-        writers = {"warmed up": after} | {
-            name: written_by_step(run, recipe, shop, step) for step, name in STEPS.items()
-        }
-        last = "aligned"
+        there = {step: name for step, name in STEPS.items() if (run / "models" / step).is_dir()}
+        writers = {name: written_by_step(run, recipe, shop, step) for step, name in there.items()}
+        writers = {"warmed up": after} | writers
+    else:
+        writers = {"before": written_before(run, recipe, shop), "after": after}
+    last = list(writers)[-1]
     for when, written in writers.items():
         greedy = written.loc[written["candidate"] < 0, "query"].tolist()
         scores[f"greedy query, {when}"] = centred_cosine(embedded(encoder, greedy), titles)
@@ -103,7 +103,7 @@ def queries(run: Path, typed: pd.DataFrame, *, aligned: bool = False) -> pd.Data
     scores[f"situation + samples of another session, {last}"] = situation + SHARE * scores[f"samples, {last}"][other]
     pairs = [(name, "situation") for name in scores if name != "situation"]
     if aligned:
-        pairs += [(f"situation + samples, {name}", "situation + samples, warmed up") for name in STEPS.values()]
+        pairs += [(f"situation + samples, {name}", "situation + samples, warmed up") for name in list(writers)[1:]]
     judge = Judge.of(shop, parts.valid, parts.intents, (parts.train, parts.dev))
     results.MODELS.update({name: name for name in scores})
     found = pd.concat([judge.scores(own.astype(np.float32), name) for name, own in scores.items()])
@@ -200,6 +200,9 @@ if __name__ == "__main__":
     target = TARGET.with_name("smollm2-aligned-valid") if aligned else TARGET
     target.mkdir(parents=True, exist_ok=True)
     made = {"queries": partial(queries, run, typed, aligned=aligned)}
-    made |= {"rankings": partial(rankings, run)} if aligned else {"vectors": partial(of_vectors, run)}
+    if aligned and (run / "tables/aligned_valid_metrics.parquet").is_file():
+        made["rankings"] = partial(rankings, run)
+    elif not aligned:
+        made["vectors"] = partial(of_vectors, run)
     for name, table in made.items():
         table().to_csv(target / f"{name}.csv", index=False, lineterminator="\n")
