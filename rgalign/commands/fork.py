@@ -24,7 +24,7 @@ def fork_command(options: argparse.Namespace) -> int:
     new = (run / artifacts.PARAMS).resolve().parent.with_name(options.new) if new.name == options.new else new.resolve()
     if "run.seed" in overrides:
         raise ParamsError(
-            "run.seed changes every stage, so that a fork has nothing to keep; begin anew: python -m rgalign run "
+            "run.seed changes every stage, so that a fork has nothing to keep; begin a new run: python -m rgalign run "
             f"PARAMS --set run.seed={overrides['run.seed']} --run-dir {artifacts.portable(new)}"
         )
     again = fork(run, new, load(run / artifacts.PARAMS, overrides))

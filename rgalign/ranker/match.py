@@ -295,7 +295,7 @@ def untrained(matcher: Matcher, sessions: Sessions, train: Lists, intents: Inten
 
 
 def places_in(embeddings: Path, prompt: Path | None = None) -> Places:
-    """Where a run has its sets of vectors. prompt: folder of the set `prompt`, where another LM has made it anew."""
+    """Where a run has its sets of vectors. prompt: folder of the set `prompt`, where another LM has made it again."""
 
     def place(name: str) -> Path:
         if prompt is not None and name == WRITTEN:

@@ -302,9 +302,9 @@ def _write(
 
     def write(rows: Sequence[int]) -> list[tuple]:
         given, pad = [list(prompts[row]) for row in rows], reasoner.tokenizer.pad_token_id
-        room = [max(map(len, given)) - len(prompt) for prompt in given]  # on the left: queries begin in one column
-        ids = torch.tensor([[pad] * left + prompt for left, prompt in zip(room, given, strict=True)])
-        mask = (torch.arange(ids.shape[1]) >= torch.tensor(room)[:, None]).long()
+        padding = [max(map(len, given)) - len(prompt) for prompt in given]  # on the left: queries begin in one column
+        ids = torch.tensor([[pad] * left + prompt for left, prompt in zip(padding, given, strict=True)])
+        mask = (torch.arange(ids.shape[1]) >= torch.tensor(padding)[:, None]).long()
         ids, mask = ids.to(reasoner.device), mask.to(reasoner.device)
         draws = (torch.tensor(rows)[:, None] * samples + torch.arange(samples)).flatten()
         chosen, log_probability = _decode(model, ids, mask, draws, choose, ends, max_new_tokens)

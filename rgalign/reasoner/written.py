@@ -74,7 +74,7 @@ class WrittenQueries:
         return SessionQueries(texts.tolist(), found, csr_array(drawn / each[:, None]))
 
     def updated(self, later: "WrittenQueries") -> "WrittenQueries":
-        """With the queries of some sessions written anew."""
+        """With the queries of some sessions written again."""
         kept = self.queries[~self.queries["session_id"].isin(later.queries["session_id"])]
         new = ~np.isin(later.vectors.ids, self.vectors.ids)
         more = Vectors(later.vectors.ids[new], later.vectors.values[new])
